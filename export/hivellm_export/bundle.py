@@ -1,0 +1,94 @@
+"""Write a base bundle: graphs, weights, tokenizer and `decoder.json` in one folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from hivellm_export.lower import lower, sites_of
+from hivellm_export.source import BaseModel
+from hivellm_export.trace import trace_decoder
+from hivellm_export.weights import WeightWriter
+from hivellm_ort.contract import ADAPTER_GRAPH, BASE_GRAPH, DECODER_JSON, DecoderConfig
+from hivellm_ort.text.template import ChatTemplate, end_of_turn_ids
+from hivellm_ort.text.tokenizer import TextTokenizer
+
+__all__ = ["write_bundle"]
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+def write_bundle(
+    base: BaseModel, folder: Path, *, precision: str, target: str, merged: str | None = None
+) -> DecoderConfig:
+    """Write the bundle of `base` into the empty `folder`; `merged` is the digest of an adapter folded in."""
+    trace = trace_decoder(base.model)
+    sites = sites_of(trace, base.has_bias)
+    graphs = {BASE_GRAPH: False} if merged else {BASE_GRAPH: False, ADAPTER_GRAPH: True}
+    count = sum(parameter.numel() for parameter in base.model.parameters())
+    with tqdm(total=count, desc=f"weights {precision}", unit="w", unit_scale=True, disable=None) as bar:
+        weights = WeightWriter(folder, _counted(base.tensor, bar), precision=precision, tied=base.tied)
+        try:
+            models = {
+                name: lower(trace, weights, sites=sites, adapters=adapters, rotary=base.rotary(), name=name)
+                for name, adapters in graphs.items()
+            }
+        finally:
+            weights.close()
+    for name, model in models.items():
+        ir.save(model, folder / name)
+    _write_tokenizer(base, folder)
+    config = DecoderConfig(
+        name=base.name,
+        architecture=base.architecture,
+        precision=precision,
+        target=target,
+        sites=() if merged else sites,
+        source_sha256=base.source_sha256,
+        merged=merged,
+        files={path.name: _fingerprint(path) for path in sorted(folder.iterdir())},
+    )
+    path = folder / DECODER_JSON
+    path.write_bytes(config.to_bytes())
+    return DecoderConfig.from_file(path)
+
+
+def _counted(tensor: Callable[[str], NDArray[np.float32]], bar: Any) -> Callable[[str], NDArray[np.float32]]:
+    def counted(name: str) -> NDArray[np.float32]:
+        array = tensor(name)
+        bar.update(array.size)
+        return array
+
+    return counted
+
+
+def _write_tokenizer(base: BaseModel, folder: Path) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        base.tokenizer.save_pretrained(temporary)
+        for name in _TOKENIZER_FILES:
+            source = Path(temporary) / name
+            if source.is_file():
+                (folder / name).write_bytes(source.read_bytes())
+    turn_ends = end_of_turn_ids(ChatTemplate.from_folder(folder), TextTokenizer.from_folder(folder))
+    configs = (base.model.generation_config, base.model.config)
+    eos = {id_ for config in configs for id_ in _ids(config.eos_token_id)} | set(turn_ends)
+    document = {"eos_token_id": sorted(eos)}
+    (folder / "generation_config.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def _ids(value: int | list[int] | None) -> list[int]:
+    return [] if value is None else [value] if isinstance(value, int) else list(value)
+
+
+def _fingerprint(path: Path) -> dict[str, int | str]:
+    with path.open("rb") as file:
+        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

@@ -1,0 +1,91 @@
+"""The command `hivellm-ort export`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+
+import click
+
+__all__ = ["export", "quiet_imports"]
+
+
+@click.command()
+@click.option(
+    "--base",
+    required=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="Base model: a Hugging Face folder or a .gguf file.",
+)
+@click.option(
+    "--expert",
+    "experts",
+    multiple=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="An expert's folder (manifest.json, adapter_config.json, adapter_model.safetensors); may be repeated.",
+)
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
+@click.option(
+    "--precision", type=click.Choice(["int8", "int4", "fp32"]), default="int8", show_default=True,
+    help="Of the base's weights.",
+)  # fmt: skip
+@click.option(
+    "--target", type=click.Choice(["cpu"]), default="cpu", show_default=True, help="Execution provider."
+)
+@click.option("--merge", "merged", is_flag=True, help="Fold the one expert into the weights.")
+@click.option("--thin", is_flag=True, help="Leave the base out of the packages and write it once, to base/.")
+@click.option("--force", is_flag=True, help="Replace what the output folder holds of the same names.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def export(
+    base: Path,
+    experts: tuple[Path, ...],
+    output: Path,
+    precision: str,
+    target: str,
+    merged: bool,
+    thin: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Turn a base model and PEFT experts into ONNX bundles and .expert packages.
+
+    Exit status: 0 when everything was written; 2 when an input is wrong and nothing was.
+    """
+    quiet_imports()
+    from hivellm_export.pipeline import export as run
+
+    report = run(
+        base, experts, output, precision=precision, target=target, merged=merged, thin=thin, force=force
+    )
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(report), indent=2))
+        return
+    click.echo(f"base      {report.base} {report.precision} {report.target}  {report.base_sha256[:12]}")
+    if report.bundle is not None:
+        click.echo(f"bundle    {output / report.bundle}")
+    for package in report.packages:
+        kind = f"{package.kind} rank {package.rank}" if package.rank else package.kind
+        click.echo(f"package   {output / package.file}  {package.size / 1e6:.1f} MB  {kind}")
+    click.echo(f"done in   {report.seconds:.1f} s")
+
+
+def quiet_imports() -> None:
+    """Check that the exporter's libraries are there, and keep their bars off what is not a terminal."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")
+    missing = [
+        name for name in ("torch", "transformers", "peft", "optimum", "onnx_ir", "gguf") if not _has(name)
+    ]
+    if missing:
+        raise click.ClickException(
+            f"the exporter needs {', '.join(missing)}: pip install 'hivellm-ort[export]'"
+        )
+
+
+def _has(name: str) -> bool:
+    from importlib.util import find_spec
+
+    return find_spec(name) is not None

@@ -1,0 +1,77 @@
+"""An expert's source folder, and the `.expert` package made of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from hivellm_ort.adapters.config import ADAPTER_CONFIG
+from hivellm_ort.adapters.prepare import ADAPTER_WEIGHTS
+from hivellm_ort.contract import ADAPTER_FILE, DECODER_JSON
+from hivellm_ort.errors import AdapterError, BaseMismatchError
+from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
+from hivellm_ort.package.packing import write
+
+__all__ = ["ExpertSource", "write_package"]
+
+_OPTIONAL = ("grammar.gbnf", "README.md", "LICENSE")
+
+
+@dataclass(frozen=True)
+class ExpertSource:
+    """A folder with `manifest.json`, the PEFT adapter and, where there are, grammar, README and licence."""
+
+    folder: Path
+    manifest: ExpertManifest
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> ExpertSource:
+        """Read an expert's folder.
+
+        Raises:
+            ManifestError: `manifest.json` is missing or wrong.
+            AdapterError: the adapter's files are missing.
+        """
+        manifest = ExpertManifest.from_file(folder / MANIFEST)
+        for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+            if not (folder / name).is_file():
+                raise AdapterError(f"{name} is missing in {folder}")
+        return cls(folder, manifest)
+
+    @property
+    def package_name(self) -> str:
+        """`<name>-<base>.v<version>.expert`, the base being the one the manifest names first."""
+        return self.manifest.package_filename(self.manifest.base_models[0].short_name)
+
+    def check_base(self, source_sha256: str) -> None:
+        """Raise `BaseMismatchError` if the manifest pins other base weights."""
+        pins = [base.sha256 for base in self.manifest.base_models if base.sha256]
+        if pins and source_sha256 not in pins:
+            raise BaseMismatchError(
+                f"{self.folder.name}/{MANIFEST}: /base_models/0/sha256 is {pins[0][:12]}…, the base given has "
+                f"weights {source_sha256[:12]}…: the adapter belongs to another base model"
+            )
+
+    def members(self) -> list[tuple[str, Path | bytes]]:
+        """The files that go to the package's root, manifest first."""
+        grammar = self.manifest.decoding.grammar_file
+        optional = [*_OPTIONAL, *([grammar] if grammar and grammar not in _OPTIONAL else [])]
+        names = [MANIFEST, ADAPTER_CONFIG, ADAPTER_WEIGHTS]
+        names += [name for name in optional if (self.folder / name).is_file()]
+        return [(name, self.folder / name) for name in names]
+
+
+def write_package(path: Path, source: ExpertSource, *, adapter: bytes | None, bundle: Path | None) -> None:
+    """Write `source` with its prepared `adapter` (None: merged) and its base `bundle` (None: thin) to `path`."""
+    members = source.members()
+    if adapter is not None:
+        members.append((f"onnx/{ADAPTER_FILE}", adapter))
+    if bundle is not None:
+        # decoder.json first: it tells a reader what the other files must be.
+        files = sorted(bundle.iterdir(), key=lambda file: (file.name != DECODER_JSON, file.name))
+        members += [(f"onnx/{file.name}", file) for file in files]
+    total = sum(len(data) if isinstance(data, bytes) else data.stat().st_size for _, data in members)
+    with tqdm(total=total, desc=path.name, unit="B", unit_scale=True, disable=None) as bar:
+        write(path, members, progress=bar.update)

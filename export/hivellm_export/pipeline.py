@@ -1,0 +1,208 @@
+"""One export from start to end: everything is made in a folder beside the output, and moved when it is whole."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hivellm_export.bundle import write_bundle
+from hivellm_export.merge import merge
+from hivellm_export.package import ExpertSource, write_package
+from hivellm_export.source import BaseModel, load_base
+from hivellm_ort.adapters.prepare import prepare
+from hivellm_ort.contract import DecoderConfig
+from hivellm_ort.errors import AdapterError, ExpertError, ExportError
+
+__all__ = ["ExportReport", "PackageReport", "export"]
+
+_BASE_FOLDER = "base"
+
+
+@dataclass(frozen=True)
+class PackageReport:
+    """One package that was written: sizes in bytes, digests in hex; `kind` is the adapter's."""
+
+    name: str
+    version: str
+    file: str
+    size: int
+    sha256: str
+    kind: str
+    rank: int
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export made. `bundle` is the bundle's folder within `output`, None where it is only in packages."""
+
+    output: str
+    base: str
+    base_sha256: str
+    source_sha256: str
+    precision: str
+    target: str
+    bundle: str | None
+    packages: list[PackageReport] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def export(
+    base: Path,
+    experts: Sequence[Path],
+    output: Path,
+    *,
+    precision: str = "int8",
+    target: str = "cpu",
+    merged: bool = False,
+    thin: bool = False,
+    force: bool = False,
+) -> ExportReport:
+    """Export `base` and `experts` to `output`.
+
+    Without experts `output` becomes the base bundle. With experts it holds one package each, and with `thin`
+    also the bundle they need, in `base/`.
+
+    Raises:
+        ExpertError: an input is wrong, or `output` is in use; nothing is written then.
+    """
+    begin = time.perf_counter()
+    if merged and (len(experts) != 1 or thin):
+        raise ExportError("--merge takes exactly one --expert and no --thin: the merged base is the expert")
+    sources = [ExpertSource.from_folder(folder) for folder in experts]
+    _check_names(sources)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())) and not force:
+        raise ExportError(
+            f"{output} exists and is not an empty folder: choose another --output, or use --force"
+        )
+    with _built_beside(output) as work:
+        model = load_base(base)
+        for source in sources:
+            source.check_base(model.source_sha256)
+        report = _export(model, sources, work, precision, target, merged, thin)
+    return ExportReport(**{**vars(report), "output": str(output), "seconds": time.perf_counter() - begin})
+
+
+def _export(
+    model: BaseModel,
+    sources: list[ExpertSource],
+    work: Path,
+    precision: str,
+    target: str,
+    merged: bool,
+    thin: bool,
+) -> ExportReport:
+    products, bundle = work / "products", work / "bundle"
+    adapter_digest = None
+    if merged:
+        with _naming(sources[0]):
+            model, adapter_digest = merge(model, sources[0].folder)
+    bundle.mkdir()
+    config = write_bundle(model, bundle, precision=precision, target=target, merged=adapter_digest)
+    products.mkdir()
+    packages = []
+    for source in sources:
+        adapter, kind, rank = None, "merged", 0
+        if not merged:
+            with _naming(source):
+                prepared = prepare(
+                    source.folder,
+                    sites=config.sites,
+                    tensor=model.tensor,
+                    source_sha256=model.source_sha256,
+                    base_sha256=config.sha256,
+                )
+            adapter, kind, rank = prepared.to_bytes(), prepared.kind, prepared.rank
+        path = products / source.package_name
+        write_package(path, source, adapter=adapter, bundle=None if thin else bundle)
+        packages.append(_package_report(source, path, kind, rank))
+    return _place(config, products, bundle, packages, thin)
+
+
+def _place(
+    config: DecoderConfig, products: Path, bundle: Path, packages: list[PackageReport], thin: bool
+) -> ExportReport:
+    """Arrange what goes to the output in `products`."""
+    where: str | None = None
+    if not packages:
+        products.rmdir()
+        bundle.rename(products)
+        where = "."
+    elif thin:
+        bundle.rename(products / _BASE_FOLDER)
+        where = _BASE_FOLDER
+    return ExportReport(
+        output="",
+        base=config.name,
+        base_sha256=config.sha256,
+        source_sha256=config.source_sha256,
+        precision=config.precision,
+        target=config.target,
+        bundle=where,
+        packages=packages,
+    )
+
+
+def _package_report(source: ExpertSource, path: Path, kind: str, rank: int) -> PackageReport:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    manifest = source.manifest
+    return PackageReport(manifest.name, manifest.version, path.name, path.stat().st_size, digest, kind, rank)
+
+
+def _check_names(sources: list[ExpertSource]) -> None:
+    names = [source.package_name for source in sources]
+    for name in names:
+        if names.count(name) > 1:
+            raise ExportError(
+                f"two experts would both be written to {name}: give them different names or versions"
+            )
+
+
+@contextlib.contextmanager
+def _naming(source: ExpertSource) -> Iterator[None]:
+    """Put the expert's folder before errors about its adapter: an export may have several."""
+    try:
+        yield
+    except AdapterError as error:
+        raise type(error)(f"{source.folder.name}/{error}") from error
+
+
+@contextlib.contextmanager
+def _built_beside(output: Path) -> Iterator[Path]:
+    """A working folder whose `products` replace what `output` holds of the same names, if nothing goes wrong."""
+    parent = output.absolute().parent
+    made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=parent))
+    except OSError as error:
+        raise ExportError(f"{output}: cannot be written: {error.strerror}") from error
+    try:
+        yield work
+        _move(work / "products", output)
+    except BaseException as error:
+        shutil.rmtree(work, ignore_errors=True)
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        if isinstance(error, OSError) and not isinstance(error, ExpertError):
+            raise ExportError(f"{output}: cannot be written: {error.strerror or error}") from error
+        raise
+    shutil.rmtree(work)
+
+
+def _move(products: Path, output: Path) -> None:
+    if not output.exists():
+        products.rename(output)
+        return
+    for product in products.iterdir():
+        place = output / product.name
+        if place.is_dir():
+            shutil.rmtree(place)
+        product.replace(place)

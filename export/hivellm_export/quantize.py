@@ -1,0 +1,96 @@
+"""Block quantisation of one weight matrix, in the layout of `com.microsoft::MatMulNBits`.
+
+Weights are [N, K] (PyTorch's layout). Each run of `BLOCK` values along K has one scale and, where asymmetric, one
+zero point. Layout: ONNX Runtime, ContribOperators, MatMulNBits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from onnxruntime.quantization.neural_compressor.weight_only import quant_tensor_k_quant_cpu
+
+__all__ = ["BLOCK", "Quantized", "quantize"]
+
+BLOCK = 32
+_ROWS = 1 << 20  # values quantised at a time: bounds the temporaries of k-quant to some tens of megabytes
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """`blob` uint8 [N, K / BLOCK, BLOCK * bits / 8], `scales` float32 [N, K / BLOCK], `zero_points` packed uint8.
+
+    Without zero points the zero is 2 ** (bits - 1).
+    """
+
+    bits: int
+    blob: NDArray[np.uint8]
+    scales: Array
+    zero_points: NDArray[np.uint8] | None = None
+
+
+def quantize(weight: Array, bits: int) -> Quantized:
+    """Quantise `weight` float32 [N, K]; K is padded with zeros to a multiple of `BLOCK`.
+
+    8 bits: symmetric round to nearest. 4 bits: symmetric round to nearest or k-quant (asymmetric, scale and zero
+    point searched for the least weighted error), whichever restores this matrix with the smaller squared error.
+    """
+    rows, columns = weight.shape
+    blocks = -(-columns // BLOCK)
+    if columns % BLOCK:
+        weight = np.pad(weight, ((0, 0), (0, blocks * BLOCK - columns)))
+    flat = weight.reshape(-1, BLOCK)
+    nearest = _chunked(lambda part: _round_to_nearest(part, bits), flat)
+    if bits == 4:
+        searched = _chunked(_k_quant, flat)
+        if searched[3] < nearest[3]:
+            nearest = searched
+    values, scales, zeros, _ = nearest
+    blob = values.reshape(rows, blocks, BLOCK)
+    packed = _pack(blob) if bits == 4 else blob
+    zero_points = None
+    if zeros is not None:
+        grid = zeros.reshape(rows, blocks)
+        zero_points = _pack(np.pad(grid, ((0, 0), (0, blocks % 2))))
+    return Quantized(bits, packed, scales.reshape(rows, blocks), zero_points)
+
+
+_Result = tuple[NDArray[np.uint8], Array, "NDArray[np.uint8] | None", float]
+
+
+def _chunked(method: Callable[[Array], _Result], flat: Array) -> _Result:
+    step = _ROWS // BLOCK
+    results = [method(flat[i : i + step]) for i in range(0, len(flat), step)]
+    values, scales, zeros, errors = zip(*results, strict=True)
+    joined = None if zeros[0] is None else np.concatenate(zeros)
+    return np.concatenate(values), np.concatenate(scales), joined, float(sum(errors))
+
+
+def _round_to_nearest(data: Array, bits: int) -> _Result:
+    zero = 1 << (bits - 1)
+    # The value of largest magnitude lands on -zero: one more step than the positive side has (as GGML's Q4_0).
+    extreme = np.take_along_axis(data, np.abs(data).argmax(axis=1)[:, None], axis=1)
+    scales = (extreme / -zero).astype(np.float32)
+    safe = np.where(scales == 0, np.float32(1), scales)
+    values = np.clip(np.rint(data / safe) + zero, 0, 2 * zero - 1)
+    error = float(np.square((values - zero) * scales - data).sum(dtype=np.float64))
+    return values.astype(np.uint8), scales[:, 0], None, error
+
+
+def _k_quant(data: Array) -> _Result:
+    with np.errstate(divide="ignore", invalid="ignore"):  # a block of equal values divides by zero
+        values, scales, zeros = quant_tensor_k_quant_cpu(data, num_bits=4, group_size=BLOCK)
+    values = np.nan_to_num(values).astype(np.uint8)
+    scales = scales.astype(np.float32)
+    error = float(np.square((values - zeros.astype(np.float32)) * scales - data).sum(dtype=np.float64))
+    return values, scales[:, 0], zeros[:, 0], error
+
+
+def _pack(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Two 4-bit values a byte along the last axis, the first in the low half."""
+    return values[..., ::2] | (values[..., 1::2] << 4)

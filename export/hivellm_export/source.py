@@ -1,0 +1,164 @@
+"""Read a base model: a Hugging Face folder or a GGUF file, as float32 PyTorch weights plus tokenizer."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+from torch import nn
+
+from hivellm_ort.contract import Architecture
+from hivellm_ort.errors import ExportError, UnsupportedArchitectureError
+
+__all__ = ["ARCHITECTURES", "BaseModel", "load_base"]
+
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
+_STATIC_ROPE = ("default", "linear", "llama3", "yarn")
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base model in memory.
+
+    Attributes:
+        name: short name, from the folder's or file's name.
+        model: the Hugging Face model, float32, in evaluation mode.
+        tokenizer: its fast tokenizer.
+        source_sha256: digest of the weight files.
+    """
+
+    name: str
+    model: nn.Module
+    tokenizer: Any
+    source_sha256: str
+
+    @property
+    def architecture(self) -> Architecture:
+        """The numbers that go to `decoder.json`."""
+        config = self.model.config
+        return Architecture(
+            model_type=config.model_type,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_hidden_layers,
+            num_attention_heads=config.num_attention_heads,
+            num_key_value_heads=config.num_key_value_heads,
+            head_dim=self.model.model.layers[0].self_attn.head_dim,
+            vocab_size=self.model.lm_head.out_features,
+            max_position_embeddings=config.max_position_embeddings,
+        )
+
+    @property
+    def tied(self) -> bool:
+        """Whether embedding and LM head are one tensor."""
+        return self.model.lm_head.weight is self.model.model.embed_tokens.weight
+
+    def tensor(self, name: str) -> NDArray[np.float32]:
+        """A parameter by its Hugging Face name, float32; shares memory with the model."""
+        return self.model.get_parameter(name).detach().numpy()
+
+    def has_bias(self, module: str) -> bool:
+        """Whether the linear `module` has a bias."""
+        return self.model.get_submodule(module).bias is not None
+
+    def rotary(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Cosine and sine caches for every position, each float32 [max_position_embeddings, head_dim / 2]."""
+        positions = torch.arange(self.model.config.max_position_embeddings)[None]
+        with torch.no_grad():
+            cos, sin = self.model.model.rotary_emb(torch.zeros(1), positions)
+        half = cos.shape[-1] // 2
+        return cos[0, :, :half].contiguous().numpy(), sin[0, :, :half].contiguous().numpy()
+
+
+def load_base(path: Path) -> BaseModel:
+    """Load a Hugging Face folder or a `.gguf` file in float32.
+
+    Raises:
+        UnsupportedArchitectureError: `model_type` is not in `ARCHITECTURES`, or the model uses a variant that the
+            graph does not express.
+        ExportError: the path is neither, or its files cannot be read.
+    """
+    if path.is_file() and path.suffix == ".gguf":
+        folder, options, weights = path.parent, {"gguf_file": path.name}, [path]
+    elif (path / "config.json").is_file():
+        folder, options = path, {}
+        weights = sorted(path.glob("*.safetensors"))
+        if not weights:
+            raise ExportError(f"{path}: no *.safetensors: only safetensors weights are read, never pickles")
+    else:
+        raise ExportError(f"{path}: neither a .gguf file nor a Hugging Face folder with config.json")
+    with _quiet_transformers(), _reading(path):
+        config = transformers.AutoConfig.from_pretrained(folder, **options)
+        _check_supported(config)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, attn_implementation="eager", **options
+        ).eval()
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
+    if not tokenizer.is_fast:
+        raise ExportError(f"{path}: the tokenizer has no tokenizer.json form; the runtime reads only that")
+    return BaseModel(_short_name(path), model, tokenizer, _digest(weights))
+
+
+def _check_supported(config: Any) -> None:
+    kind = config.model_type
+    if kind not in ARCHITECTURES:
+        raise UnsupportedArchitectureError(
+            f"config.json: model_type {kind!r} is not supported; supported are {', '.join(ARCHITECTURES)}"
+        )
+    scaling = getattr(config, "rope_scaling", None) or {}
+    rope = scaling.get("rope_type", scaling.get("type", "default"))
+    if rope not in _STATIC_ROPE:
+        raise UnsupportedArchitectureError(
+            f"config.json: rope_scaling type {rope!r} depends on the length of the input and is not supported; "
+            f"supported are {', '.join(_STATIC_ROPE)}"
+        )
+
+
+def _short_name(path: Path) -> str:
+    """`SmolLM2-135M-Instruct.Q4_1.gguf` is `SmolLM2-135M-Instruct`; a folder keeps its name."""
+    if path.suffix != ".gguf":
+        return path.resolve().name
+    head, dot, tail = path.stem.rpartition(".")
+    return head if dot and tail[:1] in "QFBI" else path.stem
+
+
+def _digest(files: list[Path]) -> str:
+    """SHA-256 of the one weight file, or of the files' digests in the order of their names."""
+    digests = []
+    for path in files:
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        if isinstance(error, ExportError | UnsupportedArchitectureError):
+            raise
+        raise ExportError(f"{path.name}: cannot be read as a base model: {error}") from error
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Only errors: transformers warns about its own defaults on every load."""
+    loggers = [logging.getLogger(name) for name in ("transformers", "gguf")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,169 @@
+"""The one external-data file of a bundle, and the tensors that graphs take from it.
+
+Tensors are quantised and written one at a time, so an export holds the model and one matrix, never two models.
+Graphs that ask for the same tensor get the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from hivellm_export.quantize import BLOCK, Quantized, quantize
+from hivellm_ort.contract import WEIGHTS_FILE, Site
+from hivellm_ort.errors import ExportError
+
+__all__ = ["ALIGNMENT", "PRECISIONS", "Matrix", "WeightWriter"]
+
+ALIGNMENT = 4096  # a memory page, so that ONNX Runtime can map tensors instead of reading them
+PRECISIONS = ("int8", "int4", "fp32")
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A weight as the graph's operators want it.
+
+    `bits` is 0 for float32, which is stored [K, N] if `transposed`, else [N, K].
+    """
+
+    bits: int
+    weight: ir.ExternalTensor
+    scales: ir.ExternalTensor | None = None
+    zero_points: ir.ExternalTensor | None = None
+    transposed: bool = False
+
+
+class WeightWriter:
+    """Writes `weights.bin` in `folder` from `tensor(name)`, float32 arrays by their Hugging Face names.
+
+    Args:
+        folder: where the file goes.
+        tensor: gives a weight as float32 [N, K] or [N].
+        precision: one of `PRECISIONS`. int4 keeps the embedding and the LM head at 8 bits.
+        tied: whether embedding and LM head are one tensor.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        tensor: Callable[[str], NDArray[np.float32]],
+        *,
+        precision: str,
+        tied: bool,
+    ):
+        self._folder = folder
+        self._tensor = tensor
+        self._bits = {"int8": 8, "int4": 4, "fp32": 0}[precision]
+        self._tied = tied
+        self._file: BinaryIO = (folder / WEIGHTS_FILE).open("xb")
+        self._cache: dict[str, ir.ExternalTensor] = {}
+        self._quantized: dict[str, Matrix] = {}
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._file.close()
+
+    def vector(self, name: str, make: Callable[[], NDArray[np.float32]] | None = None) -> ir.ExternalTensor:
+        """The tensor `name` as it is (a norm's weight, a bias), or what `make()` gives under that name."""
+        return self._once(name, make or (lambda: self._tensor(name)))
+
+    def bias(self, site: Site) -> ir.ExternalTensor:
+        """The biases of a site's parts side by side, zeros where a part has none."""
+        return self.vector(
+            f"{site.name}.base_bias",
+            lambda: np.concatenate(
+                [
+                    self._tensor(f"{part.module}.bias") if part.bias else np.zeros(part.size, np.float32)
+                    for part in site.parts
+                ]
+            ),
+        )
+
+    def linear(self, modules: tuple[str, ...]) -> Matrix:
+        """The weights of linear `modules` that share an input, stacked along N.
+
+        float32 comes as [K, N] for MatMul; the LM head as [N, K], to share the embedding's bytes where tied.
+        """
+        if modules == ("lm_head",):
+            return self._head()
+        key = "+".join(modules)
+        if self._bits:
+            return self._matrix(key, lambda: self._stack(modules), self._bits)
+        weight = self._once(key, lambda: np.ascontiguousarray(self._stack(modules).T))
+        return Matrix(0, weight, transposed=True)
+
+    def embedding(self) -> Matrix:
+        """The token embedding [V, H], as GatherBlockQuantized or Gather want it."""
+        name = "model.embed_tokens"
+        if not self._bits:
+            return Matrix(0, self._once(name, lambda: self._tensor(f"{name}.weight")))
+        matrix = self._matrix(name, lambda: self._tensor(f"{name}.weight"), 8)
+        rows, blocks, size = matrix.weight.shape
+        return Matrix(8, _view(matrix.weight, f"{name}.table", (rows, blocks * size)), matrix.scales)
+
+    def _head(self) -> Matrix:
+        name = "model.embed_tokens" if self._tied else "lm_head"
+        bits = 8 if self._bits else 0
+        if bits:
+            return self._matrix(name, lambda: self._tensor(f"{name}.weight"), bits)
+        return Matrix(0, self._once(name, lambda: self._tensor(f"{name}.weight")))
+
+    def _stack(self, modules: tuple[str, ...]) -> NDArray[np.float32]:
+        parts = [self._tensor(f"{module}.weight") for module in modules]
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]
+
+    def _matrix(self, key: str, weight: Callable[[], NDArray[np.float32]], bits: int) -> Matrix:
+        if key not in self._quantized:
+            values = weight()
+            if key == "model.embed_tokens" and values.shape[1] % BLOCK:
+                raise ExportError(
+                    f"hidden_size {values.shape[1]} is not a multiple of {BLOCK}: export with --precision fp32"
+                )
+            result: Quantized = quantize(values, bits)
+            zeros = result.zero_points
+            self._quantized[key] = Matrix(
+                bits,
+                self._once(f"{key}.quantized", lambda: result.blob),
+                self._once(f"{key}.scales", lambda: result.scales),
+                None if zeros is None else self._once(f"{key}.zero_points", lambda: zeros),
+            )
+        return self._quantized[key]
+
+    def _once(
+        self, name: str, make: Callable[[], NDArray[np.float32] | NDArray[np.uint8]]
+    ) -> ir.ExternalTensor:
+        if name not in self._cache:
+            array = np.ascontiguousarray(make())
+            offset = -(-self._file.tell() // ALIGNMENT) * ALIGNMENT
+            self._file.write(bytes(offset - self._file.tell()))
+            self._file.write(array.data)
+            dtype = ir.DataType.from_numpy(array.dtype)
+            self._cache[name] = ir.ExternalTensor(
+                WEIGHTS_FILE,
+                offset,
+                array.nbytes,
+                dtype,
+                shape=ir.Shape(array.shape),
+                name=name,
+                base_dir=str(self._folder),
+            )
+        return self._cache[name]
+
+
+def _view(tensor: ir.ExternalTensor, name: str, shape: tuple[int, ...]) -> ir.ExternalTensor:
+    """The same bytes of the file under another name and shape."""
+    return ir.ExternalTensor(
+        tensor.location,
+        tensor.offset,
+        tensor.length,
+        tensor.dtype,
+        shape=ir.Shape(shape),
+        name=name,
+        base_dir=str(tensor.base_dir),
+    )

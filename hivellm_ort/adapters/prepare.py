@@ -1,0 +1,197 @@
+"""From PEFT's tensors to the one form the graph takes.
+
+PEFT in evaluation mode computes, for a linear module with weight W [N, K] and bias b:
+
+* LoRA, rsLoRA: `y = W x + b + s B A x`
+* DoRA (`peft.tuners.lora.dora`): `y = g * (W x + s B A x) + b`, `g = m / ||W + s B A||` by rows
+* AdaLoRA (`SVDLinear`): `y = W x + b + s B (A * E) x`
+* IA3: `y = l * (W x + b)`; on feed-forward modules `y = W (l * x) + b`
+
+so `scale = g` or `l`, `lora_A = A^T`, `lora_B = (g * s * B)^T`, and `bias = (l - 1) * b` for IA3. IA3 on
+`down_proj` scales what `up_proj` gave, because the product of gate and up is element-wise, and goes into
+`up_proj`'s scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hivellm_ort.adapters.config import ADAPTER_CONFIG, PeftConfig, read_peft_config, unmatched_targets
+from hivellm_ort.adapters.prepared import PreparedAdapter, PreparedModule
+from hivellm_ort.adapters.tensors import read_tensors
+from hivellm_ort.contract import Site
+from hivellm_ort.errors import AdapterError, BaseMismatchError
+
+__all__ = ["ADAPTER_WEIGHTS", "prepare"]
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+
+Array = NDArray[np.float32]
+Tensor = Callable[[str], Array]
+
+
+def prepare(
+    folder: Path,
+    *,
+    sites: Sequence[Site],
+    tensor: Tensor,
+    source_sha256: str,
+    base_sha256: str = "",
+) -> PreparedAdapter:
+    """Prepare the PEFT adapter in `folder` for the base model whose weights `tensor(name)` gives.
+
+    Args:
+        folder: holds `adapter_config.json` and `adapter_model.safetensors`.
+        sites: where the base's graph takes adapters.
+        tensor: a base weight by its Hugging Face name, float32 [N, K] or [N].
+        source_sha256: digest of the base weights.
+        base_sha256: digest of the bundle it will be shipped with.
+
+    Raises:
+        AdapterError: a tensor is missing, of the wrong shape, unknown to the base, or the configuration asks for
+            what cannot be swapped; the message names file and tensor or field.
+        BaseMismatchError: the shapes are those of another base model.
+    """
+    config = read_peft_config(folder / ADAPTER_CONFIG)
+    _check_swappable(config)
+    modules = {part.module: (site.in_features, part.size) for site in sites for part in site.parts}
+    unknown = unmatched_targets(config, modules)
+    if unknown:
+        raise AdapterError(
+            f"{ADAPTER_CONFIG}: target_modules names {', '.join(unknown)}, which the base model does not have as an "
+            "adaptable linear module"
+        )
+    wanted = [name for name in modules if config.targets(name)]
+    if not wanted:
+        raise AdapterError(f"{ADAPTER_CONFIG}: target_modules matches no module of the base model")
+    file = _Tensors(read_tensors(folder / ADAPTER_WEIGHTS))
+    prepared = {name: _prepare_module(config, file, name, modules[name], tensor) for name in wanted}
+    file.check_all_used()
+    if config.kind == "ia3":
+        prepared = _fold_feedforward(config, prepared, sites, tensor)
+    ranks = [m.lora_A.shape[1] for m in prepared.values() if m.lora_A is not None]
+    return PreparedAdapter(config.kind, max(ranks, default=1), source_sha256, base_sha256, prepared)
+
+
+def _check_swappable(config: PeftConfig) -> None:
+    cure = "it can only be merged: export with --merge"
+    if config.kind == "lokr":
+        raise AdapterError(f"{ADAPTER_CONFIG}: peft_type LOKR is not low-rank; {cure}")
+    if config.modules_to_save:
+        raise AdapterError(f"{ADAPTER_CONFIG}: modules_to_save = {list(config.modules_to_save)}; {cure}")
+    if config.bias != "none":
+        raise AdapterError(f"{ADAPTER_CONFIG}: bias = {config.bias!r} trains the base model's biases; {cure}")
+    if config.lora_bias:
+        raise AdapterError(f"{ADAPTER_CONFIG}: lora_bias = true adds biases the base may not have; {cure}")
+
+
+class _Tensors:
+    """The adapter's tensors by module, each taken once."""
+
+    def __init__(self, tensors: dict[str, Array]):
+        self._tensors = {key.removeprefix(_PREFIX): (key, value) for key, value in tensors.items()}
+
+    def take(self, module: str, *names: str) -> Array:
+        """The tensor `module` + one of `names` (PEFT's own spelling first, older ones after it)."""
+        for name in names:
+            if f"{module}.{name}" in self._tensors:
+                return self._tensors.pop(f"{module}.{name}")[1]
+        raise AdapterError(f"{ADAPTER_WEIGHTS}: tensor {_PREFIX}{module}.{names[0]} is missing")
+
+    def check_all_used(self) -> None:
+        if self._tensors:
+            key = next(iter(self._tensors.values()))[0]
+            more = f" (and {len(self._tensors) - 1} more)" if len(self._tensors) > 1 else ""
+            raise AdapterError(
+                f"{ADAPTER_WEIGHTS}: tensor {key}{more} belongs to no module that {ADAPTER_CONFIG} targets in this "
+                "base model"
+            )
+
+
+def _prepare_module(
+    config: PeftConfig, file: _Tensors, module: str, size: tuple[int, int], tensor: Tensor
+) -> PreparedModule:
+    columns, rows = size
+    if config.kind == "ia3":
+        wanted = columns if config.is_feedforward(module) else rows
+        scale = file.take(module, "ia3_l")
+        if scale.size != wanted:
+            raise _mismatch(module, "ia3_l", scale.shape, (wanted,))
+        return PreparedModule(scale=scale.reshape(-1))
+    if config.kind == "adalora":
+        A, B = file.take(module, "lora_A"), file.take(module, "lora_B")
+        E = file.take(module, "lora_E")
+        rank = A.shape[0] if A.ndim == 2 else 0
+        if E.shape != (rank, 1):
+            raise _mismatch(module, "lora_E", E.shape, (rank, 1))
+        _check_rank_pattern(config, module, rank)
+    else:
+        A, B = file.take(module, "lora_A.weight"), file.take(module, "lora_B.weight")
+        rank = config.rank_of(module)
+        E = None
+    if A.shape != (rank, columns):
+        raise _mismatch(module, "lora_A", A.shape, (rank, columns))
+    if B.shape != (rows, rank):
+        raise _mismatch(module, "lora_B", B.shape, (rows, rank))
+    if rank == 0:  # AdaLoRA may prune a module away
+        return PreparedModule()
+    B = np.float32(config.scaling_of(module, rank)) * B
+    if E is not None:
+        A = A * E
+    if not config.dora:
+        return PreparedModule(np.ascontiguousarray(A.T), np.ascontiguousarray(B.T))
+    magnitude = file.take(module, "lora_magnitude_vector", "lora_magnitude_vector.weight").reshape(-1)
+    if magnitude.shape != (rows,):
+        raise _mismatch(module, "lora_magnitude_vector", magnitude.shape, (rows,))
+    scale = magnitude / np.linalg.norm(tensor(f"{module}.weight") + B @ A, axis=1)
+    return PreparedModule(np.ascontiguousarray(A.T), np.ascontiguousarray((scale[:, None] * B).T), scale)
+
+
+def _check_rank_pattern(config: PeftConfig, module: str, rank: int) -> None:
+    """AdaLoRA's `rank_pattern` lists, per module, which singular values were kept."""
+    for key, kept in config.rank_pattern.items():
+        if key.removeprefix(_PREFIX).startswith(f"{module}.") and sum(map(bool, kept)) != rank:
+            raise AdapterError(
+                f"{ADAPTER_WEIGHTS}: tensor {_PREFIX}{module}.lora_A has rank {rank}, rank_pattern keeps "
+                f"{sum(map(bool, kept))}"
+            )
+
+
+def _mismatch(module: str, name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> BaseMismatchError:
+    return BaseMismatchError(
+        f"{ADAPTER_WEIGHTS}: tensor {_PREFIX}{module}.{name} has shape {list(found)}, the base model and "
+        f"{ADAPTER_CONFIG} need {list(wanted)}: the adapter belongs to another base model or its configuration"
+    )
+
+
+def _fold_feedforward(
+    config: PeftConfig, prepared: dict[str, PreparedModule], sites: Sequence[Site], tensor: Tensor
+) -> dict[str, PreparedModule]:
+    """Give IA3's biases their scale, and move feed-forward input scales to where they can be applied."""
+    biased = {part.module for site in sites for part in site.parts if part.bias}
+    result: dict[str, PreparedModule] = {}
+    moved: dict[str, Array] = {}
+    for name, module in prepared.items():
+        if not config.is_feedforward(name):
+            result[name] = module
+        elif name.endswith(".mlp.down_proj") and module.scale is not None:
+            moved[name.removesuffix("down_proj") + "up_proj"] = module.scale
+        else:
+            raise AdapterError(
+                f"{ADAPTER_CONFIG}: feedforward_modules scales the input of {name}, which can only be merged: export "
+                "with --merge"
+            )
+    for name, scale in moved.items():
+        own = result.get(name, PreparedModule()).scale
+        result[name] = PreparedModule(scale=scale if own is None else own * scale)
+    return {
+        name: replace(module, bias=(module.scale - 1) * tensor(f"{name}.bias")) if name in biased else module
+        for name, module in result.items()
+        if module.scale is not None
+    }

@@ -1,0 +1,123 @@
+"""A prepared adapter: what the graph binds, one form for every kind, and its file `adapter.safetensors`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hivellm_ort.adapters.tensors import read_tensors
+from hivellm_ort.contract import CONTRACT_VERSION
+from hivellm_ort.errors import AdapterError
+
+__all__ = ["PreparedAdapter", "PreparedModule"]
+
+Array = NDArray[np.float32]
+_METADATA_KEY = "hivellm_ort"
+_FIELDS = ("lora_A", "lora_B", "scale", "bias")
+
+
+@dataclass(frozen=True)
+class PreparedModule:
+    """`y = scale * (W x) + (x lora_A) lora_B + b + bias` for one linear module [K -> N] with its own bias b.
+
+    `lora_A` float32 [K, r] and `lora_B` float32 [r, N], or neither; `scale` [N], None for ones; `bias` [N], None
+    for zeros.
+    """
+
+    lora_A: Array | None = None
+    lora_B: Array | None = None
+    scale: Array | None = None
+    bias: Array | None = None
+
+
+@dataclass(frozen=True)
+class PreparedAdapter:
+    """An adapter ready to be bound, immutable and known by its digest.
+
+    Attributes:
+        kind: `lora`, `rslora`, `dora`, `adalora` or `ia3`.
+        rank: the largest rank of any module, at least 1.
+        source_sha256: digest of the base weights it was prepared against.
+        base_sha256: digest of the bundle it was exported with; any bundle of the same source fits.
+        modules: the adapted linear modules by their path in the base model.
+        digest: SHA-256 of the file's bytes.
+    """
+
+    kind: str
+    rank: int
+    source_sha256: str
+    base_sha256: str
+    modules: Mapping[str, PreparedModule]
+    digest: str = ""
+
+    def to_bytes(self) -> bytes:
+        """The safetensors file; equal adapters give equal bytes."""
+        from safetensors.numpy import save
+
+        tensors = {
+            f"{name}.{field}": np.ascontiguousarray(array)
+            for name, module in sorted(self.modules.items())
+            for field in _FIELDS
+            if (array := getattr(module, field)) is not None
+        }
+        info = {
+            "base_sha256": self.base_sha256,
+            "contract_version": CONTRACT_VERSION,
+            "kind": self.kind,
+            "rank": self.rank,
+            "source_sha256": self.source_sha256,
+        }
+        # One key: safetensors does not keep the order of metadata.
+        return save(tensors, metadata={_METADATA_KEY: json.dumps(info, sort_keys=True)})
+
+    @classmethod
+    def from_file(cls, path: Path) -> PreparedAdapter:
+        """Read `adapter.safetensors`.
+
+        Raises:
+            AdapterError: the file is truncated, or is no prepared adapter of this contract.
+        """
+        tensors = read_tensors(path)
+        info = _metadata(path)
+        version = str(info.get("contract_version"))
+        if version.split(".")[0] != CONTRACT_VERSION.split(".")[0]:
+            raise AdapterError(
+                f"{path.name}: contract_version {version!r}, this runtime reads {CONTRACT_VERSION}"
+            )
+        modules: dict[str, dict[str, Array]] = {}
+        for key, array in tensors.items():
+            name, _, field = key.rpartition(".")
+            if field not in _FIELDS:
+                raise AdapterError(f"{path.name}: tensor {key} is not part of a prepared adapter")
+            modules.setdefault(name, {})[field] = array
+        try:
+            return cls(
+                kind=str(info["kind"]),
+                rank=int(str(info["rank"])),
+                source_sha256=str(info["source_sha256"]),
+                base_sha256=str(info["base_sha256"]),
+                modules={name: PreparedModule(**fields) for name, fields in modules.items()},
+                digest=hashlib.sha256(path.read_bytes()).hexdigest(),
+            )
+        except (KeyError, ValueError) as error:
+            raise AdapterError(f"{path.name}: metadata {_METADATA_KEY} lacks or garbles {error}") from error
+
+
+def _metadata(path: Path) -> dict[str, object]:
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    try:
+        info = json.loads(header["__metadata__"][_METADATA_KEY])
+    except (KeyError, ValueError):
+        info = None
+    if not isinstance(info, dict):
+        raise AdapterError(
+            f"{path.name}: not a prepared adapter (no {_METADATA_KEY} metadata): export the expert again"
+        )
+    return info

@@ -1,0 +1,61 @@
+"""The command `hivellm-ort chat`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from hivellm_ort.cli.run import loading_options, text_or_file
+from hivellm_ort.expert import Expert
+
+__all__ = ["chat"]
+
+
+@click.command()
+@click.argument("package", type=click.Path(path_type=Path))
+@click.option("--schema", callback=text_or_file, help="What the conversation is about: text, or @FILE.")
+@click.option("--system", callback=text_or_file, help="System message: text, or @FILE.")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Most tokens of one answer.")
+@click.option("--temperature", type=float, help="0 is greedy; default: the expert's own.")
+@loading_options
+def chat(
+    package: Path,
+    schema: str | None,
+    system: str | None,
+    max_tokens: int | None,
+    temperature: float | None,
+    device: str | None,
+    base: Path | None,
+    threads: int | None,
+) -> None:
+    """Talk with the expert in PACKAGE. An empty line or end of input leaves; Ctrl-C stops an answer."""
+    turns: list[dict[str, str]] = []
+    with Expert.load(package, device=device, base=base, threads=threads) as expert:
+        click.echo(f"{expert.name} on {expert.base.name} ({expert.base.precision})", err=True)
+        while question := _ask():
+            stream = expert.generate_stream(
+                question,
+                schema=schema,
+                system=system,
+                messages=turns,
+                max_tokens=max_tokens,
+                temperature=temperature,
+            )
+            try:
+                for piece in stream:
+                    click.echo(piece, nl=False)
+            except KeyboardInterrupt:
+                stream.close()
+            click.echo()
+            turns += [
+                {"role": "user", "content": question},
+                {"role": "assistant", "content": stream.result.text},
+            ]
+
+
+def _ask() -> str:
+    try:
+        return input("> ").strip()
+    except (EOFError, KeyboardInterrupt):
+        return ""

@@ -1,0 +1,70 @@
+"""The command `hivellm-ort run`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hivellm_ort.expert import Expert
+
+__all__ = ["loading_options", "run", "text_or_file"]
+
+
+def text_or_file(_ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """The text itself, or with a leading @ the contents of a file."""
+    if value is None or not value.startswith("@"):
+        return value
+    try:
+        return Path(value[1:]).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.BadParameter(f"{value[1:]} cannot be read: {error}", param=param) from error
+
+
+def loading_options(command: Any) -> Any:
+    """The options of every command that loads an expert."""
+    for option in (
+        click.option(
+            "--threads", type=click.IntRange(min=1), help="Threads; one per physical core by default."
+        ),
+        click.option("--device", default=None, help="auto or cpu."),
+        click.option("--base", type=click.Path(path_type=Path), help="Base bundle for a thin package."),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("package", type=click.Path(path_type=Path))
+@click.argument("prompt")
+@click.option("--schema", callback=text_or_file, help="What the prompt is about: text, or @FILE.")
+@click.option("--system", callback=text_or_file, help="System message: text, or @FILE.")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Most tokens to generate.")
+@click.option("--temperature", type=float, help="0 is greedy; default: the expert's own.")
+@click.option("--top-p", type=float, help="Nucleus; default: the expert's own.")
+@click.option("--top-k", type=int, help="0 is off; default: the expert's own.")
+@click.option("--stop", multiple=True, help="A string that ends the answer; may be repeated.")
+@click.option("--seed", type=int, help="Seed of the random numbers.")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole result as JSON instead of streaming.")
+@loading_options
+def run(
+    package: Path,
+    prompt: str,
+    device: str | None,
+    base: Path | None,
+    threads: int | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Answer PROMPT with the expert in PACKAGE."""
+    with Expert.load(package, device=device, base=base, threads=threads) as expert:
+        with expert.generate_stream(prompt, **options) as stream:
+            for piece in stream:
+                if not as_json:
+                    click.echo(piece, nl=False)
+        if as_json:
+            click.echo(json.dumps(stream.result.to_dict(), indent=2, ensure_ascii=False))
+        else:
+            click.echo()

@@ -1,0 +1,193 @@
+"""The contract between exporter and runtime: names in the graphs and the form of `decoder.json`.
+
+Version 1.1. A change here changes `CONTRACT_VERSION`: the minor number for an addition that an older runtime
+can ignore, the major number for anything else. `docs/contract.md` states it in full.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hivellm_ort.errors import ManifestError
+
+__all__ = [
+    "ADAPTER_FILE",
+    "ADAPTER_GRAPH",
+    "BASE_GRAPH",
+    "CONTRACT_VERSION",
+    "DECODER_JSON",
+    "LORA_GATE",
+    "WEIGHTS_FILE",
+    "Architecture",
+    "DecoderConfig",
+    "Part",
+    "Site",
+    "past_names",
+    "present_names",
+]
+
+_T = TypeVar("_T")
+
+CONTRACT_VERSION = "1.1"
+DECODER_JSON = "decoder.json"
+BASE_GRAPH = "decoder.onnx"
+ADAPTER_GRAPH = "decoder.adapters.onnx"
+WEIGHTS_FILE = "weights.bin"
+ADAPTER_FILE = "adapter.safetensors"
+LORA_GATE = "lora_gate"
+
+
+def past_names(layer: int) -> tuple[str, str]:
+    """Graph inputs that hold the key and value cache of `layer`, each [B, kv_heads, max_len, head_dim]."""
+    return f"past_key_values.{layer}.key", f"past_key_values.{layer}.value"
+
+
+def present_names(layer: int) -> tuple[str, str]:
+    """Graph outputs bound to the same buffers as `past_names(layer)`."""
+    return f"present.{layer}.key", f"present.{layer}.value"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The numbers of the base model that the runtime needs."""
+
+    model_type: str
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position_embeddings: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """One linear module of the model inside a site: `module` is its path, `size` its output features."""
+
+    module: str
+    size: int
+    bias: bool = False
+
+    @property
+    def lora_B(self) -> str:
+        """Graph input [R, size]."""
+        return f"{self.module}.lora_B"
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place where the graph takes adapter weights: linear modules that share one input.
+
+    With P parts, inputs [..., K] and outputs of the parts side by side [..., N], the graph computes
+    `y = scale * (W x) + concat_p((x lora_A_p * lora_gate) lora_B_p) + b + bias`, where b is the base's own bias.
+    """
+
+    name: str
+    in_features: int
+    parts: tuple[Part, ...]
+
+    @property
+    def out_features(self) -> int:
+        """N: the sum of the parts' sizes."""
+        return sum(part.size for part in self.parts)
+
+    @property
+    def bias(self) -> bool:
+        """Whether any part has a bias in the base model; if so `bias_input` exists."""
+        return any(part.bias for part in self.parts)
+
+    @property
+    def lora_A(self) -> str:
+        """Graph input [K, P * R]: the parts' A matrices side by side."""
+        return f"{self.name}.lora_A"
+
+    @property
+    def scale(self) -> str:
+        """Graph input [B or 1, 1, N]."""
+        return f"{self.name}.scale"
+
+    @property
+    def bias_input(self) -> str:
+        """Graph input [B or 1, 1, N], added to the base's bias; only where `bias` is true."""
+        return f"{self.name}.bias"
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """`decoder.json`: what a base bundle is.
+
+    Attributes:
+        name: the base model's short name.
+        architecture: its numbers.
+        precision: `fp32`, `int8` or `int4`.
+        target: the execution provider the graphs were lowered for (`cpu`).
+        sites: where adapters attach; empty in a merged bundle, which has no adapter graph.
+        source_sha256: digest of the weights the bundle was made from; an adapter prepared from the same weights
+            fits every bundle of that source.
+        merged: digest of the adapter folded into the weights, or None.
+        files: every other file of the bundle with its `size` in bytes and `sha256`.
+        contract_version: version of this contract.
+        sha256: digest of the file it was read from, the bundle's name in the store; not part of the file.
+    """
+
+    name: str
+    architecture: Architecture
+    precision: str
+    target: str
+    sites: tuple[Site, ...]
+    source_sha256: str
+    merged: str | None = None
+    files: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    contract_version: str = CONTRACT_VERSION
+    sha256: str = ""
+
+    def to_bytes(self) -> bytes:
+        """The file's content: sorted keys, two spaces, a final newline."""
+        document = dataclasses.asdict(self)
+        del document["sha256"]
+        return (json.dumps(document, indent=2, sort_keys=True) + "\n").encode()
+
+    @classmethod
+    def from_file(cls, path: Path) -> DecoderConfig:
+        """Read `decoder.json`; keys it does not know, as a later minor version may have, are passed over.
+
+        Raises:
+            ManifestError: the file is missing, not JSON, of a newer contract, or lacks a field.
+        """
+        where = path.name
+        try:
+            content = path.read_bytes()
+            data = json.loads(content)
+        except FileNotFoundError:
+            raise ManifestError(f"{where} is missing: this folder is not a base bundle") from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise ManifestError(f"{where} cannot be read as JSON: {error}") from error
+        version = data.get("contract_version") if isinstance(data, dict) else None
+        if not isinstance(version, str) or version.split(".")[0] != CONTRACT_VERSION.split(".")[0]:
+            raise ManifestError(
+                f"{where}: contract_version is {version!r}, this runtime reads {CONTRACT_VERSION}: "
+                "export again with a matching hivellm-ort"
+            )
+        try:
+            sites = tuple(
+                _known(Site, {**site, "parts": tuple(_known(Part, part) for part in site["parts"])})
+                for site in data["sites"]
+            )
+            fields = {**data, "sites": sites, "architecture": _known(Architecture, data["architecture"])}
+            return _known(cls, {**fields, "sha256": hashlib.sha256(content).hexdigest()})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ManifestError(f"{where}: a field is missing or malformed ({error})") from error
+
+
+def _known(cls: type[_T], values: Mapping[str, Any]) -> _T:
+    """An instance of the dataclass `cls` from those of `values` that it has fields for."""
+    names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    return cls(**{name: value for name, value in values.items() if name in names})

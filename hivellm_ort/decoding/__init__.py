@@ -1,0 +1,1 @@
+"""From logits to an answer: sampler, stop strings and the generation loop."""

@@ -1,0 +1,1 @@
+"""ONNX Runtime inside, numpy outside: sessions, cache buffers and adapter bindings."""

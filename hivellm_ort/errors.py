@@ -1,0 +1,90 @@
+"""Every error this package raises.
+
+The tree, with the built-in that a leaf also is::
+
+    ExpertError
+    ├── LoadError                       a package, bundle or adapter cannot be used
+    │   ├── ManifestError (ValueError)          manifest.json or decoder.json is wrong
+    │   ├── IntegrityError (ValueError)         bytes differ from their digest, or the archive is unsafe
+    │   ├── AdapterError (ValueError)           an adapter's config or tensors are wrong
+    │   │   └── BaseMismatchError               the adapter was trained or prepared for another base
+    │   └── ProviderError (RuntimeError)        no ONNX Runtime, two of them, or the device is not to be had
+    ├── InferenceError                  a request cannot be answered
+    │   ├── UnknownExpertError (LookupError)    no expert of that name is loaded
+    │   ├── ContextLengthError (ValueError)     prompt and answer do not fit the model's context
+    │   └── OutOfMemoryError (MemoryError)      buffers for the request cannot be allocated
+    └── ExportError                     the exporter cannot do what was asked
+        └── UnsupportedArchitectureError (ValueError)
+
+A message says what is wrong, where (file, manifest field, tensor) and what to do about it.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AdapterError",
+    "BaseMismatchError",
+    "ContextLengthError",
+    "ExpertError",
+    "ExportError",
+    "InferenceError",
+    "IntegrityError",
+    "LoadError",
+    "ManifestError",
+    "OutOfMemoryError",
+    "ProviderError",
+    "UnknownExpertError",
+    "UnsupportedArchitectureError",
+]
+
+
+class ExpertError(Exception):
+    """Root of all errors of this package."""
+
+
+class LoadError(ExpertError):
+    """A package, bundle or adapter cannot be used."""
+
+
+class ManifestError(LoadError, ValueError):
+    """`manifest.json` or `decoder.json` is missing, malformed or contradicts itself."""
+
+
+class IntegrityError(LoadError, ValueError):
+    """Bytes differ from their recorded digest, or an archive breaks a safety rule."""
+
+
+class AdapterError(LoadError, ValueError):
+    """An adapter's configuration or tensors are missing, malformed or not supported."""
+
+
+class BaseMismatchError(AdapterError):
+    """The adapter was trained or prepared for another base model."""
+
+
+class ProviderError(LoadError, RuntimeError):
+    """ONNX Runtime is missing, installed twice, or cannot serve the requested device."""
+
+
+class InferenceError(ExpertError):
+    """A request cannot be answered."""
+
+
+class UnknownExpertError(InferenceError, LookupError):
+    """No expert is loaded under that name."""
+
+
+class ContextLengthError(InferenceError, ValueError):
+    """The prompt, or the prompt and the answer, exceed the model's context."""
+
+
+class OutOfMemoryError(InferenceError, MemoryError):
+    """Buffers for the request cannot be allocated."""
+
+
+class ExportError(ExpertError):
+    """The exporter cannot do what was asked."""
+
+
+class UnsupportedArchitectureError(ExportError, ValueError):
+    """The base model's architecture is not one the exporter knows."""

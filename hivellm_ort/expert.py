@@ -1,0 +1,231 @@
+"""One expert: a package, its base model, and generation in three lines."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar, Unpack
+
+from hivellm_ort.adapters.prepared import PreparedAdapter
+from hivellm_ort.contract import DECODER_JSON, DecoderConfig
+from hivellm_ort.decoding.loop import Step, decode
+from hivellm_ort.decoding.sampler import Sampler, SamplingParams, make_sampler
+from hivellm_ort.decoding.stops import StopMatcher
+from hivellm_ort.decoding.stream import Clock, TextStream
+from hivellm_ort.engine.adapters import BoundAdapter
+from hivellm_ort.engine.pool import EnginePool
+from hivellm_ort.errors import ContextLengthError, InferenceError, LoadError, ManifestError
+from hivellm_ort.options import GenerateOptions
+from hivellm_ort.package.manifest import ExpertManifest
+from hivellm_ort.package.store import Store, UnpackedPackage, open_package
+from hivellm_ort.result import InferenceResult
+from hivellm_ort.text.detokenizer import IncrementalDetokenizer
+from hivellm_ort.text.prompt import build_messages, dialect_of
+from hivellm_ort.text.template import ChatTemplate
+from hivellm_ort.text.tokenizer import TextTokenizer
+
+__all__ = ["Expert"]
+
+DEFAULT_MAX_TOKENS = 512
+_ENGINES = EnginePool()
+
+_T = TypeVar("_T")
+StrPath = str | os.PathLike[str]
+
+
+class Expert:
+    """A loaded expert. Safe to use from several threads at once: every generation has a row of its own.
+
+    Experts of one base share its session in memory, however they were loaded. Close an expert, or use it as a
+    context manager, to free what no other uses.
+
+    Attributes:
+        manifest: the package's manifest.
+        base: what the base bundle is.
+        adapter: the adapter's weights as they are bound, None where they are merged into the base.
+    """
+
+    def __init__(self, package: UnpackedPackage, bundle: Path, *, device: str | None, threads: int | None):
+        self.manifest = ExpertManifest.from_file(package.root / "manifest.json")
+        self.base = DecoderConfig.from_file(bundle / DECODER_JSON)
+        self._tokenizer = TextTokenizer.from_folder(bundle)
+        self._template = ChatTemplate.from_folder(bundle)
+        self._eos_token_ids = _eos_token_ids(bundle)
+        self.adapter: BoundAdapter | None = None
+        if self.base.merged is None:
+            if package.adapter is None:
+                raise LoadError(
+                    f"{self.manifest.name}: the package has no onnx/adapter.safetensors: export it with "
+                    "'hivellm-ort export --expert'"
+                )
+            self.adapter = BoundAdapter(PreparedAdapter.from_file(package.adapter), self.base)
+        elif package.adapter is not None:
+            raise LoadError(f"{self.manifest.name}: the base bundle has another adapter merged in already")
+        decoding = self.manifest.decoding
+        self._dialect = dialect_of(self.manifest.capabilities, decoding.grammar_type)
+        self._engine = _ENGINES.acquire(bundle, device=device, threads=threads)
+        self._closed = False
+
+    @classmethod
+    def load(
+        cls,
+        path: StrPath,
+        *,
+        device: str | None = None,
+        base: StrPath | None = None,
+        cache_dir: StrPath | None = None,
+        threads: int | None = None,
+    ) -> Expert:
+        """Load a `.expert` package, or the folder of an unpacked one.
+
+        Args:
+            path: the package.
+            device: None or "auto" for what the package was exported for, else "cpu".
+            base: a base bundle to use instead of the packaged one; a thin package needs it, unless a bundle made
+                from the same base weights is in the cache.
+            cache_dir: where packages are unpacked; the platform's cache folder, or `HIVELLM_HOME`, by default.
+            threads: intra-op threads of ONNX Runtime; one per physical core by default.
+
+        Raises:
+            LoadError: the package, its manifest, its adapter or its base cannot be used; nothing stays loaded.
+        """
+        store = Store(Path(cache_dir) if cache_dir is not None else None)
+        package = open_package(Path(path), store)
+        bundle = Path(base) if base is not None else package.bundle or _find_bundle(package, store)
+        return cls(package, bundle, device=device, threads=threads)
+
+    @property
+    def name(self) -> str:
+        """The expert's name from its manifest."""
+        return self.manifest.name
+
+    def generate(self, prompt: str | None = None, **options: Unpack[GenerateOptions]) -> InferenceResult:
+        """Answer `prompt`; None where `messages` ends with the question.
+
+        The options are those of `GenerateOptions`.
+
+        Raises:
+            ValueError: an option is out of range.
+            ContextLengthError: prompt and `max_tokens` do not fit the model's context.
+            InferenceError: the expert is closed, or its chat template fails.
+        """
+        stream = self.generate_stream(prompt, **options)
+        for _ in stream:
+            pass
+        return stream.result
+
+    def generate_stream(
+        self,
+        prompt: str | None = None,
+        *,
+        schema: str | None = None,
+        system: str | None = None,
+        messages: Sequence[Mapping[str, str]] | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        max_tokens: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        seed: int | None = None,
+    ) -> TextStream:
+        """As `generate`, piece by piece: iterate over the text, then read `.result`."""
+        if self._closed:
+            raise InferenceError(f"expert {self.name!r} is closed: load it again")
+        conversation = build_messages(
+            prompt, schema=schema, system=system, messages=messages, dialect=self._dialect
+        )
+        defaults = self.manifest.decoding
+        sampling = SamplingParams(
+            temperature=_first(temperature, defaults.temperature, 0.0),
+            top_p=_first(top_p, defaults.top_p, 1.0),
+            top_k=_first(top_k, defaults.top_k, 0),
+            seed=seed,
+        )
+        stops = StopMatcher([stop] if isinstance(stop, str) else list(stop or ()))
+        prompt_ids = self._tokenizer.encode(self._template.render(conversation))
+        limit = self._room_for(prompt_ids, max_tokens)
+        clock = Clock()
+        steps = self._steps(prompt_ids, make_sampler(sampling), stops, limit, clock)
+        return TextStream(steps, clock=clock, prompt_tokens=len(prompt_ids), expert=self.name)
+
+    def close(self) -> None:
+        """Let go of the base; its memory is freed when no other expert uses it."""
+        if not self._closed:
+            self._closed = True
+            _ENGINES.release(self._engine)
+
+    def __enter__(self) -> Expert:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _room_for(self, prompt_ids: list[int], max_tokens: int | None) -> int:
+        if max_tokens is not None and max_tokens < 1:
+            raise ValueError(f"max_tokens is {max_tokens}: it must be at least 1")
+        context = self.base.architecture.max_position_embeddings
+        room = context - len(prompt_ids)
+        if room < (max_tokens or 1):
+            raise ContextLengthError(
+                f"a prompt of {len(prompt_ids)} tokens and max_tokens={max_tokens or 1} exceed the model's context "
+                f"of {context} tokens: shorten the prompt or lower max_tokens"
+            )
+        return max_tokens or min(
+            _first(None, self.manifest.decoding.max_new_tokens, DEFAULT_MAX_TOKENS), room
+        )
+
+    def _steps(
+        self, prompt_ids: list[int], sampler: Sampler, stops: StopMatcher, max_tokens: int, clock: Clock
+    ) -> Generator[Step]:
+        row = self._engine.decoder(self.adapter, capacity=len(prompt_ids) + min(max_tokens, 256))
+        clock.swap = row.swap_seconds
+        try:
+            yield from decode(
+                row,
+                prompt_ids,
+                detokenizer=IncrementalDetokenizer(self._tokenizer),
+                sampler=sampler,
+                stops=stops,
+                eos_token_ids=self._eos_token_ids,
+                max_tokens=max_tokens,
+            )
+        finally:
+            self._engine.release(row)
+
+
+def _first(given: _T | None, manifest: _T | None, default: _T) -> _T:
+    return given if given is not None else manifest if manifest is not None else default
+
+
+def _find_bundle(package: UnpackedPackage, store: Store) -> Path:
+    """A thin package's base: the bundle it was exported with, else any of the same weights, from the cache."""
+    if package.adapter is None:
+        raise LoadError(
+            "the package holds neither a base nor a prepared adapter (onnx/): export it with "
+            "'hivellm-ort export --expert'"
+        )
+    adapter = PreparedAdapter.from_file(package.adapter)
+    exact = store.find_bundle(adapter.base_sha256)
+    if exact is not None:
+        return exact
+    for bundle in store.bundles():
+        if DecoderConfig.from_file(bundle / DECODER_JSON).source_sha256 == adapter.source_sha256:
+            return bundle
+    raise LoadError(
+        f"the package is thin and its base bundle {adapter.base_sha256[:12]}… is not in the cache: pass base=, the "
+        "folder of a bundle exported from the same base model"
+    )
+
+
+def _eos_token_ids(bundle: Path) -> frozenset[int]:
+    path = bundle / "generation_config.json"
+    try:
+        ids = json.loads(path.read_bytes())["eos_token_id"]
+        return frozenset([ids] if isinstance(ids, int) else map(int, ids))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ManifestError(f"{path.name}: eos_token_id is missing or malformed: {error!r}") from error

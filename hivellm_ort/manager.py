@@ -1,0 +1,161 @@
+"""Several experts on shared bases."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Unpack
+
+from hivellm_ort.decoding.stream import TextStream
+from hivellm_ort.errors import LoadError, UnknownExpertError
+from hivellm_ort.expert import Expert, StrPath
+from hivellm_ort.options import GenerateOptions
+from hivellm_ort.result import InferenceResult
+
+__all__ = ["ExpertInfo", "ExpertManager"]
+
+
+@dataclass(frozen=True)
+class ExpertInfo:
+    """A loaded expert in a list.
+
+    Attributes:
+        name: the name it was loaded under.
+        package: name of its manifest.
+        version: version of its manifest.
+        base: short name of the base model.
+        base_sha256: digest of the base bundle; equal digests share one session.
+        kind: adapter kind, `merged` where it is folded into the base.
+        rank: adapter rank, 0 where merged.
+        adapter_bytes: memory of the adapter's weights.
+    """
+
+    name: str
+    package: str
+    version: str
+    base: str
+    base_sha256: str
+    kind: str
+    rank: int
+    adapter_bytes: int
+
+
+class ExpertManager:
+    """Experts by name, one session per base.
+
+    Changing between experts of one base binds the other adapter's weights and nothing else.
+
+    Args:
+        device: for every expert, see `Expert.load`.
+        cache_dir: see `Expert.load`.
+        threads: see `Expert.load`.
+    """
+
+    def __init__(
+        self,
+        *,
+        device: str | None = None,
+        cache_dir: StrPath | None = None,
+        threads: int | None = None,
+    ):
+        self._device, self._cache_dir, self._threads = device, cache_dir, threads
+        self._lock = threading.Lock()
+        self._experts: dict[str, Expert] = {}
+
+    def load_expert(self, name: str, path: StrPath, *, base: StrPath | None = None) -> Expert:
+        """Load the package at `path` under `name`; `base` as in `Expert.load`.
+
+        Raises:
+            LoadError: the name is in use, or the package cannot be loaded.
+        """
+        self._check_free(name)
+        expert = Expert.load(
+            path, device=self._device, base=base, cache_dir=self._cache_dir, threads=self._threads
+        )
+        with self._lock:
+            if name not in self._experts:
+                self._experts[name] = expert
+                return expert
+        expert.close()
+        self._check_free(name)
+        raise LoadError(f"expert {name!r} was loaded and unloaded by another thread meanwhile: try again")
+
+    def unload_expert(self, name: str) -> None:
+        """Unload an expert; answers that are being generated are finished.
+
+        Raises:
+            UnknownExpertError: there is none of that name.
+        """
+        with self._lock:
+            expert = self._get(name)
+            del self._experts[name]
+        expert.close()
+
+    def list_loaded_experts(self) -> list[ExpertInfo]:
+        """What is loaded, in the order of loading."""
+        with self._lock:
+            experts = list(self._experts.items())
+        return [
+            ExpertInfo(
+                name=name,
+                package=expert.manifest.name,
+                version=expert.manifest.version,
+                base=expert.base.name,
+                base_sha256=expert.base.sha256,
+                kind=expert.adapter.kind if expert.adapter else "merged",
+                rank=expert.adapter.rank if expert.adapter else 0,
+                adapter_bytes=expert.adapter.nbytes if expert.adapter else 0,
+            )
+            for name, expert in experts
+        ]
+
+    def generate(
+        self, name: str, prompt: str | None = None, **options: Unpack[GenerateOptions]
+    ) -> InferenceResult:
+        """Answer `prompt` with the expert `name`; see `Expert.generate`.
+
+        Raises:
+            UnknownExpertError: there is none of that name.
+        """
+        return self._named(name).generate(prompt, **options)
+
+    def generate_stream(
+        self, name: str, prompt: str | None = None, **options: Unpack[GenerateOptions]
+    ) -> TextStream:
+        """As `generate`, piece by piece; see `Expert.generate_stream`."""
+        return self._named(name).generate_stream(prompt, **options)
+
+    def close(self) -> None:
+        """Unload every expert."""
+        with self._lock:
+            experts = list(self._experts.values())
+            self._experts.clear()
+        for expert in experts:
+            expert.close()
+
+    def __enter__(self) -> ExpertManager:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _named(self, name: str) -> Expert:
+        with self._lock:
+            return self._get(name)
+
+    def _get(self, name: str) -> Expert:
+        try:
+            return self._experts[name]
+        except KeyError:
+            loaded = ", ".join(map(repr, self._experts)) or "none"
+            raise UnknownExpertError(f"no expert is loaded as {name!r}; loaded are: {loaded}") from None
+
+    def _check_free(self, name: str) -> None:
+        with self._lock:
+            if name in self._experts:
+                raise LoadError(
+                    f"an expert is loaded as {name!r} already: unload it first, or choose another name"
+                )

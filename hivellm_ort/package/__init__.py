@@ -1,0 +1,1 @@
+"""From package bytes to verified files: archive, store and manifest."""

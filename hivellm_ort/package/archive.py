@@ -1,0 +1,237 @@
+"""Packages are tar.gz archives: read them without trusting them, write them reproducibly."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from hivellm_ort.errors import IntegrityError, LoadError
+from hivellm_ort.package.names import MemberNames, member_name, never_loaded, shown
+from hivellm_ort.package.packing import Progress, write
+from hivellm_ort.package.tarstream import Header, Inflated, headers
+
+__all__ = [
+    "DEFAULT_LIMITS",
+    "ArchiveContents",
+    "Limits",
+    "Member",
+    "Progress",
+    "extract",
+    "sha256_file",
+    "write",
+]
+
+_CHUNK = 1 << 20
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What an archive may unpack to.
+
+    Attributes:
+        max_members: Entries of the archive, folders and skipped files included.
+        max_member_bytes: Bytes of one file.
+        max_total_bytes: Bytes of all files together.
+        max_ratio: Bytes of output per compressed byte, once there is more than 1 MiB of output.
+    """
+
+    max_members: int = 4096
+    max_member_bytes: int = 8 * _GIB
+    max_total_bytes: int = 16 * _GIB
+    max_ratio: float = 200.0
+
+
+DEFAULT_LIMITS = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One file of an archive.
+
+    Attributes:
+        name: Relative name, its parts joined by `/`.
+        size: Bytes.
+        sha256: Hex digest of the bytes.
+    """
+
+    name: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArchiveContents:
+    """What `extract` found.
+
+    Attributes:
+        sha256: Hex digest of the archive itself.
+        members: The files written, in the archive's order.
+        skipped: Files left out because they are pickles or executables; signatures cover them too.
+        notes: One sentence for each member that was skipped or came twice.
+    """
+
+    sha256: str
+    members: tuple[Member, ...]
+    skipped: tuple[Member, ...]
+    notes: tuple[str, ...]
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while data := file.read(_CHUNK):
+            digest.update(data)
+    return digest.hexdigest()
+
+
+def extract(
+    package: Path, destination: Path, *, limits: Limits = DEFAULT_LIMITS, progress: Progress | None = None
+) -> ArchiveContents:
+    """Write the files of a package under a folder, and nothing if one of them is not acceptable.
+
+    Args:
+        package: The tar.gz file.
+        destination: Folder to fill; made if missing, and empty otherwise. After an error it is empty.
+        limits: What the archive may unpack to.
+        progress: Called with the number of compressed bytes just read.
+
+    Returns:
+        The members with their digests.
+
+    Raises:
+        IntegrityError: The archive is damaged, unsafe, or passes a limit.
+        LoadError: The package cannot be read or the folder not written, or the folder is not empty.
+    """
+    try:
+        destination.mkdir(parents=True, exist_ok=True)
+        if any(destination.iterdir()):
+            raise LoadError(f"{destination}: the folder to unpack into is not empty; name an empty one")
+        with package.open("rb") as file, _emptied_on_error(destination):
+            return _Extraction(destination, limits).run(
+                Inflated(file, max_ratio=limits.max_ratio, progress=progress)
+            )
+    except IntegrityError as error:
+        raise IntegrityError(f"{package}: {error}") from error
+    except OSError as error:
+        raise LoadError(
+            f"{package}: cannot be unpacked: {error.strerror or 'input or output failed'}; "
+            "check the path, the permissions and the free space"
+        ) from error
+
+
+class _Extraction:
+    """One run of `extract`."""
+
+    def __init__(self, destination: Path, limits: Limits) -> None:
+        self._destination = destination
+        self._limits = limits
+        self._names = MemberNames()
+        self._members: dict[str, Member] = {}
+        self._skipped: dict[str, Member] = {}
+        self._notes: list[str] = []
+        self._total = 0
+
+    def run(self, stream: Inflated) -> ArchiveContents:
+        for count, header in enumerate(headers(stream), start=1):
+            if count > self._limits.max_members:
+                raise _beyond("the archive", f"more than {self._limits.max_members} members", "max_members")
+            self._accept(header, stream)
+        return ArchiveContents(
+            sha256=stream.sha256,
+            members=tuple(self._members.values()),
+            skipped=tuple(self._skipped.values()),
+            notes=tuple(self._notes),
+        )
+
+    def _accept(self, header: Header, stream: Inflated) -> None:
+        if header.directory and header.name in ("", "."):
+            return
+        name = member_name(header.name)
+        new = self._names.add(name, directory=header.directory)
+        if header.directory:
+            return
+        self._check_size(name, header.size)
+        skip = never_loaded(name)
+        kept = self._skipped if skip else self._members
+        if new and not skip:
+            kept[name] = Member(name, header.size, self._write(name, header.size, stream))
+            return
+        member = Member(name, header.size, _digest(stream, header.size))
+        if new:
+            self._notes.append(f"{name} was left out: pickles and executables are never loaded")
+        elif kept[name] != member:
+            raise IntegrityError(
+                f"member {shown(name)} comes twice with different bytes; pack the archive again with one"
+            )
+        else:
+            self._notes.append(f"{name} comes twice with the same bytes")
+        kept[name] = member
+
+    def _check_size(self, name: str, size: int) -> None:
+        # Exactly `size` bytes are read for the member, so this bounds the output before any of it is written.
+        self._total += size
+        if size > self._limits.max_member_bytes:
+            raise _beyond(
+                f"member {shown(name)}",
+                f"more than {self._limits.max_member_bytes} bytes",
+                "max_member_bytes",
+            )
+        if self._total > self._limits.max_total_bytes:
+            raise _beyond(
+                "the archive", f"more than {self._limits.max_total_bytes} bytes unpacked", "max_total_bytes"
+            )
+
+    def _write(self, name: str, size: int, stream: Inflated) -> str:
+        path = self._destination.joinpath(*name.split("/"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = path.open("xb")
+        except FileExistsError:
+            # The names differ, but not for this file system (short 8.3 names, say).
+            raise IntegrityError(f"member {shown(name)} collides with an earlier one; rename it") from None
+        with file:
+            digest = _digest(stream, size, file)
+            file.flush()
+            os.fsync(file.fileno())
+        return digest
+
+
+def _digest(stream: Inflated, size: int, file: BinaryIO | None = None) -> str:
+    """Hash the next `size` bytes, and write them if there is a file."""
+    digest = hashlib.sha256()
+    for data in stream.chunks(size):
+        digest.update(data)
+        if file is not None:
+            file.write(data)
+    return digest.hexdigest()
+
+
+def _beyond(what: str, fault: str, limit: str) -> IntegrityError:
+    return IntegrityError(f"{what} has {fault} ({limit}); raise the limit only for a package you trust")
+
+
+@contextlib.contextmanager
+def _emptied_on_error(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        # What cannot be deleted must not hide the error.
+        with contextlib.suppress(OSError):
+            for entry in folder.iterdir():
+                if entry.is_dir():
+                    shutil.rmtree(entry, ignore_errors=True)
+                else:
+                    entry.unlink()
+        raise

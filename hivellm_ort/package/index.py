@@ -1,0 +1,63 @@
+"""`index.json`: what the store knows about one unpacked package."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from hivellm_ort.errors import LoadError
+from hivellm_ort.package.archive import ArchiveContents, Member
+from hivellm_ort.package.jsonfile import Node, read_json
+
+__all__ = ["PackageIndex"]
+
+_NAME = "index.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class PackageIndex:
+    """The record of one unpacked package.
+
+    Attributes:
+        contents: What the archive held.
+        bundle: Digest of its base bundle; None for a thin package.
+    """
+
+    contents: ArchiveContents
+    bundle: str | None
+
+    @classmethod
+    def load(cls, folder: Path) -> PackageIndex | None:
+        """Read a folder's index; None if it is missing, damaged, or of another format or package."""
+        try:
+            node = Node(read_json(folder / _NAME), _NAME)
+            if node.integer("format") != _FORMAT:
+                return None
+            contents = ArchiveContents(
+                sha256=node.required("sha256"),
+                members=tuple(_member(child) for child in node.children("members")),
+                skipped=tuple(_member(child) for child in node.children("skipped")),
+                notes=node.texts("notes") or (),
+            )
+            return cls(contents, node.text("bundle")) if contents.sha256 == folder.name else None
+        except LoadError:
+            return None
+
+    def save(self, folder: Path) -> None:
+        """Write the index, which declares the folder complete.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        value = {"format": _FORMAT, "bundle": self.bundle, **asdict(self.contents)}
+        with (folder / _NAME).open("x", encoding="utf-8") as file:
+            json.dump(value, file, ensure_ascii=False)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _member(node: Node) -> Member:
+    return Member(node.required("name"), node.integer("size") or 0, node.required("sha256"))

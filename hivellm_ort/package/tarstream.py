@@ -1,0 +1,236 @@
+"""A strict reader of tar headers from a gzip stream.
+
+`tarfile` decodes the header blocks, but not the stream: it takes a damaged header for the end of the archive,
+and reads a whole extended header into memory however long it claims to be.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from hivellm_ort.errors import IntegrityError
+from hivellm_ort.package.names import shown
+
+__all__ = ["Header", "Inflated", "damaged", "headers"]
+
+_BLOCK = tarfile.BLOCKSIZE
+_CHUNK = 1 << 20
+_FREE_OUTPUT = 1 << 20  # bytes of output before the ratio counts: small files may compress very well
+_MAX_EXTENDED = 16 << 10  # bytes of one extended header; a legal name needs 240
+_MAX_EXTENDED_IN_A_ROW = 3
+_MAX_TAIL = 1 << 20  # zero bytes after the archive's end; writers pad to 10 KiB
+_SPARSE_RECORD = "GNU.sparse."
+_KINDS = {
+    tarfile.LNKTYPE: "hard link",
+    tarfile.SYMTYPE: "symbolic link",
+    tarfile.CHRTYPE: "character device",
+    tarfile.BLKTYPE: "block device",
+    tarfile.FIFOTYPE: "fifo",
+    tarfile.GNUTYPE_SPARSE: "sparse file",
+    tarfile.GNUTYPE_LONGLINK: "link",
+}
+
+
+def damaged(what: str) -> IntegrityError:
+    """The error for bytes that are no whole archive."""
+    return IntegrityError(f"the archive is damaged: {what}; fetch the package again")
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """One regular file or folder of the archive.
+
+    Attributes:
+        name: The name as recorded, unchecked; a folder's without its trailing slash.
+        size: Bytes of the file; 0 for a folder.
+        directory: Whether it is a folder.
+    """
+
+    name: str
+    size: int
+    directory: bool
+
+
+class Inflated:
+    """The uncompressed bytes of a gzip file, held to a ratio, while the compressed ones are hashed.
+
+    Args:
+        file: The compressed file.
+        max_ratio: Output bytes allowed per compressed byte, once there is more than 1 MiB of output.
+        progress: Called with the number of compressed bytes just read.
+    """
+
+    def __init__(
+        self, file: BinaryIO, *, max_ratio: float, progress: Callable[[int], object] | None = None
+    ) -> None:
+        self._file = file
+        self._max_ratio = max_ratio
+        self._progress = progress
+        self._hash = hashlib.sha256()
+        self._taken = 0
+        self._given = 0
+        self._gzip = gzip.GzipFile(fileobj=_Source(self._take), mode="rb")
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of the compressed bytes read so far."""
+        return self._hash.hexdigest()
+
+    def read(self, size: int) -> bytes:
+        """Read up to `size` bytes, at most 1 MiB; none at the end.
+
+        Raises:
+            IntegrityError: The gzip stream is damaged, or its ratio passes the limit.
+            OSError: The file cannot be read.
+        """
+        try:
+            data = self._gzip.read(min(size, _CHUNK))
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise damaged(f"gzip: {error}") from error
+        self._given += len(data)
+        if self._given > max(_FREE_OUTPUT, self._max_ratio * self._taken):
+            raise IntegrityError(
+                f"the archive unpacks to more than {self._max_ratio:g} times its size (max_ratio); "
+                "raise the limit only for a package you trust"
+            )
+        return data
+
+    def exactly(self, size: int) -> bytes:
+        """Read `size` bytes.
+
+        Raises:
+            IntegrityError: As `read`, or the stream ends before.
+            OSError: The file cannot be read.
+        """
+        return b"".join(self.chunks(size))
+
+    def chunks(self, size: int) -> Iterator[bytes]:
+        """Read `size` bytes piece by piece; raises as `exactly`."""
+        while size:
+            data = self.read(size)
+            if not data:
+                raise damaged("it ends too early")
+            size -= len(data)
+            yield data
+
+    def _take(self, size: int) -> bytes:
+        data = self._file.read(size)
+        self._taken += len(data)
+        self._hash.update(data)
+        if self._progress is not None and data:
+            self._progress(len(data))
+        return data
+
+
+class _Source:
+    """What GzipFile asks of a file."""
+
+    def __init__(self, read: Callable[[int], bytes]) -> None:
+        self.read = read
+
+    def seek(self, offset: int) -> None:
+        raise OSError(f"a stream cannot seek to {offset}")
+
+
+def headers(stream: Inflated) -> Iterator[Header]:
+    """Yield the files and folders of a tar, and check that it ends as a tar ends.
+
+    The caller reads exactly `size` bytes of each file before it asks for the next header.
+
+    Raises:
+        IntegrityError: The archive is damaged, or holds anything but files and folders.
+        OSError: The file cannot be read.
+    """
+    extended: dict[str, str] = {}
+    in_a_row = 0
+    while True:
+        block = stream.exactly(_BLOCK)
+        if not block.strip(b"\0"):
+            break
+        try:
+            info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        except tarfile.HeaderError as error:
+            raise damaged(f"tar header: {error}") from error
+        # The type as recorded: frombuf makes a folder of an old-style file whose name ends in a slash.
+        kind = block[156:157]
+        if kind in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME):
+            in_a_row += 1
+            if not 0 <= info.size <= _MAX_EXTENDED or in_a_row > _MAX_EXTENDED_IN_A_ROW:
+                raise IntegrityError("the archive has oversized extended headers; pack it again")
+            _extend(extended, kind, stream.exactly(info.size))
+            stream.exactly(-info.size % _BLOCK)
+            continue
+        header = _header(info, kind, extended)
+        extended, in_a_row = {}, 0
+        yield header
+        stream.exactly(-header.size % _BLOCK)
+    if extended:
+        raise damaged("an extended header has no member")
+    _finish(stream)
+
+
+def _header(info: tarfile.TarInfo, kind: bytes, extended: dict[str, str]) -> Header:
+    name = extended.get("path", info.name)
+    # A v7 folder is a file whose name ends in a slash; frombuf has turned it into a folder already.
+    directory = kind == tarfile.DIRTYPE or (kind == tarfile.AREGTYPE and info.isdir())
+    if not directory and kind not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+        what = _KINDS.get(kind, f"type {kind.decode('latin-1')!a}")
+        raise IntegrityError(
+            f"member {shown(name)} is no regular file ({what}); pack the archive again without it"
+        )
+    size = int(extended.get("size", info.size))
+    if size < 0 or (directory and size):
+        raise damaged(f"member {shown(name)} has a size of {size}")
+    return Header(name.rstrip("/") if directory else name, size, directory)
+
+
+def _extend(extended: dict[str, str], kind: bytes, data: bytes) -> None:
+    """Add what an extended header says about the next member."""
+    if kind == tarfile.GNUTYPE_LONGNAME:
+        found = {"path": data.removesuffix(b"\0").decode("utf-8", "surrogateescape")}
+    else:
+        found = _pax_records(data)
+    # Readers differ in which of two names or sizes they believe, so there must be only one.
+    if extended.keys() & found.keys():
+        raise damaged("two extended headers describe one member")
+    if kind == tarfile.XGLTYPE and found:
+        raise damaged("a global header describes every member at once")
+    extended.update(found)
+
+
+def _pax_records(data: bytes) -> dict[str, str]:
+    """The path and size of a pax header; its other records do not matter here."""
+    found: dict[str, str] = {}
+    start = 0
+    while start < len(data):
+        space = data.find(b" ", start, start + 8)
+        digits = data[start:space]
+        end = start + int(digits) if space > start and digits.isdigit() else 0
+        if not start < space < end <= len(data) or data[end - 1 : end] != b"\n":
+            raise damaged("a pax record has a wrong length")
+        key_bytes, _, value = data[space + 1 : end - 1].partition(b"=")
+        key = key_bytes.decode("utf-8", "replace")
+        start = end
+        if key.startswith(_SPARSE_RECORD):
+            raise IntegrityError("the archive holds a sparse file; pack it again without --sparse")
+        if key not in ("path", "size"):
+            continue
+        if key in found or (key == "size" and not (value.isdigit() and len(value) < 20)):
+            raise damaged(f"a pax header has a wrong {key}")
+        found[key] = value.decode("utf-8", "surrogateescape")
+    return found
+
+
+def _finish(stream: Inflated) -> None:
+    """Read to the end of the gzip stream, which checks its CRC; only zeros may follow the last member."""
+    tail = 0
+    while data := stream.read(_CHUNK):
+        tail += len(data)
+        if tail > _MAX_TAIL or data.strip(b"\0"):
+            raise damaged("data follows the end of the tar")

@@ -1,0 +1,120 @@
+"""The messages of a request, in the words experts were trained on.
+
+The SQL and Cypher experts' training data has `Dialect: <name>`, then `Schema:` and the schema on lines of its
+own, as the system message, and the question alone as the user message. Experts trained on other fields (a
+task, a format, an index) need a system message of the caller's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["build_messages", "dialect_of"]
+
+_ROLES = ("system", "user", "assistant", "tool")
+
+_GRAMMAR_DIALECTS = {
+    "sql-postgres": "postgres",
+    "sql-mysql": "mysql",
+    "sql": "sql",
+    "cypher": "cypher",
+    "typescript": "typescript",
+    "python": "python",
+}
+
+_TAG_DIALECTS = {
+    "postgresql": "postgres",
+    "postgres": "postgres",
+    "mysql": "mysql",
+    "sql": "sql",
+    "cypher": "cypher",
+    "neo4j": "cypher",
+    "elastic": "elastic",
+    "elasticsearch": "elastic",
+    "typescript": "typescript",
+    "javascript": "typescript",  # as the HiveLLM command line does
+    "python": "python",
+    "rust": "rust",
+}
+
+
+def build_messages(
+    prompt: str | None,
+    *,
+    schema: str | None = None,
+    system: str | None = None,
+    messages: Sequence[Mapping[str, str]] | None = None,
+    dialect: str | None = None,
+) -> list[dict[str, str]]:
+    r"""Return the conversation to render.
+
+    The system message is `system`, the schema after it as `\nSchema:\n{schema}`; without `system` it is
+    `Dialect: {dialect}` and the schema, or whichever of the two there is; with none of the three there is no
+    system message, and the template may add its own. Earlier turns that begin with a system message keep it.
+
+    Args:
+        prompt: The question, appended as the last user turn; None if `messages` holds it.
+        schema: DDL, graph schema or the like that the answer has to fit.
+        system: The system message; an empty text is one too.
+        messages: Earlier turns, each with a `role` (system, user, assistant or tool) and a text `content`.
+        dialect: The expert's language (see `dialect_of`); used only without `system`.
+
+    Raises:
+        ValueError: If there is neither prompt nor message, a turn is malformed (the error has its index), or
+            `schema` or `system` is given although `messages` begins with a system message.
+    """
+    turns = [_checked(index, message) for index, message in enumerate(messages or ())]
+    if prompt is not None:
+        turns.append({"role": "user", "content": prompt})
+    if not turns:
+        raise ValueError("nothing to answer: give a prompt, or messages with at least one turn")
+    if turns[0]["role"] == "system":
+        if schema is not None or system is not None:
+            raise ValueError(
+                "two system messages: messages[0] is one, so leave out schema= and system=, "
+                "or write their text into messages[0]"
+            )
+        return turns
+    lines = []
+    if system is not None:
+        lines.append(system)
+    elif dialect is not None:
+        lines.append(f"Dialect: {dialect}")
+    if schema is not None:
+        lines.append(f"Schema:\n{schema}")
+    return [{"role": "system", "content": "\n".join(lines)}, *turns] if lines else turns
+
+
+def dialect_of(capabilities: Sequence[str], grammar_type: str | None = None) -> str | None:
+    """Return the name after `Dialect:` in an expert's training data, as far as its manifest tells.
+
+    A grammar type that names a language decides ("sql-postgres" is "postgres"). Else the first capability
+    that is a language, by itself or after its colon (`database:postgresql`); "sql" counts only if none is
+    more precise. Whole tags are compared: "trust" is not Rust. JSON is a format and no dialect.
+
+    Args:
+        capabilities: The manifest's `capabilities`, such as `["database:sql", "task:text2sql"]`.
+        grammar_type: The manifest's `training.decoding.grammar_type`, if it has one.
+
+    Returns:
+        "postgres", "mysql", "sql", "cypher", "elastic", "typescript", "python", "rust" or None.
+    """
+    if grammar_type in _GRAMMAR_DIALECTS:
+        return _GRAMMAR_DIALECTS[grammar_type]
+    tags = (capability.rpartition(":")[2].strip().lower() for capability in capabilities)
+    found = [_TAG_DIALECTS[tag] for tag in tags if tag in _TAG_DIALECTS]
+    return next((dialect for dialect in found if dialect != "sql"), "sql" if found else None)
+
+
+def _checked(index: int, message: Mapping[str, str]) -> dict[str, str]:
+    """Return a copy of the turn, once its role and content are known to be sound."""
+    role, content = message.get("role"), message.get("content")
+    if role not in _ROLES:
+        raise ValueError(f"messages[{index}]: role is {role!r}; it must be one of {', '.join(_ROLES)}")
+    if not isinstance(content, str):
+        kind = type(content).__name__
+        raise ValueError(f"messages[{index}]: content must be a text, not {kind}")  # noqa: TRY004
+    return dict(message)
