@@ -74,4 +74,5 @@ def write_package(path: Path, source: ExpertSource, *, adapter: bytes | None, bu
         members += [(f"onnx/{file.name}", file) for file in files]
     total = sum(len(data) if isinstance(data, bytes) else data.stat().st_size for _, data in members)
     with tqdm(total=total, desc=path.name, unit="B", unit_scale=True, disable=None) as bar:
-        write(path, members, progress=bar.update)
+        # Weights hardly compress: a higher level takes longer and gains nothing.
+        write(path, members, compresslevel=1, progress=bar.update)

