@@ -22,7 +22,6 @@ __all__ = [
     "BASE_GRAPH",
     "CONTRACT_VERSION",
     "DECODER_JSON",
-    "LORA_GATE",
     "WEIGHTS_FILE",
     "Architecture",
     "DecoderConfig",
@@ -40,7 +39,6 @@ BASE_GRAPH = "decoder.onnx"
 ADAPTER_GRAPH = "decoder.adapters.onnx"
 WEIGHTS_FILE = "weights.bin"
 ADAPTER_FILE = "adapter.safetensors"
-LORA_GATE = "lora_gate"
 
 
 def past_names(layer: int) -> tuple[str, str]:
@@ -70,24 +68,20 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Part:
-    """One linear module of the model inside a site: `module` is its path, `size` its output features."""
+    """One linear module inside a site: `module` is its path in the base model, `size` its output features."""
 
     module: str
     size: int
     bias: bool = False
-
-    @property
-    def lora_B(self) -> str:
-        """Graph input [R, size]."""
-        return f"{self.module}.lora_B"
 
 
 @dataclass(frozen=True)
 class Site:
     """A place where the graph takes adapter weights: linear modules that share one input.
 
-    With P parts, inputs [..., K] and outputs of the parts side by side [..., N], the graph computes
-    `y = scale * (W x) + concat_p((x lora_A_p * lora_gate) lora_B_p) + b + bias`, where b is the base's own bias.
+    With input x [T, K] for T = B * S tokens, and W, b the parts' weights and biases stacked along N, the graph
+    computes `y = scale * (W x) + ((x lora_A) * lora_gate) lora_B + b + bias`. R is free, and may differ from site
+    to site.
     """
 
     name: str
@@ -101,22 +95,32 @@ class Site:
 
     @property
     def bias(self) -> bool:
-        """Whether any part has a bias in the base model; if so `bias_input` exists."""
+        """Whether any part has a bias in the base model; only then `bias_input` exists."""
         return any(part.bias for part in self.parts)
 
     @property
     def lora_A(self) -> str:
-        """Graph input [K, P * R]: the parts' A matrices side by side."""
+        """Graph input [K, R]: the parts' A matrices side by side."""
         return f"{self.name}.lora_A"
 
     @property
+    def lora_B(self) -> str:
+        """Graph input [R, N]: the parts' B matrices on the diagonal, zeros elsewhere."""
+        return f"{self.name}.lora_B"
+
+    @property
+    def gate(self) -> str:
+        """Graph input [T or 1, R]: which of the R rows a token uses; ones where there is one adapter."""
+        return f"{self.name}.lora_gate"
+
+    @property
     def scale(self) -> str:
-        """Graph input [B or 1, 1, N]."""
+        """Graph input [T or 1, N]."""
         return f"{self.name}.scale"
 
     @property
     def bias_input(self) -> str:
-        """Graph input [B or 1, 1, N], added to the base's bias; only where `bias` is true."""
+        """Graph input [T or 1, N], added to the base's bias."""
         return f"{self.name}.bias"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
@@ -10,27 +9,25 @@ from types import TracebackType
 from typing import TypeVar, Unpack
 
 from hivellm_ort.adapters.prepared import PreparedAdapter
-from hivellm_ort.contract import DECODER_JSON, DecoderConfig
+from hivellm_ort.base import BasePool
+from hivellm_ort.contract import ADAPTER_FILE, DECODER_JSON, DecoderConfig
 from hivellm_ort.decoding.loop import Step, decode
 from hivellm_ort.decoding.sampler import Sampler, SamplingParams, make_sampler
 from hivellm_ort.decoding.stops import StopMatcher
 from hivellm_ort.decoding.stream import Clock, TextStream
 from hivellm_ort.engine.adapters import BoundAdapter
-from hivellm_ort.engine.pool import EnginePool
-from hivellm_ort.errors import ContextLengthError, InferenceError, LoadError, ManifestError
+from hivellm_ort.errors import ContextLengthError, InferenceError, LoadError
 from hivellm_ort.options import GenerateOptions
-from hivellm_ort.package.manifest import ExpertManifest
+from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
 from hivellm_ort.package.store import Store, UnpackedPackage, open_package
 from hivellm_ort.result import InferenceResult
 from hivellm_ort.text.detokenizer import IncrementalDetokenizer
 from hivellm_ort.text.prompt import build_messages, dialect_of
-from hivellm_ort.text.template import ChatTemplate
-from hivellm_ort.text.tokenizer import TextTokenizer
 
 __all__ = ["Expert"]
 
 DEFAULT_MAX_TOKENS = 512
-_ENGINES = EnginePool()
+_BASES = BasePool()
 
 _T = TypeVar("_T")
 StrPath = str | os.PathLike[str]
@@ -44,30 +41,19 @@ class Expert:
 
     Attributes:
         manifest: the package's manifest.
-        base: what the base bundle is.
         adapter: the adapter's weights as they are bound, None where they are merged into the base.
     """
 
     def __init__(self, package: UnpackedPackage, bundle: Path, *, device: str | None, threads: int | None):
-        self.manifest = ExpertManifest.from_file(package.root / "manifest.json")
-        self.base = DecoderConfig.from_file(bundle / DECODER_JSON)
-        self._tokenizer = TextTokenizer.from_folder(bundle)
-        self._template = ChatTemplate.from_folder(bundle)
-        self._eos_token_ids = _eos_token_ids(bundle)
-        self.adapter: BoundAdapter | None = None
-        if self.base.merged is None:
-            if package.adapter is None:
-                raise LoadError(
-                    f"{self.manifest.name}: the package has no onnx/adapter.safetensors: export it with "
-                    "'hivellm-ort export --expert'"
-                )
-            self.adapter = BoundAdapter(PreparedAdapter.from_file(package.adapter), self.base)
-        elif package.adapter is not None:
-            raise LoadError(f"{self.manifest.name}: the base bundle has another adapter merged in already")
-        decoding = self.manifest.decoding
-        self._dialect = dialect_of(self.manifest.capabilities, decoding.grammar_type)
-        self._engine = _ENGINES.acquire(bundle, device=device, threads=threads)
+        self.manifest = ExpertManifest.from_file(package.root / MANIFEST)
+        self._dialect = dialect_of(self.manifest.capabilities, self.manifest.decoding.grammar_type)
+        self._base = _BASES.acquire(bundle, device=device, threads=threads)
         self._closed = False
+        try:
+            self.adapter = self._bound_adapter(package)
+        except BaseException:
+            self.close()
+            raise
 
     @classmethod
     def load(
@@ -96,6 +82,11 @@ class Expert:
         package = open_package(Path(path), store)
         bundle = Path(base) if base is not None else package.bundle or _find_bundle(package, store)
         return cls(package, bundle, device=device, threads=threads)
+
+    @property
+    def base(self) -> DecoderConfig:
+        """What the base bundle is."""
+        return self._base.config
 
     @property
     def name(self) -> str:
@@ -145,7 +136,7 @@ class Expert:
             seed=seed,
         )
         stops = StopMatcher([stop] if isinstance(stop, str) else list(stop or ()))
-        prompt_ids = self._tokenizer.encode(self._template.render(conversation))
+        prompt_ids = self._base.tokenizer.encode(self._base.template.render(conversation))
         limit = self._room_for(prompt_ids, max_tokens)
         clock = Clock()
         steps = self._steps(prompt_ids, make_sampler(sampling), stops, limit, clock)
@@ -155,7 +146,7 @@ class Expert:
         """Let go of the base; its memory is freed when no other expert uses it."""
         if not self._closed:
             self._closed = True
-            _ENGINES.release(self._engine)
+            _BASES.release(self._base)
 
     def __enter__(self) -> Expert:
         return self
@@ -164,6 +155,18 @@ class Expert:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _bound_adapter(self, package: UnpackedPackage) -> BoundAdapter | None:
+        if self.base.merged is None:
+            if package.adapter is None:
+                raise LoadError(
+                    f"{self.name}: the package has no onnx/{ADAPTER_FILE}: export it with "
+                    "'hivellm-ort export --expert'"
+                )
+            return BoundAdapter(PreparedAdapter.from_file(package.adapter), self.base)
+        if package.adapter is not None:
+            raise LoadError(f"{self.name}: the base bundle has another adapter merged in already")
+        return None
 
     def _room_for(self, prompt_ids: list[int], max_tokens: int | None) -> int:
         if max_tokens is not None and max_tokens < 1:
@@ -182,20 +185,20 @@ class Expert:
     def _steps(
         self, prompt_ids: list[int], sampler: Sampler, stops: StopMatcher, max_tokens: int, clock: Clock
     ) -> Generator[Step]:
-        row = self._engine.decoder(self.adapter, capacity=len(prompt_ids) + min(max_tokens, 256))
+        row = self._base.engine.decoder(self.adapter, capacity=len(prompt_ids) + min(max_tokens, 256))
         clock.swap = row.swap_seconds
         try:
             yield from decode(
                 row,
                 prompt_ids,
-                detokenizer=IncrementalDetokenizer(self._tokenizer),
+                detokenizer=IncrementalDetokenizer(self._base.tokenizer),
                 sampler=sampler,
                 stops=stops,
-                eos_token_ids=self._eos_token_ids,
+                eos_token_ids=self._base.eos_token_ids,
                 max_tokens=max_tokens,
             )
         finally:
-            self._engine.release(row)
+            self._base.engine.release(row)
 
 
 def _first(given: _T | None, manifest: _T | None, default: _T) -> _T:
@@ -220,12 +223,3 @@ def _find_bundle(package: UnpackedPackage, store: Store) -> Path:
         f"the package is thin and its base bundle {adapter.base_sha256[:12]}… is not in the cache: pass base=, the "
         "folder of a bundle exported from the same base model"
     )
-
-
-def _eos_token_ids(bundle: Path) -> frozenset[int]:
-    path = bundle / "generation_config.json"
-    try:
-        ids = json.loads(path.read_bytes())["eos_token_id"]
-        return frozenset([ids] if isinstance(ids, int) else map(int, ids))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ManifestError(f"{path.name}: eos_token_id is missing or malformed: {error!r}") from error

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from hivellm_export.quantize import BLOCK
 from hivellm_export.trace import DOMAIN
 from hivellm_export.weights import Matrix, WeightWriter
-from hivellm_ort.contract import LORA_GATE, Part, Site
+from hivellm_ort.contract import Part, Site
 
 __all__ = ["TARGETS", "lower", "sites_of"]
 
@@ -78,7 +78,7 @@ class _Lowering:
         self.graph, self.weights, self.sites, self.adapters = graph, weights, sites, adapters
         self.rotary = rotary
         self.at: ir.Node  # new nodes go before this one
-        self.gates: dict[int, ir.Value] = {}
+        self.rows: ir.Value | None = None
 
     def run(self) -> None:
         for node in tuple(self.graph):
@@ -167,35 +167,40 @@ class _Lowering:
         weight = self.initializer(self.weights.vector(_text(node, "weight")))
         epsilon = node.attributes["epsilon"].as_float()
         head_dim = node.attributes["head_dim"].as_int()
-        width = int(node.outputs[0].shape[-1])
-        heads = self.op("Reshape", node.inputs[0], self.constant([0, 0, -1, head_dim]))
+        width = node.attributes["width"].as_int()
+        heads = self.op("Reshape", node.inputs[0], self.constant([-1, width // head_dim, head_dim]))
         normed = self.op(
             "SimplifiedLayerNormalization", heads, weight, axis=-1, epsilon=epsilon, stash_type=1
         )
-        return (self.op("Reshape", normed, self.constant([0, 0, width])),)
+        return (self.op("Reshape", normed, self.constant([-1, width])),)
 
     def _Attention(self, node: ir.Node) -> tuple[ir.Value, ...]:
-        *qkv, past_key, past_value, seqlens_k, total = node.inputs
-        query, key, value = qkv if len(qkv) == 3 else (qkv[0], None, None)
+        *qkv, input_ids, past_key, past_value, seqlens_k, total = node.inputs
+        if self.rows is None:
+            # [B, S, -1]: the operator wants its three dimensions back.
+            sizes = self.op("Shape", input_ids)
+            self.rows = self.op("Concat", sizes, self.constant([-1]), axis=0)
+        queries = [self.op("Reshape", value, self.rows) for value in qkv]
+        query, key, value = queries if len(queries) == 3 else (queries[0], None, None)
         cos, sin = (
             self.initializer(self.weights.vector(f"rotary.{name}", lambda cache=cache: cache))
             for name, cache in zip(("cos", "sin"), self.rotary, strict=True)
         )
         window = node.attributes["sliding_window"].as_int()
-        return tuple(
-            self.op(
-                "GroupQueryAttention",
-                *(query, key, value, past_key, past_value, seqlens_k, total, cos, sin),
-                domain=_MS,
-                outputs=3,
-                num_heads=node.attributes["num_heads"].as_int(),
-                kv_num_heads=node.attributes["kv_num_heads"].as_int(),
-                scale=node.attributes["scale"].as_float(),
-                local_window_size=window or -1,
-                do_rotary=1,
-                rotary_interleaved=0,
-            )
+        attended, *present = self.op(
+            "GroupQueryAttention",
+            *(query, key, value, past_key, past_value, seqlens_k, total, cos, sin),
+            domain=_MS,
+            outputs=3,
+            num_heads=node.attributes["num_heads"].as_int(),
+            kv_num_heads=node.attributes["kv_num_heads"].as_int(),
+            scale=node.attributes["scale"].as_float(),
+            local_window_size=window or -1,
+            do_rotary=1,
+            rotary_interleaved=0,
         )
+        width = node.attributes["width"].as_int()
+        return self.op("Reshape", attended, self.constant([-1, width])), *present
 
     def _Linear(self, node: ir.Node) -> tuple[ir.Value, ...]:
         x, name = node.inputs[0], _text(node, "site")
@@ -230,29 +235,15 @@ class _Lowering:
         return self.op("Gemm", x, weight, transB=1)
 
     def _adapted(self, x: ir.Value, y: ir.Value, site: Site, bias: ir.Value | None) -> ir.Value:
-        count = len(site.parts)
-        lora_A = self.input(site.lora_A, (site.in_features, f"{count}*rank" if count > 1 else "rank"))
-        low = self.op("Mul", self.op("MatMul", x, lora_A), self._gate(count))
-        lows = self.op("Split", low, axis=-1, num_outputs=count, outputs=count) if count > 1 else [low]
-        deltas = [
-            self.op("MatMul", part_low, self.input(part.lora_B, ("rank", part.size)))
-            for part_low, part in zip(lows, site.parts, strict=True)
-        ]
-        delta = self.op("Concat", *deltas, axis=-1) if count > 1 else deltas[0]
-        scale = self.input(site.scale, ("gate_batch", 1, site.out_features))
-        y = self.op("Add", self.op("Mul", y, scale), delta)
+        rank, rows, width = f"{site.name}.rank", "gate_rows", site.out_features
+        lora_A = self.input(site.lora_A, (site.in_features, rank))
+        lora_B = self.input(site.lora_B, (rank, width))
+        low = self.op("Mul", self.op("MatMul", x, lora_A), self.input(site.gate, (rows, rank)))
+        # Gemm adds the scaled product while it multiplies: one node less than MatMul and Add.
+        y = self.op("Gemm", low, lora_B, self.op("Mul", y, self.input(site.scale, (rows, width))))
         if bias is not None:
-            change = self.input(site.bias_input, ("gate_batch", 1, site.out_features))
-            y = self.op("Add", y, self.op("Add", bias, change))
+            y = self.op("Add", y, self.op("Add", bias, self.input(site.bias_input, (rows, width))))
         return y
-
-    def _gate(self, count: int) -> ir.Value:
-        """`lora_gate` repeated for each of `count` parts; made once, where it is first needed."""
-        if 1 not in self.gates:
-            self.gates[1] = self.input(LORA_GATE, ("gate_batch", 1, "rank"))
-        if count not in self.gates:
-            self.gates[count] = self.op("Concat", *[self.gates[1]] * count, axis=-1)
-        return self.gates[count]
 
     def _remove_unused_adds(self) -> None:
         outputs = set(self.graph.outputs)

@@ -7,11 +7,14 @@ for any precision or execution provider (`hivellm_export.lower`).
 
 Placeholders, all in domain `hivellm`, version 1:
 
+Hidden states are [T, H] between placeholders, T = B * S tokens: products of two dimensions take a bias matrix.
+
 * `Embedding(input_ids) {weight}`
 * `Linear(x) {site, modules, sizes, in_features}`: modules with one input, their outputs side by side
-* `RMSNorm(x) {weight, epsilon}` and `HeadRMSNorm(x) {weight, epsilon, head_dim}` (q/k norm of Qwen3)
-* `Attention(query, key, value, past_key, past_value, seqlens_k, total_sequence_length)
-  {num_heads, kv_num_heads, scale, sliding_window}`; `key` and `value` are absent when `query` is packed q|k|v
+* `RMSNorm(x) {weight, epsilon}` and `HeadRMSNorm(x) {weight, epsilon, head_dim, width}` (q/k norm of Qwen3)
+* `Attention(query, key, value, input_ids, past_key, past_value, seqlens_k, total_sequence_length)
+  {width, num_heads, kv_num_heads, scale, sliding_window}`; `key` and `value` are absent when `query` is packed q|k|v;
+  `input_ids` gives B and S
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import tempfile
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -78,25 +82,26 @@ def _linear(x: torch.Tensor, site: str, modules: dict[str, nn.Linear]) -> torch.
         "sizes_i": sizes,
         "in_features_i": next(iter(modules.values())).in_features,
     }
-    return _placeholder("Linear", attributes, x, outputs=((0, x.dim() - 1, (sum(sizes),)),))
+    return _placeholder("Linear", attributes, x, outputs=((0, 1, (sum(sizes),)),))
 
 
 def _rms_norm(x: torch.Tensor, name: str, norm: nn.Module, head_dim: int | None = None) -> torch.Tensor:
     attributes: dict[str, Any] = {"weight_s": f"{name}.weight", "epsilon_f": float(norm.variance_epsilon)}
     if head_dim is not None:
-        attributes["head_dim_i"] = head_dim
+        attributes |= {"head_dim_i": head_dim, "width_i": int(x.shape[-1])}
     op_type = "RMSNorm" if head_dim is None else "HeadRMSNorm"
-    return _placeholder(op_type, attributes, x, outputs=((0, x.dim(), ()),))
+    return _placeholder(op_type, attributes, x, outputs=((0, 2, ()),))
 
 
+@dataclass
 class _Inputs:
     """What attention needs besides its hidden states; rides in the place of Hugging Face's cache object."""
 
-    def __init__(
-        self, past: list[tuple[torch.Tensor, torch.Tensor]], seqlens: torch.Tensor, total: torch.Tensor
-    ):
-        self.past, self.seqlens, self.total = past, seqlens, total
-        self.present: list[tuple[torch.Tensor, torch.Tensor]] = []
+    input_ids: torch.Tensor
+    past: list[tuple[torch.Tensor, torch.Tensor]]
+    seqlens: torch.Tensor
+    total: torch.Tensor
+    present: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
 
 
 def _attention_forward(index: int, attention: nn.Module) -> Callable[..., Any]:
@@ -107,6 +112,7 @@ def _attention_forward(index: int, attention: nn.Module) -> Callable[..., Any]:
     # Qwen decides by layer, Mistral has one window for all, Llama none.
     window = getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
     attributes = {
+        "width_i": heads * head_dim,
         "num_heads_i": heads,
         "kv_num_heads_i": kv_heads,
         "scale_f": float(attention.scaling),
@@ -116,7 +122,8 @@ def _attention_forward(index: int, attention: nn.Module) -> Callable[..., Any]:
 
     def forward(hidden_states: torch.Tensor, past_key_values: _Inputs, **_: Any) -> tuple[torch.Tensor, None]:
         packed = _linear(hidden_states, f"{prefix}.qkv_proj", projections)
-        tail = (*past_key_values.past[index], past_key_values.seqlens, past_key_values.total)
+        inputs = past_key_values
+        tail = (inputs.input_ids, *inputs.past[index], inputs.seqlens, inputs.total)
         if hasattr(attention, "q_norm"):
             query, key, value = torch.split(packed, sizes, dim=-1)
             query = _rms_norm(query, f"{prefix}.q_norm", attention.q_norm, head_dim)
@@ -124,10 +131,10 @@ def _attention_forward(index: int, attention: nn.Module) -> Callable[..., Any]:
             operands = (query, key, value, *tail)
         else:
             operands = (packed, *tail)
-        past = len(operands) - len(tail)
-        shapes = ((0, 2, (sizes[0],)), (past, 4, ()), (past + 1, 4, ()))
+        past = len(operands) - 4
+        shapes = ((0, 1, (sizes[0],)), (past, 4, ()), (past + 1, 4, ()))
         outputs = _placeholder("Attention", attributes, *operands, outputs=shapes)
-        past_key_values.present.append(outputs[1:])
+        inputs.present.append(outputs[1:])
         return _linear(outputs[0], f"{prefix}.o_proj", {f"{prefix}.o_proj": attention.o_proj}), None
 
     return forward
@@ -135,12 +142,13 @@ def _attention_forward(index: int, attention: nn.Module) -> Callable[..., Any]:
 
 def _mlp_forward(index: int, mlp: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     prefix = f"model.layers.{index}.mlp"
-    projections = {f"{prefix}.{n}": getattr(mlp, n) for n in ("gate_proj", "up_proj")}
-    size = mlp.gate_proj.out_features
+
+    def project(x: torch.Tensor, name: str) -> torch.Tensor:
+        path = f"{prefix}.{name}"
+        return _linear(x, path, {path: getattr(mlp, name)})
 
     def forward(x: torch.Tensor) -> torch.Tensor:
-        gate, up = torch.split(_linear(x, f"{prefix}.gate_up_proj", projections), [size, size], dim=-1)
-        return _linear(mlp.act_fn(gate) * up, f"{prefix}.down_proj", {f"{prefix}.down_proj": mlp.down_proj})
+        return project(mlp.act_fn(project(x, "gate_proj")) * project(x, "up_proj"), "down_proj")
 
     return forward
 
@@ -188,9 +196,9 @@ class _Decoder(nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         model = self._model[0]
         size = self.config.hidden_size
-        inputs = _Inputs(past_key_values, seqlens_k, total_sequence_length)
+        inputs = _Inputs(input_ids, past_key_values, seqlens_k, total_sequence_length)
         embedding = {"weight_s": "model.embed_tokens.weight"}
-        hidden = _placeholder("Embedding", embedding, input_ids, outputs=((0, 2, (size,)),))
+        hidden = _placeholder("Embedding", embedding, input_ids, outputs=((0, 2, (size,)),)).reshape(-1, size)
         for layer in model.model.layers:
             hidden = layer(
                 hidden,
@@ -201,7 +209,7 @@ class _Decoder(nn.Module):
                 position_embeddings=None,
             )
         hidden = model.model.norm(hidden)
-        rows = torch.index_select(hidden.reshape(-1, size), 0, logits_rows)
+        rows = torch.index_select(hidden, 0, logits_rows)
         logits = _linear(rows, "lm_head", {"lm_head": model.lm_head})
         return (logits, *(tensor for pair in inputs.present for tensor in pair))
 

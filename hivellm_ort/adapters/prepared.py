@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hivellm_ort.adapters.tensors import read_tensors
+from hivellm_ort.adapters.tensors import parse_tensors, read_file
 from hivellm_ort.contract import CONTRACT_VERSION
 from hivellm_ort.errors import AdapterError
 
@@ -34,6 +34,11 @@ class PreparedModule:
     lora_B: Array | None = None
     scale: Array | None = None
     bias: Array | None = None
+
+    def __post_init__(self) -> None:
+        A, B = self.lora_A, self.lora_B
+        if (A is None) != (B is None) or (A is not None and (A.ndim != 2 or A.shape[1] < 1)):
+            raise ValueError("lora_A and lora_B must both be there, of two dimensions and a positive rank")
 
 
 @dataclass(frozen=True)
@@ -83,8 +88,9 @@ class PreparedAdapter:
         Raises:
             AdapterError: the file is truncated, or is no prepared adapter of this contract.
         """
-        tensors = read_tensors(path)
-        info = _metadata(path)
+        content = read_file(path)
+        tensors = parse_tensors(content, path.name)
+        info = _metadata(content, path.name)
         version = str(info.get("contract_version"))
         if version.split(".")[0] != CONTRACT_VERSION.split(".")[0]:
             raise AdapterError(
@@ -103,21 +109,21 @@ class PreparedAdapter:
                 source_sha256=str(info["source_sha256"]),
                 base_sha256=str(info["base_sha256"]),
                 modules={name: PreparedModule(**fields) for name, fields in modules.items()},
-                digest=hashlib.sha256(path.read_bytes()).hexdigest(),
+                digest=hashlib.sha256(content).hexdigest(),
             )
         except (KeyError, ValueError) as error:
             raise AdapterError(f"{path.name}: metadata {_METADATA_KEY} lacks or garbles {error}") from error
 
 
-def _metadata(path: Path) -> dict[str, object]:
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+def _metadata(content: bytes, where: str) -> dict[str, object]:
+    # parse_tensors has checked the header's length and form.
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     try:
         info = json.loads(header["__metadata__"][_METADATA_KEY])
     except (KeyError, ValueError):
         info = None
     if not isinstance(info, dict):
         raise AdapterError(
-            f"{path.name}: not a prepared adapter (no {_METADATA_KEY} metadata): export the expert again"
+            f"{where}: not a prepared adapter (no {_METADATA_KEY} metadata): export the expert again"
         )
     return info

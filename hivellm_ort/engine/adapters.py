@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hivellm_ort.adapters.prepared import PreparedAdapter, PreparedModule
-from hivellm_ort.contract import LORA_GATE, DecoderConfig, Part, Site
+from hivellm_ort.contract import DecoderConfig, Part, Site
 from hivellm_ort.engine.providers import import_onnxruntime
 from hivellm_ort.errors import AdapterError, BaseMismatchError
 
@@ -18,6 +18,7 @@ __all__ = ["BoundAdapter"]
 
 Array = NDArray[np.float32]
 _NO_CHANGE = PreparedModule()
+_ALIGNMENT = 16  # floats: a cache line
 
 
 class BoundAdapter:
@@ -46,12 +47,15 @@ class BoundAdapter:
                 )
         self.digest = adapter.digest
         self.kind, self.rank = adapter.kind, adapter.rank
-        arrays = {LORA_GATE: np.ones((1, 1, adapter.rank), np.float32)}
+        own: dict[str, Array] = {}
+        shared: dict[str, Array] = {}
         for site in config.sites:
-            arrays.update(_site_inputs(site, adapter))
-        self.nbytes = sum({id(array): array.nbytes for array in arrays.values()}.values())
+            _add_site(site, adapter.modules, own, shared)
+        views, self.nbytes = _in_one_block(own)
         ort = import_onnxruntime()
-        self._values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
+        self._values = {
+            name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in {**views, **shared}.items()
+        }
 
     def bind(self, binding: Any) -> None:
         """Bind all inputs; an adapter bound before is replaced."""
@@ -59,41 +63,82 @@ class BoundAdapter:
             binding.bind_ortvalue_input(name, value)
 
 
-def _site_inputs(site: Site, adapter: PreparedAdapter) -> dict[str, Array]:
-    modules = [adapter.modules.get(part.module, _NO_CHANGE) for part in site.parts]
-    columns, rank = site.in_features, adapter.rank
-    inputs: dict[str, Array] = {}
-    parts: list[Array] = []
+def _in_one_block(arrays: Mapping[str, Array]) -> tuple[dict[str, Array], int]:
+    """Copies of `arrays` as aligned views of one block, and its bytes.
+
+    Hundreds of small arrays would pin the heap around what loading leaves behind.
+    """
+    sizes = [-(-array.size // _ALIGNMENT) * _ALIGNMENT for array in arrays.values()]
+    block = np.empty(sum(sizes) + _ALIGNMENT, np.float32)
+    offset = -(block.ctypes.data // block.itemsize) % _ALIGNMENT
+    views = {}
+    for (name, array), size in zip(arrays.items(), sizes, strict=True):
+        views[name] = block[offset : offset + array.size].reshape(array.shape)
+        views[name][...] = array
+        offset += size
+    return views, block.nbytes
+
+
+def _add_site(
+    site: Site, modules: Mapping[str, PreparedModule], own: dict[str, Array], shared: dict[str, Array]
+) -> None:
+    """Add the inputs of `site`: to `own` what the adapter changes, to `shared` zeros and ones for the rest."""
+    present = [modules.get(part.module, _NO_CHANGE) for part in site.parts]
+    pair = _low_rank(site, present)
+    if pair is None:  # rank 1, because rank 0 is not legal on every provider
+        shared[site.lora_A] = _constant(0, site.in_features, 1)
+        shared[site.lora_B] = _constant(0, 1, site.out_features)
+    else:
+        own[site.lora_A], own[site.lora_B] = pair
+    shared[site.gate] = _constant(1, 1, 1 if pair is None else pair[0].shape[1])
+    vectors = [(site.scale, [module.scale for module in present], 1)]
+    if site.bias:
+        vectors.append((site.bias_input, [module.bias for module in present], 0))
+    for name, values, default in vectors:
+        vector = _per_output(site.parts, values, default)
+        if vector is None:
+            shared[name] = _constant(default, 1, site.out_features)
+        else:
+            own[name] = vector
+
+
+def _low_rank(site: Site, modules: Sequence[PreparedModule]) -> tuple[Array, Array] | None:
+    """A [K, R] with the parts' columns side by side, and B [R, N] with their rows on the diagonal.
+
+    One product then serves all parts: fewer nodes are worth more than the zeros cost. Parts without an adapter
+    take no rank; None where no part has one.
+    """
+    ranks = []
     for part, module in zip(site.parts, modules, strict=True):
         A, B = module.lora_A, module.lora_B
         if A is None or B is None:
-            parts.append(_constant(0, columns, rank))
-            inputs[part.lora_B] = _constant(0, rank, part.size)
+            ranks.append(0)
             continue
-        if A.shape[0] != columns or B.shape[1] != part.size or A.shape[1] != B.shape[0] or A.shape[1] > rank:
+        ranks.append(A.shape[1])
+        if A.shape[0] != site.in_features or B.shape != (ranks[-1], part.size):
             raise AdapterError(
                 f"module {part.module}: lora_A {list(A.shape)} and lora_B {list(B.shape)} do not fit the base's "
-                f"[{columns} -> {part.size}] at rank {rank}"
+                f"[{site.in_features} -> {part.size}]"
             )
-        missing = rank - A.shape[1]
-        parts.append(np.pad(A, ((0, 0), (0, missing))) if missing else A)
-        inputs[part.lora_B] = np.pad(B, ((0, missing), (0, 0))) if missing else B
-    changed = any(module.lora_A is not None for module in modules)
-    inputs[site.lora_A] = (
-        np.ascontiguousarray(np.concatenate(parts, axis=1))
-        if changed
-        else _constant(0, columns, rank * len(parts))
-    )
-    inputs[site.scale] = _per_output(site.parts, [module.scale for module in modules], 1)
-    if site.bias:
-        inputs[site.bias_input] = _per_output(site.parts, [module.bias for module in modules], 0)
-    return inputs
+    if not any(ranks):
+        return None
+    if len(modules) == 1 and modules[0].lora_A is not None and modules[0].lora_B is not None:
+        return modules[0].lora_A, modules[0].lora_B
+    lora_A = np.empty((site.in_features, sum(ranks)), np.float32)
+    lora_B = np.zeros((sum(ranks), site.out_features), np.float32)
+    row = column = 0
+    for part, module, rank in zip(site.parts, modules, ranks, strict=True):
+        if rank:
+            lora_A[:, row : row + rank] = module.lora_A
+            lora_B[row : row + rank, column : column + part.size] = module.lora_B
+        row, column = row + rank, column + part.size
+    return lora_A, lora_B
 
 
-def _per_output(parts: Sequence[Part], values: Sequence[Array | None], default: int) -> Array:
-    """[1, 1, N] from one value per output feature and part; `default` where a part has none."""
+def _per_output(parts: Sequence[Part], values: Sequence[Array | None], default: int) -> Array | None:
+    """[1, N] from one value per output feature and part, `default` where a part has none; None where none has."""
     if all(value is None for value in values):
-        return _constant(default, 1, 1, sum(part.size for part in parts))
+        return None
     filled = []
     for part, value in zip(parts, values, strict=True):
         if value is not None and value.shape != (part.size,):
@@ -101,7 +146,7 @@ def _per_output(parts: Sequence[Part], values: Sequence[Array | None], default: 
                 f"module {part.module}: scale or bias has shape {list(value.shape)}, not [{part.size}]"
             )
         filled.append(np.full(part.size, default, np.float32) if value is None else value)
-    return np.concatenate(filled)[None, None, :]
+    return np.concatenate(filled)[None, :]
 
 
 @lru_cache(maxsize=64)

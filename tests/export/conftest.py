@@ -11,6 +11,7 @@ for _name in ("torch", "transformers", "peft", "optimum", "onnx_ir"):
     pytest.importorskip(_name, reason="needs the export extra")
 
 import tiny  # noqa: E402
+from exporting import Refusal  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +27,26 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
         return made[architecture]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def expert_folder(
+    model_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """An expert's folder by adapter kind and architecture; to be copied before it is changed."""
+    made: dict[tuple[str, str], Path] = {}
+
+    def make(kind: str = "lora", architecture: str = "llama") -> Path:
+        if (kind, architecture) not in made:
+            folder = tmp_path_factory.mktemp("experts") / f"{kind}-{architecture}"
+            tiny.save_adapter(folder, model_folder(architecture), tiny.adapter_config(kind))
+            made[kind, architecture] = tiny.with_manifest(folder)
+        return made[kind, architecture]
+
+    return make
+
+
+@pytest.fixture
+def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Refusal:
+    """Run `hivellm-ort export` on a wrong input; see `Refusal`."""
+    return Refusal(tmp_path, monkeypatch)

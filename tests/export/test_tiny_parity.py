@@ -66,4 +66,4 @@ def test_expert_matches_peft(
     reference = peft.PeftModel.from_pretrained(tiny.load_model(folder), adapter).eval()
     with Expert.load(tmp_path / "out" / report.packages[0].file, cache_dir=tmp_path / "cache") as expert:
         assert merged == (expert.adapter is None)
-        assert_same_logits(expert._engine.decoder(expert.adapter, capacity=64), reference)
+        assert_same_logits(expert._base.engine.decoder(expert.adapter, capacity=64), reference)

@@ -29,22 +29,24 @@ _SHAPE: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-_CONFIGS = {
+_CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {
     # Between them: tied and untied heads, biases, q/k norms, a sliding window, rope scaling, odd head sizes.
-    "llama": lambda: LlamaConfig(
-        **_SHAPE,
-        tie_word_embeddings=True,
-        rope_scaling={
-            "rope_type": "llama3",
-            "factor": 4.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 32,
+    "llama": (
+        LlamaConfig,
+        {
+            "tie_word_embeddings": True,
+            "rope_scaling": {
+                "rope_type": "llama3",
+                "factor": 4.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 32,
+            },
         },
     ),
-    "qwen2": lambda: Qwen2Config(**_SHAPE, tie_word_embeddings=False),
-    "qwen3": lambda: Qwen3Config(**_SHAPE, head_dim=32, tie_word_embeddings=True),
-    "mistral": lambda: MistralConfig(**_SHAPE, sliding_window=8, tie_word_embeddings=False),
+    "qwen2": (Qwen2Config, {"tie_word_embeddings": False}),
+    "qwen3": (Qwen3Config, {"head_dim": 32, "tie_word_embeddings": True}),
+    "mistral": (MistralConfig, {"sliding_window": 8, "tie_word_embeddings": False}),
 }
 ARCHITECTURES = tuple(_CONFIGS)
 _TEMPLATE = (
@@ -53,10 +55,14 @@ _TEMPLATE = (
 )
 
 
-def save_model(folder: Path, architecture: str, *, seed: int = 0) -> Path:
-    """A random model with spread-out weights, and a byte-level tokenizer with a ChatML template."""
+def save_model(folder: Path, architecture: str, *, seed: int = 0, **options: Any) -> Path:
+    """A random model with spread-out weights, and a byte-level tokenizer with a ChatML template.
+
+    `options` replace fields of the architecture's configuration.
+    """
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(_CONFIGS[architecture]()).eval()
+    config_class, fields = _CONFIGS[architecture]
+    model = AutoModelForCausalLM.from_config(config_class(**{**_SHAPE, **fields, **options})).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
@@ -126,6 +132,35 @@ def save_adapter(folder: Path, model_folder: Path, config: peft.PeftConfig, *, s
                 parameter.normal_(0, 0.2)
             elif "modules_to_save" in name:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(folder)
+    return folder
+
+
+def save_pruned_adalora(folder: Path, model_folder: Path) -> Path:
+    """An AdaLoRA adapter as three training steps leave it: most ranks given up, in some modules all of them."""
+    config = peft.AdaLoraConfig(
+        task_type="CAUSAL_LM",
+        target_modules=[*ATTENTION, *MLP],
+        init_r=4,
+        target_r=1,
+        lora_alpha=8,
+        tinit=0,
+        tfinal=1,
+        total_step=3,
+    )
+    torch.manual_seed(1)
+    model = peft.get_peft_model(load_model(model_folder), config)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.normal_(0, 0.4)
+    token_ids = torch.randint(3, 280, (2, 20))
+    optimizer = torch.optim.SGD(parameters, lr=0.01)
+    for step in range(config.total_step):
+        optimizer.zero_grad()
+        model(token_ids, labels=token_ids).loss.backward()
+        optimizer.step()
+        model.base_model.update_and_allocate(step)
     model.save_pretrained(folder)
     return folder
 
