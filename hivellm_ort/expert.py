@@ -79,7 +79,7 @@ class Expert:
             LoadError: the package, its manifest, its adapter or its base cannot be used; nothing stays loaded.
         """
         store = Store(Path(cache_dir) if cache_dir is not None else None)
-        package = open_package(Path(path), store)
+        package = _open(Path(path), store)
         bundle = Path(base) if base is not None else package.bundle or _find_bundle(package, store)
         return cls(package, bundle, device=device, threads=threads)
 
@@ -199,6 +199,23 @@ class Expert:
             )
         finally:
             self._base.engine.release(row)
+
+
+def _open(path: Path, store: Store) -> UnpackedPackage:
+    from tqdm import tqdm
+
+    size = path.stat().st_size if path.is_file() else None
+    # Shown after a second, on a terminal: a package that was unpacked before takes less.
+    with tqdm(
+        total=size,
+        desc=f"unpacking {path.name}",
+        unit="B",
+        unit_scale=True,
+        disable=None,
+        delay=1,
+        leave=False,
+    ) as bar:
+        return open_package(path, store, progress=bar.update)
 
 
 def _first(given: _T | None, manifest: _T | None, default: _T) -> _T:

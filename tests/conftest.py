@@ -1,0 +1,17 @@
+"""What every test gets."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Shared machines are slow at odd moments: a deadline would fail tests that are right.
+settings.register_profile("project", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("project")
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Variables that change how the library behaves; the cache's place stays, for downloads are kept there."""
+    for name in ("HF_HOME", "TQDM_DISABLE"):
+        monkeypatch.delenv(name, raising=False)
