@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 from hivellm_ort.contract import DECODER_JSON, DecoderConfig
+from hivellm_ort.engine.providers import choose_provider
 from hivellm_ort.engine.session import Engine
 from hivellm_ort.errors import ManifestError
 from hivellm_ort.text.template import ChatTemplate
@@ -40,7 +41,7 @@ class Base:
 
 
 class BasePool:
-    """One `Base` per bundle digest, device and thread count, closed when its last user lets go."""
+    """One `Base` per bundle digest, execution provider and thread count, closed when its last user lets go."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -52,7 +53,8 @@ class BasePool:
         Raises:
             LoadError: the bundle cannot be used.
         """
-        key = (DecoderConfig.from_file(folder / DECODER_JSON).sha256, device or "auto", threads)
+        config = DecoderConfig.from_file(folder / DECODER_JSON)
+        key = (config.sha256, choose_provider(device, config.target), threads)
         with self._lock:
             base, users = self._bases.get(key, (None, 0))
             if base is None:

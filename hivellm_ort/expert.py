@@ -169,8 +169,8 @@ class Expert:
         return None
 
     def _room_for(self, prompt_ids: list[int], max_tokens: int | None) -> int:
-        if max_tokens is not None and max_tokens < 1:
-            raise ValueError(f"max_tokens is {max_tokens}: it must be at least 1")
+        if max_tokens is not None and not (isinstance(max_tokens, int) and max_tokens >= 1):
+            raise ValueError(f"max_tokens is {max_tokens!r}: it must be an integer from 1")
         context = self.base.architecture.max_position_embeddings
         room = context - len(prompt_ids)
         if room < (max_tokens or 1):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from hivellm_export.lower import lower, sites_of
+from hivellm_export.lower import lower
 from hivellm_export.source import BaseModel
-from hivellm_export.trace import trace_decoder
 from hivellm_export.weights import WeightWriter
-from hivellm_ort.contract import ADAPTER_GRAPH, BASE_GRAPH, DECODER_JSON, DecoderConfig
+from hivellm_ort.contract import ADAPTER_GRAPH, BASE_GRAPH, DECODER_JSON, DecoderConfig, Site
 from hivellm_ort.text.template import ChatTemplate, end_of_turn_ids
 from hivellm_ort.text.tokenizer import TextTokenizer
 
@@ -28,11 +27,26 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.ji
 
 
 def write_bundle(
-    base: BaseModel, folder: Path, *, precision: str, target: str, merged: str | None = None
+    base: BaseModel,
+    folder: Path,
+    *,
+    trace: ir.Model,
+    sites: Sequence[Site],
+    precision: str,
+    target: str,
+    merged: str | None = None,
 ) -> DecoderConfig:
-    """Write the bundle of `base` into the empty `folder`; `merged` is the digest of an adapter folded in."""
-    trace = trace_decoder(base.model)
-    sites = sites_of(trace, base.has_bias)
+    """Write the bundle of `base` into the empty `folder`.
+
+    Args:
+        base: the model.
+        folder: an empty folder.
+        trace: from `trace_decoder(base.model)`.
+        sites: from `sites_of(trace, …)`.
+        precision: of the weights.
+        target: execution provider.
+        merged: digest of the adapter that was folded in, None where adapters are to be swapped.
+    """
     graphs = {BASE_GRAPH: False} if merged else {BASE_GRAPH: False, ADAPTER_GRAPH: True}
     count = sum(parameter.numel() for parameter in base.model.parameters())
     with tqdm(total=count, desc=f"weights {precision}", unit="w", unit_scale=True, disable=None) as bar:
@@ -52,7 +66,7 @@ def write_bundle(
         architecture=base.architecture,
         precision=precision,
         target=target,
-        sites=() if merged else sites,
+        sites=() if merged else tuple(sites),
         source_sha256=base.source_sha256,
         merged=merged,
         files={path.name: _fingerprint(path) for path in sorted(folder.iterdir())},

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import click
 
+from hivellm_ort.cli.output import json_option
+from hivellm_ort.errors import ExportError
+
 __all__ = ["export", "quiet_imports"]
 
 
@@ -38,7 +41,7 @@ __all__ = ["export", "quiet_imports"]
 @click.option("--merge", "merged", is_flag=True, help="Fold the one expert into the weights.")
 @click.option("--thin", is_flag=True, help="Leave the base out of the packages and write it once, to base/.")
 @click.option("--force", is_flag=True, help="Replace what the output folder holds of the same names.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@json_option("Print the report as JSON.")
 def export(
     base: Path,
     experts: tuple[Path, ...],
@@ -80,9 +83,7 @@ def quiet_imports() -> None:
         name for name in ("torch", "transformers", "peft", "optimum", "onnx_ir", "gguf") if not _has(name)
     ]
     if missing:
-        raise click.ClickException(
-            f"the exporter needs {', '.join(missing)}: pip install 'hivellm-ort[export]'"
-        )
+        raise ExportError(f"the exporter needs {', '.join(missing)}: pip install 'hivellm-ort[export]'")
 
 
 def _has(name: str) -> bool:

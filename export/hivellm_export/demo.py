@@ -13,6 +13,8 @@ from typing import Any
 import click
 
 from hivellm_export.cli import quiet_imports
+from hivellm_ort.cli.output import json_option
+from hivellm_ort.errors import ExportError
 from hivellm_ort.manager import ExpertManager
 from hivellm_ort.package.store import Store
 
@@ -63,7 +65,7 @@ PROMPTS = (
     "--precision", type=click.Choice(["int8", "int4", "fp32"]), default="int8", show_default=True,
     help="Of the base's weights.",
 )  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
+@json_option("Print the results as JSON.")
 def demo(models: Path, output: Path | None, precision: str, as_json: bool) -> None:
     """Fetch a base model, export three experts and run one prompt on each.
 
@@ -76,7 +78,7 @@ def demo(models: Path, output: Path | None, precision: str, as_json: bool) -> No
     folders = [models / prompt.expert for prompt in PROMPTS]
     for folder in folders:
         if not folder.is_dir():
-            raise click.ClickException(f"{folder} is not there: run this in a checkout, or pass --models")
+            raise ExportError(f"{folder} is not there: run this in a checkout, or pass --models")
     click.echo("fetching the base model", err=True)
     base = fetch_base(Store().root / "downloads")
     with _folder(output) as packages:

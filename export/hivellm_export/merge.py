@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
+import json
 import warnings
 from pathlib import Path
 
 import peft
-import safetensors
+import torch
 from peft.utils import get_peft_model_state_dict
+from torch import nn
 
 from hivellm_export.source import BaseModel
 from hivellm_ort.adapters.config import ADAPTER_CONFIG
 from hivellm_ort.adapters.prepare import ADAPTER_WEIGHTS
+from hivellm_ort.adapters.tensors import read_tensors
 from hivellm_ort.errors import AdapterError, BaseMismatchError
 
 __all__ = ["merge"]
@@ -36,15 +40,22 @@ def merge(base: BaseModel, folder: Path) -> tuple[BaseModel, str]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PEFT repeats its own defaults as warnings
             config = peft.PeftConfig.from_pretrained(str(folder))
+            _check_config(config, folder / ADAPTER_CONFIG)
             config.inference_mode = True
-            shell = peft.get_peft_model(base.model, config)
+            _untie(base)
+            # PiSSA, OLoRA and the like rewrite the base when they are initialised, so only the second time they may.
+            plain = copy.copy(config)
+            if hasattr(plain, "init_lora_weights"):
+                plain.init_lora_weights = False
+            shell = peft.get_peft_model(base.model, plain)
             _check_tensors(weights, shell, exact=config.peft_type != peft.PeftType.ADALORA)
             shell = shell.unload()
             loaded = peft.PeftModel.from_pretrained(shell, str(folder), config=config)
             model = loaded.merge_and_unload(safe_merge=True).eval()
+            _tie_again(model)
     except AdapterError:
         raise
-    except (ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, OSError) as error:
         raise AdapterError(
             f"{ADAPTER_CONFIG}: PEFT cannot apply the adapter in {folder.name}: {error}"
         ) from error
@@ -53,13 +64,35 @@ def merge(base: BaseModel, folder: Path) -> tuple[BaseModel, str]:
     return dataclasses.replace(base, model=model, source_sha256=source), digest
 
 
+def _check_config(config: peft.PeftConfig, path: Path) -> None:
+    """PEFT passes over fields that it does not know; here they are errors."""
+    if config.is_prompt_learning:
+        raise AdapterError(
+            f"{path.name}: peft_type {config.peft_type.value} adds a prompt and no weights to merge"
+        )
+    known = {field.name for field in dataclasses.fields(config)}
+    for name, value in json.loads(path.read_bytes()).items():
+        if name not in known and value:
+            raise AdapterError(
+                f"{path.name}: {name} = {value!r} is not a field that PEFT {peft.__version__} knows"
+            )
+
+
+def _untie(base: BaseModel) -> None:
+    """Give the LM head weights of its own: an adapter on one of the two must not change the other."""
+    if base.tied:
+        base.model.lm_head.weight = nn.Parameter(base.model.lm_head.weight.detach().clone())
+
+
+def _tie_again(model: nn.Module) -> None:
+    table = model.model.embed_tokens.weight
+    if model.config.tie_word_embeddings and torch.equal(table, model.lm_head.weight):
+        model.lm_head.weight = table
+
+
 def _check_tensors(path: Path, shell: peft.PeftModel, *, exact: bool) -> None:
     """PEFT only warns about tensors that are missing or too many; here they are errors."""
-    try:
-        with safetensors.safe_open(path, framework="np") as file:
-            found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise AdapterError(f"{path.name} is truncated or not a safetensors file: {error}") from error
+    found = {key: array.shape for key, array in read_tensors(path).items()}
     wanted = {key: tuple(value.shape) for key, value in get_peft_model_state_dict(shell).items()}
     for key, shape in wanted.items():
         if key not in found:

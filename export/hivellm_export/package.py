@@ -10,7 +10,7 @@ from tqdm import tqdm
 from hivellm_ort.adapters.config import ADAPTER_CONFIG
 from hivellm_ort.adapters.prepare import ADAPTER_WEIGHTS
 from hivellm_ort.contract import ADAPTER_FILE, DECODER_JSON
-from hivellm_ort.errors import AdapterError, BaseMismatchError
+from hivellm_ort.errors import AdapterError, BaseMismatchError, ManifestError
 from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
 from hivellm_ort.package.packing import write
 
@@ -34,7 +34,10 @@ class ExpertSource:
             ManifestError: `manifest.json` is missing or wrong.
             AdapterError: the adapter's files are missing.
         """
-        manifest = ExpertManifest.from_file(folder / MANIFEST)
+        try:
+            manifest = ExpertManifest.from_file(folder / MANIFEST)
+        except ManifestError as error:
+            raise ManifestError(f"{folder.name}/{error}") from error
         for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
             if not (folder / name).is_file():
                 raise AdapterError(f"{name} is missing in {folder}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import shutil
 import tempfile
@@ -12,11 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hivellm_export.bundle import write_bundle
+from hivellm_export.lower import sites_of
 from hivellm_export.merge import merge
 from hivellm_export.package import ExpertSource, write_package
 from hivellm_export.source import BaseModel, load_base
+from hivellm_export.trace import trace_decoder
 from hivellm_ort.adapters.prepare import prepare
-from hivellm_ort.contract import DecoderConfig
+from hivellm_ort.adapters.prepared import PreparedAdapter
+from hivellm_ort.contract import DecoderConfig, Site
 from hivellm_ort.errors import AdapterError, ExpertError, ExportError
 
 __all__ = ["ExportReport", "PackageReport", "export"]
@@ -102,26 +106,30 @@ def _export(
     if merged:
         with _naming(sources[0]):
             model, adapter_digest = merge(model, sources[0].folder)
+    trace = trace_decoder(model.model)
+    sites = sites_of(trace, model.has_bias)
+    # Before the weights, which take minutes: most mistakes are in an adapter.
+    adapters = [None if merged else _prepared(source, model, sites) for source in sources]
     bundle.mkdir()
-    config = write_bundle(model, bundle, precision=precision, target=target, merged=adapter_digest)
+    config = write_bundle(
+        model, bundle, trace=trace, sites=sites, precision=precision, target=target, merged=adapter_digest
+    )
     products.mkdir()
     packages = []
-    for source in sources:
-        adapter, kind, rank = None, "merged", 0
-        if not merged:
-            with _naming(source):
-                prepared = prepare(
-                    source.folder,
-                    sites=config.sites,
-                    tensor=model.tensor,
-                    source_sha256=model.source_sha256,
-                    base_sha256=config.sha256,
-                )
-            adapter, kind, rank = prepared.to_bytes(), prepared.kind, prepared.rank
+    for source, adapter in zip(sources, adapters, strict=True):
+        content, kind, rank = None, "merged", 0
+        if adapter is not None:
+            content = dataclasses.replace(adapter, base_sha256=config.sha256).to_bytes()
+            kind, rank = adapter.kind, adapter.rank
         path = products / source.package_name
-        write_package(path, source, adapter=adapter, bundle=None if thin else bundle)
+        write_package(path, source, adapter=content, bundle=None if thin else bundle)
         packages.append(_package_report(source, path, kind, rank))
     return _place(config, products, bundle, packages, thin)
+
+
+def _prepared(source: ExpertSource, model: BaseModel, sites: Sequence[Site]) -> PreparedAdapter:
+    with _naming(source):
+        return prepare(source.folder, sites=sites, tensor=model.tensor, source_sha256=model.source_sha256)
 
 
 def _place(
@@ -166,7 +174,7 @@ def _check_names(sources: list[ExpertSource]) -> None:
 
 @contextlib.contextmanager
 def _naming(source: ExpertSource) -> Iterator[None]:
-    """Put the expert's folder before errors about its adapter: an export may have several."""
+    """Put the expert's folder before errors about it: an export may have several."""
     try:
         yield
     except AdapterError as error:

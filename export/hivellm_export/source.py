@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hivellm_ort.contract import Architecture
-from hivellm_ort.errors import ExportError, UnsupportedArchitectureError
+from hivellm_ort.errors import ExpertError, ExportError, UnsupportedArchitectureError
 
 __all__ = ["ARCHITECTURES", "BaseModel", "load_base"]
 
@@ -88,32 +89,90 @@ def load_base(path: Path) -> BaseModel:
         ExportError: the path is neither, or its files cannot be read.
     """
     if path.is_file() and path.suffix == ".gguf":
-        folder, options, weights = path.parent, {"gguf_file": path.name}, [path]
+        folder, weights = path.parent, [path]
+        options: dict[str, Any] = {"gguf_file": path.name}
     elif (path / "config.json").is_file():
         folder, options = path, {}
-        weights = sorted(path.glob("*.safetensors"))
+        weights = _weight_files(path)
         if not weights:
-            raise ExportError(f"{path}: no *.safetensors: only safetensors weights are read, never pickles")
+            raise ExportError(
+                f"{path}: no model.safetensors: only safetensors weights are read, never pickles"
+            )
     else:
         raise ExportError(f"{path}: neither a .gguf file nor a Hugging Face folder with config.json")
+    if not options:
+        _check_model_type(path / "config.json")
+    options["trust_remote_code"] = False  # else transformers asks whether to run code from the folder
     with _quiet_transformers(), _reading(path):
         config = transformers.AutoConfig.from_pretrained(folder, **options)
         _check_supported(config)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, attn_implementation="eager", **options
-        ).eval()
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            attn_implementation="eager",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, by name
+            **options,
+        )
+        _check_weights(path, model, info)
+    with _quiet_transformers(), _reading(path, "tokenizer"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
     if not tokenizer.is_fast:
         raise ExportError(f"{path}: the tokenizer has no tokenizer.json form; the runtime reads only that")
-    return BaseModel(_short_name(path), model, tokenizer, _digest(weights))
+    return BaseModel(_short_name(path), model.eval(), tokenizer, _digest(weights))
 
 
-def _check_supported(config: Any) -> None:
-    kind = config.model_type
+def _weight_files(folder: Path) -> list[Path]:
+    """The files transformers loads, in the order of their names: one, or the shards that the index lists."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file() or not index.is_file():
+        return [single] if single.is_file() else []
+    try:
+        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+    except (OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
+        raise ExportError(f"{index.name}: not an index of weight files: {error!r}") from error
+    for name in names:
+        if not (folder / str(name)).is_file():
+            raise ExportError(f"{name} is missing: {index.name} lists it")
+    return [folder / name for name in names]
+
+
+def _check_model_type(path: Path) -> None:
+    """Ask config.json itself: transformers knows neither all architectures nor what is wrong with the file."""
+    try:
+        document = json.loads(path.read_bytes())
+        kind = document["model_type"]
+    except (OSError, ValueError, RecursionError, TypeError, KeyError) as error:
+        raise ExportError(f"{path}: config.json is not a JSON object with a model_type: {error!r}") from error
+    _check_kind(kind)
+
+
+def _check_kind(kind: Any) -> None:
     if kind not in ARCHITECTURES:
         raise UnsupportedArchitectureError(
             f"config.json: model_type {kind!r} is not supported; supported are {', '.join(ARCHITECTURES)}"
         )
+
+
+def _check_weights(path: Path, model: nn.Module, info: dict[str, Any]) -> None:
+    """Transformers fills what is missing with random numbers and passes over what is too many; both are errors."""
+    for kind, fault in (
+        ("missing_keys", "is missing"),
+        ("mismatched_keys", "has another shape than config.json says"),
+        ("unexpected_keys", "belongs to no module of this architecture"),
+    ):
+        names = sorted(str(key[0]) if isinstance(key, tuple) else str(key) for key in info[kind])
+        if names:
+            more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+            raise ExportError(f"{path.name}: tensor {names[0]}{more} {fault}")
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise ExportError(f"{path.name}: tensor {name} holds NaN or infinity")
+
+
+def _check_supported(config: Any) -> None:
+    _check_kind(config.model_type)
     scaling = getattr(config, "rope_scaling", None) or {}
     rope = scaling.get("rope_type", scaling.get("type", "default"))
     if rope not in _STATIC_ROPE:
@@ -141,13 +200,13 @@ def _digest(files: list[Path]) -> str:
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _reading(path: Path, what: str = "base model") -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        if isinstance(error, ExportError | UnsupportedArchitectureError):
-            raise
-        raise ExportError(f"{path.name}: cannot be read as a base model: {error}") from error
+    except ExpertError:
+        raise
+    except Exception as error:  # transformers, safetensors, tokenizers and gguf raise whatever they meet
+        raise ExportError(f"{path.name}: cannot be read as a {what}: {error}") from error
 
 
 @contextlib.contextmanager

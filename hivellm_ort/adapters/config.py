@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,11 @@ class PeftConfig:
             return module != "lm_head"
         if not _matches(self.target_modules, module, "target_modules"):
             return False
-        if not self.layers_to_transform or isinstance(self.target_modules, str):
+        if (
+            not self.layers_to_transform
+            or isinstance(self.target_modules, str)
+            or module in self.target_modules
+        ):
             return True
         patterns = [_safe(p, "layers_pattern") for p in self.layers_pattern] or [r"[^.]*"]
         for pattern in patterns:
@@ -144,10 +149,10 @@ def _parse(data: dict[str, Any]) -> PeftConfig:
             f"init_lora_weights = {init!r} rewrites the base weights when the adapter is loaded; convert it with "
             "PEFT's path_initial_model_for_weight_conversion, or export with --merge"
         )
-    rank, alpha = int(data.get("r") or 0), float(data.get("lora_alpha") or 0)
+    rank, alpha = _whole(data, "r"), _number(data, "lora_alpha")
     dora, rslora = bool(data.get("use_dora")), bool(data.get("use_rslora"))
     if kind == "adalora":
-        rank = int(data.get("init_r") or 12)
+        rank = _whole(data, "init_r") or 12
         if dora or rslora or data.get("alpha_pattern"):
             raise AdapterError("use_dora, use_rslora and alpha_pattern have no meaning for ADALORA")
     if kind != "ia3" and (rank < 1 or alpha <= 0):
@@ -155,7 +160,6 @@ def _parse(data: dict[str, Any]) -> PeftConfig:
     bias = data.get("bias") or "none"
     if bias not in ("none", "all", "lora_only"):
         raise AdapterError(f"bias = {bias!r} is not one of none, all, lora_only")
-    layers = data.get("layers_to_transform")
     return PeftConfig(
         kind="dora" if dora else "rslora" if rslora else kind,
         rank=0 if kind == "ia3" else rank,
@@ -164,23 +168,78 @@ def _parse(data: dict[str, Any]) -> PeftConfig:
         dora=dora,
         bias=bias,
         lora_bias=bool(data.get("lora_bias")),
-        modules_to_save=tuple(data.get("modules_to_save") or ()),
-        rank_pattern=dict(data.get("rank_pattern") or {}),
-        alpha_pattern=dict(data.get("alpha_pattern") or {}),
-        target_modules=_names(data.get("target_modules")),
-        exclude_modules=_names(data.get("exclude_modules")),
-        feedforward_modules=_names(data.get("feedforward_modules")),
-        layers_to_transform=() if layers is None else (layers,) if isinstance(layers, int) else tuple(layers),
-        layers_pattern=_tuple(data.get("layers_pattern")),
+        modules_to_save=_expressions(data, "modules_to_save"),
+        rank_pattern=_pattern(data, "rank_pattern", _is_mask if kind == "adalora" else _is_rank),
+        alpha_pattern=_pattern(data, "alpha_pattern", _is_number),
+        target_modules=_modules(data, "target_modules"),
+        exclude_modules=_modules(data, "exclude_modules"),
+        feedforward_modules=_modules(data, "feedforward_modules"),
+        layers_to_transform=_layers(data, "layers_to_transform"),
+        layers_pattern=_expressions(data, "layers_pattern"),
     )
 
 
-def _names(value: Any) -> str | tuple[str, ...]:
-    return value if isinstance(value, str) else _tuple(value)
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _tuple(value: Any) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) and value else tuple(value or ())
+def _is_rank(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_mask(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(kept, bool | int) for kept in value)
+
+
+def _malformed(name: str, value: Any, expected: str) -> AdapterError:
+    return AdapterError(f"{name} = {str(value)[:80]!r}: {expected} is expected")
+
+
+def _number(data: Mapping[str, Any], name: str) -> float:
+    value = data.get(name) or 0
+    if not _is_number(value):
+        raise _malformed(name, value, "a finite number")
+    return float(value)
+
+
+def _whole(data: Mapping[str, Any], name: str) -> int:
+    value = _number(data, name)
+    if not value.is_integer():
+        raise _malformed(name, value, "a whole number")
+    return int(value)
+
+
+def _names(data: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    value = data.get(name) or ()
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(item, str) for item in names):
+        raise _malformed(name, value, "a name or a list of names")
+    return tuple(names)
+
+
+def _modules(data: Mapping[str, Any], name: str) -> str | tuple[str, ...]:
+    """One text is an expression, a list is of names."""
+    value = data.get(name)
+    return _safe(value, name) if isinstance(value, str) else _names(data, name)
+
+
+def _expressions(data: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    return tuple(_safe(item, name) for item in _names(data, name))
+
+
+def _layers(data: Mapping[str, Any], name: str) -> tuple[int, ...]:
+    value = data.get(name)
+    layers = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(type(layer) is int for layer in layers):
+        raise _malformed(name, value, "a layer or a list of layers")
+    return tuple(layers)
+
+
+def _pattern(data: Mapping[str, Any], name: str, accepts: Callable[[Any], bool]) -> dict[str, Any]:
+    value = data.get(name) or {}
+    if not isinstance(value, dict) or not all(accepts(item) for item in value.values()):
+        raise _malformed(name, value, "an object with a number for each expression")
+    return {_safe(expression, name): item for expression, item in value.items()}
 
 
 def _matches(pattern: str | Sequence[str], module: str, where: str) -> bool:

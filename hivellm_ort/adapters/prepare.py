@@ -42,7 +42,6 @@ def prepare(
     sites: Sequence[Site],
     tensor: Tensor,
     source_sha256: str,
-    base_sha256: str = "",
 ) -> PreparedAdapter:
     """Prepare the PEFT adapter in `folder` for the base model whose weights `tensor(name)` gives.
 
@@ -51,7 +50,6 @@ def prepare(
         sites: where the base's graph takes adapters.
         tensor: a base weight by its Hugging Face name, float32 [N, K] or [N].
         source_sha256: digest of the base weights.
-        base_sha256: digest of the bundle it will be shipped with.
 
     Raises:
         AdapterError: a tensor is missing, of the wrong shape, unknown to the base, or the configuration asks for
@@ -76,7 +74,7 @@ def prepare(
     if config.kind == "ia3":
         prepared = _fold_feedforward(config, prepared, sites, tensor)
     ranks = [m.lora_A.shape[1] for m in prepared.values() if m.lora_A is not None]
-    return PreparedAdapter(config.kind, max(ranks, default=1), source_sha256, base_sha256, prepared)
+    return PreparedAdapter(config.kind, max(ranks, default=1), source_sha256, prepared)
 
 
 def _check_swappable(config: PeftConfig) -> None:

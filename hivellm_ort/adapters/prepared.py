@@ -49,16 +49,16 @@ class PreparedAdapter:
         kind: `lora`, `rslora`, `dora`, `adalora` or `ia3`.
         rank: the largest rank of any module, at least 1.
         source_sha256: digest of the base weights it was prepared against.
-        base_sha256: digest of the bundle it was exported with; any bundle of the same source fits.
         modules: the adapted linear modules by their path in the base model.
+        base_sha256: digest of the bundle it was exported with; any bundle of the same source fits.
         digest: SHA-256 of the file's bytes.
     """
 
     kind: str
     rank: int
     source_sha256: str
-    base_sha256: str
     modules: Mapping[str, PreparedModule]
+    base_sha256: str = ""
     digest: str = ""
 
     def to_bytes(self) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -11,6 +10,7 @@ import click
 
 from hivellm_ort import __version__
 from hivellm_ort.cli.chat import chat
+from hivellm_ort.cli.output import JSON_OUTPUT
 from hivellm_ort.cli.run import run
 from hivellm_ort.errors import ExpertError
 
@@ -39,7 +39,7 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except (ExpertError, ValueError) as error:
-            if "--json" in sys.argv[1:]:
+            if ctx.meta.get(JSON_OUTPUT):
                 click.echo(json.dumps({"error": {"type": type(error).__name__, "message": str(error)}}))
             click.echo(f"error: {error}", err=True)
             ctx.exit(2)

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from hivellm_ort.cli.output import json_option
 from hivellm_ort.expert import Expert
 
 __all__ = ["loading_options", "run", "text_or_file"]
@@ -47,7 +48,7 @@ def loading_options(command: Any) -> Any:
 @click.option("--top-k", type=int, help="0 is off; default: the expert's own.")
 @click.option("--stop", multiple=True, help="A string that ends the answer; may be repeated.")
 @click.option("--seed", type=int, help="Seed of the random numbers.")
-@click.option("--json", "as_json", is_flag=True, help="Print the whole result as JSON instead of streaming.")
+@json_option("Print the whole result as JSON instead of streaming.")
 @loading_options
 def run(
     package: Path,

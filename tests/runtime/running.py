@@ -1,0 +1,86 @@
+"""The packages the runtime tests run, and a look at what the library holds for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+
+from hivellm_ort import Expert
+from hivellm_ort import expert as expert_module
+from hivellm_ort.engine.adapters import BoundAdapter
+from hivellm_ort.engine.session import Decoder, Engine
+
+CONTEXT = 2048
+SHORT_CONTEXT = 128
+PROMPT = "select the users"
+
+
+@dataclass(frozen=True)
+class Packages:
+    """Packages on disk, and a cache for them.
+
+    Attributes:
+        cache: for `cache_dir`.
+        model: the base model's folder, a llama with a context of `CONTEXT`.
+        lora: an expert on it.
+        dora: another, of the same bundle.
+        ia3: a third.
+        lora_folder: where `lora` was exported from.
+        ending: as `lora`, but the base ends answers at `eos` too.
+        eos: the 21st token that `lora` answers to `PROMPT`, or an earlier one of the same id.
+        merged: as `dora`, folded into its base.
+        short: an expert on another base, a qwen3 with a context of `SHORT_CONTEXT`.
+    """
+
+    cache: Path
+    model: Path
+    lora: Path
+    dora: Path
+    ia3: Path
+    lora_folder: Path
+    ending: Path
+    eos: int
+    merged: Path
+    short: Path
+
+    def load(self, name: str, *, device: str | None = None, threads: int | None = 1) -> Expert:
+        """The expert of one of the packages."""
+        return Expert.load(getattr(self, name), cache_dir=self.cache, device=device, threads=threads)
+
+
+def engine_of(expert: Expert) -> Engine:
+    """The engine that an expert shares with others of its base."""
+    return expert._base.engine
+
+
+def engines() -> list[Engine]:
+    """Every engine that loaded experts hold."""
+    return [base.engine for base, _ in expert_module._BASES._bases.values()]
+
+
+def idle(expert: Expert) -> list[Decoder]:
+    """Rows that were given back and wait for the next request."""
+    return engine_of(expert)._idle
+
+
+def prompt_ids(expert: Expert, prompt: str) -> list[int]:
+    """The tokens of the rendered chat template, by the tokenizers library."""
+    text = f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
+    tokenizer = tokenizers.Tokenizer.from_file(str(engine_of(expert).folder / "tokenizer.json"))
+    return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def greedy(
+    expert: Expert, token_ids: list[int], *, steps: int, capacity: int, adapter: BoundAdapter | None = None
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Most likely token and logits, step by step, on a row of its own."""
+    row = engine_of(expert).decoder(adapter or expert.adapter, capacity=capacity)
+    pending = token_ids
+    for _ in range(steps):
+        logits = row.forward(pending).copy()
+        pending = [int(logits.argmax())]
+        yield pending[0], logits

@@ -1,0 +1,228 @@
+"""`hivellm-ort run` and `hivellm-ort chat`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from running import PROMPT, Packages
+
+from hivellm_ort import Expert, __version__
+from hivellm_ort.cli.main import main
+
+Invoke = Callable[..., Result]
+
+
+@pytest.fixture
+def invoke(packages: Packages, monkeypatch: pytest.MonkeyPatch) -> Invoke:
+    """Run `hivellm-ort` with arguments, as a shell would, on the cache of the packages."""
+    monkeypatch.setenv("HIVELLM_HOME", str(packages.cache))
+
+    def run(*arguments: str | Path, stdin: str = "") -> Result:
+        texts = [str(argument) for argument in arguments]
+        monkeypatch.setattr(sys, "argv", ["hivellm-ort", *texts])
+        return CliRunner().invoke(main, texts, input=stdin)
+
+    return run
+
+
+def assert_refused(result: Result, message: str) -> None:
+    """Status 2, one line that begins with `error:`, nothing on standard output and no traceback."""
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert 2 == result.exit_code
+    assert "" == result.stdout
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+    assert 1 == result.stderr.count("\n")
+
+
+def test_run_prints_the_text(invoke: Invoke, packages: Packages, lora: Expert) -> None:
+    """Standard output is the answer and a newline."""
+    result = invoke("run", packages.lora, PROMPT, "--max-tokens", "30", "--threads", "1")
+    assert 0 == result.exit_code, result.output
+    assert f"{lora.generate(PROMPT, max_tokens=30).text}\n".encode() == result.stdout_bytes
+    assert "" == result.stderr
+
+
+def test_run_as_json(invoke: Invoke, packages: Packages, lora: Expert) -> None:
+    """Standard output is one JSON object with everything of the result."""
+    result = invoke("run", packages.lora, PROMPT, "--max-tokens", "30", "--threads", "1", "--json")
+    assert 0 == result.exit_code, result.output
+    document = json.loads(result.stdout_bytes)
+    expected = lora.generate(PROMPT, max_tokens=30)
+    assert list(expected.tokens) == document["tokens"]
+    assert expected.text == document["text"]
+    assert set(expected.to_dict()) == set(document)
+    assert {"swap", "prefill", "decode"} == set(document["timings"])
+    assert ("length", 30, "expert-lora") == (
+        document["finish_reason"],
+        document["completion_tokens"],
+        document["expert"],
+    )
+
+
+def test_schema_and_system_from_files(
+    invoke: Invoke, packages: Packages, lora: Expert, tmp_path: Path
+) -> None:
+    """A value that begins with @ is the content of a file."""
+    schema, system = "CREATE TABLE users(älter INT);\n", "be brief"
+    (tmp_path / "schema.sql").write_text(schema, encoding="utf-8")
+    arguments = ["run", packages.lora, PROMPT, "--max-tokens", "12", "--threads", "1", "--json"]
+    arguments += ["--schema", f"@{tmp_path / 'schema.sql'}", "--system", system]
+    document = json.loads(invoke(*arguments).stdout_bytes)
+    expected = lora.generate(PROMPT, schema=schema, system=system, max_tokens=12)
+    assert list(expected.tokens) == document["tokens"]
+    assert expected.prompt_tokens == document["prompt_tokens"]
+
+
+def test_sampling_options(invoke: Invoke, packages: Packages, lora: Expert) -> None:
+    """Every sampling option reaches the sampler."""
+    arguments = [
+        "run",
+        packages.lora,
+        PROMPT,
+        "--threads",
+        "1",
+        "--json",
+        "--max-tokens",
+        "25",
+        "--seed",
+        "9",
+    ]
+    arguments += ["--temperature", "1.3", "--top-p", "0.9", "--top-k", "40"]
+    document = json.loads(invoke(*arguments).stdout_bytes)
+    expected = lora.generate(PROMPT, max_tokens=25, seed=9, temperature=1.3, top_p=0.9, top_k=40)
+    assert list(expected.tokens) == document["tokens"]
+
+
+def test_stop(invoke: Invoke, packages: Packages, lora: Expert) -> None:
+    """--stop may be repeated; the first that occurs ends the answer."""
+    whole = lora.generate(PROMPT, max_tokens=60).text
+    stops = [whole[20:23], whole[8:11]]
+    arguments = ["run", packages.lora, PROMPT, "--max-tokens", "60", "--threads", "1"]
+    for stop in stops:
+        arguments += ["--stop", stop]
+    result = invoke(*arguments)
+    cut = min(whole.find(stop) for stop in stops)
+    assert f"{whole[:cut]}\n".encode() == result.stdout_bytes
+
+
+def test_chat_of_two_turns(invoke: Invoke, packages: Packages, lora: Expert) -> None:
+    """The second answer knows the first question and answer; an empty line leaves."""
+    result = invoke(
+        "chat", packages.lora, "--max-tokens", "10", "--threads", "1", stdin="first\n second \n\nnot asked\n"
+    )
+    assert 0 == result.exit_code, result.output
+    one = lora.generate("first", max_tokens=10).text
+    turns = [{"role": "user", "content": "first"}, {"role": "assistant", "content": one}]
+    two = lora.generate("second", messages=turns, max_tokens=10).text
+    assert two != lora.generate("second", max_tokens=10).text
+    answers = result.stdout_bytes.decode().split("> ")
+    assert ["", f"{one}\n", f"{two}\n", ""] == answers
+    assert "expert-lora on tiny (fp32)\n" == result.stderr
+
+
+def test_chat_ends_with_its_input(invoke: Invoke, packages: Packages) -> None:
+    """The end of the input leaves too, and an error in a turn is an error of the command."""
+    assert 0 == invoke("chat", packages.short, "--threads", "1", stdin="").exit_code
+    result = invoke("chat", packages.short, "--threads", "1", stdin="x" * 500)
+    assert 2 == result.exit_code
+    assert "exceed the model's context of 128 tokens" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["run", "chat"])
+def test_package_that_does_not_exist(command: str, invoke: Invoke, tmp_path: Path) -> None:
+    """The path is in the message."""
+    arguments = [command, tmp_path / "missing.expert"] + [PROMPT] * (command == "run")
+    assert_refused(invoke(*arguments), f"{tmp_path / 'missing.expert'}: neither a .expert file nor a folder")
+
+
+def test_package_that_is_cut_off(invoke: Invoke, packages: Packages, tmp_path: Path) -> None:
+    """A damaged package is refused."""
+    broken = tmp_path / "broken.expert"
+    broken.write_bytes(packages.lora.read_bytes()[:-1000])
+    assert_refused(invoke("run", broken, PROMPT), "broken.expert")
+
+
+def test_base_that_does_not_exist(invoke: Invoke, packages: Packages, tmp_path: Path) -> None:
+    """A --base without a bundle is refused."""
+    assert_refused(invoke("run", packages.lora, PROMPT, "--base", tmp_path), "decoder.json is missing")
+
+
+def test_option_out_of_range(invoke: Invoke, packages: Packages) -> None:
+    """What the library refuses as a ValueError is an error of the command."""
+    assert_refused(invoke("run", packages.lora, PROMPT, "--temperature", "-1"), "temperature is -1.0")
+    assert_refused(invoke("run", packages.lora, PROMPT, "--device", "cuda"), "device 'cuda'")
+    assert_refused(invoke("run", packages.short, PROMPT, "--max-tokens", "1000"), "max_tokens=1000")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--max-tokens", "0"], ["--threads", "0"], ["--schema", "@missing.sql"], ["--no-such-option"]],
+    ids=" ".join,
+)
+def test_usage_error(arguments: list[str], invoke: Invoke, packages: Packages) -> None:
+    """What the command line itself refuses has status 2 as well, and says how it is used."""
+    result = invoke("run", packages.lora, PROMPT, *arguments)
+    assert 2 == result.exit_code
+    assert "" == result.stdout
+    assert result.stderr.startswith("Usage: ")
+
+
+def test_error_as_json(invoke: Invoke, tmp_path: Path) -> None:
+    """With --json an error is an object on standard output as well."""
+    result = invoke("run", tmp_path / "missing.expert", PROMPT, "--json")
+    assert 2 == result.exit_code
+    error = json.loads(result.stdout)["error"]
+    assert {"type", "message"} == set(error)
+    assert "LoadError" == error["type"]
+    assert f"error: {error['message']}\n" == result.stderr
+
+
+def test_error_as_json_without_a_shell(tmp_path: Path) -> None:
+    """The arguments given to the command decide, not those of the process it runs in."""
+    result = CliRunner().invoke(main, ["run", str(tmp_path / "missing.expert"), PROMPT, "--json"])
+    assert 2 == result.exit_code
+    assert "LoadError" == json.loads(result.stdout)["error"]["type"]
+
+
+def test_prompt_that_looks_like_the_option(invoke: Invoke, tmp_path: Path) -> None:
+    """A prompt `--json` after `--` is a prompt."""
+    assert_refused(invoke("run", "--", tmp_path / "missing.expert", "--json"), "missing.expert")
+
+
+def test_help_and_version(invoke: Invoke) -> None:
+    """All commands are listed, the exporter's too, and the version is the package's."""
+    text = invoke("--help").stdout
+    assert ["chat", "export", "run"] == [name for name in ("chat", "export", "run") if f"\n  {name} " in text]
+    assert f"hivellm-ort, version {__version__}\n" == invoke("--version").stdout
+    assert 2 == invoke("no-such-command").exit_code
+
+
+def test_as_a_module() -> None:
+    """`python -m hivellm_ort` is the same command."""
+    arguments = [sys.executable, "-m", "hivellm_ort", "--version"]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=True)
+    assert f"hivellm-ort, version {__version__}\n" == done.stdout
+
+
+def test_from_a_shell(packages: Packages, lora: Expert) -> None:
+    """The installed command writes UTF-8 whatever the locale, and fails without a traceback."""
+    command = shutil.which("hivellm-ort", path=str(Path(sys.executable).parent))
+    assert command is not None
+    environment = {**os.environ, "HIVELLM_HOME": str(packages.cache), "LC_ALL": "C"}
+    arguments = [command, "run", packages.lora, PROMPT, "--max-tokens", "30", "--threads", "1"]
+    done = subprocess.run(arguments, capture_output=True, env=environment, timeout=60, check=True)
+    assert f"{lora.generate(PROMPT, max_tokens=30).text}\n".encode() == done.stdout
+    assert b"" == done.stderr
+    arguments[2] = packages.cache / "missing.expert"
+    failed = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
+    assert (2, "", 1) == (failed.returncode, failed.stdout, failed.stderr.count("\n"))
+    assert failed.stderr.startswith("error: ")

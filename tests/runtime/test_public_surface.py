@@ -1,0 +1,151 @@
+"""What the package shows, and what it never imports."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from running import PROMPT, Packages
+
+import hivellm_ort
+from hivellm_ort import Expert
+
+BUILD_TIME = {"torch", "transformers", "peft", "optimum", "onnx", "onnx_ir", "onnxscript", "hivellm_export"}
+# What each room may import of this package: a room knows only rooms below it. Lowest first.
+ROOMS: dict[str, set[str]] = {
+    "errors": set(),
+    "options": set(),
+    "result": set(),
+    "contract": {"errors"},
+    "adapters": {"contract", "errors"},
+    "package": {"contract", "errors"},
+    "text": {"errors"},
+    "engine": {"adapters", "contract", "errors"},
+    "base": {"contract", "engine", "errors", "text"},
+    "decoding": {"errors", "result", "text"},
+    "expert": {
+        "adapters", "base", "contract", "decoding", "engine", "errors", "options", "package", "result", "text",
+    },
+    "manager": {"decoding", "errors", "expert", "options", "result"},
+    "__init__": {"decoding", "errors", "expert", "manager", "options", "result"},
+    "cli": {"__init__", "errors", "expert"},
+    "__main__": {"cli"},
+}  # fmt: skip
+THIRD_PARTY: dict[str, set[str]] = {
+    "adapters": {"numpy", "safetensors"},
+    "cli": {"click"},
+    "decoding": {"numpy"},
+    "engine": {"numpy", "onnxruntime"},
+    "expert": {"tqdm"},
+    "package": {"filelock"},
+    "text": {"jinja2", "tokenizers"},
+}
+ROOT = Path(hivellm_ort.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    """`engine/session.py` is in the room `engine`, `expert.py` is one itself."""
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Dotted names of every module that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: relative import"
+            yield str(node.module)
+
+
+def test_all_is_sorted_and_true() -> None:
+    """`__all__` lists every public name that the package defines, and each is documented."""
+    names = hivellm_ort.__all__
+    # Capitals first, as ruff sorts classes before dunders.
+    assert sorted(names) == names
+    modules = {room for room in ROOMS if room != "__init__"}
+    public = {name for name in vars(hivellm_ort) if not name.startswith("_")} - modules - {"annotations"}
+    assert public | {"__version__"} == set(names)
+    assert [] == [name for name in names if name != "__version__" and not getattr(hivellm_ort, name).__doc__]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in FILES if path.name != "__main__.py"],
+    ids=lambda path: path.relative_to(ROOT).as_posix(),
+)
+def test_modules_declare_what_they_export(path: Path) -> None:
+    """A module with classes or functions has an `__all__`, its names exist, and none is private."""
+    dotted = ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__")
+    module = importlib.import_module(dotted)
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    if any(isinstance(node, ast.ClassDef | ast.FunctionDef) for node in body):
+        assert module.__all__
+    names = getattr(module, "__all__", [])
+    assert [] == [name for name in names if not hasattr(module, name)]
+    assert [] == [name for name in names if name.startswith("_") and name != "__version__"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_imports_point_downwards(path: Path) -> None:
+    """No file imports build-time libraries, a room above its own, or a library that is not its room's."""
+    room = room_of(path)
+    names = set(imports(path))
+    assert set() == {name.partition(".")[0] for name in names} & BUILD_TIME
+    own = {name for name in names if name.partition(".")[0] == "hivellm_ort"}
+    rooms = {name.split(".")[1] if "." in name else "__init__" for name in own}
+    assert set() == rooms - {room} - ROOMS[room]
+    others = {name.partition(".")[0] for name in names - own} - sys.stdlib_module_names
+    assert set() == others - THIRD_PARTY.get(room, set())
+
+
+def test_the_map_is_exact() -> None:
+    """The map names every room, has no circle, and allows nothing that is not used."""
+    found: dict[str, set[str]] = {room_of(path): set() for path in FILES}
+    for path in FILES:
+        for name in imports(path):
+            if name.partition(".")[0] == "hivellm_ort":
+                found[room_of(path)].add(name.split(".")[1] if "." in name else "__init__")
+    assert ROOMS == {room: rooms - {room} for room, rooms in found.items()}
+    floors = list(ROOMS)
+    assert [] == [
+        (room, below) for room in floors for below in ROOMS[room] if floors.index(below) >= floors.index(room)
+    ]
+
+
+def test_a_generation_imports_no_build_time_library(packages: Packages, lora: Expert) -> None:
+    """A process that loads an expert and answers never loads PyTorch and its relatives."""
+    script = (
+        "import json, sys, hivellm_ort\n"
+        "with hivellm_ort.Expert.load(sys.argv[1], cache_dir=sys.argv[2], threads=1) as expert:\n"
+        "    result = expert.generate(sys.argv[3], max_tokens=5)\n"
+        "print(json.dumps([list(result.tokens), sorted({name.partition('.')[0] for name in sys.modules})]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, packages.lora, packages.cache, PROMPT],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    tokens, modules = json.loads(done.stdout)
+    assert list(lora.generate(PROMPT, max_tokens=5).tokens) == tokens
+    assert set() == BUILD_TIME & set(modules)
+    assert "onnxruntime" in modules
+
+
+@pytest.mark.parametrize("script", ["import hivellm_ort", "from hivellm_ort.cli.main import main"])
+def test_import_alone_is_light(script: str) -> None:
+    """Importing the package or its commands loads neither ONNX Runtime nor a build-time library."""
+    check = f"{script}\nimport sys\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+    done = subprocess.run(
+        [sys.executable, "-c", check], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert set() == (BUILD_TIME | {"onnxruntime"}) & set(done.stdout.split())

@@ -1,0 +1,25 @@
+"""The wheel in an environment of its own, without PyTorch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from running import PROMPT, Packages
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "slim.py"
+
+
+def test_slim_environment_runs_a_package_without_torch(packages: Packages) -> None:
+    """`hivellm-ort[cpu]` alone has none of the exporter's libraries, and answers as this environment does."""
+    command = [sys.executable, str(SCRIPT), "--package", str(packages.lora), "--prompt", PROMPT, "--json"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert 0 == done.returncode, done.stderr
+    report = json.loads(done.stdout)
+    with packages.load("lora") as expert:
+        expected = expert.generate(PROMPT, max_tokens=16)
+    assert [] == report["forbidden"]
+    assert list(expected.tokens) == report["result"]["tokens"]
+    assert expected.text == report["result"]["text"]
