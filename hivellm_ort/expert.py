@@ -49,6 +49,7 @@ class Expert:
         self._dialect = dialect_of(self.manifest.capabilities, self.manifest.decoding.grammar_type)
         self._base = _BASES.acquire(bundle, device=device, threads=threads)
         self._closed = False
+        self.adapter: BoundAdapter | None = None
         try:
             self.adapter = self._bound_adapter(package)
         except BaseException:
@@ -146,6 +147,8 @@ class Expert:
         """Let go of the base; its memory is freed when no other expert uses it."""
         if not self._closed:
             self._closed = True
+            if self.adapter is not None:
+                self._base.engine.forget(self.adapter)
             _BASES.release(self._base)
 
     def __enter__(self) -> Expert:

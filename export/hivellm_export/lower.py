@@ -90,7 +90,7 @@ class _Lowering:
                 new.name, new.shape, new.dtype = old.name, old.shape, old.dtype
                 ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
             self.graph.remove(node, safe=True)
-        self._remove_unused_adds()
+        self._remove_unused()
         for i, node in enumerate(self.graph):
             node.name = f"{node.op_type}.{i}"
 
@@ -245,7 +245,8 @@ class _Lowering:
             y = self.op("Add", y, self.op("Add", bias, self.input(site.bias_input, (rows, width))))
         return y
 
-    def _remove_unused_adds(self) -> None:
+    def _remove_unused(self) -> None:
+        """Residual sums that a norm has taken over, and what led only to them."""
         outputs = set(self.graph.outputs)
         for node in reversed(tuple(self.graph)):
             if not any(value.uses() or value in outputs for value in node.outputs):

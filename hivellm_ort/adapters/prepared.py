@@ -51,7 +51,7 @@ class PreparedAdapter:
         source_sha256: digest of the base weights it was prepared against.
         modules: the adapted linear modules by their path in the base model.
         base_sha256: digest of the bundle it was exported with; any bundle of the same source fits.
-        digest: SHA-256 of the file's bytes.
+        digest: SHA-256 of the file's bytes; empty until there is a file, and only a file's adapter is bound.
     """
 
     kind: str

@@ -39,6 +39,8 @@ class BoundAdapter:
                 f"the adapter was prepared for base weights {adapter.source_sha256[:12]}…, the base bundle "
                 f"{config.name!r} holds {config.source_sha256[:12]}…: use the base it was exported with"
             )
+        if not adapter.digest:
+            raise AdapterError("the adapter has no digest: write it to a file and read it from there")
         known = {part.module for site in config.sites for part in site.parts}
         for module in adapter.modules:
             if module not in known:

@@ -14,7 +14,7 @@ from hivellm_ort.contract import ADAPTER_GRAPH, BASE_GRAPH, DECODER_JSON, Decode
 from hivellm_ort.engine.adapters import BoundAdapter
 from hivellm_ort.engine.cache import KVCache
 from hivellm_ort.engine.providers import choose_provider, import_onnxruntime
-from hivellm_ort.errors import ContextLengthError, LoadError
+from hivellm_ort.errors import ContextLengthError, InferenceError, LoadError, OutOfMemoryError
 
 __all__ = ["Decoder", "Engine"]
 
@@ -71,6 +71,11 @@ class Engine:
             if not kept and decoder.capacity <= _IDLE_CAPACITY and self._sessions:
                 self._idle.append(decoder)
 
+    def forget(self, adapter: BoundAdapter) -> None:
+        """Let go of what is kept for reuse with `adapter` bound, so that its memory can be freed."""
+        with self._lock:
+            self._idle = [decoder for decoder in self._idle if decoder.adapter is not adapter]
+
     def close(self) -> None:
         """Free sessions and buffers; running generations keep theirs until they end."""
         with self._lock:
@@ -113,7 +118,8 @@ class Decoder:
         self.swap_seconds = 0.0
         self._config = config
         self._binding = session.io_binding()
-        self._adapter: str | None = None
+        # Held as long as it is bound: ONNX Runtime keeps the address of its arrays, not the arrays.
+        self.adapter: BoundAdapter | None = None
         self._cache: KVCache | None = None
         self._length = 0
         ort = import_onnxruntime()
@@ -144,10 +150,10 @@ class Decoder:
         """Begin anew with an empty cache of at least `capacity` tokens and `adapter` bound."""
         self._length = 0
         self.swap_seconds = 0.0
-        if adapter is not None and adapter.digest != self._adapter:
+        if adapter is not None and adapter is not self.adapter:
             begin = time.perf_counter()
             adapter.bind(self._binding)
-            self._adapter = adapter.digest
+            self.adapter = adapter
             self.swap_seconds = time.perf_counter() - begin
         self._reserve(capacity)
 
@@ -158,7 +164,8 @@ class Decoder:
 
         Raises:
             ContextLengthError: the cache would exceed the model's context.
-            OutOfMemoryError: the cache cannot grow.
+            OutOfMemoryError: the cache cannot grow, or the pass cannot allocate.
+            InferenceError: ONNX Runtime fails.
         """
         for begin in range(0, len(token_ids), _PREFILL_CHUNK):
             self._run(token_ids[begin : begin + _PREFILL_CHUNK])
@@ -178,7 +185,11 @@ class Decoder:
         self._seqlens[0] = self._length - 1
         self._total[()] = self._length
         self._row[0] = count - 1
-        self.session.run_with_iobinding(self._binding)
+        try:
+            self.session.run_with_iobinding(self._binding)
+        except Exception as error:  # ONNX Runtime raises a dozen types of its own
+            kind = OutOfMemoryError if "allocat" in str(error) else InferenceError
+            raise kind(f"the model failed on {count} tokens at position {self._length}: {error}") from error
 
     def _reserve(self, tokens: int) -> None:
         limit = self._config.architecture.max_position_embeddings

@@ -197,3 +197,18 @@ def test_bad_option_reaches_the_caller(packages: Packages, manager: ExpertManage
         seeded = manager.generate("one", PROMPT, max_tokens=15, temperature=1.0, seed=3)
         again = manager.generate("one", PROMPT, max_tokens=15, temperature=1.0, seed=3)
         assert seeded.tokens == again.tokens
+
+
+def test_one_package_under_two_names_outlives_either(packages: Packages, manager: ExpertManager) -> None:
+    """An expert whose adapter the shared row has bound under another name answers right after that is unloaded."""
+    with manager:
+        manager.load_expert("one", packages.lora)
+        manager.load_expert("two", packages.lora)
+        expected = manager.generate("one", PROMPT, max_tokens=20).tokens
+        adapter = weakref.ref(manager._named("one").adapter)
+        manager.unload_expert("one")
+        gc.collect()
+        assert adapter() is None
+        result = manager.generate("two", PROMPT, max_tokens=20)
+        assert expected == result.tokens
+        assert result.timings.swap > 0  # its own arrays were bound: those of the other are gone
