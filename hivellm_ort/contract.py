@@ -99,6 +99,11 @@ class Site:
         return any(part.bias for part in self.parts)
 
     @property
+    def inputs(self) -> tuple[str, ...]:
+        """All graph inputs of the site."""
+        return (self.lora_A, self.lora_B, self.gate, self.scale, *([self.bias_input] if self.bias else []))
+
+    @property
     def lora_A(self) -> str:
         """Graph input [K, R]: the parts' A matrices side by side."""
         return f"{self.name}.lora_A"

@@ -99,12 +99,19 @@ class Engine:
         options.log_severity_level = 3
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
+        where = f"{graph} of base bundle {self.config.name!r}"
         try:
-            return ort.InferenceSession(str(path), options, providers=[self.provider])
+            session = ort.InferenceSession(str(path), options, providers=[self.provider])
         except Exception as error:  # ONNX Runtime raises a dozen types of its own
-            raise LoadError(
-                f"{graph} of base bundle {self.config.name!r} cannot be loaded: {error}"
-            ) from error
+            raise LoadError(f"{where} cannot be loaded: {error}") from error
+        if graph == ADAPTER_GRAPH:
+            found = {value.name for value in session.get_inputs()}
+            missing = [name for site in self.config.sites for name in site.inputs if name not in found]
+            if missing:
+                raise LoadError(
+                    f"{where} lacks the input {missing[0]} that {DECODER_JSON} promises: export it again"
+                )
+        return session
 
 
 class Decoder:
