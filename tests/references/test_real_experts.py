@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,23 @@ def test_answers_are_those_the_readmes_show(manager: ExpertManager) -> None:
         result = manager.generate(prompt.expert, prompt.text, temperature=0, **prompt.options)
         assert "eos" == result.finish_reason
         assert f"```text\n{result.text}<|im_end|>\n```" in readme.read_text(encoding="utf-8")
+
+
+def test_quick_start_of_the_readme_runs(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The README's first lines print a SELECT on the table they give."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    code = readme.split("```python\n")[1].split("```")[0]
+    assert code.count("\n") <= 6
+    (tmp_path / "out").symlink_to(exported)
+    digest = hashlib.sha256((exported / "base" / "decoder.json").read_bytes()).hexdigest()
+    (tmp_path / "home" / "bases").mkdir(parents=True)
+    (tmp_path / "home" / "bases" / digest).symlink_to(exported / "base")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HIVELLM_HOME", str(tmp_path / "home"))
+    exec(compile(code, "README.md", "exec"), {})
+    assert re.match(r"SELECT .*\bFROM users\b.*2024", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("expert", EXPERTS)
