@@ -115,7 +115,7 @@ class Site:
 
     @property
     def gate(self) -> str:
-        """Graph input [T or 1, R]: which of the R rows a token uses; ones where there is one adapter."""
+        """Graph input [T or 1, R or 1]: which of the R rows a token uses; a single one where there is one adapter."""
         return f"{self.name}.lora_gate"
 
     @property

@@ -238,7 +238,7 @@ class _Lowering:
         rank, rows, width = f"{site.name}.rank", "gate_rows", site.out_features
         lora_A = self.input(site.lora_A, (site.in_features, rank))
         lora_B = self.input(site.lora_B, (rank, width))
-        low = self.op("Mul", self.op("MatMul", x, lora_A), self.input(site.gate, (rows, rank)))
+        low = self.op("Mul", self.op("MatMul", x, lora_A), self.input(site.gate, (rows, f"{site.name}.gate")))
         # Gemm adds the scaled product while it multiplies: one node less than MatMul and Add.
         y = self.op("Gemm", low, lora_B, self.op("Mul", y, self.input(site.scale, (rows, width))))
         if bias is not None:

@@ -50,19 +50,19 @@ class BoundAdapter:
         self.digest = adapter.digest
         self.kind, self.rank = adapter.kind, adapter.rank
         own: dict[str, Array] = {}
-        shared: dict[str, Array] = {}
+        shared: dict[str, Any] = {}
         for site in config.sites:
             _add_site(site, adapter.modules, own, shared)
         views, self.nbytes = _in_one_block(own)
-        ort = import_onnxruntime()
-        self._values = {
-            name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in {**views, **shared}.items()
-        }
+        value = import_onnxruntime().OrtValue.ortvalue_from_numpy
+        self._values = {**{name: value(array) for name, array in views.items()}, **shared}
 
-    def bind(self, binding: Any) -> None:
-        """Bind all inputs; an adapter bound before is replaced."""
+    def bind(self, binding: Any, bound: BoundAdapter | None) -> None:
+        """Bind every input that is not the same in `bound`, the adapter that is bound now."""
+        same = bound._values if bound is not None else {}
         for name, value in self._values.items():
-            binding.bind_ortvalue_input(name, value)
+            if same.get(name) is not value:
+                binding.bind_ortvalue_input(name, value)
 
 
 def _in_one_block(arrays: Mapping[str, Array]) -> tuple[dict[str, Array], int]:
@@ -82,7 +82,7 @@ def _in_one_block(arrays: Mapping[str, Array]) -> tuple[dict[str, Array], int]:
 
 
 def _add_site(
-    site: Site, modules: Mapping[str, PreparedModule], own: dict[str, Array], shared: dict[str, Array]
+    site: Site, modules: Mapping[str, PreparedModule], own: dict[str, Array], shared: dict[str, Any]
 ) -> None:
     """Add the inputs of `site`: to `own` what the adapter changes, to `shared` zeros and ones for the rest."""
     present = [modules.get(part.module, _NO_CHANGE) for part in site.parts]
@@ -92,7 +92,7 @@ def _add_site(
         shared[site.lora_B] = _constant(0, 1, site.out_features)
     else:
         own[site.lora_A], own[site.lora_B] = pair
-    shared[site.gate] = _constant(1, 1, 1 if pair is None else pair[0].shape[1])
+    shared[site.gate] = _constant(1, 1, 1)  # one adapter: every rank is open to every token
     vectors = [(site.scale, [module.scale for module in present], 1)]
     if site.bias:
         vectors.append((site.bias_input, [module.bias for module in present], 0))
@@ -152,6 +152,6 @@ def _per_output(parts: Sequence[Part], values: Sequence[Array | None], default: 
 
 
 @lru_cache(maxsize=64)
-def _constant(value: int, *shape: int) -> Array:
-    """Zeros and ones of equal shape exist once: most adapters leave some modules alone."""
-    return np.full(shape, value, np.float32)
+def _constant(value: int, *shape: int) -> Any:
+    """An OrtValue of zeros or ones; equal ones exist once, so that a swap leaves them bound."""
+    return import_onnxruntime().OrtValue.ortvalue_from_numpy(np.full(shape, value, np.float32))

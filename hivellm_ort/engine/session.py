@@ -159,7 +159,7 @@ class Decoder:
         self.swap_seconds = 0.0
         if adapter is not None and adapter is not self.adapter:
             begin = time.perf_counter()
-            adapter.bind(self._binding)
+            adapter.bind(self._binding, self.adapter)
             self.adapter = adapter
             self.swap_seconds = time.perf_counter() - begin
         self._reserve(capacity)
