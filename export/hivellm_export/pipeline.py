@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import shutil
 import tempfile
 import time
@@ -22,6 +21,7 @@ from hivellm_ort.adapters.prepare import prepare
 from hivellm_ort.adapters.prepared import PreparedAdapter
 from hivellm_ort.contract import DecoderConfig, Site
 from hivellm_ort.errors import AdapterError, ExpertError, ExportError
+from hivellm_ort.package.archive import sha256_file
 
 __all__ = ["ExportReport", "PackageReport", "export"]
 
@@ -157,10 +157,10 @@ def _place(
 
 
 def _package_report(source: ExpertSource, path: Path, kind: str, rank: int) -> PackageReport:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     manifest = source.manifest
-    return PackageReport(manifest.name, manifest.version, path.name, path.stat().st_size, digest, kind, rank)
+    return PackageReport(
+        manifest.name, manifest.version, path.name, path.stat().st_size, sha256_file(path), kind, rank
+    )
 
 
 def _check_names(sources: list[ExpertSource]) -> None:

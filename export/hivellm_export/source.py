@@ -19,6 +19,7 @@ from torch import nn
 
 from hivellm_ort.contract import Architecture
 from hivellm_ort.errors import ExpertError, ExportError, UnsupportedArchitectureError
+from hivellm_ort.package.archive import sha256_file
 
 __all__ = ["ARCHITECTURES", "BaseModel", "load_base"]
 
@@ -192,10 +193,7 @@ def _short_name(path: Path) -> str:
 
 def _digest(files: list[Path]) -> str:
     """SHA-256 of the one weight file, or of the files' digests in the order of their names."""
-    digests = []
-    for path in files:
-        with path.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    digests = [sha256_file(path) for path in files]
     return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
