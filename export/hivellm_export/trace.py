@@ -5,9 +5,8 @@ are replaced by `torch.autograd.Function`s whose symbolic emits one node of the 
 names the weights it needs and never touches them, so a trace costs no memory and the same trace can be lowered
 for any precision or execution provider (`hivellm_export.lower`).
 
-Placeholders, all in domain `hivellm`, version 1:
-
-Hidden states are [T, H] between placeholders, T = B * S tokens: products of two dimensions take a bias matrix.
+Between placeholders hidden states are [T, H], T = B * S tokens: only products of two dimensions take a bias matrix.
+The placeholders, all in domain `hivellm`, version 1:
 
 * `Embedding(input_ids) {weight}`
 * `Linear(x) {site, modules, sizes, in_features}`: modules with one input, their outputs side by side
