@@ -36,7 +36,7 @@ _EMPTY: tuple[Any, ...] = (None, False, "", 0, [], {})
 
 @dataclass(frozen=True)
 class PeftConfig:
-    """What an adapter's configuration means.
+    """What an adapter's configuration means; `read_peft_config` has checked every expression in it.
 
     Attributes:
         kind: `lora`, `rslora`, `dora`, `adalora`, `ia3` or `lokr`.
@@ -67,15 +67,13 @@ class PeftConfig:
 
     def targets(self, module: str) -> bool:
         """Whether PEFT attaches the adapter to `module` (`peft.tuners.tuners_utils.check_target_module_exists`)."""
-        if _matches(self.exclude_modules, module, "exclude_modules"):
+        if _matches(self.exclude_modules, module):
             return False
-        if any(
-            re.match(rf"(^|.*\.){_safe(m, 'modules_to_save')}($|\..*)", module) for m in self.modules_to_save
-        ):
+        if any(re.match(rf"(^|.*\.){name}($|\..*)", module) for name in self.modules_to_save):
             return False
         if self.target_modules == "all-linear":
             return module != "lm_head"
-        if not _matches(self.target_modules, module, "target_modules"):
+        if not _matches(self.target_modules, module):
             return False
         if (
             not self.layers_to_transform
@@ -83,8 +81,7 @@ class PeftConfig:
             or module in self.target_modules
         ):
             return True
-        patterns = [_safe(p, "layers_pattern") for p in self.layers_pattern] or [r"[^.]*"]
-        for pattern in patterns:
+        for pattern in self.layers_pattern or (r"[^.]*",):
             found = re.match(rf"(?:^|.*?\.){pattern}\.(?P<index>\d+)\.", module)
             if found:
                 return int(found["index"]) in self.layers_to_transform
@@ -92,17 +89,17 @@ class PeftConfig:
 
     def is_feedforward(self, module: str) -> bool:
         """Whether IA3 scales this module's input rather than its output."""
-        return _matches(self.feedforward_modules, module, "feedforward_modules")
+        return _matches(self.feedforward_modules, module)
 
     def rank_of(self, module: str) -> int:
         """The rank of `module`, after `rank_pattern`."""
-        return int(_by_pattern(self.rank_pattern, module, self.rank, "rank_pattern"))
+        return int(_by_pattern(self.rank_pattern, module, self.rank))
 
     def scaling_of(self, module: str, rank: int) -> float:
         """Give s in `W + s B A` for `module` (PEFT `LoraLayer.update_layer`, `AdaLoraLayer.get_delta_weight`)."""
         if self.kind == "adalora":
             return self.alpha / (self.rank + 1e-5)
-        alpha = float(_by_pattern(self.alpha_pattern, module, self.alpha, "alpha_pattern"))
+        alpha = float(_by_pattern(self.alpha_pattern, module, self.alpha))
         return alpha / (rank**0.5 if self.rslora else rank)
 
 
@@ -242,16 +239,16 @@ def _pattern(data: Mapping[str, Any], name: str, accepts: Callable[[Any], bool])
     return {_safe(expression, name): item for expression, item in value.items()}
 
 
-def _matches(pattern: str | Sequence[str], module: str, where: str) -> bool:
+def _matches(pattern: str | Sequence[str], module: str) -> bool:
     if isinstance(pattern, str):
-        return bool(pattern) and re.fullmatch(_safe(pattern, where), module) is not None
+        return bool(pattern) and re.fullmatch(pattern, module) is not None
     return any(module == name or module.endswith(f".{name}") for name in pattern)
 
 
-def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any, where: str) -> Any:
+def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
     """The first pattern that matches wins (`peft.utils.other.get_pattern_key`)."""
     for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({_safe(pattern, where)})$", module):
+        if re.match(rf"(.*\.)?({pattern})$", module):
             return value
     return default
 
@@ -272,8 +269,4 @@ def unmatched_targets(config: PeftConfig, modules: Iterable[str]) -> list[str]:
     if isinstance(config.target_modules, str):
         return []
     known = list(modules)
-    return [
-        name
-        for name in config.target_modules
-        if not any(_matches((name,), module, "target_modules") for module in known)
-    ]
+    return [name for name in config.target_modules if not any(_matches((name,), module) for module in known)]

@@ -103,12 +103,16 @@ class PreparedAdapter:
                 raise AdapterError(f"{path.name}: tensor {key} is not part of a prepared adapter")
             modules.setdefault(name, {})[field] = array
         try:
+            prepared = {name: PreparedModule(**fields) for name, fields in modules.items()}
+        except ValueError as error:
+            raise AdapterError(f"{path.name}: {error}") from error
+        try:
             return cls(
                 kind=str(info["kind"]),
                 rank=int(str(info["rank"])),
                 source_sha256=str(info["source_sha256"]),
                 base_sha256=str(info["base_sha256"]),
-                modules={name: PreparedModule(**fields) for name, fields in modules.items()},
+                modules=prepared,
                 digest=hashlib.sha256(content).hexdigest(),
             )
         except (KeyError, ValueError) as error:
