@@ -47,7 +47,21 @@ class LoadError(ExpertError):
 
 
 class ManifestError(LoadError, ValueError):
-    """`manifest.json` or `decoder.json` is missing, malformed or contradicts itself."""
+    """`manifest.json` or `decoder.json` is missing, malformed or contradicts itself.
+
+    Attributes:
+        pointer: JSON pointer of the field; None when the fault is not about one field.
+        line: Line of the file, from 1; None when the fault has no place in a file.
+        column: Column in that line, from 1; None as `line`.
+    """
+
+    def __init__(
+        self, message: str, *, pointer: str | None = None, line: int | None = None, column: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.pointer = pointer
+        self.line = line
+        self.column = column
 
 
 class IntegrityError(LoadError, ValueError):

@@ -13,5 +13,5 @@ settings.load_profile("project")
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Variables that change how the library behaves; the cache's place stays, for downloads are kept there."""
-    for name in ("HF_HOME", "TQDM_DISABLE"):
+    for name in ("HF_HOME", "HIVELLM_CACHE_SIZE", "TQDM_DISABLE"):
         monkeypatch.delenv(name, raising=False)

@@ -27,7 +27,6 @@ __all__ = [
     "write",
 ]
 
-_CHUNK = 1 << 20
 _GIB = 1 << 30
 
 
@@ -73,7 +72,7 @@ class ArchiveContents:
     Attributes:
         sha256: Hex digest of the archive itself.
         members: The files written, in the archive's order.
-        skipped: Files left out because they are pickles or executables; signatures cover them too.
+        skipped: Files left out because they are pickles, programs or scripts; signatures cover them too.
         notes: One sentence for each member that was skipped or came twice.
     """
 
@@ -167,7 +166,7 @@ class _Extraction:
             return
         member = Member(name, header.size, _digest(stream, header.size))
         if new:
-            self._notes.append(f"{name} was left out: pickles and executables are never loaded")
+            self._notes.append(f"{name} was left out: pickles, programs and scripts are never loaded")
         elif kept[name] != member:
             raise IntegrityError(
                 f"member {shown(name)} comes twice with different bytes; pack the archive again with one"

@@ -1,8 +1,7 @@
-"""The base bundle inside a package: the base's files under `onnx/`, listed with digests in `decoder.json`."""
+"""The base bundle, in a package under `onnx/`: the base's files, listed with digests in `decoder.json`."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,22 +9,23 @@ from pathlib import Path
 from hivellm_ort.contract import ADAPTER_FILE, DECODER_JSON
 from hivellm_ort.errors import IntegrityError, LoadError, ManifestError
 from hivellm_ort.package.archive import Member, sha256_file
+from hivellm_ort.package.filecheck import Check, FileChecks, is_digest
 from hivellm_ort.package.jsonfile import Node, read_json
-from hivellm_ort.package.names import shown
+from hivellm_ort.package.names import member_name, shown
 
 __all__ = [
     "FOLDER",
+    "Check",
     "FileRecord",
     "bundle_members",
     "check_bundle",
-    "is_intact",
+    "check_folder",
     "listed_files",
+    "stored_fault",
 ]
 
 FOLDER = "onnx"
 """Folder of a package that holds the bundle and the prepared adapter."""
-
-_DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +45,13 @@ def listed_files(bundle: Path) -> dict[str, FileRecord]:
     """The files that a bundle's `decoder.json` lists.
 
     Raises:
+        IntegrityError: A name is not one of a file in the bundle.
         ManifestError: `decoder.json` is missing or malformed.
     """
     files = Node(read_json(bundle / DECODER_JSON), DECODER_JSON).child("files")
     if files is None:
         raise ManifestError(f"{DECODER_JSON}: /files: missing; export the package again")
-    return {name: _record(node) for name, node in files.entries()}
+    return {_plain(name): _record(node) for name, node in files.entries()}
 
 
 def bundle_members(members: Sequence[Member]) -> dict[str, Member]:
@@ -94,20 +95,63 @@ def check_bundle(bundle: Path, members: Sequence[Member]) -> None:
         raise IntegrityError(f"{FOLDER}/ file {shown(name)} {fault}; fetch or export the package again")
 
 
-def is_intact(bundle: Path) -> bool:
-    """Whether a stored bundle, a folder named by its digest, still has its list and all sizes."""
+def check_folder(bundle: Path, check: Check = "size") -> None:
+    """Compare the files of a bundle that was opened in place with its list; files beyond it do not matter.
+
+    Args:
+        bundle: Folder that holds `decoder.json`.
+        check: `size` reads no file, `digest` reads all.
+
+    Raises:
+        IntegrityError: A file is missing, or differs in size or digest.
+        ManifestError: `decoder.json` is missing or malformed.
+    """
     try:
-        return sha256_file(bundle / DECODER_JSON) == bundle.name and all(
-            (bundle / name).stat().st_size == record.size for name, record in listed_files(bundle).items()
-        )
-    except (OSError, LoadError):
-        return False
+        listed = listed_files(bundle)
+    except (IntegrityError, ManifestError) as error:
+        raise type(error)(f"{bundle}: {error}") from error
+    checks = FileChecks(check)
+    for name, record in sorted(listed.items()):
+        fault = checks.fault(bundle / name, record.size, record.sha256)
+        if fault is not None:
+            raise IntegrityError(
+                f"{bundle}: file {shown(name)}, listed in {DECODER_JSON}, {fault}; "
+                "fetch or export the bundle again"
+            )
+
+
+def stored_fault(folder: Path, checks: FileChecks) -> str | None:
+    """What is wrong with a stored bundle, a folder named by the digest of its `decoder.json`; None if nothing is."""
+    try:
+        if sha256_file(folder / DECODER_JSON) != folder.name:
+            return f"{DECODER_JSON} differs from its SHA-256"
+        listed = listed_files(folder)
+    except OSError:
+        return f"{DECODER_JSON} is missing"
+    except LoadError as error:
+        return str(error)
+    for name, record in listed.items():
+        fault = checks.fault(folder / name, record.size, record.sha256)
+        if fault is not None:
+            return f"{shown(name)} {fault}"
+    return None
+
+
+def _plain(name: str) -> str:
+    try:
+        if member_name(name) == name:
+            return name
+    except IntegrityError:
+        pass
+    raise IntegrityError(
+        f"{DECODER_JSON}: /files: {shown(name)} is no file inside the bundle; export the package again"
+    )
 
 
 def _record(node: Node) -> FileRecord:
     size, digest = node.integer("size"), node.required("sha256")
     if size is None or size < 0:
         node.fail("size", "missing or negative; export the package again")
-    if not _DIGEST.match(digest):
+    if not is_digest(digest):
         node.fail("sha256", "no SHA-256 in lower-case hex; export the package again")
     return FileRecord(size, digest)

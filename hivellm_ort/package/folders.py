@@ -1,19 +1,34 @@
-"""Where the store lives, and how its folders move."""
+"""Where the store lives, how its folders are laid out, and how files get their final names.
+
+::
+
+    <root>/blobs/<sha256>                    every stored file once; the folders below hold hard links to them
+           packages/<sha256>/index.json      what is in a package, beside files/ with its members
+           bases/<sha256 of decoder.json>/   a base bundle
+           adapters/<key>.safetensors        a prepared adapter, and <key>.json with its size and digest
+           records/                          digests of package files that were hashed before
+           downloads/                        what the exporter fetched
+           models/, trusted_keys.json        the user's own: never removed
+           tmp/                              work in progress, of the process that holds .lock
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
-import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from filelock import FileLock
 
 from hivellm_ort.errors import LoadError
 
-__all__ = ["default_root", "has_size", "place", "sweep"]
+__all__ = ["Layout", "default_root", "discard", "note_use", "place", "sync_folder", "write_file"]
 
-_STALE_SECONDS = 24 * 60 * 60
+_WINDOWS = os.name == "nt"
 
 
 def default_root() -> Path:
@@ -22,21 +37,70 @@ def default_root() -> Path:
     Raises:
         LoadError: The user has no home folder.
     """
+    import platformdirs
+
     try:
         if home := os.environ.get("HIVELLM_HOME"):
             return Path(home).expanduser()
-        if sys.platform == "win32":
-            local = os.environ.get("LOCALAPPDATA")
-            cache = Path(local) if local else Path.home() / "AppData" / "Local"
-        elif sys.platform == "darwin":
-            cache = Path.home() / "Library" / "Caches"
-        else:
-            # The XDG specification says to ignore relative values.
-            xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))
-            cache = xdg if xdg.is_absolute() else Path.home() / ".cache"
-    except RuntimeError as error:
-        raise LoadError("no home folder to cache packages in; set HIVELLM_HOME to a folder") from error
-    return cache / "hivellm" / "ort"
+        cache = platformdirs.user_cache_path("hivellm-ort", appauthor=False)
+        if cache.is_absolute():  # an older platformdirs hands back "~" where there is no home
+            return cache
+    except RuntimeError:
+        pass
+    raise LoadError("no home folder to cache packages in; set HIVELLM_HOME to a folder")
+
+
+class Layout:
+    """The folders of one store.
+
+    Args:
+        root: The store's folder.
+
+    Attributes:
+        root: The store's folder.
+        blobs: Every stored file, by digest.
+        packages: Unpacked packages.
+        bases: Base bundles.
+        adapters: Prepared adapters.
+        records: Digests of package files.
+        downloads: What the exporter fetched.
+        models: Bundles that the user put there.
+        scratch: Work in progress.
+        managed: All folders but `models`, which is the user's.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.blobs = root / "blobs"
+        self.packages = root / "packages"
+        self.bases = root / "bases"
+        self.adapters = root / "adapters"
+        self.records = root / "records"
+        self.downloads = root / "downloads"
+        self.models = root / "models"
+        self.scratch = root / "tmp"
+        self.managed = (
+            self.packages, self.bases, self.adapters, self.blobs, self.records, self.downloads, self.scratch
+        )  # fmt: skip
+
+    @contextlib.contextmanager
+    def workspace(self) -> Iterator[Path]:
+        """Hold the store's lock, with a fresh folder on its file system that is removed afterwards.
+
+        Raises:
+            OSError: The store cannot be written.
+            NotImplementedError: Its file system has no locks.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.root / ".lock"):
+            # All work is done under the lock, so what is there now was left by a process that died.
+            shutil.rmtree(self.scratch, ignore_errors=True)
+            work = self.scratch / secrets.token_hex(8)
+            work.mkdir(parents=True)
+            try:
+                yield work
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
 
 
 def place(folder: Path, final: Path, work: Path) -> None:
@@ -45,23 +109,79 @@ def place(folder: Path, final: Path, work: Path) -> None:
     Raises:
         OSError: A folder cannot be moved, such as one with open files on Windows.
     """
+    for inner, _, _ in os.walk(folder):
+        sync_folder(Path(inner))
     final.parent.mkdir(exist_ok=True)
     if final.exists():
-        final.rename(work / f"old-{final.parent.name}")
-    folder.rename(final)
+        final.rename(work / secrets.token_hex(8))
+    _patiently(lambda: folder.rename(final))
+    sync_folder(final.parent)
 
 
-def sweep(scratch: Path) -> None:
-    """Remove what killed processes left: folders untouched for a day, longer than any unpacking."""
-    with contextlib.suppress(OSError):
-        for entry in scratch.iterdir():
-            if time.time() - entry.stat().st_mtime > _STALE_SECONDS:
-                shutil.rmtree(entry, ignore_errors=True)
+def discard(path: Path, work: Path) -> bool:
+    """Move a file or folder to the work folder, so that it is gone at once and whole.
 
-
-def has_size(path: Path, size: int) -> bool:
-    """Whether there is a file of so many bytes."""
+    Returns:
+        Whether it is gone; False for one in use on Windows.
+    """
     try:
-        return path.is_file() and path.stat().st_size == size
+        path.rename(work / secrets.token_hex(8))
+    except FileNotFoundError:
+        return True
     except OSError:
         return False
+    return True
+
+
+def write_file(path: Path, data: bytes, work: Path) -> None:
+    """Write a file that has its name only when it is whole and on the disk.
+
+    Args:
+        path: The file to write or replace.
+        data: Its content.
+        work: Folder of the same file system for the unfinished file.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    unfinished = work / f".{secrets.token_hex(8)}.tmp"
+    try:
+        with unfinished.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        _patiently(lambda: unfinished.replace(path))
+    finally:
+        unfinished.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder last through a power cut; Windows has no such call."""
+    if _WINDOWS:
+        return
+    # A file system that cannot sync folders keeps its names in its own way.
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def note_use(path: Path) -> None:
+    """Set a file's or folder's time to now; a store that cannot be written stays as it is."""
+    with contextlib.suppress(OSError):
+        os.utime(path)
+
+
+def _patiently(rename: Callable[[], object]) -> None:
+    """Rename what was just written, which a virus scanner on Windows may hold open for a moment."""
+    for seconds in (0.05, 0.1, 0.2, 0.4, 0.8) if _WINDOWS else ():
+        try:
+            rename()
+        except PermissionError:
+            time.sleep(seconds)
+        else:
+            return
+    rename()

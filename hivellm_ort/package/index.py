@@ -9,9 +9,16 @@ from pathlib import Path
 
 from hivellm_ort.errors import LoadError
 from hivellm_ort.package.archive import ArchiveContents, Member
+from hivellm_ort.package.bundle import bundle_members, stored_fault
+from hivellm_ort.package.filecheck import FileChecks
+from hivellm_ort.package.folders import Layout
 from hivellm_ort.package.jsonfile import Node, read_json
+from hivellm_ort.package.names import shown
 
-__all__ = ["PackageIndex"]
+__all__ = ["FILES", "PackageIndex"]
+
+FILES = "files"
+"""Folder beside the index that holds the package's members."""
 
 _NAME = "index.json"
 _FORMAT = 1
@@ -28,6 +35,25 @@ class PackageIndex:
 
     contents: ArchiveContents
     bundle: str | None
+
+    @property
+    def kept(self) -> tuple[Member, ...]:
+        """The members beside the index; those of the bundle are with the bases."""
+        elsewhere = {member.name for member in bundle_members(self.contents.members).values()}
+        return tuple(member for member in self.contents.members if member.name not in elsewhere)
+
+    def fault(self, layout: Layout, checks: FileChecks) -> str | None:
+        """What is wrong with the package or its base in a store; None when both are whole."""
+        if self.bundle is not None:
+            fault = stored_fault(layout.bases / self.bundle, checks)
+            if fault is not None:
+                return f"its base: {fault}"
+        files = layout.packages / self.contents.sha256 / FILES
+        for member in self.kept:
+            fault = checks.fault(files / member.name, member.size, member.sha256)
+            if fault is not None:
+                return f"{shown(member.name)} {fault}"
+        return None
 
     @classmethod
     def load(cls, folder: Path) -> PackageIndex | None:

@@ -4,35 +4,56 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from hivellm_ort.errors import ManifestError
+from hivellm_ort.package.jsontext import (
+    MAX_DEPTH,
+    MAX_VALUES,
+    first_fault,
+    line_and_column,
+    number_fault,
+    pointer_of,
+)
+from hivellm_ort.package.problems import Problem, Report, error_of
 
-__all__ = ["MAX_JSON_BYTES", "Node", "read_json"]
+__all__ = ["MAX_JSON_BYTES", "JsonObject", "Node", "read_json", "report_on", "type_name"]
 
 MAX_JSON_BYTES = 4 << 20
 """Largest JSON file read, in bytes."""
 
-_MAX_DIGITS = 400  # more are beyond a double, and slow to convert
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _TYPE_NAMES = {
     type(None): "null",
     bool: "a boolean",
-    dict: "an object",
     float: "a number",
     int: "a number",
-    list: "a list",
     str: "a string",
 }
 
 
-def read_json(path: Path) -> dict[str, Any]:
+class JsonObject(dict[str, Any]):
+    """The object of a JSON file, with the text it came from.
+
+    Attributes:
+        text: The whole file, decoded; messages find their line and column in it.
+    """
+
+    def __init__(self, value: Mapping[str, Any], text: str) -> None:
+        super().__init__(value)
+        self.text = text
+
+
+def read_json(path: Path) -> JsonObject:
     """Read a UTF-8 JSON file (a byte order mark is fine) that holds one object.
 
     Raises:
         ManifestError: The file is missing, unreadable, larger than `MAX_JSON_BYTES`, not UTF-8, not JSON
-            (NaN, Infinity and numbers beyond a double are not), repeats a key, or holds no object.
+            (NaN, Infinity and numbers beyond a double are not), repeats a key, is nested deeper than
+            `MAX_DEPTH`, holds more than `MAX_VALUES` values, or holds no object.
     """
     where = path.name
     try:
@@ -43,49 +64,69 @@ def read_json(path: Path) -> dict[str, Any]:
     if len(data) > MAX_JSON_BYTES:
         raise ManifestError(f"{where}: larger than {MAX_JSON_BYTES >> 20} MiB; shorten it")
     try:
-        value = json.loads(
-            data.decode("utf-8-sig"),
-            object_pairs_hook=_unique,
-            parse_constant=_no_constant,
-            parse_float=_finite,
-            parse_int=_whole,
-        )
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ManifestError(f"{where}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
+        good = error.object[: error.start].decode()
+        byte = len(data) - len(error.object) + error.start
+        raise _fault(where, good, len(good), f"byte {byte} is not UTF-8; save the file as UTF-8") from error
+    try:
+        value = json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_number, parse_float=_number, parse_int=_whole
+        )
     except json.JSONDecodeError as error:
-        raise ManifestError(
-            f"{where}: line {error.lineno}, column {error.colno}: {error.msg}; correct the JSON"
-        ) from error
-    except RecursionError as error:
-        raise ManifestError(f"{where}: nested too deeply; flatten it") from error
-    except ValueError as error:
-        raise ManifestError(f"{where}: {error}; correct the JSON") from error
+        raise _fault(where, text, error.pos, f"{error.msg}; correct the JSON") from error
+    except (RecursionError, _RefusedError) as error:
+        raise _refusal(where, text) from error
     if not isinstance(value, dict):
-        raise ManifestError(f"{where}: holds {_type_name(value)} where an object is expected")
-    return value
+        raise _fault(where, text, 0, f"holds {type_name(value)} where an object is expected")
+    if _oversize(value):
+        raise _refusal(where, text)
+    return JsonObject(value, text)
 
 
-class Node:
-    """A JSON object read field by field; null counts as absent, and errors name the JSON pointer.
+def report_on(value: Mapping[str, Any], where: str, *, lenient: bool = False) -> Report:
+    """An empty report on a JSON object, with places if it is one of `read_json`.
 
     Args:
         value: The object.
         where: Name of the file, for messages.
+        lenient: As for `Report`.
+    """
+    return Report(where, value.text if isinstance(value, JsonObject) else None, lenient=lenient)
+
+
+class Node:
+    """A JSON object read field by field; null counts as absent.
+
+    A value of another type raises a ManifestError that names its JSON pointer. With a lenient report it is
+    noted there and counts as absent, except for `required` and `fail`.
+
+    Args:
+        value: The object.
+        where: Name of the file, for messages, or the report that takes in the faults.
         pointer: JSON pointer of the object in the file; empty for the whole.
     """
 
-    def __init__(self, value: Mapping[str, Any], where: str, pointer: str = "") -> None:
+    def __init__(self, value: Mapping[str, Any], where: str | Report, pointer: str = "") -> None:
         self._value = value
-        self._where = where
+        self._report = report_on(value, where) if isinstance(where, str) else where
         self._pointer = pointer
 
     def fail(self, key: str, fault: str) -> NoReturn:
-        """Raise a ManifestError about one field."""
-        raise ManifestError(f"{self._where}: {self.pointer(key)}: {fault}")
+        """Raise a ManifestError about one field, also with a lenient report."""
+        self._report.fail(self.pointer(key), fault)
+
+    def note(self, key: str, fault: str) -> None:
+        """Report a field that cannot be used.
+
+        Raises:
+            ManifestError: The report is not lenient.
+        """
+        self._report.note(self.pointer(key), fault)
 
     def pointer(self, key: str) -> str:
         """JSON pointer of a field."""
-        return f"{self._pointer}/{key.replace('~', '~0').replace('/', '~1')}"
+        return self._pointer + pointer_of([key])
 
     def has(self, key: str) -> bool:
         """Whether a field is there and not null."""
@@ -97,7 +138,7 @@ class Node:
         Raises:
             ManifestError: The field holds something else.
         """
-        return self._text(self._value.get(key), self.pointer(key)) if self.has(key) else None
+        return self._text(self._value.get(key), self.pointer(key))
 
     def required(self, key: str) -> str:
         """A string that is there and not blank.
@@ -105,18 +146,23 @@ class Node:
         Raises:
             ManifestError: The field is missing or blank, or holds something else.
         """
-        value = self.text(key)
+        value = self._value.get(key)
+        if value is not None and (fault := _text_fault(value)) is not None:
+            self.fail(key, fault)
         if value is None or not value.strip():
             self.fail(key, "missing or empty; set it")
-        return value
+        return str(value)
 
     def texts(self, key: str) -> tuple[str, ...] | None:
         """A list of strings, without its nulls; None when absent.
 
         Raises:
-            ManifestError: The field holds something else.
+            ManifestError: The field or an item holds something else.
         """
-        return tuple(self._text(value, at) for at, value in self._items(key)) if self.has(key) else None
+        items = self._items(key)
+        if items is None:
+            return None
+        return tuple(text for at, value in items if (text := self._text(value, at)) is not None)
 
     def flag(self, key: str) -> bool | None:
         """A boolean; None when absent.
@@ -125,9 +171,10 @@ class Node:
             ManifestError: The field holds something else.
         """
         value = self._value.get(key)
-        if not isinstance(value, bool | None):
-            self._mistyped(self.pointer(key), "true or false", value)
-        return value
+        if isinstance(value, bool | None):
+            return value
+        self.note(key, _mistyped(value, "true or false"))
+        return None
 
     def number(self, key: str) -> float | None:
         """A finite number; None when absent.
@@ -139,14 +186,16 @@ class Node:
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int | float):
-            self._mistyped(self.pointer(key), "a number", value)
+            self.note(key, _mistyped(value, "a number"))
+            return None
         try:
             number = float(value)
         except OverflowError:
             number = math.inf
-        if not math.isfinite(number):
-            self.fail(key, "the number is out of range; write a finite one")
-        return number
+        if math.isfinite(number):
+            return number
+        self.note(key, "the number is out of range; write a finite one")
+        return None
 
     def integer(self, key: str) -> int | None:
         """A whole number, also when written as 12.0; None when absent.
@@ -157,9 +206,10 @@ class Node:
         number = self.number(key)
         if number is None:
             return None
-        if not number.is_integer():
-            self.fail(key, f"{number:g} where a whole number is expected")
-        return int(self._value[key])
+        if number.is_integer():
+            return int(self._value[key])
+        self.note(key, f"{number:g} where a whole number is expected")
+        return None
 
     def child(self, key: str) -> Node | None:
         """An object; None when absent.
@@ -167,15 +217,17 @@ class Node:
         Raises:
             ManifestError: The field holds something else.
         """
-        return self._node(self._value.get(key), self.pointer(key)) if self.has(key) else None
+        value = self._value.get(key)
+        return None if value is None else self._node(value, self.pointer(key))
 
     def children(self, key: str) -> tuple[Node, ...]:
         """A list of objects, without its nulls; empty when absent.
 
         Raises:
-            ManifestError: The field holds something else.
+            ManifestError: The field or an item holds something else.
         """
-        return tuple(self._node(value, at) for at, value in self._items(key))
+        nodes = (self._node(value, at) for at, value in self._items(key) or ())
+        return tuple(node for node in nodes if node is not None)
 
     def entries(self) -> Iterator[tuple[str, Node]]:
         """The fields of an object whose values are all objects.
@@ -184,59 +236,101 @@ class Node:
             ManifestError: A field holds something else.
         """
         for key, value in self._value.items():
-            yield key, self._node(value, self.pointer(key))
+            node = self._node(value, self.pointer(key))
+            if node is not None:
+                yield key, node
 
-    def _items(self, key: str) -> Iterator[tuple[str, Any]]:
+    def _items(self, key: str) -> list[tuple[str, Any]] | None:
         values = self._value.get(key)
         if values is None:
-            return
+            return None
         if not isinstance(values, list | tuple):
-            self._mistyped(self.pointer(key), "a list", values)
-        for index, value in enumerate(values):
-            if value is not None:
-                yield f"{self.pointer(key)}/{index}", value
+            self.note(key, _mistyped(values, "a list"))
+            return None
+        start = self.pointer(key)
+        return [(f"{start}/{index}", value) for index, value in enumerate(values) if value is not None]
 
-    def _text(self, value: object, pointer: str) -> str:
-        if not isinstance(value, str):
-            self._mistyped(pointer, "a string", value)
-        if any("\ud800" <= char <= "\udfff" for char in value):
-            raise ManifestError(f"{self._where}: {pointer}: half of a surrogate pair; correct the escape")
-        return value
+    def _text(self, value: Any, pointer: str) -> str | None:
+        if value is None:
+            return None
+        fault = _text_fault(value)
+        if fault is None:
+            return str(value)
+        self._report.note(pointer, fault)
+        return None
 
-    def _node(self, value: object, pointer: str) -> Node:
-        if not isinstance(value, Mapping):
-            self._mistyped(pointer, "an object", value)
-        return Node(value, self._where, pointer)
-
-    def _mistyped(self, pointer: str, expected: str, value: object) -> NoReturn:
-        raise ManifestError(f"{self._where}: {pointer}: {_type_name(value)} where {expected} is expected")
+    def _node(self, value: object, pointer: str) -> Node | None:
+        if isinstance(value, Mapping):
+            return Node(value, self._report, pointer)
+        self._report.note(pointer, _mistyped(value, "an object"))
+        return None
 
 
-def _type_name(value: object) -> str:
+def type_name(value: object) -> str:
+    """The JSON type of a value with its article, for messages."""
+    if isinstance(value, Mapping):
+        return "an object"
+    if isinstance(value, list | tuple):
+        return "a list"
     return _TYPE_NAMES.get(type(value), type(value).__name__)
 
 
+class _RefusedError(ValueError):
+    """The text has a fault that `first_fault` finds again."""
+
+
+def _mistyped(value: object, expected: str) -> str:
+    return f"{type_name(value)} where {expected} is expected"
+
+
+def _text_fault(value: object) -> str | None:
+    if not isinstance(value, str):
+        return _mistyped(value, "a string")
+    if _SURROGATE.search(value):
+        return "half of a surrogate pair; correct the escape"
+    return None
+
+
+def _fault(where: str, text: str, offset: int, fault: str, pointer: str = "") -> ManifestError:
+    return error_of([Problem(where, pointer, fault, line_and_column(text, offset))])
+
+
+def _refusal(where: str, text: str) -> ManifestError:
+    # Nothing is found only where the caller's own stack was nearly full.
+    pointer, offset, fault = first_fault(text) or ("", 0, "nested too deeply; flatten it")
+    return _fault(where, text, offset, fault, pointer)
+
+
+def _oversize(value: dict[str, Any]) -> bool:
+    level: list[Any] = [value]
+    count = 0
+    for _ in range(MAX_DEPTH):
+        count += sum(len(outer) for outer in level)
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return count > MAX_VALUES
+    return True
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"the key {key[:80]!a} comes twice in one object")
-        found[key] = value
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _RefusedError
     return found
 
 
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")
+def _number(word: str) -> float:
+    if number_fault(word) is not None:
+        raise _RefusedError
+    return float(word)
 
 
-def _finite(digits: str) -> float:
-    number = float(digits)
-    if not math.isfinite(number):
-        raise ValueError(f"the number {digits[:80]} is out of range")
-    return number
-
-
-def _whole(digits: str) -> int:
-    if len(digits) > _MAX_DIGITS:
-        raise ValueError(f"a number of {len(digits)} digits is out of range")
-    return int(digits)
+def _whole(word: str) -> int:
+    if number_fault(word) is not None:
+        raise _RefusedError
+    return int(word)

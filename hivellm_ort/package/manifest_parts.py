@@ -1,4 +1,4 @@
-"""The parts of a manifest: base models, their adapters, and suggested sampling."""
+"""The parts of a manifest: base models, their adapters, suggested sampling, routing and constraints."""
 
 from __future__ import annotations
 
@@ -8,8 +8,26 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from hivellm_ort.package.jsonfile import Node
+from hivellm_ort.package.names import shown
 
-__all__ = ["AdapterRef", "BaseModelRef", "DecodingDefaults"]
+__all__ = ["PROMPT_TEMPLATES", "AdapterRef", "BaseModelRef", "Constraints", "DecodingDefaults", "Routing"]
+
+PROMPT_TEMPLATES = (
+    "chatml",
+    "qwen3",
+    "qwen",
+    "llama",
+    "llama2",
+    "llama3",
+    "alpaca",
+    "vicuna",
+    "mistral",
+    "phi",
+    "deepseek",
+    "gemma",
+    "custom",
+)
+"""Names of prompt templates that published manifests use."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 _Number = TypeVar("_Number", int, float)
@@ -38,22 +56,22 @@ class AdapterRef:
     path: str | None
 
     @classmethod
-    def read(cls, node: Node, warnings: list[str]) -> AdapterRef:
-        """Read one adapter; a value that cannot be meant is unset, and noted in `warnings`.
-
-        Raises:
-            ManifestError: A field has the wrong type.
-        """
+    def read(cls, node: Node) -> AdapterRef:
+        """Read one adapter."""
         kind = node.text("type")
         # Zero stands for "unset" in published manifests.
         return cls(
             type=kind.lower() if kind else None,
-            r=_kept(node, "r", node.integer("r") or None, lambda value: value >= 1, warnings),
+            r=_kept(node, "r", node.integer("r") or None, lambda value: value >= 1, "at least 1"),
             alpha=node.number("alpha"),
             target_modules=node.texts("target_modules") or (),
-            sha256=_digest(node, warnings),
+            sha256=_digest(node),
             size_bytes=_kept(
-                node, "size_bytes", node.integer("size_bytes") or None, lambda value: value >= 1, warnings
+                node,
+                "size_bytes",
+                node.integer("size_bytes") or None,
+                lambda value: value >= 1,
+                "at least 1, or 0 for unset",
             ),
             path=node.text("path") or None,
         )
@@ -76,28 +94,23 @@ class BaseModelRef:
     adapters: tuple[AdapterRef, ...]
 
     @classmethod
-    def read(cls, node: Node, warnings: list[str], *, adapters_in: Node) -> BaseModelRef:
-        """Read one base model.
+    def read(cls, node: Node, *, adapters_in: Node) -> BaseModelRef | None:
+        """Read one base model; None when it has no usable name.
 
         Args:
             node: The base model's object.
-            warnings: Takes a sentence for each value that cannot be meant.
             adapters_in: The object that lists the adapters.
-
-        Raises:
-            ManifestError: The name is missing, or a field has the wrong type.
         """
         model = cls(
-            name=node.required("name"),
-            sha256=_digest(node, warnings),
-            prompt_template=node.text("prompt_template") or None,
-            adapters=tuple(
-                AdapterRef.read(adapter, warnings) for adapter in adapters_in.children("adapters")
-            ),
+            name=node.text("name") or "",
+            sha256=_digest(node),
+            prompt_template=_template(node),
+            adapters=tuple(AdapterRef.read(adapter) for adapter in adapters_in.children("adapters")),
         )
-        if not model.short_name.strip():
-            node.fail("name", "ends without a name; name the base model")
-        return model
+        if model.short_name.strip():
+            return model
+        node.note("name", "no usable name; name the base model")
+        return None
 
     @property
     def short_name(self) -> str:
@@ -134,49 +147,109 @@ class DecodingDefaults:
     repetition_penalty: float | None = None
 
     @classmethod
-    def read(cls, node: Node, warnings: list[str]) -> DecodingDefaults:
-        """Read the suggestions; one out of range is unset, and noted in `warnings`.
+    def read(cls, node: Node) -> DecodingDefaults:
+        """Read the suggestions."""
 
-        Raises:
-            ManifestError: A field has the wrong type.
-        """
-
-        def number(key: str, accept: Callable[[float], bool]) -> float | None:
-            return _kept(node, key, node.number(key), accept, warnings)
-
-        def integer(key: str, least: int) -> int | None:
-            return _kept(node, key, node.integer(key), lambda value: value >= least, warnings)
+        def number(key: str, accept: Callable[[float], bool], range_: str) -> float | None:
+            return _kept(node, key, node.number(key), accept, range_)
 
         stops = node.texts("stop_sequences")
         return cls(
-            temperature=number("temperature", lambda value: value >= 0),
-            top_p=number("top_p", lambda value: 0 < value <= 1),
-            top_k=integer("top_k", 0),
-            min_p=number("min_p", lambda value: 0 <= value <= 1),
+            temperature=number("temperature", lambda value: value >= 0, "at least 0"),
+            top_p=number("top_p", lambda value: 0 < value <= 1, "above 0, at most 1"),
+            top_k=_at_least(node, "top_k", 0),
+            min_p=number("min_p", lambda value: 0 <= value <= 1, "from 0 to 1"),
             # An empty text would end every answer at once.
             stop_sequences=None if stops is None else tuple(stop for stop in stops if stop),
             use_grammar=node.flag("use_grammar"),
             grammar_type=node.text("grammar_type") or None,
             grammar_file=node.text("grammar_file") or None,
-            max_new_tokens=integer("max_new_tokens", 1),
-            repetition_penalty=number("repetition_penalty", lambda value: value > 0),
+            max_new_tokens=_at_least(node, "max_new_tokens", 1),
+            repetition_penalty=number("repetition_penalty", lambda value: value > 0, "above 0"),
         )
 
 
-def _digest(node: Node, warnings: list[str]) -> str | None:
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """`routing`: for which prompts the publisher would choose this expert.
+
+    Attributes:
+        keywords: Words and phrases that speak for it.
+        exclude_keywords: Words and phrases that speak against it.
+        router_hint: A condition on capabilities, as written, such as `database=sql OR task=text2sql`.
+        priority: From 0 to 1, higher is preferred; None when unset.
+    """
+
+    keywords: tuple[str, ...] = ()
+    exclude_keywords: tuple[str, ...] = ()
+    router_hint: str | None = None
+    priority: float | None = None
+
+    @classmethod
+    def read(cls, node: Node) -> Routing:
+        """Read the section."""
+        return cls(
+            keywords=node.texts("keywords") or (),
+            exclude_keywords=node.texts("exclude_keywords") or (),
+            router_hint=node.text("router_hint") or None,
+            priority=_kept(
+                node, "priority", node.number("priority"), lambda value: 0 <= value <= 1, "from 0 to 1"
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Constraints:
+    """`constraints`: which other experts this one needs or excludes, and how it is loaded with others.
+
+    Attributes:
+        requires: Experts it needs, such as `expert-sql` or `expert-sql@0.3.0`.
+        incompatible_with: Experts it must not be loaded with.
+        load_order: Lower ones are loaded first; at least 0; None when unset.
+        max_chain: Most experts in one chain; at least 1; None when unset.
+    """
+
+    requires: tuple[str, ...] = ()
+    incompatible_with: tuple[str, ...] = ()
+    load_order: int | None = None
+    max_chain: int | None = None
+
+    @classmethod
+    def read(cls, node: Node) -> Constraints:
+        """Read the section."""
+        return cls(
+            requires=node.texts("requires") or (),
+            incompatible_with=node.texts("incompatible_with") or (),
+            load_order=_at_least(node, "load_order", 0),
+            max_chain=_at_least(node, "max_chain", 1),
+        )
+
+
+def _digest(node: Node) -> str | None:
     value = (node.text("sha256") or "").lower().removeprefix("sha256:")
     if not value:
         return None
     if not _DIGEST.match(value):
-        warnings.append(f"{node.pointer('sha256')} is no SHA-256 in hex; taken as unset")
+        node.note("sha256", "no SHA-256 in hex, left unset; write 64 hex digits or an empty string")
         return None
     return value
 
 
+def _template(node: Node) -> str | None:
+    name = node.text("prompt_template") or None
+    if name is not None and name.lower() not in PROMPT_TEMPLATES:
+        node.note("prompt_template", f"{shown(name)} is not a known template; check the spelling")
+    return name
+
+
+def _at_least(node: Node, key: str, least: int) -> int | None:
+    return _kept(node, key, node.integer(key), lambda value: value >= least, f"at least {least}")
+
+
 def _kept(
-    node: Node, key: str, value: _Number | None, accept: Callable[[float], bool], warnings: list[str]
+    node: Node, key: str, value: _Number | None, accept: Callable[[_Number], bool], range_: str
 ) -> _Number | None:
     if value is None or accept(value):
         return value
-    warnings.append(f"{node.pointer(key)}: {value:g} is out of range; taken as unset")
+    node.note(key, f"{value:g} is out of range, left unset; write a number {range_}")
     return None

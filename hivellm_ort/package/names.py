@@ -23,7 +23,16 @@ _DEVICES = frozenset(
     ["CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$", "CLOCK$"]
     + [port + digit for port in ("COM", "LPT") for digit in "0123456789¹²³"]
 )
-_NEVER_LOADED = re.compile(r"\.(?:bin|pt|pth|pkl|pickle|exe|dll|dylib|so(?:\.\d+)*)\Z", re.IGNORECASE)
+# Endings of files that are pickles or may hold one (NumPy's and HDF5 files can), or that a system may run.
+_PICKLES = "bin pt pth pkl pickle ckpt joblib npy npz h5 hdf5 keras"
+_LIBRARIES = "dll dylib pyd"
+_PROGRAMS = "exe com scr msi jar class"
+_SCRIPTS = "sh bash command bat cmd ps1 psm1 vbs js hta lnk py pyc pyo pyw pyz"
+_NEVER_LOADED = re.compile(
+    rf"\.(?:{'|'.join([*_PICKLES.split(), *_LIBRARIES.split(), *_PROGRAMS.split(), *_SCRIPTS.split()])}"
+    r"|so(?:\.\d+)*)\Z",
+    re.IGNORECASE,
+)
 _WEIGHTS = f"onnx/{WEIGHTS_FILE}"
 
 
@@ -52,7 +61,7 @@ def member_name(raw: str) -> str:
 
 
 def never_loaded(name: str) -> bool:
-    """Whether a member is left out because its ending says pickle or executable code."""
+    """Whether a member is left out because its ending says pickle, program or script."""
     # ONNX Runtime reads the base's external data from this one name; it is plain tensors.
     return name != _WEIGHTS and _NEVER_LOADED.search(name) is not None
 

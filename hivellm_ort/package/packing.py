@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from hivellm_ort.errors import IntegrityError
+from hivellm_ort.package.folders import sync_folder
 from hivellm_ort.package.names import MemberNames, member_name, never_loaded, shown
 
 __all__ = ["Progress", "write"]
@@ -50,6 +51,7 @@ def write(
             file.flush()
             os.fsync(file.fileno())
         scratch.replace(package)
+        sync_folder(package.parent)
     finally:
         scratch.unlink(missing_ok=True)
 
@@ -58,7 +60,7 @@ def _writable(raw: str, names: MemberNames) -> str:
     name = member_name(raw)
     if never_loaded(name):
         raise IntegrityError(
-            f"member {shown(name)}: pickles and executables are never loaded from a package; leave it out"
+            f"member {shown(name)}: pickles, programs and scripts are never loaded from a package; leave it out"
         )
     if not names.add(name):
         raise IntegrityError(f"member {shown(name)} comes twice; leave one out")

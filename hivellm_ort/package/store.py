@@ -1,94 +1,69 @@
-"""The cache of unpacked packages, where equal base bundles exist once.
+"""The cache of unpacked packages, where equal files exist once; `folders` says how it is laid out.
 
-::
-
-    <root>/packages/<sha256 of the package>/index.json      what is in it, written last
-                                            files/          manifest.json and the other members
-    <root>/bases/<sha256 of decoder.json>/                  a base bundle
-    <root>/tmp/                                             work in progress
-
-A folder gets its final name in one step and only when complete, so a killed process leaves nothing but work
-in progress, which later runs sweep.
+A folder gets its final name in one step and only when complete, and so does a file, so that a killed process leaves
+nothing but work in progress, which the next one sweeps.
 """
 
 from __future__ import annotations
 
 import contextlib
-import re
-import secrets
-import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from filelock import FileLock
-
 from hivellm_ort.contract import ADAPTER_FILE, DECODER_JSON
-from hivellm_ort.errors import IntegrityError, LoadError, ManifestError
-from hivellm_ort.package.archive import (
-    DEFAULT_LIMITS,
-    ArchiveContents,
-    Limits,
-    Member,
-    Progress,
-    extract,
-    sha256_file,
-)
-from hivellm_ort.package.bundle import FOLDER, bundle_members, check_bundle, is_intact
-from hivellm_ort.package.folders import default_root, has_size, place, sweep
-from hivellm_ort.package.index import PackageIndex
+from hivellm_ort.errors import LoadError, ManifestError
+from hivellm_ort.package.archive import DEFAULT_LIMITS, Limits, Progress
+from hivellm_ort.package.bundle import FOLDER, check_folder, stored_fault
+from hivellm_ort.package.entries import StoreEntry, StoreListing, listing_of
+from hivellm_ort.package.filecheck import Check, FileChecks, is_digest
+from hivellm_ort.package.folders import Layout, default_root, note_use
 from hivellm_ort.package.manifest import MANIFEST
+from hivellm_ort.package.prepared import SUFFIX, prepared_fault, write_prepared
+from hivellm_ort.package.pruning import clear, fit, prune
+from hivellm_ort.package.records import forget, package_digest
+from hivellm_ort.package.sizes import parse_size
+from hivellm_ort.package.unpacked import UnpackedPackage, add_package, find_package
 
 __all__ = ["Store", "UnpackedPackage", "default_root", "open_package"]
 
-_DIGEST = re.compile(r"[0-9a-f]{64}\Z")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UnpackedPackage:
-    """A package as files.
-
-    Attributes:
-        root: Folder with `manifest.json` and the members beside it.
-        sha256: Hex digest of the package file; empty for a folder opened in place.
-        adapter: The prepared adapter; None when the package has none.
-        bundle: Folder of the base bundle; None for a thin package.
-        members: The package's files, those of the bundle included (`onnx/…`, found under `bundle`); empty for
-            a folder opened in place.
-        skipped: Files of the archive that were left out, with their digests.
-        notes: One sentence for each member that was skipped or came twice.
-    """
-
-    root: Path
-    sha256: str
-    adapter: Path | None
-    bundle: Path | None
-    members: tuple[Member, ...]
-    skipped: tuple[Member, ...]
-    notes: tuple[str, ...]
-
 
 class Store:
-    """Unpacked packages and their shared bases, in one folder that several processes may use at once.
+    """Unpacked packages, their shared bases and prepared adapters, in one folder for several processes at once.
 
     Args:
         root: The folder, made when first needed; `default_root()` by default.
+        max_bytes: Size that packages, bases and prepared adapters are held to by removing the least recently used
+            after one is added; the environment variable `HIVELLM_CACHE_SIZE`, or no limit, by default.
+
+    Attributes:
+        root: The folder.
+        max_bytes: The size; None for no limit.
 
     Raises:
-        LoadError: There is neither a root nor a home folder.
+        LoadError: There is neither a root nor a home folder, or `HIVELLM_CACHE_SIZE` is no size.
     """
 
-    def __init__(self, root: Path | None = None) -> None:
+    def __init__(self, root: Path | None = None, max_bytes: int | None = None) -> None:
         self.root = (default_root() if root is None else root).absolute()
+        self.max_bytes = _size_from_environment() if max_bytes is None else max_bytes
+        self._layout = Layout(self.root)
 
     def unpack(
-        self, package: Path, *, limits: Limits = DEFAULT_LIMITS, progress: Progress | None = None
+        self,
+        package: Path,
+        *,
+        limits: Limits = DEFAULT_LIMITS,
+        check: Check = "size",
+        progress: Progress | None = None,
     ) -> UnpackedPackage:
-        """Unpack a package file, or find it unpacked.
+        """Unpack a package file, or find it unpacked and whole.
 
         Args:
             package: The `.expert` file.
             limits: What the archive may unpack to.
+            check: How the package, where it is unpacked, is compared with what was recorded of it: `size` reads
+                neither it nor a package file that has not changed; `digest` hashes every file.
             progress: Called with the number of compressed bytes just unpacked; not at all when nothing is.
 
         Raises:
@@ -97,131 +72,147 @@ class Store:
             LoadError: The package cannot be read or the store not written.
         """
         try:
-            digest = sha256_file(package)
+            digest = package_digest(package, self._layout.records, trusted=check != "digest")
         except OSError as error:
             raise LoadError(f"{package}: cannot be read: {error.strerror}; check the path") from error
-        try:
-            if found := self._lookup(digest):
-                return found
-            with self._locked():
-                # Another process may have unpacked it while this one waited.
-                return self._lookup(digest) or self._add(package, digest, limits, progress)
-        except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
-            raise LoadError(
-                f"{package}: cannot be stored: {getattr(error, 'strerror', None) or error}; "
-                "check the free space, or set HIVELLM_HOME to a folder that can be written"
-            ) from error
+        with _written(str(package)):
+            found = find_package(self._layout, digest, FileChecks(check))
+            if found is None:
+                with self._layout.workspace() as work:
+                    # Another process may have unpacked it while this one waited.
+                    found = find_package(self._layout, digest, FileChecks(check))
+                    if found is None:
+                        found = add_package(self._layout, package, work, limits=limits, progress=progress)
+                        self._fit({found.root.parent, *([found.bundle] if found.bundle else [])}, work)
+            if found.sha256 != digest:  # the record was wrong, or the file has changed since
+                forget(package, self._layout.records)
+        self.note_use(found.root.parent)
+        if found.bundle is not None:
+            self.note_use(found.bundle)
+        return found
 
-    def find_bundle(self, digest: str) -> Path | None:
-        """The folder of a base bundle that is here and complete.
+    def find_bundle(self, digest: str, *, check: Check = "size") -> Path | None:
+        """The folder of a base bundle that is here and whole; it counts as used now.
 
         Args:
             digest: Hex SHA-256 of the bundle's `decoder.json`.
+            check: How its files are compared with their list.
         """
-        # The digest may come from a package: it must not lead to another folder.
-        if not _DIGEST.match(digest):
-            return None
-        folder = self._bases / digest
-        return folder if is_intact(folder) else None
+        folder = self._bundle(digest, check)
+        if folder is not None:
+            self.note_use(folder)
+        return folder
 
     def bundles(self) -> list[Path]:
-        """The folders of all complete base bundles here, sorted by digest."""
+        """The folders of all whole base bundles here, sorted by digest."""
         try:
-            names = sorted(entry.name for entry in self._bases.iterdir())
+            names = sorted(entry.name for entry in self._layout.bases.iterdir())
         except OSError:
             return []
-        return [folder for name in names if (folder := self.find_bundle(name)) is not None]
+        return [folder for name in names if (folder := self._bundle(name, "size")) is not None]
 
-    @property
-    def _bases(self) -> Path:
-        return self.root / "bases"
+    def models(self) -> list[Path]:
+        """The folders in `models/`, one or two levels down, that hold a `decoder.json`: the user's own bundles."""
+        found = [
+            *self._layout.models.glob(f"*/{DECODER_JSON}"),
+            *self._layout.models.glob(f"*/*/{DECODER_JSON}"),
+        ]
+        return sorted(path.parent for path in found)
 
-    def _package(self, digest: str) -> Path:
-        return self.root / "packages" / digest
+    def prepared(self, key: str, make: Callable[[], bytes], *, check: Check = "size") -> Path:
+        """A prepared adapter, made if it is not here whole.
 
-    def _lookup(self, digest: str) -> UnpackedPackage | None:
-        """The package if it is unpacked and every file still has its size."""
-        folder = self._package(digest)
-        index = PackageIndex.load(folder)
-        if index is None:
+        Args:
+            key: 64 hex digits that stand for all that the adapter is made from.
+            make: Gives the bytes of its safetensors file. It runs without the store's lock, so two processes may
+                run it at once.
+            check: How a file that is here is compared with what was recorded of it.
+
+        Raises:
+            ValueError: The key is no 64 lower-case hex digits.
+            LoadError: The store cannot be written.
+        """
+        if not is_digest(key):
+            raise ValueError(f"key {key[:80]!a} is no SHA-256 in lower-case hex")
+        path = self._layout.adapters / f"{key}{SUFFIX}"
+        if prepared_fault(path, FileChecks(check)) is not None:
+            data = make()
+            with _written(path.name), self._layout.workspace() as work:
+                if prepared_fault(path, FileChecks(check)) is not None:
+                    write_prepared(path, data, work)
+                    self._fit({path}, work)
+        self.note_use(path)
+        return path
+
+    def note_use(self, path: Path) -> None:
+        """Count a package, base or prepared adapter as used now.
+
+        Args:
+            path: Its folder or file in the store.
+        """
+        note_use(path)
+
+    def listing(self, *, check: Check = "size", progress: Progress | None = None) -> StoreListing:
+        """List what is here, with what is damaged.
+
+        Args:
+            check: How files are compared with what was recorded of them.
+            progress: Called with the number of bytes just hashed.
+        """
+        return listing_of(self._layout, FileChecks(check, progress))
+
+    def prune(
+        self,
+        *,
+        max_bytes: int | None = None,
+        unused_days: float | None = None,
+        progress: Progress | None = None,
+    ) -> list[StoreEntry]:
+        """Remove what is damaged or incomplete, and what is not needed; every file is hashed.
+
+        Args:
+            max_bytes: Size to hold packages, bases and prepared adapters to; the store's own by default.
+            unused_days: Remove also what was last used more days ago.
+            progress: Called with the number of bytes just hashed.
+
+        Returns:
+            The entries removed.
+
+        Raises:
+            LoadError: The store cannot be written.
+        """
+        size = self.max_bytes if max_bytes is None else max_bytes
+        with _written(str(self.root)):
+            return prune(self._layout, max_bytes=size, unused_days=unused_days, progress=progress)
+
+    def clear(self) -> None:
+        """Remove everything but the user's own bundles and keys; what is in use on Windows stays.
+
+        Raises:
+            LoadError: The store cannot be written.
+        """
+        with _written(str(self.root)):
+            clear(self._layout)
+
+    def _bundle(self, digest: str, check: Check) -> Path | None:
+        # The digest may come from a package: it must not lead to another folder.
+        if not is_digest(digest):
             return None
-        if index.bundle is not None and self.find_bundle(index.bundle) is None:
-            return None
-        elsewhere = {member.name for member in bundle_members(index.contents.members).values()}
-        kept = (member for member in index.contents.members if member.name not in elsewhere)
-        if not all(has_size(folder / "files" / member.name, member.size) for member in kept):
-            return None
-        return self._unpacked(index)
+        folder = self._layout.bases / digest
+        return folder if stored_fault(folder, FileChecks(check)) is None else None
 
-    def _add(self, package: Path, digest: str, limits: Limits, progress: Progress | None) -> UnpackedPackage:
-        with self._workspace() as work:
-            folder = work / "package"
-            contents = extract(package, folder / "files", limits=limits, progress=progress)
-            if contents.sha256 != digest:
-                raise IntegrityError(f"{package}: changed while it was read; load it again")
-            if not any(member.name == MANIFEST for member in contents.members):
-                raise ManifestError(f"{package}: {MANIFEST} is missing at the top of the archive; add it")
-            try:
-                bundle = self._move_bundle(folder / "files" / FOLDER, work, contents)
-            except (IntegrityError, ManifestError) as error:
-                raise type(error)(f"{package}: {error}") from error
-            index = PackageIndex(contents, bundle)
-            index.save(folder)
-            place(folder, self._package(digest), work)
-            return self._unpacked(index)
-
-    def _move_bundle(self, onnx: Path, work: Path, contents: ArchiveContents) -> str | None:
-        """Move the package's base to where packages share it; returns its digest."""
-        own = bundle_members(contents.members)
-        if not own:
-            return None
-        check_bundle(onnx, contents.members)
-        digest = own[DECODER_JSON].sha256
-        base = work / "base"
-        onnx.rename(base)
-        if (base / ADAPTER_FILE).exists():
-            onnx.mkdir()
-            (base / ADAPTER_FILE).rename(onnx / ADAPTER_FILE)
-        if self.find_bundle(digest) is None:
-            place(base, self._bases / digest, work)
-        return digest
-
-    def _unpacked(self, index: PackageIndex) -> UnpackedPackage:
-        contents = index.contents
-        root = self._package(contents.sha256) / "files"
-        adapter = f"{FOLDER}/{ADAPTER_FILE}"
-        return UnpackedPackage(
-            root=root,
-            sha256=contents.sha256,
-            adapter=root / adapter if any(member.name == adapter for member in contents.members) else None,
-            bundle=None if index.bundle is None else self._bases / index.bundle,
-            members=contents.members,
-            skipped=contents.skipped,
-            notes=contents.notes,
-        )
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        self.root.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.root / ".lock"):
-            yield
-
-    @contextlib.contextmanager
-    def _workspace(self) -> Iterator[Path]:
-        """A fresh folder on the store's file system, removed afterwards."""
-        scratch = self.root / "tmp"
-        scratch.mkdir(exist_ok=True)
-        sweep(scratch)
-        work = scratch / secrets.token_hex(8)
-        work.mkdir()
-        try:
-            yield work
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+    def _fit(self, keep: set[Path], work: Path) -> None:
+        if self.max_bytes is not None:
+            fit(self._layout, self.max_bytes, work, keep=keep)
 
 
 def open_package(
-    path: Path, store: Store, *, limits: Limits = DEFAULT_LIMITS, progress: Progress | None = None
+    path: Path,
+    store: Store,
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+    check: Check = "size",
+    progress: Progress | None = None,
 ) -> UnpackedPackage:
     """Open a package: a `.expert` file through the store, or a folder of its members in place.
 
@@ -229,26 +220,51 @@ def open_package(
         path: The file or folder.
         store: Where files are unpacked.
         limits: What an archive may unpack to.
+        check: How files are compared with what is recorded of them, in a folder those of its base; see
+            `Store.unpack`.
         progress: Called with the number of compressed bytes just unpacked.
 
     Raises:
-        IntegrityError: As `Store.unpack`.
+        IntegrityError: A folder's base differs from its `decoder.json`, or as `Store.unpack`.
         ManifestError: There is no `manifest.json`, or as `Store.unpack`.
         LoadError: The path is neither a file nor a folder, or as `Store.unpack`.
     """
     if path.is_file():
-        return store.unpack(path, limits=limits, progress=progress)
+        return store.unpack(path, limits=limits, check=check, progress=progress)
     if not path.is_dir():
         raise LoadError(f"{path}: neither a .expert file nor a folder; check the path")
     if not (path / MANIFEST).is_file():
         raise ManifestError(f"{path}: the folder has no {MANIFEST}; name a folder with an unpacked package")
     onnx = path / FOLDER
+    bundle = onnx if (onnx / DECODER_JSON).is_file() else None
+    if bundle is not None:
+        check_folder(bundle, check)
     return UnpackedPackage(
         root=path,
         sha256="",
         adapter=onnx / ADAPTER_FILE if (onnx / ADAPTER_FILE).is_file() else None,
-        bundle=onnx if (onnx / DECODER_JSON).is_file() else None,
+        bundle=bundle,
         members=(),
         skipped=(),
         notes=(),
     )
+
+
+def _size_from_environment() -> int | None:
+    text = os.environ.get("HIVELLM_CACHE_SIZE")
+    try:
+        return parse_size(text) if text else None
+    except ValueError as error:
+        raise LoadError(f"HIVELLM_CACHE_SIZE: {error}") from error
+
+
+@contextlib.contextmanager
+def _written(what: str) -> Iterator[None]:
+    """Errors of the file system, and of one without locks, as errors of the store."""
+    try:
+        yield
+    except (OSError, NotImplementedError) as error:
+        raise LoadError(
+            f"{what}: the store cannot be written: {getattr(error, 'strerror', None) or error}; "
+            "check the free space, or set HIVELLM_HOME to a folder that can be written"
+        ) from error

@@ -22,6 +22,9 @@ __all__ = ["Header", "Inflated", "damaged", "headers"]
 _BLOCK = tarfile.BLOCKSIZE
 _CHUNK = 1 << 20
 _FREE_OUTPUT = 1 << 20  # bytes of output before the ratio counts: small files may compress very well
+# Bytes that may yield no output. What never ends is zeros after the data, empty members or a file name in the
+# header, and all of them are slow to read; gzip itself adds less than a thousandth.
+_FREE_INPUT = 2 << 20
 _MAX_EXTENDED = 16 << 10  # bytes of one extended header; a legal name needs 240
 _MAX_EXTENDED_IN_A_ROW = 3
 _MAX_TAIL = 1 << 20  # zero bytes after the archive's end; writers pad to 10 KiB
@@ -122,6 +125,8 @@ class Inflated:
     def _take(self, size: int) -> bytes:
         data = self._file.read(size)
         self._taken += len(data)
+        if self._taken > _FREE_INPUT + 2 * self._given:
+            raise damaged("gzip: it holds next to nothing")
         self._hash.update(data)
         if self._progress is not None and data:
             self._progress(len(data))

@@ -144,6 +144,83 @@ FIRST_SCHEMA: dict[str, Any] = {
 }
 
 
+COMPLETE: dict[str, Any] = {
+    "name": "expert-demo",
+    "version": "0.3.0",
+    "schema_version": "2.0",
+    "description": "Answers questions about demos.",
+    "author": "A Publisher",
+    "homepage": "https://example.org/expert-demo",
+    "repository": {"type": "git", "url": "https://example.org/expert-demo.git"},
+    "license": "Apache-2.0",
+    "tags": ["demo"],
+    "capabilities": ["database:sql", "language:en"],
+    "limitations": ["slow", {"pattern": "joins", "description": "Joins are weak."}],
+    "base_models": [
+        {
+            "name": "Qwen/Qwen3-0.6B",
+            "sha256": "",
+            "quantization": "int4",
+            "rope_scaling": {"type": "yarn", "factor": 8.0},
+            "prompt_template": "qwen3",
+            "adapters": [
+                {
+                    "type": "dora",
+                    "target_modules": ["q_proj", "v_proj"],
+                    "r": 12,
+                    "alpha": 24,
+                    "dropout": 0.1,
+                    "size_bytes": 4096,
+                    "sha256": "0123456789abcdef" * 4,
+                    "_comment": ["any", {"type": None}],
+                }
+            ],
+        }
+    ],
+    "routing": {
+        "keywords": ["sql", "group by"],
+        "exclude_keywords": ["explain"],
+        "router_hint": "database=sql OR task=text2sql",
+        "priority": 0.85,
+        "_comment": 1,
+    },
+    "constraints": {
+        "requires": ["expert-base@0.1.0"],
+        "incompatible_with": ["expert-other"],
+        "load_order": 6,
+        "max_chain": 10,
+    },
+    "perf": {"latency_ms_overhead": 2.5, "vram_mb_overhead": 18, "supported_batch_sizes": [1, 2]},
+    "training": {
+        "dataset": {"path": "train.jsonl"},
+        "config": {"method": "sft"},
+        "decoding": {
+            "temperature": 0.7,
+            "top_p": 0.8,
+            "top_k": 20,
+            "min_p": 0,
+            "max_new_tokens": 256,
+            "repetition_penalty": 1.1,
+            "stop_sequences": [";", "\n\n"],
+            "use_grammar": True,
+            "grammar_type": "sql-postgres",
+            "grammar_file": "grammar.gbnf",
+            "validation": "parser-strict",
+        },
+    },
+    "integrity": {
+        "scheme": "hivellm-ort/1",
+        "created_at": "2026-01-31T12:00:00Z",
+        "publisher": "A Publisher",
+        "pubkey": "ed25519:" + "ab" * 32,
+        "signature_algorithm": "ed25519",
+        "files": {"adapter_model.safetensors": "cd" * 32},
+        "signature": "ef" * 64,
+    },
+}
+"""A manifest with every section, good in strict mode."""
+
+
 def changed(pointer: str, value: object, start: dict[str, Any] = SECOND_SCHEMA) -> dict[str, Any]:
     """A copy of a manifest with one value set."""
     whole = copy.deepcopy(start)

@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import random
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -54,38 +56,52 @@ def test_identical_duplicate(tmp_path: Path) -> None:
     assert ("manifest.json comes twice with the same bytes",) == contents.notes
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "training_args.bin",
-        "a.PT",
-        "a.pth",
-        "a.pkl",
-        "x/a.pickle",
-        "a.exe",
-        "a.dll",
-        "a.so",
-        "a.so.1.2",
-        "a.dylib",
-        "weights.bin",
-        "onnx/x/weights.bin",
-        "x/onnx/weights.bin",
-        "onnx/other.bin",
-        "ONNX/weights.bin",
-    ],
-)
-def test_skips_pickles_and_executables(tmp_path: Path, name: str) -> None:
-    """Pickles and executables are hashed and noted, but not written."""
+NEVER_LOADED = [
+    "training_args.bin", "a.PT", "a.pth", "a.pkl", "x/a.pickle", "a.ckpt", "a.joblib", "a.npy",
+    "a.npz", "a.h5", "a.keras", "weights.bin", "onnx/x/weights.bin", "x/onnx/weights.bin",
+    "onnx/other.bin", "ONNX/weights.bin", "a.exe", "a.dll", "a.so", "a.so.1.2", "a.dylib", "a.pyd",
+    "a.com", "a.scr", "a.msi", "a.jar", "tests/test_expert.py", "a.pyc", "a.sh", "a.bat", "a.CMD",
+    "a.ps1", "a.vbs", "a.js"
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NEVER_LOADED)
+def test_skips_pickles_programs_and_scripts(tmp_path: Path, name: str) -> None:
+    """Pickles, programs and scripts are hashed and noted, but not written."""
     contents = extract(save(tmp_path / "p", tar(GOOD, entry(name, b"code"))), tmp_path / "out")
     assert {"manifest.json": b"{}"} == files_under(tmp_path / "out")
     assert (Member(name, 4, hashlib.sha256(b"code").hexdigest()),) == contents.skipped
     assert name in contents.notes[0]
 
 
-def test_keeps_onnx_weights(tmp_path: Path) -> None:
-    """The base's external data is the one .bin that is kept."""
-    package = save(tmp_path / "p", tar(entry("onnx/weights.bin", b"w")))
-    assert {"onnx/weights.bin": b"w"} == _contents(package, tmp_path / "out")
+@pytest.mark.parametrize(
+    "name", ["onnx/weights.bin", "a.json", "a.pt.json", "bin", "py/x.md", "a.safetensors"]
+)
+def test_keeps_data(tmp_path: Path, name: str) -> None:
+    """The base's external data is the one .bin that is kept, and only the ending of a name counts."""
+    package = save(tmp_path / "p", tar(entry(name, b"w")))
+    assert {name: b"w"} == _contents(package, tmp_path / "out")
+
+
+def test_modes_and_times_are_not_taken_over(tmp_path: Path) -> None:
+    """A member's mode, owner and time do not reach the file system."""
+    begin = time.time() - 5
+    package = save(tmp_path / "p", tar(entry("a", b"1", mode=0o6777, uid=1, gid=1, mtime=1)))
+    _contents(package, tmp_path / "out")
+    found, own = (tmp_path / "out" / "a").stat(), tmp_path.stat()
+    assert begin < found.st_mtime
+    assert (0, own.st_uid) == (found.st_mode & 0o7111, found.st_uid)
+
+
+def test_digest_covers_the_whole_file(tmp_path: Path) -> None:
+    """The archive's digest is that of the file also where zeros follow the gzip stream, or it has two parts."""
+    data = tar(GOOD)
+    for number, whole in enumerate(
+        [gzip.compress(data) + bytes(5000), gzip.compress(data[:700]) + gzip.compress(data[700:])]
+    ):
+        (tmp_path / f"p{number}").write_bytes(whole)
+        contents = extract(tmp_path / f"p{number}", tmp_path / f"out{number}")
+        assert hashlib.sha256(whole).hexdigest() == contents.sha256
 
 
 def test_progress_sums_to_the_package(tmp_path: Path) -> None:

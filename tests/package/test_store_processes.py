@@ -5,93 +5,110 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
-import os
+import random
+import shutil
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from package_samples import BASE, BASE_DIGEST, bundle, expert, files_under, no_work_left
+from store_samples import assert_whole, count
+from store_workers import die_at, load, load_all, processes, race
 
 from hivellm_ort.package.store import Store
 
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    """An empty store."""
-    return Store(tmp_path / "store")
+NOISE = random.Random(3).randbytes(4 << 20)
 
 
-def test_killed_work_is_swept(tmp_path: Path, store: Store) -> None:
-    """Work in progress older than a day is removed, younger work is left."""
-    for name, age in (("old", 25), ("young", 23)):
-        folder = store.root / "tmp" / name
-        (folder / "package").mkdir(parents=True)
-        then = time.time() - age * 3600
-        os.utime(folder, (then, then))
+def test_killed_work_is_swept(tmp_path: Path) -> None:
+    """What a killed process left in progress is removed by the next that adds something."""
+    store = Store(tmp_path / "store")
+    (store.root / "tmp" / "left" / "package").mkdir(parents=True)
     store.unpack(expert(tmp_path / "p.expert"))
-    assert ["young"] == [path.name for path in (store.root / "tmp").iterdir()]
+    assert no_work_left(store)
 
 
-def _killed_at(package: Path, root: Path, step: int) -> None:
-    """Unpack in a process that dies at the given renaming or syncing."""
-    left = [step]
-
-    def dying(function: Any) -> Any:
-        def call(*args: Any, **options: Any) -> Any:
-            left[0] -= 1
-            if left[0] < 0:
-                os._exit(9)
-            return function(*args, **options)
-
-        return call
-
-    Path.rename = dying(Path.rename)  # type: ignore[method-assign]
-    os.fsync = dying(os.fsync)
-    Store(root).unpack(package)
-
-
-def test_killed_at_any_moment(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["empty", "damaged", "full"])
+def test_killed_at_every_step(tmp_path: Path, kind: str) -> None:
     """Whenever a process dies, what has a final name is whole, and the next process succeeds."""
     package = expert(tmp_path / "p.expert", base=BASE)
-    context = multiprocessing.get_context("spawn")
-    codes = []
-    for step in (0, 7, 8, 9, 10, 11):
+    old = expert(tmp_path / "old.expert", base=bundle(NOISE[:100_000]))
+    context, code, step = processes(), None, 0
+    while code != 0:
         root = tmp_path / f"store{step}"
-        process = context.Process(target=_killed_at, args=(package, root, step))
+        if kind == "damaged":
+            unpacked = Store(root).unpack(package)
+            for path in (unpacked.root / "manifest.json", root / "bases" / BASE_DIGEST / "weights.bin"):
+                path.write_bytes(path.read_bytes().swapcase())
+        if kind == "full":
+            Store(root).unpack(old)
+        process = context.Process(target=die_at, args=(step, root, package, 50_000))
         process.start()
         process.join(60)
-        codes.append(process.exitcode)
-        assert {BASE_DIGEST} >= {path.name for path in (root / "bases").glob("*")}
-        assert all(BASE == files_under(path) for path in (root / "bases").glob("*"))
-        assert all((path / "index.json").is_file() for path in (root / "packages").glob("*"))
-        assert BASE == files_under(Store(root).unpack(package).bundle or tmp_path)
-    assert (9, 0) == (codes[0], codes[-1])
+        code = process.exitcode
+        assert code in (0, 9)
+        if kind != "damaged" or code == 0:
+            assert_whole(root)
+        load(root, package, 50_000)
+        assert BASE == files_under(root / "bases" / BASE_DIGEST)
+        assert [] == Store(root).prune()
+        assert no_work_left(Store(root))
+        assert_whole(root)
+        shutil.rmtree(root)
+        step += 1
+    # Fewer steps would mean that they are not counted.
+    assert 15 < step
 
 
-def _unpack_many(root: Path, packages: list[Path], start: Any, results: Any) -> None:
-    start.wait(60)
-    results.put([str(Store(root).unpack(package).bundle) for package in packages])
-
-
-def test_concurrent_unpack(tmp_path: Path, store: Store) -> None:
-    """Two processes that unpack the same packages at once both get them, whole and once."""
-    base = bundle(os.urandom(2 << 20))
-    packages = [expert(tmp_path / f"{n}.expert", base=base, adapter=bytes([n])) for n in range(3)]
-    context = multiprocessing.get_context("spawn")
-    start, results = context.Barrier(2), context.Queue()
-    processes = [
-        context.Process(target=_unpack_many, args=(store.root, packages, start, results)) for _ in range(2)
+def test_killed_at_random_moments(tmp_path: Path) -> None:
+    """A process killed at any moment of loading, evicting or pruning leaves a store that is whole and works."""
+    packages = [
+        expert(tmp_path / f"{name}.expert", base=bundle(NOISE + name.encode()), adapter=NOISE[: 1 << 20])
+        for name in "ab"
     ]
-    for process in processes:
+    size = 6 << 20  # too small for both bases, so that the second package takes the place of the first
+    context, chance = processes(), random.Random()
+    span, killed = 0.0, 0
+    for number in range(count("HIVELLM_KILL_ROUNDS", 10) + 1):
+        root = tmp_path / f"store{number}"
+        mine, theirs = context.Pipe()
+        process = context.Process(target=load_all, args=(root, packages, size, theirs))
         process.start()
-    found = [results.get(timeout=120) for _ in processes]
-    for process in processes:
+        mine.recv()
+        if number == 0:
+            span = mine.recv()
+        else:
+            time.sleep(chance.uniform(0, span))
+            process.kill()
         process.join(60)
-    assert [0, 0] == [process.exitcode for process in processes]
-    folder = store.root / "bases" / hashlib.sha256(base["decoder.json"]).hexdigest()
-    assert [[str(folder)] * 3] * 2 == found
-    assert base == files_under(folder)
-    assert 3 == len(list((store.root / "packages").iterdir()))
-    assert no_work_left(store)
+        killed += process.exitcode != 0
+        assert_whole(root)
+        load_all(root, packages, size, theirs)
+        assert_whole(root)
+        assert no_work_left(Store(root))
+        shutil.rmtree(root)
+    assert 0 < killed
+
+
+def test_loaded_by_two_at_once(tmp_path: Path) -> None:
+    """Two processes that load one package at the same moment both get it, whole and once."""
+    base = bundle(NOISE[: 2 << 20])
+    package = expert(tmp_path / "p.expert", base=base)
+    roots = [tmp_path / f"store{number}" for number in range(count("HIVELLM_RACE_ROUNDS", 5))]
+    context = processes()
+    start, results = context.Barrier(2), context.Queue()
+    jobs = [(root, package) for root in roots]
+    both = [context.Process(target=race, args=(jobs, start, results)) for _ in range(2)]
+    for process in both:
+        process.start()
+    found = [results.get(timeout=600) for _ in both]
+    for process in both:
+        process.join(60)
+    assert [0, 0] == [process.exitcode for process in both]
+    digest = hashlib.sha256(base["decoder.json"]).hexdigest()
+    assert [[(str(root / "bases" / digest), True) for root in roots]] * 2 == found
+    for root in roots:
+        assert base == files_under(root / "bases" / digest)
+        assert 1 == len(list((root / "packages").iterdir()))
+        assert no_work_left(Store(root))
+        assert_whole(root)

@@ -1,0 +1,52 @@
+"""Files by digest: what several folders of the store hold is on the disk once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+
+from hivellm_ort.package.archive import sha256_file
+
+__all__ = ["remove_unlinked", "share"]
+
+
+def share(file: Path, sha256: str, blobs: Path, work: Path) -> None:
+    """Make a file and the blob of its digest one file on the disk.
+
+    A blob that is there is hashed before the file becomes a link to it, and replaced when it is damaged.
+    Without hard links, or with too many of one file, the file stays where it is.
+
+    Args:
+        file: A complete file in the work folder.
+        sha256: Its digest.
+        blobs: Folder of the blobs.
+        work: Folder of the same file system.
+    """
+    blob = blobs / sha256
+    spare = work / secrets.token_hex(8)
+    with contextlib.suppress(OSError):
+        blobs.mkdir(exist_ok=True)
+        if not blob.exists():
+            os.link(file, blob)
+        elif sha256_file(blob) != sha256:
+            os.link(file, spare)
+            spare.replace(blob)
+        else:
+            # A link that replaces the file would not do: Windows renames nothing that is in use elsewhere.
+            file.rename(spare)
+            try:
+                os.link(blob, file)
+            except OSError:
+                spare.rename(file)
+
+
+def remove_unlinked(blobs: Path) -> None:
+    """Remove the blobs that no folder holds a link to."""
+    with contextlib.suppress(OSError):
+        for blob in list(blobs.iterdir()):
+            # One that is in use on Windows stays until the next time.
+            with contextlib.suppress(OSError):
+                if blob.stat().st_nlink <= 1:
+                    blob.unlink()

@@ -1,0 +1,196 @@
+"""What the store holds: a list of its packages, bases, prepared adapters and downloads."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from hivellm_ort.contract import DECODER_JSON
+from hivellm_ort.errors import LoadError
+from hivellm_ort.package.bundle import stored_fault
+from hivellm_ort.package.filecheck import FileChecks, is_digest
+from hivellm_ort.package.folders import Layout
+from hivellm_ort.package.index import FILES, PackageIndex
+from hivellm_ort.package.jsonfile import Node, read_json
+from hivellm_ort.package.manifest import MANIFEST
+from hivellm_ort.package.prepared import SUFFIX, prepared_fault, record_of
+
+__all__ = ["FileSizes", "StoreEntry", "StoreListing", "entries_of", "listing_of", "merged"]
+
+Kind = Literal["package", "base", "adapter", "downloads"]
+FileSizes = Mapping[object, int]
+"""Bytes of files on the disk, by what makes a file one: its device and number."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreEntry:
+    """One thing that the store holds.
+
+    Attributes:
+        kind: What it is.
+        key: Digest of the package or of the base's `decoder.json`, key of the adapter, or `downloads`.
+        path: Its folder, or the file of an adapter.
+        name: From the manifest of a package or the `decoder.json` of a base; empty where there is none.
+        version: Of a package; empty otherwise.
+        precision: Of a base; empty otherwise.
+        base: Digest of the base that a package holds; None otherwise.
+        last_used: Seconds since the epoch.
+        fault: What is damaged; None for what is whole.
+        files: Its files on the disk.
+    """
+
+    kind: Kind
+    key: str
+    path: Path
+    name: str = ""
+    version: str = ""
+    precision: str = ""
+    base: str | None = None
+    last_used: float
+    fault: str | None = None
+    files: FileSizes = field(repr=False)
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files, those shared with other entries included."""
+        return sum(self.files.values())
+
+
+@dataclass(frozen=True, slots=True)
+class StoreListing:
+    """All that the store holds.
+
+    Attributes:
+        root: The store's folder.
+        entries: Packages by name and version, then bases, adapters and downloads.
+        total_bytes: Bytes on the disk, shared ones once; the user's own bundles in `models/` do not count.
+    """
+
+    root: Path
+    entries: tuple[StoreEntry, ...]
+    total_bytes: int
+
+
+def listing_of(layout: Layout, checks: FileChecks) -> StoreListing:
+    """List a store.
+
+    Args:
+        layout: Its folders.
+        checks: How files are compared with what is recorded of them.
+    """
+    found = entries_of(layout, checks)
+    downloads = _files(layout.downloads)
+    if downloads:
+        last_used = _time(layout.downloads)
+        found.append(
+            StoreEntry(
+                kind="downloads", key="downloads", path=layout.downloads, last_used=last_used, files=downloads
+            )
+        )
+    total = sum(merged(_files(folder) for folder in layout.managed).values())
+    return StoreListing(layout.root, tuple(found), total)
+
+
+def entries_of(layout: Layout, checks: FileChecks) -> list[StoreEntry]:
+    """The packages by name and version, then the bases, then the prepared adapters."""
+    packages = [
+        _package(layout, folder, checks) for folder in _children(layout.packages) if is_digest(folder.name)
+    ]
+    bases = [_base(folder, checks) for folder in _children(layout.bases) if is_digest(folder.name)]
+    adapters = [
+        _adapter(path, checks)
+        for path in _children(layout.adapters)
+        if path.suffix == SUFFIX and is_digest(path.stem)
+    ]
+    return [
+        *sorted(packages, key=lambda entry: (entry.name, entry.version, entry.key)),
+        *sorted(bases, key=lambda entry: (entry.name, entry.precision, entry.key)),
+        *adapters,
+    ]
+
+
+def merged(files: Iterable[FileSizes]) -> dict[object, int]:
+    """The files of several entries, each once."""
+    return {identity: size for each in files for identity, size in each.items()}
+
+
+def _package(layout: Layout, folder: Path, checks: FileChecks) -> StoreEntry:
+    index = PackageIndex.load(folder)
+    name, version = _texts(folder / FILES / MANIFEST, "name", "version")
+    return StoreEntry(
+        kind="package",
+        key=folder.name,
+        path=folder,
+        name=name,
+        version=version,
+        base=index.bundle if index else None,
+        last_used=_time(folder),
+        fault=index.fault(layout, checks) if index else "index.json is missing or damaged",
+        files=_files(folder),
+    )
+
+
+def _base(folder: Path, checks: FileChecks) -> StoreEntry:
+    name, precision = _texts(folder / DECODER_JSON, "name", "precision")
+    return StoreEntry(
+        kind="base",
+        key=folder.name,
+        path=folder,
+        name=name,
+        precision=precision,
+        last_used=_time(folder),
+        fault=stored_fault(folder, checks),
+        files=_files(folder),
+    )
+
+
+def _adapter(path: Path, checks: FileChecks) -> StoreEntry:
+    return StoreEntry(
+        kind="adapter",
+        key=path.stem,
+        path=path,
+        last_used=_time(path),
+        fault=prepared_fault(path, checks),
+        files=merged(_files(part) for part in (path, record_of(path))),
+    )
+
+
+def _texts(path: Path, *keys: str) -> list[str]:
+    """Texts of a JSON file, each empty when it is not there: a list must come out whatever is damaged."""
+    try:
+        node = Node(read_json(path), path.name)
+        return [node.text(key) or "" for key in keys]
+    except LoadError:
+        return ["" for _ in keys]
+
+
+def _children(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _time(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _files(path: Path) -> dict[object, int]:
+    return dict(_walk(path))
+
+
+def _walk(path: Path) -> Iterator[tuple[object, int]]:
+    """Identity and size of a file, or of all files of a folder, but for what another process removes meanwhile."""
+    inside = [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
+    for each in inside if path.is_dir() else [path]:
+        with contextlib.suppress(OSError):
+            found = each.lstat()
+            # Some file systems number no files; those are known by their paths.
+            yield (found.st_dev, found.st_ino) if found.st_ino else each, found.st_size

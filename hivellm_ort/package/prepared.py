@@ -1,0 +1,44 @@
+"""Prepared adapters in the store: `<key>.safetensors`, and `<key>.json` with its size and digest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from hivellm_ort.errors import LoadError
+from hivellm_ort.package.filecheck import FileChecks
+from hivellm_ort.package.folders import write_file
+from hivellm_ort.package.jsonfile import Node, read_json
+
+__all__ = ["SUFFIX", "prepared_fault", "record_of", "write_prepared"]
+
+SUFFIX = ".safetensors"
+"""Ending of a prepared adapter's name."""
+
+
+def record_of(adapter: Path) -> Path:
+    """The file that says what a prepared adapter's size and digest are."""
+    return adapter.with_suffix(".json")
+
+
+def prepared_fault(adapter: Path, checks: FileChecks) -> str | None:
+    """What is wrong with a prepared adapter; None when it is whole."""
+    try:
+        node = Node(read_json(record_of(adapter)), record_of(adapter).name)
+        size, sha256 = node.integer("size"), node.required("sha256")
+    except LoadError as error:
+        return str(error)
+    return checks.fault(adapter, -1 if size is None else size, sha256)
+
+
+def write_prepared(adapter: Path, data: bytes, work: Path) -> None:
+    """Write a prepared adapter, and last its record, without which it does not count.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    adapter.parent.mkdir(exist_ok=True)
+    write_file(adapter, data, work)
+    record = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    write_file(record_of(adapter), json.dumps(record).encode(), work)

@@ -1,0 +1,132 @@
+"""Removing things from the store: the least recently used, the damaged, or all."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import Counter
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from hivellm_ort.package.blobs import remove_unlinked
+from hivellm_ort.package.entries import StoreEntry, entries_of, merged
+from hivellm_ort.package.filecheck import FileChecks
+from hivellm_ort.package.folders import Layout, discard
+from hivellm_ort.package.packing import Progress
+from hivellm_ort.package.prepared import record_of
+
+__all__ = ["clear", "fit", "prune"]
+
+_DAY = 24 * 60 * 60
+
+
+def fit(
+    layout: Layout, max_bytes: int, work: Path, *, keep: Collection[Path] = frozenset()
+) -> list[StoreEntry]:
+    """Remove the least recently used entries until packages, bases and prepared adapters fit a size.
+
+    Args:
+        layout: Folders of a store whose lock is held.
+        max_bytes: The size; bytes that entries share count once.
+        work: The work folder that came with the lock; it is emptied.
+        keep: Folders and files of entries that stay.
+
+    Returns:
+        The entries removed.
+    """
+    entries = entries_of(layout, FileChecks("size"))
+    used = _last_used(entries)
+    # A package goes before its base, without which it would be damaged.
+    entries.sort(key=lambda entry: (used[entry.path], entry.kind == "base"))
+    sizes = merged(entry.files for entry in entries)
+    owners = Counter(identity for entry in entries for identity in entry.files)
+    total, removed = sum(sizes.values()), []
+    for entry in entries:
+        if total <= max_bytes:
+            break
+        if entry.path in keep or not _remove(entry, work):
+            continue
+        removed.append(entry)
+        owners.subtract(entry.files.keys())
+        total -= sum(size for identity, size in entry.files.items() if not owners[identity])
+    _free(layout, work)
+    return removed
+
+
+def prune(
+    layout: Layout, *, max_bytes: int | None, unused_days: float | None, progress: Progress | None
+) -> list[StoreEntry]:
+    """Remove what is damaged, what is out of use, and what only takes space.
+
+    Every file is hashed, while other processes wait with unpacking.
+
+    Args:
+        layout: The store's folders.
+        max_bytes: As for `fit`; None for any size.
+        unused_days: Entries last used more days ago go too; None for any time.
+        progress: Called with the number of bytes just hashed.
+
+    Returns:
+        The entries removed.
+
+    Raises:
+        OSError: The store cannot be written.
+        NotImplementedError: Its file system has no locks.
+    """
+    if not layout.root.exists():
+        return []
+    with layout.workspace() as work:
+        entries = entries_of(layout, FileChecks("digest", progress))
+        used = _last_used(entries)
+        before = time.time() - unused_days * _DAY if unused_days is not None else 0.0
+        removed = [
+            entry
+            for entry in entries
+            if (entry.fault is not None or used[entry.path] < before) and _remove(entry, work)
+        ]
+        _free(layout, work)
+        return removed if max_bytes is None else removed + fit(layout, max_bytes, work)
+
+
+def clear(layout: Layout) -> None:
+    """Remove everything but the user's own bundles and keys; what is in use on Windows stays.
+
+    Raises:
+        OSError: The store cannot be written.
+        NotImplementedError: Its file system has no locks.
+    """
+    if not layout.root.exists():
+        return
+    with layout.workspace() as work:
+        for folder in layout.managed:
+            if folder != layout.scratch and folder.is_dir():
+                for path in list(folder.iterdir()):
+                    discard(path, work)
+
+
+def _last_used(entries: Sequence[StoreEntry]) -> dict[Path, float]:
+    """When each entry was last used, which is for a base when one of its packages was."""
+    used = {entry.path: entry.last_used for entry in entries}
+    bases = {entry.key: entry.path for entry in entries if entry.kind == "base"}
+    for entry in entries:
+        if entry.base in bases:
+            path = bases[entry.base]
+            used[path] = max(used[path], entry.last_used)
+    return used
+
+
+def _remove(entry: StoreEntry, work: Path) -> bool:
+    gone = discard(entry.path, work)
+    if gone and entry.kind == "adapter":
+        discard(record_of(entry.path), work)
+    return gone
+
+
+def _free(layout: Layout, work: Path) -> None:
+    """Delete what was removed, and then the blobs that it was the last to link to."""
+    for path in list(work.iterdir()):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    remove_unlinked(layout.blobs)

@@ -1,0 +1,80 @@
+"""Where the store is when nobody says so."""
+
+# The expected value comes first.
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import platformdirs
+import pytest
+
+from hivellm_ort.errors import LoadError
+from hivellm_ort.package.store import Store, default_root
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="names the folders of Linux")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HIVELLM_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_platforms_cache_folder() -> None:
+    """Nothing set: the platform's cache folder for this name."""
+    assert platformdirs.user_cache_path("hivellm-ort", appauthor=False) == default_root()
+    assert default_root() == Store().root
+
+
+@linux
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, "/home/u/.cache/hivellm-ort"),
+        ({"XDG_CACHE_HOME": "/x"}, "/x/hivellm-ort"),
+        ({"XDG_CACHE_HOME": "/x", "HIVELLM_HOME": ""}, "/x/hivellm-ort"),
+        ({"XDG_CACHE_HOME": "/x", "HIVELLM_HOME": "/h"}, "/h"),
+        ({"HIVELLM_HOME": "~/h"}, "/home/u/h"),
+    ],
+)
+def test_variables(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], expected: str) -> None:
+    """HIVELLM_HOME comes before what the platform says."""
+    for name, value in {"HOME": "/home/u", **variables}.items():
+        monkeypatch.setenv(name, value)
+    assert Path(expected) == default_root()
+
+
+def test_relative_home_is_below_the_current_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A relative HIVELLM_HOME gives an absolute root, which stays when the current folder changes."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HIVELLM_HOME", "here")
+    assert Path(os.getcwd(), "here") == Store().root  # noqa: PTH109
+
+
+@pytest.mark.parametrize("error", [False, True], ids=["older", "newer"])
+def test_no_home(monkeypatch: pytest.MonkeyPatch, error: bool) -> None:
+    """No home folder is a LoadError that names the variable to set, whichever way platformdirs says so."""
+
+    def homeless(*_args: object, **_options: object) -> Path:
+        if error:
+            raise RuntimeError("could not determine the home directory")
+        return Path("~/.cache/hivellm-ort")
+
+    monkeypatch.setattr(platformdirs, "user_cache_path", homeless)
+    with pytest.raises(LoadError, match="HIVELLM_HOME"):
+        Store()
+
+
+def test_home_of_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A HIVELLM_HOME of a user that does not exist is a LoadError."""
+    monkeypatch.setenv("HIVELLM_HOME", "~no-such-user-here/x")
+    monkeypatch.setattr(Path, "expanduser", _no_home)
+    with pytest.raises(LoadError, match="HIVELLM_HOME"):
+        default_root()
+
+
+def _no_home(_path: Path) -> Path:
+    raise RuntimeError("Could not determine home directory.")
