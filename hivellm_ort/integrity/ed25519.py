@@ -1,0 +1,79 @@
+"""Ed25519 keys and signatures as text. The library that computes them is loaded when one is needed."""
+
+from __future__ import annotations
+
+import re
+
+from hivellm_ort.errors import IntegrityError
+from hivellm_ort.package.names import shown
+
+__all__ = [
+    "PREFIX",
+    "PUBLIC_KEY",
+    "SEED_BYTES",
+    "SIGNATURE",
+    "checked_key",
+    "is_valid",
+    "new_seed",
+    "public_key",
+    "sign",
+]
+
+PREFIX = "ed25519:"
+"""What a public key begins with."""
+
+SEED_BYTES = 32
+"""Size of a private key."""
+
+PUBLIC_KEY = re.compile(r"ed25519:[0-9a-f]{64}")
+"""The form of a public key."""
+
+SIGNATURE = re.compile(r"[0-9a-f]{128}")
+"""The form of a signature."""
+
+
+def checked_key(text: str) -> str:
+    """A public key, if it has the right form.
+
+    Raises:
+        IntegrityError: It has not.
+    """
+    if PUBLIC_KEY.fullmatch(text) is None:
+        raise IntegrityError(
+            f"{shown(text)} is no public key; give ed25519: and 64 lower-case hex digits, or the .pub file"
+        )
+    return text
+
+
+def new_seed() -> bytes:
+    """A new private key: the 32 bytes of its seed, from the system's generator."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    return Ed25519PrivateKey.generate().private_bytes_raw()
+
+
+def public_key(seed: bytes) -> str:
+    """The public key of a private one."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    return PREFIX + Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw().hex()
+
+
+def sign(seed: bytes, message: bytes) -> str:
+    """Sign a message; the signature has 128 hex digits."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    return Ed25519PrivateKey.from_private_bytes(seed).sign(message).hex()
+
+
+def is_valid(key: str, signature: str, message: bytes) -> bool:
+    """Whether a signature of the right form is that of the message by the key."""
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(key.removeprefix(PREFIX)))
+    try:
+        public.verify(bytes.fromhex(signature), message)
+    except InvalidSignature:
+        return False
+    return True

@@ -1,0 +1,110 @@
+"""Whether to load a package, given what its signature says."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from hivellm_ort.errors import IntegrityError, LoadError
+from hivellm_ort.integrity.truststore import TrustStore, checked_keys
+from hivellm_ort.integrity.verdict import Verdict
+from hivellm_ort.integrity.verification import verify
+from hivellm_ort.package.store import UnpackedPackage
+
+__all__ = ["Policy", "Trust", "check"]
+
+Policy = Literal["require", "warn", "off"]
+
+_LOG = logging.getLogger("hivellm_ort")
+_warned: set[str] = set()
+_warned_lock = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """Whom to trust, and what to do with packages from others.
+
+    Attributes:
+        policy: `require`: only packages signed by a pinned key load. `warn`: unsigned packages and those signed
+            by unknown keys load with a warning; a signature that fails is refused. `off`: everything loads.
+        keys: Names and public keys of the pinned signers; None for those of the user's `TrustStore`.
+
+    Raises:
+        ValueError: Another policy, or a malformed name or key.
+    """
+
+    policy: Policy = "warn"
+    keys: Mapping[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.policy not in get_args(Policy):
+            raise ValueError(f"trust policy {self.policy!r}: it must be 'require', 'warn' or 'off'")
+        if self.keys is not None:
+            object.__setattr__(self, "keys", checked_keys(self.keys))
+
+    def pinned(self) -> Mapping[str, str]:
+        """The pinned keys by name.
+
+        Raises:
+            LoadError: The user's list cannot be read.
+        """
+        return TrustStore().mapping() if self.keys is None else self.keys
+
+
+def check(package: UnpackedPackage, trust: Trust, *, where: str | Path | None = None) -> Verdict:
+    """Verify a package and refuse it if the policy does.
+
+    A package that loads with a warning warns once in a process, a folder once for its path.
+
+    Args:
+        package: The opened package.
+        trust: The policy and the pinned keys.
+        where: What messages call the package; its folder or its digest by default.
+
+    Returns:
+        The verdict, for a package that may be loaded.
+
+    Raises:
+        IntegrityError: The policy refuses the package.
+        LoadError: It cannot be verified; not with the policy `off`.
+    """
+    try:
+        verdict = verify(package, {})
+        # The user's list is read only where there is a key to look up.
+        if verdict.status == "unknown key":
+            verdict = verdict.against(trust.pinned())
+    except LoadError as error:
+        if trust.policy != "off":
+            raise
+        return Verdict(status="failed", reason=str(error))
+    if verdict.status == "verified" or trust.policy == "off":
+        return verdict
+    name = where or (f"package {package.sha256[:12]}…" if package.sha256 else package.root)
+    if verdict.status == "failed" or trust.policy == "require":
+        raise IntegrityError(f"{name}: {verdict}; {_cure(verdict)}")
+    if _first_time(package.sha256 or str(package.root.resolve())):
+        _LOG.warning("%s: %s; to end this warning, %s", name, verdict, _cure(verdict))
+    return verdict
+
+
+def _cure(verdict: Verdict) -> str:
+    if verdict.status == "unknown key":
+        return (
+            "pin the key, only after checking the whole of it with the publisher: "
+            f"hivellm-ort trust add {verdict.key} --name NAME"
+        )
+    if verdict.status == "unsigned":
+        return "ask its publisher for a signed package, or load it with trust='off'"
+    return "do not use the package; fetch it again from its publisher"
+
+
+def _first_time(identity: str) -> bool:
+    with _warned_lock:
+        if identity in _warned:
+            return False
+        _warned.add(identity)
+        return True
