@@ -24,8 +24,11 @@ from hivellm_ort.errors import (
     UnsupportedArchitectureError,
 )
 from hivellm_ort.expert import Expert
+from hivellm_ort.integrity import Trust, Verdict
 from hivellm_ort.manager import ExpertInfo, ExpertManager
 from hivellm_ort.options import GenerateOptions
+from hivellm_ort.package.archive import Limits
+from hivellm_ort.package.manifest import ExpertManifest
 from hivellm_ort.result import InferenceResult, Timings
 
 __all__ = [
@@ -36,19 +39,23 @@ __all__ = [
     "ExpertError",
     "ExpertInfo",
     "ExpertManager",
+    "ExpertManifest",
     "ExportError",
     "GenerateOptions",
     "InferenceError",
     "InferenceResult",
     "IntegrityError",
+    "Limits",
     "LoadError",
     "ManifestError",
     "OutOfMemoryError",
     "ProviderError",
     "TextStream",
     "Timings",
+    "Trust",
     "UnknownExpertError",
     "UnsupportedArchitectureError",
+    "Verdict",
     "__version__",
 ]
 

@@ -6,7 +6,7 @@ import json
 import threading
 from pathlib import Path
 
-from hivellm_ort.contract import DECODER_JSON, DecoderConfig
+from hivellm_ort.contract import DecoderConfig
 from hivellm_ort.engine.providers import choose_provider
 from hivellm_ort.engine.session import Engine
 from hivellm_ort.errors import ManifestError
@@ -28,11 +28,11 @@ class Base:
         eos_token_ids: every token that ends an answer.
     """
 
-    def __init__(self, folder: Path, *, device: str | None, threads: int | None):
+    def __init__(self, folder: Path, config: DecoderConfig, *, device: str | None, threads: int | None):
         self.tokenizer = TextTokenizer.from_folder(folder)
         self.template = ChatTemplate.from_folder(folder)
         self.eos_token_ids = _eos_token_ids(folder)
-        self.engine = Engine(folder, device=device, threads=threads)
+        self.engine = Engine(folder, config, device=device, threads=threads)
 
     @property
     def config(self) -> DecoderConfig:
@@ -47,18 +47,19 @@ class BasePool:
         self._lock = threading.Lock()
         self._bases: dict[_Key, tuple[Base, int]] = {}
 
-    def acquire(self, folder: Path, *, device: str | None = None, threads: int | None = None) -> Base:
-        """The base of the bundle in `folder`; call `release` once for each call of this.
+    def acquire(
+        self, folder: Path, config: DecoderConfig, *, device: str | None = None, threads: int | None = None
+    ) -> Base:
+        """The base of the bundle in `folder` with its `decoder.json`; call `release` once for each call of this.
 
         Raises:
             LoadError: the bundle cannot be used.
         """
-        config = DecoderConfig.from_file(folder / DECODER_JSON)
         key = (config.sha256, choose_provider(device, config.target), threads)
         with self._lock:
             base, users = self._bases.get(key, (None, 0))
             if base is None:
-                base = Base(folder, device=device, threads=threads)
+                base = Base(folder, config, device=device, threads=threads)
             self._bases[key] = (base, users + 1)
             return base
 

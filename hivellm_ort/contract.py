@@ -1,12 +1,13 @@
 """The contract between exporter and runtime: names in the graphs and the form of `decoder.json`.
 
-Version 1.1. A change here changes `CONTRACT_VERSION`: the minor number for an addition that an older runtime
+Version 1.2. A change here changes `CONTRACT_VERSION`: the minor number for an addition that an older runtime
 can ignore, the major number for anything else. `docs/contract.md` states it in full.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -27,13 +28,14 @@ __all__ = [
     "DecoderConfig",
     "Part",
     "Site",
+    "StoredWeights",
     "past_names",
     "present_names",
 ]
 
 _T = TypeVar("_T")
 
-CONTRACT_VERSION = "1.1"
+CONTRACT_VERSION = "1.2"
 DECODER_JSON = "decoder.json"
 BASE_GRAPH = "decoder.onnx"
 ADAPTER_GRAPH = "decoder.adapters.onnx"
@@ -130,6 +132,29 @@ class Site:
 
 
 @dataclass(frozen=True)
+class StoredWeights:
+    """Where `weights.bin` holds the weights of a site's parts, stacked along N; offsets in bytes.
+
+    Attributes:
+        weight: offset of the values. With `bits` 0 they are float32 [K, N]; with 8 or 4 they are uint8
+            [N, ceil(K / block), block * bits / 8], the layout of `com.microsoft::MatMulNBits`.
+        bits: 0, 8 or 4.
+        block: values along K that share a scale; 0 where `bits` is.
+        scales: offset of float32 [N, ceil(K / block)].
+        zero_points: offset of uint8, packed as the values are, each row of blocks filled up to whole bytes; None
+            where the zero is 2 ** (bits - 1).
+        bias: offset of float32 [N]; None where no part has a bias.
+    """
+
+    weight: int
+    bits: int = 0
+    block: int = 0
+    scales: int | None = None
+    zero_points: int | None = None
+    bias: int | None = None
+
+
+@dataclass(frozen=True)
 class DecoderConfig:
     """`decoder.json`: what a base bundle is.
 
@@ -143,6 +168,7 @@ class DecoderConfig:
             fits every bundle of that source.
         merged: digest of the adapter folded into the weights, or None.
         files: every other file of the bundle with its `size` in bytes and `sha256`.
+        weights: for every site, where its weights are; absent before contract 1.2.
         contract_version: version of this contract.
         sha256: digest of the file it was read from, the bundle's name in the store; not part of the file.
     """
@@ -155,6 +181,7 @@ class DecoderConfig:
     source_sha256: str
     merged: str | None = None
     files: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    weights: Mapping[str, StoredWeights] = dataclasses.field(default_factory=dict)
     contract_version: str = CONTRACT_VERSION
     sha256: str = ""
 
@@ -190,13 +217,23 @@ class DecoderConfig:
                 _known(Site, {**site, "parts": tuple(_known(Part, part) for part in site["parts"])})
                 for site in data["sites"]
             )
-            fields = {**data, "sites": sites, "architecture": _known(Architecture, data["architecture"])}
-            return _known(cls, {**fields, "sha256": hashlib.sha256(content).hexdigest()})
+            weights = {
+                name: _known(StoredWeights, stored) for name, stored in data.get("weights", {}).items()
+            }
+            architecture = _known(Architecture, data["architecture"])
+            digest = hashlib.sha256(content).hexdigest()
+            fields = {"sites": sites, "weights": weights, "architecture": architecture, "sha256": digest}
+            return _known(cls, {**data, **fields})
         except (KeyError, TypeError, AttributeError) as error:
             raise ManifestError(f"{where}: a field is missing or malformed ({error})") from error
 
 
 def _known(cls: type[_T], values: Mapping[str, Any]) -> _T:
     """An instance of the dataclass `cls` from those of `values` that it has fields for."""
-    names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    names = _field_names(cls)  # type: ignore[arg-type]
     return cls(**{name: value for name, value in values.items() if name in names})
+
+
+@functools.cache
+def _field_names(cls: type) -> frozenset[str]:
+    return frozenset(field.name for field in dataclasses.fields(cls))

@@ -8,18 +8,22 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar, Unpack
 
-from hivellm_ort.adapters.prepared import PreparedAdapter
 from hivellm_ort.base import BasePool
-from hivellm_ort.contract import ADAPTER_FILE, DECODER_JSON, DecoderConfig
+from hivellm_ort.contract import DecoderConfig
 from hivellm_ort.decoding.loop import Step, decode
 from hivellm_ort.decoding.sampler import Sampler, SamplingParams, make_sampler
 from hivellm_ort.decoding.stops import StopMatcher
 from hivellm_ort.decoding.stream import Clock, TextStream
 from hivellm_ort.engine.adapters import BoundAdapter
-from hivellm_ort.errors import ContextLengthError, InferenceError, LoadError
+from hivellm_ort.errors import ContextLengthError, InferenceError
+from hivellm_ort.integrity import Policy, Trust, Verdict, check
+from hivellm_ort.loading.opening import open_with_progress
+from hivellm_ort.loading.parts import ExpertParts, find_parts
 from hivellm_ort.options import GenerateOptions
+from hivellm_ort.package.archive import DEFAULT_LIMITS, Limits
+from hivellm_ort.package.filecheck import Check
 from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
-from hivellm_ort.package.store import Store, UnpackedPackage, open_package
+from hivellm_ort.package.store import Store
 from hivellm_ort.result import InferenceResult
 from hivellm_ort.text.detokenizer import IncrementalDetokenizer
 from hivellm_ort.text.prompt import build_messages, dialect_of
@@ -41,17 +45,28 @@ class Expert:
 
     Attributes:
         manifest: the package's manifest.
+        verdict: what its signature is worth.
         adapter: the adapter's weights as they are bound, None where they are merged into the base.
     """
 
-    def __init__(self, package: UnpackedPackage, bundle: Path, *, device: str | None, threads: int | None):
-        self.manifest = ExpertManifest.from_file(package.root / MANIFEST)
-        self._dialect = dialect_of(self.manifest.capabilities, self.manifest.decoding.grammar_type)
-        self._base = _BASES.acquire(bundle, device=device, threads=threads)
+    def __init__(
+        self,
+        manifest: ExpertManifest,
+        verdict: Verdict,
+        parts: ExpertParts,
+        *,
+        device: str | None,
+        threads: int | None,
+    ):
+        self.manifest = manifest
+        self.verdict = verdict
+        self._dialect = dialect_of(manifest.capabilities, manifest.decoding.grammar_type)
+        self._base = _BASES.acquire(parts.bundle.folder, parts.bundle.config, device=device, threads=threads)
         self._closed = False
         self.adapter: BoundAdapter | None = None
         try:
-            self.adapter = self._bound_adapter(package)
+            if parts.adapter is not None:
+                self.adapter = BoundAdapter(parts.adapter, self.base)
         except BaseException:
             self.close()
             raise
@@ -65,24 +80,38 @@ class Expert:
         base: StrPath | None = None,
         cache_dir: StrPath | None = None,
         threads: int | None = None,
+        trust: Trust | Policy = "warn",
+        limits: Limits = DEFAULT_LIMITS,
     ) -> Expert:
         """Load a `.expert` package, or the folder of an unpacked one.
+
+        A package as `hivellm-ort export` makes it holds its adapter prepared. Of one that holds PEFT's files alone
+        the adapter is prepared now, on the base's own weights, and kept in the cache.
 
         Args:
             path: the package.
             device: None or "auto" for what the package was exported for, else "cpu".
-            base: a base bundle to use instead of the packaged one; a thin package needs it, unless a bundle made
-                from the same base weights is in the cache.
+            base: a base bundle to use instead of the packaged one. A package without a base needs it, unless a
+                bundle of the base its manifest names is in the cache or in the folder `models` there.
             cache_dir: where packages are unpacked; the platform's cache folder, or `HIVELLM_HOME`, by default.
             threads: intra-op threads of ONNX Runtime; one per physical core by default.
+            trust: "warn" logs a warning where no key you trust has signed the package, "require" refuses it and
+                reads every file again to compare it, "off" loads even what a failed signature says was changed;
+                or a `Trust` with keys of its own.
+            limits: what the package may unpack to.
 
         Raises:
-            LoadError: the package, its manifest, its adapter or its base cannot be used; nothing stays loaded.
+            LoadError: the package, its signature, its manifest, its adapter or its base cannot be used; nothing
+                stays loaded.
         """
+        trust = Trust(trust) if isinstance(trust, str) else trust
         store = Store(Path(cache_dir) if cache_dir is not None else None)
-        package = _open(Path(path), store)
-        bundle = Path(base) if base is not None else package.bundle or _find_bundle(package, store)
-        return cls(package, bundle, device=device, threads=threads)
+        checking: Check = "digest" if trust.policy == "require" else "size"
+        package = open_with_progress(Path(path), store, limits=limits, checking=checking)
+        verdict = check(package, trust, where=str(path))
+        manifest = ExpertManifest.from_file(package.root / MANIFEST)
+        parts = find_parts(package, manifest, store, Path(base) if base is not None else None, checking)
+        return cls(manifest, verdict, parts, device=device, threads=threads)
 
     @property
     def base(self) -> DecoderConfig:
@@ -159,18 +188,6 @@ class Expert:
     ) -> None:
         self.close()
 
-    def _bound_adapter(self, package: UnpackedPackage) -> BoundAdapter | None:
-        if self.base.merged is None:
-            if package.adapter is None:
-                raise LoadError(
-                    f"{self.name}: the package has no onnx/{ADAPTER_FILE}: export it with "
-                    "'hivellm-ort export --expert'"
-                )
-            return BoundAdapter(PreparedAdapter.from_file(package.adapter), self.base)
-        if package.adapter is not None:
-            raise LoadError(f"{self.name}: the base bundle has another adapter merged in already")
-        return None
-
     def _room_for(self, prompt_ids: list[int], max_tokens: int | None) -> int:
         if max_tokens is not None and not (isinstance(max_tokens, int) and max_tokens >= 1):
             raise ValueError(f"max_tokens is {max_tokens!r}: it must be an integer from 1")
@@ -204,42 +221,5 @@ class Expert:
             self._base.engine.release(row)
 
 
-def _open(path: Path, store: Store) -> UnpackedPackage:
-    from tqdm import tqdm
-
-    size = path.stat().st_size if path.is_file() else None
-    # Shown after a second, on a terminal: a package that was unpacked before takes less.
-    with tqdm(
-        total=size,
-        desc=f"unpacking {path.name}",
-        unit="B",
-        unit_scale=True,
-        disable=None,
-        delay=1,
-        leave=False,
-    ) as bar:
-        return open_package(path, store, progress=bar.update)
-
-
 def _first(given: _T | None, manifest: _T | None, default: _T) -> _T:
     return given if given is not None else manifest if manifest is not None else default
-
-
-def _find_bundle(package: UnpackedPackage, store: Store) -> Path:
-    """A thin package's base: the bundle it was exported with, else any of the same weights, from the cache."""
-    if package.adapter is None:
-        raise LoadError(
-            "the package holds neither a base nor a prepared adapter (onnx/): export it with "
-            "'hivellm-ort export --expert'"
-        )
-    adapter = PreparedAdapter.from_file(package.adapter)
-    exact = store.find_bundle(adapter.base_sha256)
-    if exact is not None:
-        return exact
-    for bundle in store.bundles():
-        if DecoderConfig.from_file(bundle / DECODER_JSON).source_sha256 == adapter.source_sha256:
-            return bundle
-    raise LoadError(
-        f"the package is thin and its base bundle {adapter.base_sha256[:12]}… is not in the cache: pass base=, the "
-        "folder of a bundle exported from the same base model"
-    )

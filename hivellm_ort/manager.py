@@ -5,15 +5,25 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Unpack
+from typing import TypedDict, Unpack
 
 from hivellm_ort.decoding.stream import TextStream
 from hivellm_ort.errors import LoadError, UnknownExpertError
 from hivellm_ort.expert import Expert, StrPath
+from hivellm_ort.integrity import Policy, Trust, Verdict
 from hivellm_ort.options import GenerateOptions
+from hivellm_ort.package.archive import DEFAULT_LIMITS, Limits
 from hivellm_ort.result import InferenceResult
 
 __all__ = ["ExpertInfo", "ExpertManager"]
+
+
+class _Loading(TypedDict):
+    device: str | None
+    cache_dir: StrPath | None
+    threads: int | None
+    trust: Trust | Policy
+    limits: Limits
 
 
 @dataclass(frozen=True)
@@ -26,6 +36,7 @@ class ExpertInfo:
         version: version of its manifest.
         base: short name of the base model.
         base_sha256: digest of the base bundle; equal digests share one session.
+        verdict: what its signature is worth.
         kind: adapter kind, `merged` where it is folded into the base.
         rank: adapter rank, 0 where merged.
         adapter_bytes: memory of the adapter's weights.
@@ -36,6 +47,7 @@ class ExpertInfo:
     version: str
     base: str
     base_sha256: str
+    verdict: Verdict
     kind: str
     rank: int
     adapter_bytes: int
@@ -50,6 +62,8 @@ class ExpertManager:
         device: for every expert, see `Expert.load`.
         cache_dir: see `Expert.load`.
         threads: see `Expert.load`.
+        trust: see `Expert.load`.
+        limits: see `Expert.load`.
     """
 
     def __init__(
@@ -58,8 +72,12 @@ class ExpertManager:
         device: str | None = None,
         cache_dir: StrPath | None = None,
         threads: int | None = None,
+        trust: Trust | Policy = "warn",
+        limits: Limits = DEFAULT_LIMITS,
     ):
-        self._device, self._cache_dir, self._threads = device, cache_dir, threads
+        self._loading = _Loading(
+            device=device, cache_dir=cache_dir, threads=threads, trust=trust, limits=limits
+        )
         self._lock = threading.Lock()
         self._experts: dict[str, Expert] = {}
 
@@ -70,9 +88,7 @@ class ExpertManager:
             LoadError: the name is in use, or the package cannot be loaded.
         """
         self._check_free(name)
-        expert = Expert.load(
-            path, device=self._device, base=base, cache_dir=self._cache_dir, threads=self._threads
-        )
+        expert = Expert.load(path, base=base, **self._loading)
         with self._lock:
             if name not in self._experts:
                 self._experts[name] = expert
@@ -103,6 +119,7 @@ class ExpertManager:
                 version=expert.manifest.version,
                 base=expert.base.name,
                 base_sha256=expert.base.sha256,
+                verdict=expert.verdict,
                 kind=expert.adapter.kind if expert.adapter else "merged",
                 rank=expert.adapter.rank if expert.adapter else 0,
                 adapter_bytes=expert.adapter.nbytes if expert.adapter else 0,

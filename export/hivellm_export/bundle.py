@@ -56,6 +56,7 @@ def write_bundle(
                 name: lower(trace, weights, sites=sites, adapters=adapters, rotary=base.rotary(), name=name)
                 for name, adapters in graphs.items()
             }
+            stored = {} if merged else {site.name: weights.stored(site) for site in sites}
         finally:
             weights.close()
     for name, model in models.items():
@@ -69,6 +70,7 @@ def write_bundle(
         sites=() if merged else tuple(sites),
         source_sha256=base.source_sha256,
         merged=merged,
+        weights=stored,
         files={
             path.name: {"size": path.stat().st_size, "sha256": sha256_file(path)}
             for path in sorted(folder.iterdir())

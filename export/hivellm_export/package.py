@@ -9,14 +9,13 @@ from tqdm import tqdm
 
 from hivellm_ort.adapters.config import ADAPTER_CONFIG
 from hivellm_ort.adapters.prepare import ADAPTER_WEIGHTS
-from hivellm_ort.contract import ADAPTER_FILE, DECODER_JSON
+from hivellm_ort.contract import ADAPTER_FILE
 from hivellm_ort.errors import AdapterError, BaseMismatchError, ManifestError
 from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
+from hivellm_ort.package.members import bundle_members_of, root_members
 from hivellm_ort.package.packing import write
 
 __all__ = ["ExpertSource", "write_package"]
-
-_OPTIONAL = ("grammar.gbnf", "README.md", "LICENSE")
 
 
 @dataclass(frozen=True)
@@ -57,24 +56,14 @@ class ExpertSource:
                 f"weights {source_sha256[:12]}…: the adapter belongs to another base model"
             )
 
-    def members(self) -> list[tuple[str, Path | bytes]]:
-        """The files that go to the package's root, manifest first."""
-        grammar = self.manifest.decoding.grammar_file
-        optional = [*_OPTIONAL, *([grammar] if grammar and grammar not in _OPTIONAL else [])]
-        names = [MANIFEST, ADAPTER_CONFIG, ADAPTER_WEIGHTS]
-        names += [name for name in optional if (self.folder / name).is_file()]
-        return [(name, self.folder / name) for name in names]
-
 
 def write_package(path: Path, source: ExpertSource, *, adapter: bytes | None, bundle: Path | None) -> None:
     """Write `source` with its prepared `adapter` (None: merged) and its base `bundle` (None: thin) to `path`."""
-    members = source.members()
+    members = root_members(source.folder, source.manifest)
     if adapter is not None:
         members.append((f"onnx/{ADAPTER_FILE}", adapter))
     if bundle is not None:
-        # decoder.json first: it tells a reader what the other files must be.
-        files = sorted(bundle.iterdir(), key=lambda file: (file.name != DECODER_JSON, file.name))
-        members += [(f"onnx/{file.name}", file) for file in files]
+        members += bundle_members_of(bundle)
     total = sum(len(data) if isinstance(data, bytes) else data.stat().st_size for _, data in members)
     with tqdm(total=total, desc=path.name, unit="B", unit_scale=True, disable=None) as bar:
         # Weights hardly compress: a higher level takes longer and gains nothing.

@@ -17,7 +17,8 @@ from hivellm_export.merge import merge
 from hivellm_export.package import ExpertSource, write_package
 from hivellm_export.source import BaseModel, load_base
 from hivellm_export.trace import trace_decoder
-from hivellm_ort.adapters.prepare import prepare
+from hivellm_ort.adapters.config import ADAPTER_CONFIG
+from hivellm_ort.adapters.prepare import ADAPTER_WEIGHTS, prepare
 from hivellm_ort.adapters.prepared import PreparedAdapter
 from hivellm_ort.contract import DecoderConfig, Site
 from hivellm_ort.errors import AdapterError, ExpertError, ExportError
@@ -129,7 +130,13 @@ def _export(
 
 def _prepared(source: ExpertSource, model: BaseModel, sites: Sequence[Site]) -> PreparedAdapter:
     with _naming(source):
-        return prepare(source.folder, sites=sites, tensor=model.tensor, source_sha256=model.source_sha256)
+        return prepare(
+            source.folder / ADAPTER_CONFIG,
+            source.folder / ADAPTER_WEIGHTS,
+            sites=sites,
+            tensor=model.tensor,
+            source_sha256=model.source_sha256,
+        )
 
 
 def _place(

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from hivellm_export.quantize import BLOCK, Quantized, quantize
-from hivellm_ort.contract import WEIGHTS_FILE, Site
+from hivellm_ort.contract import WEIGHTS_FILE, Site, StoredWeights
 from hivellm_ort.errors import ExportError
 
 __all__ = ["ALIGNMENT", "PRECISIONS", "Matrix", "WeightWriter"]
@@ -98,6 +98,18 @@ class WeightWriter:
         weight = self._once(key, lambda: np.ascontiguousarray(self._stack(modules).T))
         return Matrix(0, weight, transposed=True)
 
+    def stored(self, site: Site) -> StoredWeights:
+        """Where a site's weights are in the file."""
+        matrix = self.linear(tuple(part.module for part in site.parts))
+        return StoredWeights(
+            weight=_offset(matrix.weight),
+            bits=matrix.bits,
+            block=BLOCK if matrix.bits else 0,
+            scales=None if matrix.scales is None else _offset(matrix.scales),
+            zero_points=None if matrix.zero_points is None else _offset(matrix.zero_points),
+            bias=_offset(self.bias(site)) if site.bias else None,
+        )
+
     def embedding(self) -> Matrix:
         """The token embedding [V, H], as GatherBlockQuantized or Gather want it."""
         name = "model.embed_tokens"
@@ -154,6 +166,11 @@ class WeightWriter:
                 base_dir=str(self._folder),
             )
         return self._cache[name]
+
+
+def _offset(tensor: ir.ExternalTensor) -> int:
+    assert tensor.offset is not None
+    return tensor.offset
 
 
 def _view(tensor: ir.ExternalTensor, name: str, shape: tuple[int, ...]) -> ir.ExternalTensor:

@@ -37,16 +37,18 @@ Tensor = Callable[[str], Array]
 
 
 def prepare(
-    folder: Path,
+    config_file: Path,
+    weights_file: Path,
     *,
     sites: Sequence[Site],
     tensor: Tensor,
     source_sha256: str,
 ) -> PreparedAdapter:
-    """Prepare the PEFT adapter in `folder` for the base model whose weights `tensor(name)` gives.
+    """Prepare a PEFT adapter for the base model whose weights `tensor(name)` gives.
 
     Args:
-        folder: holds `adapter_config.json` and `adapter_model.safetensors`.
+        config_file: its `adapter_config.json`.
+        weights_file: its `adapter_model.safetensors`.
         sites: where the base's graph takes adapters.
         tensor: a base weight by its Hugging Face name, float32 [N, K] or [N].
         source_sha256: digest of the base weights.
@@ -56,7 +58,7 @@ def prepare(
             what cannot be swapped; the message names file and tensor or field.
         BaseMismatchError: the shapes are those of another base model.
     """
-    config = read_peft_config(folder / ADAPTER_CONFIG)
+    config = read_peft_config(config_file)
     _check_swappable(config)
     modules = {part.module: (site.in_features, part.size) for site in sites for part in site.parts}
     unknown = unmatched_targets(config, modules)
@@ -68,7 +70,7 @@ def prepare(
     wanted = [name for name in modules if config.targets(name)]
     if not wanted:
         raise AdapterError(f"{ADAPTER_CONFIG}: target_modules matches no module of the base model")
-    file = _Tensors(read_tensors(folder / ADAPTER_WEIGHTS))
+    file = _Tensors(read_tensors(weights_file))
     prepared = {name: _prepare_module(config, file, name, modules[name], tensor) for name in wanted}
     file.check_all_used()
     if config.kind == "ia3":

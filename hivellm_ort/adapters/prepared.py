@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hivellm_ort.adapters.tensors import parse_tensors, read_file
 from hivellm_ort.contract import CONTRACT_VERSION
 from hivellm_ort.errors import AdapterError
 
@@ -82,15 +81,18 @@ class PreparedAdapter:
         return save(tensors, metadata={_METADATA_KEY: json.dumps(info, sort_keys=True)})
 
     @classmethod
-    def from_file(cls, path: Path) -> PreparedAdapter:
+    def from_file(cls, path: Path, *, sha256: str | None = None) -> PreparedAdapter:
         """Read `adapter.safetensors`.
+
+        Args:
+            path: the file.
+            sha256: its digest where it is known, which spares reading the file twice.
 
         Raises:
             AdapterError: the file is truncated, or is no prepared adapter of this contract.
         """
-        content = read_file(path)
-        tensors = parse_tensors(content, path.name)
-        info = _metadata(content, path.name)
+        tensors, metadata = _read(path)
+        info = _info(metadata, path.name)
         version = str(info.get("contract_version"))
         if version.split(".")[0] != CONTRACT_VERSION.split(".")[0]:
             raise AdapterError(
@@ -113,17 +115,42 @@ class PreparedAdapter:
                 source_sha256=str(info["source_sha256"]),
                 base_sha256=str(info["base_sha256"]),
                 modules=prepared,
-                digest=hashlib.sha256(content).hexdigest(),
+                digest=sha256 or hashlib.sha256(path.read_bytes()).hexdigest(),
             )
         except (KeyError, ValueError) as error:
             raise AdapterError(f"{path.name}: metadata {_METADATA_KEY} lacks or garbles {error}") from error
 
 
-def _metadata(content: bytes, where: str) -> dict[str, object]:
-    # parse_tensors has checked the header's length and form.
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+def _read(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
+    """The tensors of a safetensors file of float32, as views of the mapped file, and its metadata."""
+    from safetensors import SafetensorError, safe_open
+
     try:
-        info = json.loads(header["__metadata__"][_METADATA_KEY])
+        with safe_open(path, framework="numpy") as file:  # checks the header, its offsets included
+            metadata = file.metadata() or {}
+        mapped = np.memmap(path, np.uint8, mode="r")
+    except OSError as error:
+        raise AdapterError(f"{path.name} cannot be read: {error.strerror or error}") from error
+    except (SafetensorError, ValueError) as error:
+        raise AdapterError(f"{path.name} is truncated or not a safetensors file: {error}") from error
+    begin = 8 + int.from_bytes(mapped[:8].tobytes(), "little")
+    header = json.loads(mapped[8:begin].tobytes())
+    header.pop("__metadata__", None)
+    tensors = {}
+    for name, entry in header.items():
+        if entry["dtype"] != "F32":
+            raise AdapterError(f"{path.name}: tensor {name} has dtype {entry['dtype']}; expected F32")
+        first, last = entry["data_offsets"]
+        tensor = mapped[begin + first : begin + last].view(np.float32).reshape(entry["shape"])
+        if not np.isfinite(tensor).all():
+            raise AdapterError(f"{path.name}: tensor {name} holds NaN or infinity")
+        tensors[name] = tensor.view(np.ndarray)
+    return tensors, metadata
+
+
+def _info(metadata: Mapping[str, str], where: str) -> dict[str, object]:
+    try:
+        info = json.loads(metadata[_METADATA_KEY])
     except (KeyError, ValueError):
         info = None
     if not isinstance(info, dict):

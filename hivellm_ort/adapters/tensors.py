@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from hivellm_ort.errors import AdapterError
 
-__all__ = ["parse_tensors", "read_file", "read_tensors"]
+__all__ = ["read_tensors"]
 
 _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
 
@@ -20,23 +20,13 @@ def read_tensors(path: Path) -> dict[str, NDArray[np.float32]]:
     Raises:
         AdapterError: the file is missing, truncated or malformed, or a tensor is not floating point or not finite.
     """
-    return parse_tensors(read_file(path), path.name)
-
-
-def read_file(path: Path) -> bytes:
-    """The file's bytes; an `AdapterError` if it cannot be read."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise AdapterError(f"{path.name} cannot be read: {error.strerror}") from error
-
-
-def parse_tensors(content: bytes, where: str) -> dict[str, NDArray[np.float32]]:
-    """As `read_tensors`, from the file's bytes; errors name it `where`."""
     import safetensors
 
+    where = path.name
     try:
-        entries = safetensors.deserialize(content)  # type: ignore[no-untyped-call]
+        entries = safetensors.deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
+    except OSError as error:
+        raise AdapterError(f"{where} cannot be read: {error.strerror}") from error
     except safetensors.SafetensorError as error:
         raise AdapterError(f"{where} is truncated or not a safetensors file: {error}") from error
     tensors = {}

@@ -8,6 +8,7 @@ import click
 
 from hivellm_ort.cli.run import loading_options, text_or_file
 from hivellm_ort.expert import Expert
+from hivellm_ort.integrity import Policy
 
 __all__ = ["chat"]
 
@@ -28,10 +29,11 @@ def chat(
     device: str | None,
     base: Path | None,
     threads: int | None,
+    trust: Policy,
 ) -> None:
     """Talk with the expert in PACKAGE. An empty line or end of input leaves; Ctrl-C stops an answer."""
     turns: list[dict[str, str]] = []
-    with Expert.load(package, device=device, base=base, threads=threads) as expert:
+    with Expert.load(package, device=device, base=base, threads=threads, trust=trust) as expert:
         click.echo(f"{expert.name} on {expert.base.name} ({expert.base.precision})", err=True)
         while question := _ask():
             stream = expert.generate_stream(

@@ -9,9 +9,14 @@ from typing import Any
 import click
 
 from hivellm_ort import __version__
+from hivellm_ort.cli.cache import cache
 from hivellm_ort.cli.chat import chat
+from hivellm_ort.cli.inspect import inspect
+from hivellm_ort.cli.keys import keygen, trust
 from hivellm_ort.cli.output import JSON_OUTPUT
+from hivellm_ort.cli.pack import pack
 from hivellm_ort.cli.run import run
+from hivellm_ort.cli.sign import sign, verify
 from hivellm_ort.errors import ExpertError
 
 __all__ = ["main"]
@@ -51,5 +56,5 @@ def main() -> None:
     """Run and export HiveLLM experts on ONNX Runtime."""
 
 
-main.add_command(run)
-main.add_command(chat)
+for _command in (cache, chat, inspect, keygen, pack, run, sign, trust, verify):
+    main.add_command(_command)

@@ -1,4 +1,4 @@
-"""The option `--json`, which every command has, and which `main` must know of when one fails."""
+"""What commands print: the option `--json`, which `main` must know of when one fails, and texts of packages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-__all__ = ["JSON_OUTPUT", "json_option"]
+__all__ = ["JSON_OUTPUT", "json_option", "printable"]
 
 JSON_OUTPUT = "hivellm_ort.json"
 
@@ -22,3 +22,8 @@ def json_option(help_text: str) -> Callable[[_Command], _Command]:
         return value
 
     return click.option("--json", "as_json", is_flag=True, callback=note, help=help_text)
+
+
+def printable(text: str) -> str:
+    """A text that comes from a package, on one line and without what could steer the terminal."""
+    return "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from hivellm_ort.cli.output import json_option
 from hivellm_ort.expert import Expert
+from hivellm_ort.integrity import Policy
 
 __all__ = ["loading_options", "run", "text_or_file"]
 
@@ -31,6 +32,12 @@ def loading_options(command: Any) -> Any:
             "--threads", type=click.IntRange(min=1), help="Threads; one per physical core by default."
         ),
         click.option("--device", default=None, help="auto or cpu."),
+        click.option(
+            "--trust",
+            type=click.Choice(get_args(Policy)),
+            default="warn",
+            help="What to do where no key you trust has signed the package; default: warn.",
+        ),
         click.option("--base", type=click.Path(path_type=Path), help="Base bundle for a thin package."),
     ):
         command = option(command)
@@ -56,11 +63,12 @@ def run(
     device: str | None,
     base: Path | None,
     threads: int | None,
+    trust: Policy,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Answer PROMPT with the expert in PACKAGE."""
-    with Expert.load(package, device=device, base=base, threads=threads) as expert:
+    with Expert.load(package, device=device, base=base, threads=threads, trust=trust) as expert:
         with expert.generate_stream(prompt, **options) as stream:
             for piece in stream:
                 if not as_json:

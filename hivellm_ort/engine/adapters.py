@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,14 @@ __all__ = ["BoundAdapter"]
 Array = NDArray[np.float32]
 _NO_CHANGE = PreparedModule()
 _ALIGNMENT = 16  # floats: a cache line
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """An input's shape, and what writes its values over zeros."""
+
+    shape: tuple[int, int]
+    fill: Callable[[Array], None]
 
 
 class BoundAdapter:
@@ -49,7 +59,7 @@ class BoundAdapter:
                 )
         self.digest = adapter.digest
         self.kind, self.rank = adapter.kind, adapter.rank
-        own: dict[str, Array] = {}
+        own: dict[str, _Plan] = {}
         shared: dict[str, Any] = {}
         for site in config.sites:
             _add_site(site, adapter.modules, own, shared)
@@ -65,90 +75,94 @@ class BoundAdapter:
                 binding.bind_ortvalue_input(name, value)
 
 
-def _in_one_block(arrays: Mapping[str, Array]) -> tuple[dict[str, Array], int]:
-    """Copies of `arrays` as aligned views of one block, and its bytes.
+def _in_one_block(plans: Mapping[str, _Plan]) -> tuple[dict[str, Array], int]:
+    """Arrays as planned, as aligned views of one block, and its bytes.
 
     Hundreds of small arrays would pin the heap around what loading leaves behind.
     """
-    sizes = [-(-array.size // _ALIGNMENT) * _ALIGNMENT for array in arrays.values()]
-    block = np.empty(sum(sizes) + _ALIGNMENT, np.float32)
+    sizes = [-(-prod(plan.shape) // _ALIGNMENT) * _ALIGNMENT for plan in plans.values()]
+    block = np.zeros(sum(sizes) + _ALIGNMENT, np.float32)
     offset = -(block.ctypes.data // block.itemsize) % _ALIGNMENT
     views = {}
-    for (name, array), size in zip(arrays.items(), sizes, strict=True):
-        views[name] = block[offset : offset + array.size].reshape(array.shape)
-        views[name][...] = array
+    for (name, plan), size in zip(plans.items(), sizes, strict=True):
+        views[name] = block[offset : offset + prod(plan.shape)].reshape(plan.shape)
+        plan.fill(views[name])
         offset += size
     return views, block.nbytes
 
 
 def _add_site(
-    site: Site, modules: Mapping[str, PreparedModule], own: dict[str, Array], shared: dict[str, Any]
+    site: Site, modules: Mapping[str, PreparedModule], own: dict[str, _Plan], shared: dict[str, Any]
 ) -> None:
     """Add the inputs of `site`: to `own` what the adapter changes, to `shared` zeros and ones for the rest."""
     present = [modules.get(part.module, _NO_CHANGE) for part in site.parts]
-    pair = _low_rank(site, present)
-    if pair is None:  # rank 1, because rank 0 is not legal on every provider
+    for part, module in zip(site.parts, present, strict=True):
+        _check_shapes(site, part, module)
+    rank = sum(_rank(module) for module in present)
+    if rank == 0:  # rank 1, because rank 0 is not legal on every provider
         shared[site.lora_A] = _constant(0, site.in_features, 1)
         shared[site.lora_B] = _constant(0, 1, site.out_features)
     else:
-        own[site.lora_A], own[site.lora_B] = pair
+        own[site.lora_A] = _Plan((site.in_features, rank), partial(_fill_A, present))
+        own[site.lora_B] = _Plan((rank, site.out_features), partial(_fill_B, site.parts, present))
     shared[site.gate] = _constant(1, 1, 1)  # one adapter: every rank is open to every token
     vectors = [(site.scale, [module.scale for module in present], 1)]
     if site.bias:
         vectors.append((site.bias_input, [module.bias for module in present], 0))
     for name, values, default in vectors:
-        vector = _per_output(site.parts, values, default)
-        if vector is None:
+        if all(value is None for value in values):
             shared[name] = _constant(default, 1, site.out_features)
         else:
-            own[name] = vector
+            fill = partial(_fill_vector, site.parts, values, default)
+            own[name] = _Plan((1, site.out_features), fill)
 
 
-def _low_rank(site: Site, modules: Sequence[PreparedModule]) -> tuple[Array, Array] | None:
-    """A [K, R] with the parts' columns side by side, and B [R, N] with their rows on the diagonal.
+def _rank(module: PreparedModule) -> int:
+    return 0 if module.lora_A is None else module.lora_A.shape[1]
 
-    One product then serves all parts: fewer nodes are worth more than the zeros cost. Parts without an adapter
-    take no rank; None where no part has one.
+
+def _check_shapes(site: Site, part: Part, module: PreparedModule) -> None:
+    shapes = [matrix.shape for matrix in (module.lora_A, module.lora_B) if matrix is not None]
+    if shapes and shapes != [(site.in_features, _rank(module)), (_rank(module), part.size)]:
+        raise AdapterError(
+            f"module {part.module}: lora_A {list(shapes[0])} and lora_B {list(shapes[1])} do not fit the base's "
+            f"[{site.in_features} -> {part.size}]"
+        )
+    for vector in (module.scale, module.bias):
+        if vector is not None and vector.shape != (part.size,):
+            raise AdapterError(
+                f"module {part.module}: scale or bias has shape {list(vector.shape)}, not [{part.size}]"
+            )
+
+
+def _fill_A(modules: Sequence[PreparedModule], view: Array) -> None:
+    """[K, R]: the parts' columns side by side; parts without an adapter take no rank."""
+    rank = 0
+    for module in modules:
+        if module.lora_A is not None:
+            view[:, rank : rank + _rank(module)] = module.lora_A
+            rank += _rank(module)
+
+
+def _fill_B(parts: Sequence[Part], modules: Sequence[PreparedModule], view: Array) -> None:
+    """[R, N], zeros so far: the parts' rows on the diagonal.
+
+    One product then serves all parts: fewer nodes are worth more than the zeros cost.
     """
-    ranks = []
-    for part, module in zip(site.parts, modules, strict=True):
-        A, B = module.lora_A, module.lora_B
-        if A is None or B is None:
-            ranks.append(0)
-            continue
-        ranks.append(A.shape[1])
-        if A.shape[0] != site.in_features or B.shape != (ranks[-1], part.size):
-            raise AdapterError(
-                f"module {part.module}: lora_A {list(A.shape)} and lora_B {list(B.shape)} do not fit the base's "
-                f"[{site.in_features} -> {part.size}]"
-            )
-    if not any(ranks):
-        return None
-    if len(modules) == 1 and modules[0].lora_A is not None and modules[0].lora_B is not None:
-        return modules[0].lora_A, modules[0].lora_B
-    lora_A = np.empty((site.in_features, sum(ranks)), np.float32)
-    lora_B = np.zeros((sum(ranks), site.out_features), np.float32)
-    row = column = 0
-    for part, module, rank in zip(site.parts, modules, ranks, strict=True):
-        if rank:
-            lora_A[:, row : row + rank] = module.lora_A
-            lora_B[row : row + rank, column : column + part.size] = module.lora_B
-        row, column = row + rank, column + part.size
-    return lora_A, lora_B
+    rank = column = 0
+    for part, module in zip(parts, modules, strict=True):
+        if module.lora_B is not None:
+            view[rank : rank + _rank(module), column : column + part.size] = module.lora_B
+            rank += _rank(module)
+        column += part.size
 
 
-def _per_output(parts: Sequence[Part], values: Sequence[Array | None], default: int) -> Array | None:
-    """[1, N] from one value per output feature and part, `default` where a part has none; None where none has."""
-    if all(value is None for value in values):
-        return None
-    filled = []
+def _fill_vector(parts: Sequence[Part], values: Sequence[Array | None], default: int, view: Array) -> None:
+    """[1, N]: one value per output feature, `default` where a part has none."""
+    column = 0
     for part, value in zip(parts, values, strict=True):
-        if value is not None and value.shape != (part.size,):
-            raise AdapterError(
-                f"module {part.module}: scale or bias has shape {list(value.shape)}, not [{part.size}]"
-            )
-        filled.append(np.full(part.size, default, np.float32) if value is None else value)
-    return np.concatenate(filled)[None, :]
+        view[0, column : column + part.size] = default if value is None else value
+        column += part.size
 
 
 @lru_cache(maxsize=64)

@@ -28,6 +28,7 @@ class Engine:
 
     Args:
         folder: the base bundle.
+        config: its `decoder.json`; read from the folder by default.
         device: see `choose_provider`.
         threads: intra-op threads; None leaves it to ONNX Runtime (one per physical core).
 
@@ -36,9 +37,16 @@ class Engine:
         ProviderError: the device is not to be had.
     """
 
-    def __init__(self, folder: Path, *, device: str | None = None, threads: int | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        config: DecoderConfig | None = None,
+        *,
+        device: str | None = None,
+        threads: int | None = None,
+    ):
         self.folder = folder
-        self.config = DecoderConfig.from_file(folder / DECODER_JSON)
+        self.config = config or DecoderConfig.from_file(folder / DECODER_JSON)
         self.provider = choose_provider(device, self.config.target)
         self._threads = threads
         self._lock = threading.Lock()

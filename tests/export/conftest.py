@@ -13,6 +13,8 @@ for _name in ("torch", "transformers", "peft", "optimum", "onnx_ir"):
 import tiny  # noqa: E402
 from exporting import Refusal  # noqa: E402
 
+from hivellm_export.pipeline import export  # noqa: E402
+
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
@@ -42,6 +44,23 @@ def expert_folder(
             tiny.save_adapter(folder, model_folder(architecture), tiny.adapter_config(kind))
             made[kind, architecture] = tiny.with_manifest(folder)
         return made[kind, architecture]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def bundle(
+    model_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, str], Path]:
+    """The bundle of a tiny model by architecture and precision."""
+    made: dict[tuple[str, str], Path] = {}
+
+    def make(architecture: str, precision: str) -> Path:
+        if (architecture, precision) not in made:
+            folder = tmp_path_factory.mktemp("bundles") / f"{architecture}-{precision}"
+            export(model_folder(architecture), [], folder, precision=precision)
+            made[architecture, precision] = folder
+        return made[architecture, precision]
 
     return make
 

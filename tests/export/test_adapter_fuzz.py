@@ -50,7 +50,13 @@ def preparing(model_folder: Callable[[str], Path], tmp_path_factory: pytest.Temp
     export(model_folder("llama"), [], bundle, precision="fp32")
     sites = DecoderConfig.from_file(bundle / "decoder.json").sites
     weights = load_file(model_folder("llama") / "model.safetensors")
-    return lambda folder: prepare(folder, sites=sites, tensor=weights.__getitem__, source_sha256="0" * 64)
+    return lambda folder: prepare(
+        folder / "adapter_config.json",
+        folder / "adapter_model.safetensors",
+        sites=sites,
+        tensor=weights.__getitem__,
+        source_sha256="0" * 64,
+    )
 
 
 @settings(max_examples=300, deadline=None)

@@ -47,21 +47,6 @@ COMMON = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def bundle(model_folder: ModelFolder, tmp_path_factory: pytest.TempPathFactory) -> BundleFolder:
-    """The bundle of a tiny model by architecture and precision."""
-    made: dict[tuple[str, str], Path] = {}
-
-    def make(architecture: str, precision: str) -> Path:
-        if (architecture, precision) not in made:
-            folder = tmp_path_factory.mktemp("bundles") / f"{architecture}-{precision}"
-            export(model_folder(architecture), [], folder, precision=precision)
-            made[architecture, precision] = folder
-        return made[architecture, precision]
-
-    return make
-
-
 @pytest.mark.parametrize(
     ("precision", "options"),
     [("int8", ()), ("int4", ("--thin",)), ("fp32", ("--merge",))],
@@ -291,3 +276,22 @@ def test_merged_package_takes_no_adapter(
     assert hashlib.sha256(weights.read_bytes() + config.read_bytes()).hexdigest() == document["merged"]
     with pytest.raises(LoadError, match="another adapter merged"):
         Expert.load(tmp_path / "thin" / plain.packages[0].file, base=base, cache_dir=tmp_path / "cache")
+
+
+@pytest.mark.parametrize("location", ["../weights.bin", "x/../../weights.bin", "absolute"])
+def test_external_data_stays_inside(location: str, bundle: BundleFolder, tmp_path: Path) -> None:
+    """A graph that points outside its bundle is refused, even at the right weights, relative or absolute."""
+    folder = copied(bundle("llama", "fp32"), tmp_path / "bundle")
+    os.link(folder / WEIGHTS_FILE, tmp_path / WEIGHTS_FILE)
+    outside = str(tmp_path / WEIGHTS_FILE) if location == "absolute" else location
+    (folder / "x").mkdir()
+    model = ir.load(folder / BASE_GRAPH)
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor):
+            value.const_value = ir.ExternalTensor(
+                outside, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=str(value.name)
+            )
+    ir.save(model, folder / BASE_GRAPH)
+    with pytest.raises(LoadError, match=r"decoder\.onnx .* cannot be loaded: .*[Ee]xternal data"):
+        Engine(folder, threads=1).decoder(None, capacity=64)

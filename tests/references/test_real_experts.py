@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from hivellm_ort import Expert, ExpertManager
+from hivellm_ort import Expert, ExpertManager, ExpertManifest
+from hivellm_ort.loading.pack import pack
+from hivellm_ort.package.store import Store, open_package
 
 TIE = 0.02  # a gap between the two best logits below which another runtime may pick the other token
 EXPERTS = ("expert-sql", "expert-elastic", "expert-json")
@@ -54,6 +56,28 @@ def test_swapped_experts_give_the_reference_tokens(
         )
         assert len(reference["prompt_ids"]) == result.prompt_tokens
         assert_same_tokens(reference["expert_ids"], result.tokens, reference["expert_min_gap"])
+
+
+@pytest.mark.parametrize("expert", EXPERTS)
+def test_bare_package_gives_the_reference_tokens(
+    expert: str, exported: Path, shared_experts: Path, tmp_path: Path
+) -> None:
+    """Packed with PEFT's files alone, an expert is prepared to the exported numbers and gives the same tokens."""
+    store = Store(tmp_path / "cache")
+    source = open_package(Path(__file__).parents[2] / "models" / expert, store)
+    pack(source, tmp_path / "bare.expert", ExpertManifest.from_file(source.root / "manifest.json"))
+    loaded = Expert.load(tmp_path / "bare.expert", base=exported / "base", cache_dir=store.root)
+    with loaded as bare:
+        for reference in references(shared_experts, expert)[:3]:
+            result = bare.generate(
+                reference["user"], system=reference["system"], temperature=0, max_tokens=96
+            )
+            assert_same_tokens(reference["expert_ids"], result.tokens, reference["expert_min_gap"])
+    (path,) = (store.root / "adapters").glob("*.safetensors")
+    (thin,) = exported.glob(f"{expert}-*.expert")
+    original = store.unpack(thin).adapter
+    assert original is not None
+    assert original.read_bytes() == path.read_bytes()
 
 
 def test_base_gives_the_reference_tokens(manager: ExpertManager, shared_experts: Path) -> None:

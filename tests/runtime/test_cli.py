@@ -221,7 +221,10 @@ def test_from_a_shell(packages: Packages, lora: Expert) -> None:
     arguments = [command, "run", packages.lora, PROMPT, "--max-tokens", "30", "--threads", "1"]
     done = subprocess.run(arguments, capture_output=True, env=environment, timeout=60, check=True)
     assert f"{lora.generate(PROMPT, max_tokens=30).text}\n".encode() == done.stdout
-    assert b"" == done.stderr
+    assert f"{packages.lora}: unsigned; to end this warning" in done.stderr.decode()
+    assert 1 == done.stderr.count(b"\n")
+    quiet = subprocess.run([*arguments, "--trust", "off"], capture_output=True, env=environment, timeout=60)
+    assert (0, done.stdout, b"") == (quiet.returncode, quiet.stdout, quiet.stderr)
     arguments[2] = packages.cache / "missing.expert"
     failed = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
     assert (2, "", 1) == (failed.returncode, failed.stdout, failed.stderr.count("\n"))

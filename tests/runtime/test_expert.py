@@ -21,7 +21,15 @@ from hypothesis import strategies as st
 from running import CONTEXT, PROMPT, SHORT_CONTEXT, Packages, engine_of, engines, greedy, idle, prompt_ids
 
 from hivellm_export.pipeline import export
-from hivellm_ort import ContextLengthError, Expert, InferenceError, LoadError, ManifestError
+from hivellm_ort import (
+    AdapterError,
+    ContextLengthError,
+    Expert,
+    InferenceError,
+    IntegrityError,
+    LoadError,
+    ManifestError,
+)
 from hivellm_ort.contract import Architecture
 from hivellm_ort.engine import session
 from hivellm_ort.engine.cache import KVCache
@@ -311,10 +319,10 @@ def test_use_after_close(packages: Packages) -> None:
     [
         (lambda root: (root / "manifest.json").unlink(), ManifestError),
         (lambda root: (root / "onnx" / "decoder.json").write_text("{"), ManifestError),
-        (lambda root: (root / "onnx" / "tokenizer.json").unlink(), LoadError),
-        (lambda root: (root / "onnx" / "generation_config.json").unlink(), ManifestError),
+        (lambda root: (root / "onnx" / "tokenizer.json").unlink(), IntegrityError),
+        (lambda root: (root / "onnx" / "generation_config.json").unlink(), IntegrityError),
         (lambda root: (root / "onnx" / "adapter.safetensors").write_bytes(b"x"), LoadError),
-        (lambda root: (root / "onnx" / "adapter.safetensors").unlink(), LoadError),
+        (lambda root: [path.unlink() for path in root.rglob("adapter*.safetensors")], AdapterError),
     ],
     ids=["manifest", "decoder.json", "tokenizer", "generation_config", "adapter", "no-adapter"],
 )

@@ -1,0 +1,140 @@
+"""The command `hivellm-ort cache`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from hivellm_ort.cli.output import json_option, printable
+from hivellm_ort.package.entries import StoreEntry
+from hivellm_ort.package.packing import Progress
+from hivellm_ort.package.sizes import format_size, parse_size
+from hivellm_ort.package.store import Store
+
+__all__ = ["cache"]
+
+
+@click.group()
+def cache() -> None:
+    """Show and tidy the cache of unpacked packages, bases and prepared adapters."""
+
+
+@cache.command("list")
+@click.option("--check", is_flag=True, help="Read every file again and mark what is damaged.")
+@json_option("Print the list as JSON.")
+def list_(check: bool, as_json: bool) -> None:
+    """List what is in the cache, with sizes and when it was last used."""
+    store = Store()
+    listing = store.listing()
+    if check:
+        with _progress("checking", listing.total_bytes) as progress:
+            listing = store.listing(check="digest", progress=progress)
+    if as_json:
+        _print_json(
+            {
+                "root": str(listing.root),
+                "total_bytes": listing.total_bytes,
+                "max_bytes": store.max_bytes,
+                "entries": [_document(entry) for entry in listing.entries],
+            }
+        )
+        return
+    click.echo(listing.root)
+    for line in _lines(listing.entries):
+        click.echo(line)
+    limit = f" of at most {format_size(store.max_bytes)}" if store.max_bytes is not None else ""
+    click.echo(f"{format_size(listing.total_bytes)}{limit} on the disk, shared files counted once")
+
+
+@cache.command()
+@click.option("--max-size", metavar="SIZE", help="Remove the least recently used until it fits: 20GB, 500MB.")
+@click.option(
+    "--older-than", type=click.FloatRange(min=0), metavar="DAYS", help="Remove what was not used for DAYS."
+)
+@json_option("Print what was removed as JSON.")
+def prune(max_size: str | None, older_than: float | None, as_json: bool) -> None:
+    """Read every file of the cache again and remove what is damaged or left over."""
+    store = Store()
+    max_bytes = None if max_size is None else parse_size(max_size)
+    before = store.listing().total_bytes
+    with _progress("checking", before) as progress:
+        removed = store.prune(max_bytes=max_bytes, unused_days=older_than, progress=progress)
+    after = store.listing().total_bytes
+    if as_json:
+        entries = [_document(entry) for entry in removed]
+        _print_json({"removed": entries, "freed_bytes": before - after, "total_bytes": after})
+        return
+    for line in _lines(removed):
+        click.echo(line)
+    click.echo(f"removed {len(removed)}, freed {format_size(before - after)}; {format_size(after)} left")
+
+
+@cache.command()
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option("Print what was freed as JSON.")
+def clear(yes: bool, as_json: bool) -> None:
+    """Empty the cache; your own bundles in models/ and your trusted keys stay."""
+    store = Store()
+    before = store.listing().total_bytes
+    if not yes:
+        if not _on_terminal():
+            raise ValueError(f"clear removes {format_size(before)} and cannot ask here: pass --yes")
+        click.confirm(f"Remove {format_size(before)} from {store.root}?", abort=True, err=True)
+    store.clear()
+    after = store.listing().total_bytes
+    if as_json:
+        _print_json({"freed_bytes": before - after, "total_bytes": after})
+        return
+    left = f"; {format_size(after)} are in use and were left" if after else ""
+    click.echo(f"freed {format_size(before - after)}{left}")
+
+
+def _on_terminal() -> bool:
+    return sys.stdin.isatty()
+
+
+@contextlib.contextmanager
+def _progress(what: str, total: int) -> Iterator[Progress]:
+    from tqdm import tqdm
+
+    # Shown after a second, on a terminal.
+    bar = tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=None, delay=1, leave=False)
+    with bar:
+        yield bar.update
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def _document(entry: StoreEntry) -> dict[str, Any]:
+    return {
+        "kind": entry.kind,
+        "key": entry.key,
+        "name": entry.name,
+        "version": entry.version,
+        "precision": entry.precision,
+        "base": entry.base,
+        "bytes": entry.size,
+        "last_used": datetime.fromtimestamp(entry.last_used, UTC).isoformat(timespec="seconds"),
+        "path": str(entry.path),
+        "damaged": entry.fault,
+    }
+
+
+def _lines(entries: Iterable[StoreEntry]) -> Iterator[str]:
+    for entry in entries:
+        name = " ".join(filter(None, (entry.name, entry.version, entry.precision)))
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.last_used))
+        key = "" if entry.kind == "downloads" else entry.key[:12]
+        shown = printable(name)[:40]
+        yield f"{entry.kind:<9} {shown:<40} {format_size(entry.size):>9}  {used}  {key}".rstrip()
+        if entry.fault is not None:
+            yield f"{'':<9} damaged: {entry.fault}"

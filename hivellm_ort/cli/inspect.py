@@ -1,0 +1,71 @@
+"""The command `hivellm-ort inspect`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hivellm_ort.cli.output import json_option, printable
+from hivellm_ort.integrity import Trust, check
+from hivellm_ort.loading.inspection import inspect as inspect_package
+from hivellm_ort.loading.opening import open_with_progress
+from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
+from hivellm_ort.package.store import Store
+
+__all__ = ["inspect"]
+
+
+@click.command()
+@click.argument("package", type=click.Path(path_type=Path))
+@json_option("Print everything as JSON.")
+def inspect(package: Path, as_json: bool) -> None:
+    """Show what PACKAGE is: expert, base, adapter, signature, decoding, files and warnings. Runs nothing of it."""
+    opened = open_with_progress(package, Store())
+    verdict = check(opened, Trust("off"), where=package)
+    manifest = ExpertManifest.from_file(opened.root / MANIFEST)
+    info = {"package": package.name, **inspect_package(opened, manifest, verdict)}
+    if as_json:
+        click.echo(json.dumps(info, indent=2, ensure_ascii=False))
+        return
+    for label, text in _lines(info):
+        click.echo(f"{label + ':':<13} {printable(text)}")
+
+
+def _lines(info: dict[str, Any]) -> list[tuple[str, str]]:
+    """Label and text of every line that has something to say."""
+    base, adapter, grammar = info["base"], info["adapter"], info["grammar"]
+    models = ", ".join(model["name"] for model in info["base_models"])
+    templates = {model["prompt_template"] for model in info["base_models"] if model["prompt_template"]}
+    lines = [
+        ("expert", f"{info['name']} {info['version']}"),
+        ("about", info["description"]),
+        ("license", info["license"]),
+        ("signature", info["signature"]["verdict"]),
+        ("sha256", info["sha256"]),
+        ("base model", models),
+        (
+            "base inside",
+            f"{base['name']} {base['precision']} for {base['target']}, context {base['context']}"
+            if base
+            else "none: needs a bundle of the base model",
+        ),
+        ("adapter", _adapter_text(base, adapter)),
+        ("template", ", ".join(filter(None, [*sorted(templates), info["chat_template"]]))),
+        ("decoding", ", ".join(f"{name} {value}" for name, value in info["decoding"].items())),
+        ("grammar", ", ".join(f"{name} {value}" for name, value in grammar.items()) if grammar else ""),
+        ("keywords", ", ".join(info["routing"]["keywords"])),
+        ("files", f"{len(info['files'])}, {info['bytes']:,} bytes" if info["files"] else "a folder"),
+    ]
+    lines += [("warning", warning) for warning in info["warnings"]]
+    return [(label, text) for label, text in lines if text]
+
+
+def _adapter_text(base: dict[str, Any] | None, adapter: dict[str, Any] | None) -> str:
+    if adapter is None:
+        return "merged into the base" if base else "none that can be read"
+    where = "prepared" if adapter["form"] == "prepared" else "PEFT's files, prepared when loaded"
+    modules = ", ".join(adapter["modules"])
+    return f"{adapter['kind']} rank {adapter['rank']} on {modules} ({where}, {adapter['bytes']:,} bytes)"

@@ -1,0 +1,57 @@
+"""The command `hivellm-ort pack`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from hivellm_ort.cli.output import json_option
+from hivellm_ort.errors import LoadError
+from hivellm_ort.loading.pack import pack as pack_folder
+from hivellm_ort.package.archive import sha256_file
+from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
+from hivellm_ort.package.manifest_schema import schema_problems
+from hivellm_ort.package.store import Store, open_package
+
+__all__ = ["pack"]
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="The file; default: <name>-<base>.v<version>.expert in the current folder.",
+)
+@click.option("--strict", is_flag=True, help="Refuse a manifest that is not as its schema says.")
+@json_option("Print what was written as JSON.")
+def pack(folder: Path, output: Path | None, strict: bool, as_json: bool) -> None:
+    """Pack the expert in FOLDER: its manifest, PEFT adapter, tokenizer, grammar, README, LICENSE and onnx/.
+
+    The package is not signed; sign it with 'hivellm-ort sign'.
+    """
+    from tqdm import tqdm
+
+    if not folder.is_dir():
+        raise LoadError(f"{folder}: not a folder; name the folder of an expert")
+    package = open_package(folder, Store(), check="digest")
+    path = folder / MANIFEST
+    manifest = ExpertManifest.from_file(path, strict=strict)
+    file = output or Path(manifest.package_filename(manifest.base_models[0].short_name))
+    with tqdm(desc=file.name, unit="B", unit_scale=True, disable=None, delay=1, leave=False) as bar:
+        pack_folder(package, file, manifest, progress=bar.update)
+    warnings = [*manifest.warnings, *schema_problems(path)]
+    report = {
+        "file": str(file),
+        "size": file.stat().st_size,
+        "sha256": sha256_file(file),
+        "warnings": warnings,
+    }
+    if as_json:
+        click.echo(json.dumps(report, indent=2, ensure_ascii=False))
+        return
+    for warning in warnings:
+        click.echo(f"warning: {warning}", err=True)
+    click.echo(f"{file}  {report['size']} bytes  sha256 {report['sha256']}")

@@ -1,0 +1,122 @@
+"""The commands `hivellm-ort sign` and `hivellm-ort verify`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from hivellm_ort.cli.output import json_option
+from hivellm_ort.integrity.keyfiles import read_public_key
+from hivellm_ort.integrity.signing import sign as sign_package
+from hivellm_ort.integrity.trust import Trust
+from hivellm_ort.integrity.verdict import Verdict
+from hivellm_ort.integrity.verification import verify as verify_package
+from hivellm_ort.loading.opening import open_with_progress
+from hivellm_ort.package.archive import Progress
+from hivellm_ort.package.store import Store
+
+__all__ = ["sign", "verify"]
+
+_SIDECAR_NOTES = {
+    "differs": " (those of the reference packager always do: it computes them before the file is complete)"
+}
+
+
+@click.command()
+@click.argument("package", type=click.Path(path_type=Path))
+@click.option("--key", required=True, type=click.Path(path_type=Path), help="Private key, from keygen.")
+@click.option("--publisher", help="Who signs; default: the name of the key file without its ending.")
+@click.option("--output", type=click.Path(path_type=Path), help="Write here instead of in place.")
+@json_option("Print what was signed as JSON.")
+def sign(package: Path, key: Path, publisher: str | None, output: Path | None, as_json: bool) -> None:
+    """Sign PACKAGE. Pickles and executables in it are left out, an old signature is replaced."""
+    with _progress(f"signing {package.name}") as progress:
+        signed = sign_package(
+            package,
+            key,
+            publisher=key.stem if publisher is None else publisher,
+            output=output,
+            progress=progress,
+        )
+    if as_json:
+        click.echo(json.dumps({**asdict(signed), "path": str(signed.path)}, indent=2, ensure_ascii=False))
+        return
+    click.echo(f"signed   {signed.path}")
+    click.echo(f"key      {signed.key}")
+    click.echo(f"members  {signed.members}")
+    for note in signed.notes:
+        click.echo(f"note     {note}")
+
+
+@click.command()
+@click.argument("package", type=click.Path(path_type=Path))
+@click.option(
+    "--key",
+    "keys",
+    multiple=True,
+    metavar="PUB",
+    help="Only this public key counts (ed25519:… or a .pub file) instead of the pinned ones; may be repeated.",
+)
+@json_option("Print the verdict as JSON.")
+@click.pass_context
+def verify(ctx: click.Context, package: Path, keys: tuple[str, ...], as_json: bool) -> None:
+    """Say who signed PACKAGE, a .expert file or a folder with its files, and whether it was changed since.
+
+    Every file is read, whatever the cache remembers of it.
+
+    Exit status: 0 verified; 1 not verified (unsigned, signed by an unknown key, or failed); 2 the package
+    is damaged or cannot be read.
+    """
+    given = {key: read_public_key(key) for key in keys}
+    opened = open_with_progress(package, Store(), checking="digest")
+    verdict = verify_package(opened, given or Trust().pinned())
+    # A folder opened in place is not listed, and a broken link in it is no file.
+    members = len(opened.members) + len(opened.skipped) or sum(path.is_file() for path in package.rglob("*"))
+    sidecar = _sidecar(package, opened.sha256)
+    if as_json:
+        found = {**asdict(verdict), "members": members, "sidecar": sidecar, "notes": opened.notes}
+        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        _print(verdict, members, sidecar, opened.notes)
+    ctx.exit(0 if verdict.status == "verified" else 1)
+
+
+def _print(verdict: Verdict, members: int, sidecar: str | None, notes: tuple[str, ...]) -> None:
+    click.echo(str(verdict))
+    if verdict.key is not None:
+        click.echo(f"key      {verdict.key}")
+    if verdict.scheme is not None:
+        click.echo(f"scheme   {verdict.scheme}")
+    click.echo(f"members  {members}")
+    if sidecar is not None:
+        click.echo(f"sidecar  {sidecar}{_SIDECAR_NOTES.get(sidecar, '')}")
+    reason = (verdict.reason,) if verdict.status == "unsigned" and verdict.reason else ()
+    for note in (*reason, *notes):
+        click.echo(f"note     {note}")
+
+
+def _sidecar(package: Path, sha256: str) -> str | None:
+    """What the `.sha256` file beside a package says: `matches`, `differs`, `unreadable`; None without one."""
+    path = package.with_name(f"{package.name}.sha256")
+    if not sha256 or not path.exists():
+        return None
+    try:
+        with path.open("rb") as file:
+            words = file.read(1024).decode("latin-1").split()
+    except OSError:
+        return "unreadable"
+    return "matches" if words and words[0].lower() == sha256 else "differs"
+
+
+@contextlib.contextmanager
+def _progress(what: str) -> Iterator[Progress]:
+    """A count of bytes on a terminal, shown after a second."""
+    from tqdm import tqdm
+
+    with tqdm(desc=what, unit="B", unit_scale=True, disable=None, delay=1, leave=False) as bar:
+        yield bar.update

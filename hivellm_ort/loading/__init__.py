@@ -1,0 +1,1 @@
+"""From a package to what runs: which adapter, on which base."""

@@ -1,0 +1,113 @@
+"""Where a package keeps its PEFT adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hivellm_ort.adapters.config import ADAPTER_CONFIG
+from hivellm_ort.adapters.prepare import ADAPTER_WEIGHTS
+from hivellm_ort.errors import AdapterError, IntegrityError
+from hivellm_ort.package.manifest import BaseModelRef, ExpertManifest
+from hivellm_ort.package.names import member_name, shown
+from hivellm_ort.package.store import UnpackedPackage
+
+__all__ = ["AdapterFiles", "find_adapter_files"]
+
+_DEPTH = 4  # folders searched for a checkpoint: weights/qwen3-06b/checkpoint-1250 is three
+
+
+@dataclass(frozen=True)
+class AdapterFiles:
+    """The two files of a PEFT adapter."""
+
+    config: Path
+    weights: Path
+
+
+def find_adapter_files(
+    package: UnpackedPackage, manifest: ExpertManifest, base: BaseModelRef
+) -> AdapterFiles:
+    """The adapter of a package for one of its base models.
+
+    The reference packager puts it at the root and leaves `adapters[].path` as it was or out, so the root comes
+    first; with several base models in the manifest the paths come first, because the root can hold one adapter only.
+    Last come checkpoint folders: the only one, or the one that `training.packaging_checkpoint` names.
+
+    Args:
+        package: the package.
+        manifest: its manifest.
+        base: one of `manifest.base_models`.
+
+    Raises:
+        AdapterError: there is none, or several and the manifest does not say which.
+        IntegrityError: the weights are not those whose SHA-256 the manifest states.
+    """
+    root = package.root
+    named = [path for adapter in base.adapters if adapter.path for path in _places(root, adapter.path)]
+    places = [*named, root] if len(manifest.base_models) > 1 else [root, *named]
+    files = next((found for place in places if (found := _in(place, root)) is not None), None)
+    files = files or _checkpoint(root, manifest)
+    _check_digest(files, package, manifest, base)
+    return files
+
+
+def _places(root: Path, path: str) -> Iterator[Path]:
+    """What `adapters[].path` may mean: with or without `weights/`."""
+    try:
+        name = member_name(path.rstrip("/"))
+    except IntegrityError:
+        return  # a path of the trainer's machine, or one that leaves the package
+    yield root / name
+    yield root / "weights" / name
+
+
+def _in(place: Path, root: Path) -> AdapterFiles | None:
+    """The adapter in a folder, or of a weights file whose configuration is beside it or at the root."""
+    weights = place / ADAPTER_WEIGHTS if place.is_dir() else place
+    if weights.suffix != ".safetensors" or not weights.is_file():
+        return None
+    configs = (weights.parent / ADAPTER_CONFIG, root / ADAPTER_CONFIG)
+    config = next((config for config in configs if config.is_file()), None)
+    return None if config is None else AdapterFiles(config, weights)
+
+
+def _checkpoint(root: Path, manifest: ExpertManifest) -> AdapterFiles:
+    found = [files for folder in _folders(root, _DEPTH) if (files := _in(folder, folder)) is not None]
+    if len(found) > 1:
+        training = manifest.raw.get("training")
+        wanted = training.get("packaging_checkpoint") if isinstance(training, dict) else None
+        chosen = [files for files in found if files.weights.parent.name == wanted]
+        found = chosen or found
+    if not found:
+        raise AdapterError(
+            f"{ADAPTER_WEIGHTS} and {ADAPTER_CONFIG} are neither at the package's root nor where adapters[].path "
+            "says: add them"
+        )
+    if len(found) > 1:
+        folders = ", ".join(shown(files.weights.parent.relative_to(root).as_posix()) for files in found[:8])
+        raise AdapterError(
+            f"the package holds {len(found)} adapters ({folders}): name one in training.packaging_checkpoint, "
+            "or copy it to the root"
+        )
+    return found[0]
+
+
+def _folders(root: Path, depth: int) -> Iterator[Path]:
+    for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.is_symlink()):
+        yield folder
+        if depth > 1:
+            yield from _folders(folder, depth - 1)
+
+
+def _check_digest(
+    files: AdapterFiles, package: UnpackedPackage, manifest: ExpertManifest, base: BaseModelRef
+) -> None:
+    stated = [adapter.sha256 for adapter in base.adapters if adapter.sha256]
+    if stated and package.digest(files.weights) not in stated:
+        index = manifest.base_models.index(base)
+        raise IntegrityError(
+            f"{files.weights.relative_to(package.root).as_posix()} differs from the SHA-256 that the manifest states "
+            f"at /base_models/{index}/adapters: fetch the package again, or correct the manifest"
+        )

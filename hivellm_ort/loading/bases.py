@@ -1,0 +1,145 @@
+"""Which base bundle an expert runs on."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from hivellm_ort.adapters.prepared import PreparedAdapter
+from hivellm_ort.contract import DECODER_JSON, DecoderConfig
+from hivellm_ort.errors import BaseMismatchError, LoadError, ManifestError
+from hivellm_ort.package.bundle import check_folder
+from hivellm_ort.package.manifest import BaseModelRef, ExpertManifest
+from hivellm_ort.package.store import Store
+
+__all__ = ["Bundle", "choose_base", "find_thin_base"]
+
+_LOG = logging.getLogger("hivellm_ort")
+_PREFERRED = ("int8", "fp32", "int4")  # of one model's bundles: small and exact before exact before small
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A base bundle: its folder and its `decoder.json`."""
+
+    folder: Path
+    config: DecoderConfig
+
+    @classmethod
+    def open(cls, folder: Path) -> Bundle:
+        """Read a bundle's `decoder.json`.
+
+        Raises:
+            ManifestError: the folder is no base bundle, or one of another contract.
+        """
+        return cls(folder, DecoderConfig.from_file(folder / DECODER_JSON))
+
+
+def choose_base(manifest: ExpertManifest, store: Store, given: Path | None) -> tuple[Bundle, BaseModelRef]:
+    """The bundle for an adapter that was prepared for none, and the base model of the manifest that it is.
+
+    Looked for in the store's `models/` and among the bundles of unpacked packages: by the digest of the weights
+    where the manifest states one, else by name.
+
+    Args:
+        manifest: says which bases the expert has adapters for.
+        store: where bundles are.
+        given: the bundle to use, as the caller asked.
+
+    Raises:
+        BaseMismatchError: `given` is none of the manifest's base models.
+        IntegrityError: the bundle that was found differs from its list.
+        LoadError: no base model is at hand, or several different ones of the name are.
+    """
+    wanted = [base for base in manifest.base_models if base.adapters]
+    if given is not None:
+        bundle = Bundle.open(given)
+        return bundle, _matching(bundle, wanted, manifest)
+    bundles = _at_hand(store)
+    for base in wanted:
+        found = [bundle for bundle in bundles if _is(bundle, base)]
+        if len({bundle.config.source_sha256 for bundle in found}) > 1:
+            folders = ", ".join(str(bundle.folder) for bundle in found)
+            raise LoadError(
+                f"{manifest.name}: several base models are called {base.short_name} ({folders}): pass base="
+            )
+        if found:
+            return _used(min(found, key=_rank), store), base
+    names = ", ".join(base.short_name for base in wanted)
+    raise LoadError(
+        f"{manifest.name} needs a base bundle of {names}, and none is at hand: pass base=, or put one into "
+        f"{store.root / 'models'}; 'hivellm-ort export --base' makes it"
+    )
+
+
+def find_thin_base(adapter: PreparedAdapter, store: Store) -> Bundle:
+    """The base of a prepared adapter: the bundle it was exported with, else any of the same weights.
+
+    Raises:
+        LoadError: neither is at hand.
+    """
+    exact = store.find_bundle(adapter.base_sha256)
+    if exact is not None:
+        return Bundle.open(exact)
+    same = [bundle for bundle in _at_hand(store) if bundle.config.source_sha256 == adapter.source_sha256]
+    if same:
+        return _used(min(same, key=_rank), store)
+    raise LoadError(
+        f"the package is thin and its base bundle {adapter.base_sha256[:12]}… is not in the cache: pass base=, the "
+        "folder of a bundle exported from the same base model"
+    )
+
+
+def _used(bundle: Bundle, store: Store) -> Bundle:
+    """A bundle that was found; one in `models/` is compared with its list only now."""
+    check_folder(bundle.folder)
+    store.note_use(bundle.folder)
+    return bundle
+
+
+def _at_hand(store: Store) -> list[Bundle]:
+    return [bundle for bundle in _opened([*store.models(), *store.bundles()]) if bundle.config.merged is None]
+
+
+def _opened(folders: Iterable[Path]) -> Iterable[Bundle]:
+    for folder in folders:
+        try:
+            yield Bundle.open(folder)
+        except ManifestError as error:
+            _LOG.warning("%s is passed over: %s", folder, error)
+
+
+def _is(bundle: Bundle, base: BaseModelRef) -> bool:
+    if base.sha256 is not None:
+        return bundle.config.source_sha256 == base.sha256
+    names = {bundle.config.name, bundle.folder.name, bundle.folder.parent.name}
+    return _plain(base.short_name) in map(_plain, names)
+
+
+def _matching(bundle: Bundle, wanted: list[BaseModelRef], manifest: ExpertManifest) -> BaseModelRef:
+    """The base model that a bundle is, by digest or name; the only one that pins no digest, whatever its name."""
+    found = next((base for base in wanted if _is(bundle, base)), None)
+    if found is not None:
+        return found
+    if len(wanted) == 1 and wanted[0].sha256 is None:
+        _LOG.info(
+            "%s names the base %s, given is %s", manifest.name, wanted[0].short_name, bundle.config.name
+        )
+        return wanted[0]
+    names = ", ".join(base.short_name + (f" ({base.sha256[:12]}…)" if base.sha256 else "") for base in wanted)
+    raise BaseMismatchError(
+        f"{manifest.name} has adapters for {names}; the base given is {bundle.config.name} with weights "
+        f"{bundle.config.source_sha256[:12]}…"
+    )
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]+", "-", name.lower())
+
+
+def _rank(bundle: Bundle) -> tuple[int, str]:
+    precision = bundle.config.precision
+    return _PREFERRED.index(precision) if precision in _PREFERRED else len(_PREFERRED), str(bundle.folder)

@@ -1,0 +1,76 @@
+"""Pack an expert's folder into a `.expert` file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hivellm_ort.adapters.config import ADAPTER_CONFIG, read_peft_config
+from hivellm_ort.adapters.prepare import ADAPTER_WEIGHTS
+from hivellm_ort.adapters.tensors import read_tensors
+from hivellm_ort.contract import ADAPTER_FILE
+from hivellm_ort.errors import LoadError
+from hivellm_ort.loading.adapter_files import find_adapter_files
+from hivellm_ort.package.bundle import FOLDER
+from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
+from hivellm_ort.package.members import bundle_members_of, root_members
+from hivellm_ort.package.packing import Progress, write
+from hivellm_ort.package.store import UnpackedPackage
+
+__all__ = ["pack"]
+
+
+def pack(
+    package: UnpackedPackage, output: Path, manifest: ExpertManifest, *, progress: Progress | None = None
+) -> None:
+    """Write a folder that was opened as a package to a `.expert` file.
+
+    Members are the manifest, the adapter (at the root, wherever `adapters[].path` has it; at its own path where
+    the manifest names several base models), tokenizer, grammar, README and LICENSE, and `onnx/`. Other files of the
+    folder stay out.
+
+    Args:
+        package: the folder, from `open_package`.
+        output: the file to write or replace.
+        manifest: its manifest.
+        progress: called with the number of member bytes just packed.
+
+    Raises:
+        LoadError: a file that the manifest names is missing, the adapter is not readable, or the output cannot be
+            written.
+        IntegrityError: a name that no package may have.
+    """
+    members = dict(root_members(package.root, manifest))
+    if package.adapter is None and package.bundle is None:
+        members |= _adapters(package, manifest)
+    if package.adapter is not None:
+        members[f"{FOLDER}/{ADAPTER_FILE}"] = package.adapter
+    if package.bundle is not None:
+        members |= dict(bundle_members_of(package.bundle))
+    grammar = manifest.decoding.grammar_file
+    if grammar is not None and grammar not in members:
+        raise LoadError(
+            f"{MANIFEST}: /training/decoding/grammar_file is {grammar!r}, which is not in the folder"
+        )
+    try:
+        # Compression gains next to nothing on weights, and a higher level costs minutes.
+        write(output, list(members.items()), compresslevel=1, progress=progress)
+    except OSError as error:
+        raise LoadError(
+            f"{output}: cannot be written: {error.strerror}; check the path and the space"
+        ) from error
+
+
+def _adapters(package: UnpackedPackage, manifest: ExpertManifest) -> dict[str, Path | bytes]:
+    members: dict[str, Path | bytes] = {}
+    bases = [base for base in manifest.base_models if base.adapters]
+    for base in bases:
+        files = find_adapter_files(package, manifest, base)
+        read_peft_config(files.config)
+        read_tensors(files.weights)
+        if len(bases) == 1:
+            members |= {ADAPTER_CONFIG: files.config, ADAPTER_WEIGHTS: files.weights}
+        else:
+            members |= {
+                path.relative_to(package.root).as_posix(): path for path in (files.config, files.weights)
+            }
+    return members

@@ -1,0 +1,101 @@
+"""The parts of an expert: its base bundle, and its adapter in the form that is bound."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from hivellm_ort.adapters.base_weights import BaseWeights
+from hivellm_ort.adapters.prepare import prepare
+from hivellm_ort.adapters.prepared import PreparedAdapter
+from hivellm_ort.contract import CONTRACT_VERSION
+from hivellm_ort.errors import LoadError
+from hivellm_ort.loading.adapter_files import AdapterFiles, find_adapter_files
+from hivellm_ort.loading.bases import Bundle, choose_base, find_thin_base
+from hivellm_ort.package.bundle import check_folder
+from hivellm_ort.package.filecheck import Check
+from hivellm_ort.package.manifest import BaseModelRef, ExpertManifest
+from hivellm_ort.package.store import Store, UnpackedPackage
+
+__all__ = ["ExpertParts", "find_parts"]
+
+
+@dataclass(frozen=True)
+class ExpertParts:
+    """What is loaded for one expert.
+
+    Attributes:
+        bundle: the base bundle.
+        adapter: the adapter; None where it is merged into the base.
+    """
+
+    bundle: Bundle
+    adapter: PreparedAdapter | None
+
+
+def find_parts(
+    package: UnpackedPackage,
+    manifest: ExpertManifest,
+    store: Store,
+    base: Path | None = None,
+    check: Check = "size",
+) -> ExpertParts:
+    """Find the base of a package, and its adapter: as exported, or prepared now from its PEFT files.
+
+    An adapter prepared here is kept in the store, named by the digests of its files and of the bundle.
+
+    Args:
+        package: the package.
+        manifest: its manifest.
+        store: where bundles and prepared adapters are.
+        base: the bundle to use, as the caller asked.
+        check: how the files of `base`, and of an adapter that was prepared before, are compared with their lists.
+
+    Raises:
+        IntegrityError: a file of `base` differs from its list.
+        LoadError: the adapter or the base is missing, or they do not fit each other.
+    """
+    if base is not None:
+        Bundle.open(base)  # says better than a missing list that the folder is no bundle
+        check_folder(base, check)
+    if package.adapter is not None:
+        adapter = PreparedAdapter.from_file(package.adapter, sha256=package.digest(package.adapter))
+        own = base or package.bundle
+        bundle = Bundle.open(own) if own is not None else find_thin_base(adapter, store)
+        if bundle.config.merged is not None:
+            raise LoadError(f"{manifest.name}: the base bundle has another adapter merged in already")
+        return ExpertParts(bundle, adapter)
+    if base is None and package.bundle is not None:
+        bundle = Bundle.open(package.bundle)
+        if bundle.config.merged is not None:
+            return ExpertParts(bundle, None)
+    bundle, model = choose_base(manifest, store, base or package.bundle)
+    return ExpertParts(bundle, _prepared(package, manifest, store, bundle, model, check))
+
+
+def _prepared(
+    package: UnpackedPackage,
+    manifest: ExpertManifest,
+    store: Store,
+    bundle: Bundle,
+    model: BaseModelRef,
+    check: Check,
+) -> PreparedAdapter:
+    files = find_adapter_files(package, manifest, model)
+    digests = (package.digest(files.config), package.digest(files.weights), bundle.config.sha256)
+    key = hashlib.sha256("\n".join((CONTRACT_VERSION, *digests)).encode()).hexdigest()
+    path = store.prepared(key, lambda: _prepare(files, bundle), check=check)
+    return PreparedAdapter.from_file(path)
+
+
+def _prepare(files: AdapterFiles, bundle: Bundle) -> bytes:
+    adapter = prepare(
+        files.config,
+        files.weights,
+        sites=bundle.config.sites,
+        tensor=BaseWeights(bundle.folder, bundle.config).tensor,
+        source_sha256=bundle.config.source_sha256,
+    )
+    return dataclasses.replace(adapter, base_sha256=bundle.config.sha256).to_bytes()

@@ -1,0 +1,111 @@
+"""The base's weights read back from a bundle, and adapters prepared from them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+from safetensors.numpy import load_file
+
+from hivellm_export.pipeline import export
+from hivellm_ort import LoadError
+from hivellm_ort.adapters.base_weights import BaseWeights
+from hivellm_ort.contract import DECODER_JSON, DecoderConfig, StoredWeights
+
+ModelFolder = Callable[[str], Path]
+BundleFolder = Callable[[str, str], Path]
+
+
+def opened(folder: Path) -> tuple[BaseWeights, DecoderConfig]:
+    """The weights of a bundle, and its configuration."""
+    config = DecoderConfig.from_file(folder / DECODER_JSON)
+    return BaseWeights(folder, config), config
+
+
+def one_step(weight: np.ndarray, bits: int) -> np.ndarray:
+    """[N, K]: by how much a value in a quantised block of 32 may be off: a step of its largest magnitude."""
+    if not bits:
+        return np.zeros_like(weight)
+    blocks = np.pad(weight, ((0, 0), (0, -weight.shape[1] % 32))).reshape(len(weight), -1, 32)
+    largest = np.repeat(np.abs(blocks).max(axis=2), 32, axis=1)[:, : weight.shape[1]]
+    # k-quant, which int4 uses where it restores more, clips a little beyond one step.
+    return largest / (1 << (bits - 1)) * (1.25 if bits == 4 else 1.001)
+
+
+@pytest.mark.parametrize(("precision", "bits"), [("fp32", 0), ("int8", 8), ("int4", 4)])
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_every_module_is_read_back(
+    architecture: str, precision: str, bits: int, model_folder: ModelFolder, bundle: BundleFolder
+) -> None:
+    """Every weight and bias that adapters may change has the model's values, within one step of its block."""
+    source = load_file(model_folder(architecture) / "model.safetensors")
+    weights, config = opened(bundle(architecture, precision))
+    for site in config.sites:
+        for part in site.parts:
+            found = weights.tensor(f"{part.module}.weight")
+            assert (np.float32, (part.size, site.in_features)) == (found.dtype, found.shape)
+            wanted = source[f"{part.module}.weight"]
+            assert (np.abs(found - wanted) <= one_step(wanted, bits)).all()
+            if part.bias:
+                np.testing.assert_array_equal(
+                    weights.tensor(f"{part.module}.bias"), source[f"{part.module}.bias"]
+                )
+
+
+def test_merged_bundle_takes_no_adapter(
+    model_folder: ModelFolder, expert_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A bundle with an adapter in its weights says so instead of giving them."""
+    export(model_folder("llama"), [expert_folder()], tmp_path / "out", precision="fp32", merged=True)
+    from hivellm_ort.package.store import Store
+
+    package = Store(tmp_path / "store").unpack(next((tmp_path / "out").glob("*.expert")))
+    assert package.bundle is not None
+    with pytest.raises(LoadError, match="merged"):
+        opened(package.bundle)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weight": -1}, "-1 is no place"),
+        ({"weight": 1 << 60}, "is no place"),
+        ({"weight": "0"}, "'0' is no place"),
+        ({"scales": None}, "None is no place"),
+        ({"bits": 3}, "3 bits"),
+        ({"bits": 4, "block": 7}, "blocks of 7"),
+        ({"block": 0}, "blocks of 0"),
+        ({"block": None}, "blocks of None"),
+        ({"zero_points": 1 << 60}, "is no place"),
+    ],
+)
+def test_places_outside_the_file(change: dict[str, Any], message: str, bundle: BundleFolder) -> None:
+    """A place that is not in weights.bin, or a form that is not known, is refused by name."""
+    folder = bundle("llama", "int8")
+    config = DecoderConfig.from_file(folder / DECODER_JSON)
+    broken = {
+        name: StoredWeights(**{**dataclasses.asdict(stored), **change})
+        for name, stored in config.weights.items()
+    }
+    weights = BaseWeights(folder, dataclasses.replace(config, weights=broken))
+    with pytest.raises(LoadError, match=message):
+        weights.tensor("model.layers.0.mlp.down_proj.weight")
+
+
+def test_bundle_that_does_not_say_where(bundle: BundleFolder, tmp_path: Path) -> None:
+    """A bundle of an earlier contract, of other sites, or without its file says what to do."""
+    folder = bundle("llama", "fp32")
+    config = DecoderConfig.from_file(folder / DECODER_JSON)
+    with pytest.raises(LoadError, match=r"contract 1\.1.*export the base again"):
+        BaseWeights(folder, dataclasses.replace(config, weights={}, contract_version="1.1"))
+    with pytest.raises(LoadError, match=r"weights\.bin .* cannot be read"):
+        BaseWeights(tmp_path, config)
+    weights = BaseWeights(folder, config)
+    for name in ("model.embed_tokens.weight", "model.layers.0.mlp.down_proj.bias", "nothing"):
+        with pytest.raises(LoadError, match=f"no place for {name}"):
+            weights.tensor(name)
