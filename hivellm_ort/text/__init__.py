@@ -1,1 +1,1 @@
-"""Text in, text out: tokenizer, chat template, prompt and the incremental detokenizer."""
+"""Text in, text out: tokenizer, chat templates, prompts, reasoning and the incremental detokenizer."""

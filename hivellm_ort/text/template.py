@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hivellm_ort.errors import InferenceError, LoadError
-from hivellm_ort.text.template_source import MAX_SOURCE, read_template_source
+from hivellm_ort.text.markers import hide_markers, restore_markers
+from hivellm_ort.text.template_source import CHATML_STOPS, MAX_SOURCE, read_template_source
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from hivellm_ort.text.tokenizer import Tokenizer
+    from hivellm_ort.text.tokenizer import TextTokenizer, Tokenizer
 
 __all__ = ["ChatTemplate", "end_of_turn_ids"]
 
@@ -29,8 +30,15 @@ class ChatTemplate:
         source: The jinja2 text, at most 1 MiB.
         bos_token: What the template sees as `bos_token`; None leaves it undefined, as transformers does.
         eos_token: What the template sees as `eos_token`; None leaves it undefined.
+        stops: Texts that begin the next turn, for models whose turns do not end with a token.
+        built_in: Whether the source is this package's and not one that came with a model.
         max_characters: Most characters a rendering may have; 4 MiB by default.
         name: Where the source comes from, for messages.
+
+    Attributes:
+        eos_token: As given.
+        stops: As given; generation has to end before them.
+        built_in: As given.
 
     Raises:
         LoadError: If the source is too large or has a syntax error; the message names the line.
@@ -42,6 +50,8 @@ class ChatTemplate:
         *,
         bos_token: str | None = None,
         eos_token: str | None = None,
+        stops: tuple[str, ...] = (),
+        built_in: bool = False,
         max_characters: int = _MAX_OUTPUT,
         name: str = "chat template",
     ) -> None:
@@ -64,14 +74,18 @@ class ChatTemplate:
         tokens = {"bos_token": bos_token, "eos_token": eos_token}
         self._tokens = {key: token for key, token in tokens.items() if token is not None}
         self._max_characters = max_characters
+        self._source = source
+        self.eos_token = eos_token
+        self.stops = stops
+        self.built_in = built_in
 
     @classmethod
     def from_folder(cls, folder: Path) -> ChatTemplate:
         """Read the template of an unpacked bundle or package.
 
         It is `chat_template.jinja`, else `chat_template` in `tokenizer_config.json` (a text, or a list of
-        `{"name", "template"}` of which "default" is taken), else plain ChatML. `bos_token` and `eos_token`
-        come from `tokenizer_config.json`.
+        `{"name", "template"}` of which "default" is taken), else plain ChatML, which is then `built_in`.
+        `bos_token` and `eos_token` come from `tokenizer_config.json`.
 
         Args:
             folder: The unpacked base bundle or expert package.
@@ -80,29 +94,43 @@ class ChatTemplate:
             LoadError: If one of the files is unreadable or malformed, or the template does not compile.
         """
         found = read_template_source(folder)
-        return cls(found.source, bos_token=found.bos_token, eos_token=found.eos_token, name=found.name)
+        return cls(
+            found.source,
+            bos_token=found.bos_token,
+            eos_token=found.eos_token,
+            stops=CHATML_STOPS if found.file is None else (),
+            built_in=found.file is None,
+            name=found.file or "built-in ChatML template",
+        )
+
+    @property
+    def supports_thinking(self) -> bool:
+        """Whether `enable_thinking` changes anything: the template mentions it."""
+        return "enable_thinking" in self._source
 
     def render(
         self,
         messages: Sequence[Mapping[str, str]],
         *,
         add_generation_prompt: bool = True,
-        **variables: object,
+        enable_thinking: bool | None = None,
     ) -> str:
         """Return the text of a conversation.
 
         Args:
             messages: The turns, each with `role` and `content`.
             add_generation_prompt: End with the opening of the assistant's turn.
-            **variables: Further names for the template, such as `enable_thinking=False`; `tools` and
-                `documents` are None unless given, as in transformers.
+            enable_thinking: Whether the model may think before it answers; None leaves that to the template.
 
         Raises:
             InferenceError: If the template refuses the messages (`raise_exception`), fails, does what the
                 sandbox forbids, or writes more than `max_characters`.
         """
-        context = {"tools": None, "documents": None, **self._tokens, **variables}
+        # transformers defines tools and documents too, as None.
+        context: dict[str, object] = {"tools": None, "documents": None, **self._tokens}
         context.update(messages=[dict(m) for m in messages], add_generation_prompt=add_generation_prompt)
+        if enable_thinking is not None:
+            context["enable_thinking"] = enable_thinking
         pieces: list[str] = []
         room = self._max_characters
         try:
@@ -119,6 +147,42 @@ class ChatTemplate:
                 f"the chat template wrote more than {self._max_characters} characters; shorten the messages"
             )
         return "".join(pieces)
+
+    def encode(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        tokenizer: TextTokenizer,
+        *,
+        enable_thinking: bool | None = None,
+    ) -> list[int]:
+        """Return the token ids of a conversation that ends with the opening of the assistant's turn.
+
+        They are those of `render`, except that the text of a special token inside a message, such as
+        `<|im_start|>`, stays text: the writer of a message cannot forge a turn with it. Turns that a template
+        marks with plain words (`[INST]`, `### Instruction:`) have no such protection.
+
+        Args:
+            messages: As for `render`.
+            tokenizer: The tokenizer of the same bundle.
+            enable_thinking: As for `render`.
+
+        Raises:
+            InferenceError: As for `render`, or if a message holds the text of a special token and the template
+                changes, or decides by, the text around it.
+            ValueError: If a message holds a lone surrogate.
+        """
+        text = self.render(messages, enable_thinking=enable_thinking)
+        hidden, literals = hide_markers(messages, tokenizer.marker_spans)
+        if not literals:
+            return tokenizer.encode(text)
+        safe = self.render(hidden, enable_thinking=enable_thinking)
+        if restore_markers(safe, literals) != text:
+            found = next(iter(literals.values()))
+            raise InferenceError(
+                f"a message holds the text of a special token ({found!r}), which this chat template does not pass on "
+                "as it is: remove it from the message"
+            )
+        return tokenizer.encode_literals(safe, literals)
 
 
 def end_of_turn_ids(template: ChatTemplate, tokenizer: Tokenizer) -> tuple[int, ...]:

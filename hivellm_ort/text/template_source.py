@@ -11,7 +11,7 @@ from hivellm_ort.errors import LoadError
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["CHATML", "MAX_SOURCE", "TemplateSource", "read_template_source"]
+__all__ = ["CHATML", "CHATML_STOPS", "MAX_SOURCE", "TemplateSource", "read_template_source"]
 
 CHATML = """\
 {% for message in messages %}
@@ -23,6 +23,9 @@ CHATML = """\
 """
 """Plain ChatML, without a default system message: the template of a bundle that has none."""
 
+CHATML_STOPS = ("<|im_end|>",)
+"""Where an answer in ChatML ends if the tokenizer has no such token."""
+
 MAX_SOURCE = 1 << 20
 """Most characters of a template, and bytes of its file."""
 
@@ -32,12 +35,15 @@ _CONFIG = "tokenizer_config.json"
 
 @dataclass(frozen=True)
 class TemplateSource:
-    """A template not yet compiled, the special tokens it may name, and the file it comes from."""
+    """A template not yet compiled, the special tokens it may name, and where it comes from.
+
+    `file` is None if the bundle has no template and the source is plain ChatML.
+    """
 
     source: str
     bos_token: str | None
     eos_token: str | None
-    name: str
+    file: str | None
 
 
 def read_template_source(folder: Path) -> TemplateSource:
@@ -51,13 +57,14 @@ def read_template_source(folder: Path) -> TemplateSource:
     """
     config = _read_config(folder / _CONFIG)
     file = folder / _FILE
+    found: str | None
     if file.exists():
-        source, name = _read(file), _FILE
+        source, found = _read(file), _FILE
     elif config.get("chat_template") is not None:
-        source, name = _default_template(config["chat_template"]), _CONFIG
+        source, found = _default_template(config["chat_template"]), _CONFIG
     else:
-        source, name = CHATML, "built-in ChatML template"
-    return TemplateSource(source, _token(config, "bos_token"), _token(config, "eos_token"), name)
+        source, found = CHATML, None
+    return TemplateSource(source, _token(config, "bos_token"), _token(config, "eos_token"), found)
 
 
 def _read(file: Path) -> str:

@@ -8,12 +8,15 @@ in decoded text, and an expert's answer is code, where that space may sit inside
 from __future__ import annotations
 
 import re
+from functools import cached_property
+from itertools import takewhile
 from typing import TYPE_CHECKING, Protocol
 
-from hivellm_ort.errors import LoadError
+from hivellm_ort.errors import InferenceError, LoadError
+from hivellm_ort.text.markers import LiteralEncoder, is_marker, replace_spans, restore_markers
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import tokenizers  # type: ignore[import-untyped, unused-ignore]
@@ -71,6 +74,12 @@ class TextTokenizer:
         self._tokenizer = tokenizer
         added = tokenizer.get_added_tokens_decoder()
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        markers = {token_id: token for token_id, token in added.items() if is_marker(token)}
+        self._marker_ids = frozenset(markers)
+        # A marker that is sought in the normalised text may be written in other characters than its own.
+        exact = not any(token.normalized for token in markers.values())
+        texts = "|".join(re.escape(token.content) for token in markers.values())
+        self._marker_text = re.compile(texts) if exact and texts else None
         # Asked of the decoder itself, because a ByteFallback may sit anywhere in a sequence of decoders.
         decoder = tokenizer.decoder
         self._gathers_bytes = decoder is not None and decoder.decode(["<0x41>"]) == "A"
@@ -121,11 +130,61 @@ class TextTokenizer:
         Raises:
             ValueError: If `text` holds a lone surrogate, which no UTF-8 text can.
         """
-        try:
-            token_ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        except TypeError as error:
-            raise ValueError("text is not valid Unicode: remove its lone surrogates") from error
+        token_ids: list[int] = self._encoding(text).ids
         return token_ids
+
+    def marker_spans(self, text: str) -> list[tuple[int, int]]:
+        """Return where `encode` reads a marker in `text`: first character and the one after the last.
+
+        A marker is an added token that is marked special or written `<|…|>`.
+
+        Args:
+            text: Any text.
+
+        Raises:
+            ValueError: If `text` holds a lone surrogate.
+        """
+        # The search costs microseconds, encoding milliseconds, and nearly every text is without markers.
+        if not self._marker_ids or (self._marker_text is not None and not self._marker_text.search(text)):
+            return []
+        return [span for _, span in self._markers(text)]
+
+    def encode_literals(self, text: str, literals: Mapping[str, str]) -> list[int]:
+        """Return the token ids of `text`, where placeholders stand for texts in which no marker is read.
+
+        Outside of them markers are read as `encode` does. The ids are those of one text: nothing is cut at a
+        placeholder.
+
+        Args:
+            text: A text that may hold placeholders.
+            literals: The text that each placeholder stands for (see `markers.hide_markers`).
+
+        Raises:
+            InferenceError: If the model of this tokenizer makes a marker out of plain text.
+            ValueError: If `text` holds a lone surrogate.
+        """
+        encoder = self._literal_encoder
+        markers = self._markers(text)
+        names = iter([encoder.names[token_id] for token_id, _ in markers])
+        named = replace_spans(text, [span for _, span in markers], lambda _: next(names))
+        token_ids = encoder.encode(restore_markers(named, literals))
+        if [token_id for token_id, _ in markers] != [i for i in token_ids if i in self._marker_ids]:
+            found = next(iter(literals.values()))
+            raise InferenceError(
+                f"a message holds the text of a special token ({found!r}), which this tokenizer cannot write as "
+                "plain text: remove it from the message"
+            )
+        return token_ids
+
+    @cached_property
+    def prefix(self) -> str:
+        """The special tokens that the tokenizer itself puts before a text, such as `<s>`; often none.
+
+        `encode` leaves them out, because a model's own chat template writes what it needs. Formats that models
+        learnt as plain text have to write them too.
+        """
+        ids = self._tokenizer.encode("text", add_special_tokens=True).ids
+        return "".join(self.id_to_token(i) or "" for i in takewhile(self.is_special, ids))
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of `token_ids`; bytes that are no UTF-8 become U+FFFD.
@@ -157,3 +216,19 @@ class TextTokenizer:
             return False
         token = self.id_to_token(token_id)
         return token is not None and _BYTE_TOKEN.fullmatch(token) is not None
+
+    @cached_property
+    def _literal_encoder(self) -> LiteralEncoder:
+        return LiteralEncoder(self._tokenizer, self._marker_ids)
+
+    def _markers(self, text: str) -> list[tuple[int, tuple[int, int]]]:
+        """Return the id and the place of every marker that `encode` reads in `text`."""
+        encoding = self._encoding(text)
+        pairs = zip(encoding.ids, encoding.offsets, strict=True)
+        return [(token_id, span) for token_id, span in pairs if token_id in self._marker_ids]
+
+    def _encoding(self, text: str) -> tokenizers.Encoding:
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=False)
+        except TypeError as error:
+            raise ValueError("text is not valid Unicode: remove its lone surrogates") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from hivellm_ort.text.tokenizer import TextTokenizer
 
@@ -28,7 +28,17 @@ def byte_level_tokenizer() -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(LINES * 3, trainer)
-    tokenizer.add_tokens([AddedToken("<think>", special=False), AddedToken("naïve text", special=False)])
+    plain = ("<think>", "naïve text", "</think>")
+    tokenizer.add_tokens([AddedToken(token, special=False) for token in plain])
+    return tokenizer
+
+
+def prefixed_tokenizer() -> Tokenizer:
+    """Return the ByteLevel BPE with `<s>` before every text, as Llama's post-processor puts it."""
+    tokenizer = byte_level_tokenizer()
+    tokenizer.add_special_tokens(["<s>"])
+    bos = ("<s>", tokenizer.token_to_id("<s>"))
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[bos])
     return tokenizer
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hivellm_ort.text.prompt import build_messages, dialect_of
+
+MANIFESTS = Path(__file__).parents[2].parent / "shared" / "hivellm" / "manifests"
+"""Published manifests; not part of the repository."""
 
 USER = {"role": "user", "content": "List all users"}
 
@@ -125,3 +130,66 @@ def test_grammar_type_decides_if_it_is_a_language(grammar_type: str | None, expe
 def test_capabilities_are_compared_whole(capabilities: list[str], expected: str | None) -> None:
     """A tag names a dialect only as a whole, and a precise one wins over sql."""
     assert expected == dialect_of(capabilities)
+
+
+EXPERTS = {
+    "expert-sql": (
+        ["database:sql", "database:postgresql", "query:sql", "task:text2sql", "feature:schema_understanding"],
+        "sql-postgres",
+        {"schema": "CREATE TABLE t (a INT);"},
+        "Dialect: postgres\nSchema:\nCREATE TABLE t (a INT);",
+    ),
+    "expert-json": (
+        ["format:json", "format:openapi", "task:json_generation", "feature:schema_understanding"],
+        "json",
+        {"schema": '{"type": "object"}', "system": "Task: json_generation\nFormat: json"},
+        'Task: json_generation\nFormat: json\nSchema:\n{"type": "object"}',
+    ),
+    "expert-elastic": (
+        ["database:elasticsearch", "query:dsl", "query:kql", "feature:query_dsl"],
+        "json",
+        {"system": "Dialect: elastic\nTask: query_dsl\nIndex: logs-*"},
+        "Dialect: elastic\nTask: query_dsl\nIndex: logs-*",
+    ),
+    "expert-neo4j": (
+        ["database:neo4j", "query:cypher", "language:en"],
+        "cypher",
+        {"schema": "Node properties:\n- **Person**"},
+        "Dialect: cypher\nSchema:\nNode properties:\n- **Person**",
+    ),
+    "expert-typescript": (["language:typescript"], None, {}, "Dialect: typescript"),
+    "expert-tools": (
+        ["format:json", "task:tool_calling"],
+        "tool-call",
+        {"system": "Role: expert-tools planner"},
+        "Role: expert-tools planner",
+    ),
+}
+"""Capabilities and grammar type as published, what the caller gives, and the system message of the training data."""
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_system_messages_of_the_published_experts(name: str) -> None:
+    """Each expert gets the system message that it was trained on."""
+    capabilities, grammar_type, options, expected = EXPERTS[name]
+    dialect = dialect_of(capabilities, grammar_type)
+
+    assert [{"role": "system", "content": expected}, USER] == build_messages(
+        "List all users", dialect=dialect, **options
+    )
+
+
+@pytest.mark.parametrize("name", ["expert-sql", "expert-json", "expert-elastic"])
+def test_dialects_of_the_published_manifests(name: str) -> None:
+    """The whole lists of the published manifests give what the short ones above do."""
+    file = MANIFESTS / f"{name}.json"
+    if not file.exists():
+        pytest.skip("the published manifests are not on this machine")
+    manifest = json.loads(file.read_bytes())
+    capabilities, grammar_type, *_ = EXPERTS[name]
+    published = manifest["training"]["decoding"]["grammar_type"]
+
+    assert grammar_type == published
+    assert dialect_of(capabilities, grammar_type) == dialect_of(manifest["capabilities"], published)
+    # The capabilities alone are enough, for manifests without a grammar.
+    assert dialect_of(capabilities, grammar_type) == dialect_of(manifest["capabilities"])

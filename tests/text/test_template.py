@@ -53,6 +53,20 @@ GENERATION = """
         {{- bos_token + message.content }}
     {%- endif %}
 {%- endfor %}{{ mark }}"""
+THINKING = """
+{%- for message in messages %}
+    {%- set content = message.content %}
+    {%- if message.role == 'assistant' and '</think>' in content %}
+        {%- set content = content.split('</think>')[-1].lstrip('\\n') %}
+    {%- endif %}
+    {{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}
+        {{- '<think>\\n\\n</think>\\n\\n' }}
+    {%- endif %}
+{%- endif %}"""
 VARIABLES = """{% if tools is none and documents is none %}none{% endif %}
 {%- if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}
 {%- if not unk_token is defined %}no unk{% endif %}
@@ -62,7 +76,9 @@ VARIABLES = """{% if tools is none and documents is none %}none{% endif %}
 
 @pytest.mark.parametrize("add_generation_prompt", [True, False])
 @pytest.mark.parametrize("start", [0, 1])
-@pytest.mark.parametrize("source", [CHATML, DEFAULT_SYSTEM, LOOP_CONTROLS, TO_JSON, GENERATION, VARIABLES])
+@pytest.mark.parametrize(
+    "source", [CHATML, DEFAULT_SYSTEM, LOOP_CONTROLS, TO_JSON, GENERATION, VARIABLES, THINKING]
+)
 def test_renders_as_transformers_does(source: str, start: int, add_generation_prompt: bool) -> None:
     """The text equals that of apply_chat_template."""
     transformers = pytest.importorskip("transformers")
@@ -76,6 +92,34 @@ def test_renders_as_transformers_does(source: str, start: int, add_generation_pr
 
     template = ChatTemplate(source, bos_token="<|im_start|>", eos_token="<|im_end|>")
     assert expected == template.render(MESSAGES[start:], **options)
+
+
+@pytest.mark.parametrize(
+    ("enable_thinking", "expected"),
+    [
+        (None, "<|im_start|>assistant\n"),
+        (True, "<|im_start|>assistant\n"),
+        (False, "<|im_start|>assistant\n<think>\n\n</think>\n\n"),
+    ],
+)
+def test_thinking(byte_level: TextTokenizer, enable_thinking: bool | None, expected: str) -> None:
+    """Qwen3's way: the empty block is there only if thinking is off; earlier reasoning is left out."""
+    template = ChatTemplate(THINKING)
+    turns = [MESSAGES[1], {"role": "assistant", "content": "<think>\nWhy?\n</think>\n\nSELECT 1;"}]
+    question = "<|im_start|>user\n  Größe > 3 & 東京? <|im_end|>\n"
+    expected = f"{question}<|im_start|>assistant\nSELECT 1;<|im_end|>\n{expected}"
+
+    assert template.supports_thinking
+    assert expected == template.render(turns, enable_thinking=enable_thinking)
+    assert byte_level.encode(expected) == template.encode(turns, byte_level, enable_thinking=enable_thinking)
+
+
+def test_templates_without_thinking() -> None:
+    """A template that does not mention thinking renders the same whatever is asked for."""
+    template = ChatTemplate(CHATML)
+
+    assert not template.supports_thinking
+    assert template.render(MESSAGES) == template.render(MESSAGES, enable_thinking=False)
 
 
 @given(contents=st.lists(st.text(), min_size=1, max_size=4))
@@ -168,7 +212,10 @@ def test_template_from_the_configuration(tmp_path: Path, chat_template: object, 
     """Without a file of its own the template is the configuration's, or plain ChatML."""
     write_config(tmp_path, chat_template=chat_template, bos_token={"content": "<s>"}, eos_token="</s>")
 
-    assert expected == ChatTemplate.from_folder(tmp_path).render(MESSAGES[3:])
+    template = ChatTemplate.from_folder(tmp_path)
+    assert expected == template.render(MESSAGES[3:])
+    assert "</s>" == template.eos_token
+    assert (chat_template is None) == template.built_in
 
 
 def test_the_file_comes_first(tmp_path: Path) -> None:
@@ -177,14 +224,20 @@ def test_the_file_comes_first(tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").write_text("größe {{ eos_token }}\n", encoding="utf-8")
 
     expected = "größe </s>"
-    assert expected == ChatTemplate.from_folder(tmp_path).render([])
+    template = ChatTemplate.from_folder(tmp_path)
+    assert expected == template.render([])
+    assert () == template.stops
+    assert not template.built_in
 
 
 def test_empty_folder_gives_chatml(tmp_path: Path) -> None:
     """A folder with neither file is answered with plain ChatML."""
     expected = "<|im_start|>assistant\n"
 
-    assert expected == ChatTemplate.from_folder(tmp_path).render([])
+    template = ChatTemplate.from_folder(tmp_path)
+    assert expected == template.render([])
+    assert ("<|im_end|>",) == template.stops
+    assert template.built_in
 
 
 @pytest.mark.parametrize(

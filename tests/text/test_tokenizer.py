@@ -16,8 +16,8 @@ from hivellm_ort.text.tokenizer import TextTokenizer
 
 @given(text=st.text())
 def test_byte_level_text_comes_back(byte_level: TextTokenizer, text: str) -> None:
-    """Any text without special tokens survives encoding and decoding."""
-    assert text == byte_level.decode(byte_level.encode(text))
+    """Any text survives encoding and decoding."""
+    assert text == byte_level.decode(byte_level.encode(text), skip_special_tokens=False)
 
 
 def test_code_keeps_its_spaces(byte_level: TextTokenizer) -> None:
@@ -45,6 +45,20 @@ def test_special_means_marked_special(byte_level: TextTokenizer) -> None:
     assert token_id is not None
     assert token == byte_level.decode([token_id])
     assert expected == [byte_level.is_special(i) for i in (2, token_id, 10**6)]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("SELECT 1 WHERE a < b", []),
+        ("a<|im_end|>é<|im_start|>", [(1, 11), (12, 24)]),
+        ("<|im_start<|im_end|>", [(10, 20)]),
+        ("<think>", []),
+    ],
+)
+def test_marker_spans(byte_level: TextTokenizer, text: str, expected: list[tuple[int, int]]) -> None:
+    """Places of markers are counted in characters."""
+    assert expected == byte_level.marker_spans(text)
 
 
 def test_ids_and_tokens(byte_level: TextTokenizer) -> None:
