@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from hivellm_export.demo import PROMPTS
 from hivellm_ort import Expert
-from hivellm_ort.engine.session import Decoder, Engine
+from hivellm_ort.engine.decoder import Decoder
+from hivellm_ort.engine.session import Engine
 from hivellm_ort.text.tokenizer import TextTokenizer
 
 ROOT = Path(__file__).parent.parent

@@ -100,7 +100,7 @@ def swap_ms(manager: ExpertManager, names: list[str], count: int = 1000) -> dict
     row = engine.decoder(experts[0].adapter, capacity=256)
     times = []
     for i in range(1, count + 1):
-        row.start(experts[i % len(experts)].adapter, 256)
+        row.start(0, experts[i % len(experts)].adapter, 256)
         times.append(1000 * row.swap_seconds)
     engine.release(row)
     return {"median": float(np.median(times)), "p95": float(np.quantile(times, 0.95)), "max": max(times)}

@@ -3,37 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar, Unpack
+from typing import Any, Unpack
 
 from hivellm_ort.base import BasePool
 from hivellm_ort.contract import DecoderConfig
-from hivellm_ort.decoding.loop import Step, decode
-from hivellm_ort.decoding.sampler import Sampler, SamplingParams, make_sampler
-from hivellm_ort.decoding.stops import StopMatcher
-from hivellm_ort.decoding.stream import Clock, TextStream
+from hivellm_ort.decoding.stream import AsyncTextStream, TextStream
 from hivellm_ort.engine.adapters import BoundAdapter
-from hivellm_ort.errors import ContextLengthError, InferenceError
+from hivellm_ort.errors import InferenceError
 from hivellm_ort.integrity import Policy, Trust, Verdict, check
 from hivellm_ort.loading.opening import open_with_progress
 from hivellm_ort.loading.parts import ExpertParts, find_parts
-from hivellm_ort.options import GenerateOptions
+from hivellm_ort.options import GenerateOptions, options_of_rows
 from hivellm_ort.package.archive import DEFAULT_LIMITS, Limits
 from hivellm_ort.package.filecheck import Check
 from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
 from hivellm_ort.package.store import Store
+from hivellm_ort.requests import DEFAULT_BATCH_SIZE, Asked, Voice, answer_all, answer_steps
 from hivellm_ort.result import InferenceResult
-from hivellm_ort.text.detokenizer import IncrementalDetokenizer
-from hivellm_ort.text.prompt import build_messages, dialect_of
+from hivellm_ort.text.families import template_for
+from hivellm_ort.text.prompt import dialect_of
+from hivellm_ort.text.template import end_of_turn_ids
 
 __all__ = ["Expert"]
 
-DEFAULT_MAX_TOKENS = 512
 _BASES = BasePool()
 
-_T = TypeVar("_T")
 StrPath = str | os.PathLike[str]
 
 
@@ -57,16 +54,28 @@ class Expert:
         *,
         device: str | None,
         threads: int | None,
+        prefix_cache_bytes: int | None,
     ):
         self.manifest = manifest
         self.verdict = verdict
-        self._dialect = dialect_of(manifest.capabilities, manifest.decoding.grammar_type)
         self._base = _BASES.acquire(parts.bundle.folder, parts.bundle.config, device=device, threads=threads)
         self._closed = False
         self.adapter: BoundAdapter | None = None
         try:
+            if prefix_cache_bytes is not None:
+                self._base.engine.prefixes.resize(prefix_cache_bytes)
             if parts.adapter is not None:
                 self.adapter = BoundAdapter(parts.adapter, self.base)
+            tokenizer = self._base.tokenizer
+            template = template_for(parts.model.prompt_template, self._base.template, tokenizer)
+            self._voice = Voice(
+                base=self._base,
+                adapter=self.adapter,
+                manifest=manifest,
+                template=template,
+                eos_token_ids=self._base.eos_token_ids | {*end_of_turn_ids(template, tokenizer)},
+                dialect=dialect_of(manifest.capabilities, manifest.decoding.grammar_type),
+            )
         except BaseException:
             self.close()
             raise
@@ -82,6 +91,7 @@ class Expert:
         threads: int | None = None,
         trust: Trust | Policy = "warn",
         limits: Limits = DEFAULT_LIMITS,
+        prefix_cache_bytes: int | None = None,
     ) -> Expert:
         """Load a `.expert` package, or the folder of an unpacked one.
 
@@ -99,6 +109,8 @@ class Expert:
                 reads every file again to compare it, "off" loads even what a failed signature says was changed;
                 or a `Trust` with keys of its own.
             limits: what the package may unpack to.
+            prefix_cache_bytes: most bytes of keys and values kept of earlier prompts, for all experts of the base; as
+                it is, 256 MiB to begin with, by default.
 
         Raises:
             LoadError: the package, its signature, its manifest, its adapter or its base cannot be used; nothing
@@ -111,7 +123,9 @@ class Expert:
         verdict = check(package, trust, where=str(path))
         manifest = ExpertManifest.from_file(package.root / MANIFEST)
         parts = find_parts(package, manifest, store, Path(base) if base is not None else None, checking)
-        return cls(manifest, verdict, parts, device=device, threads=threads)
+        return cls(
+            manifest, verdict, parts, device=device, threads=threads, prefix_cache_bytes=prefix_cache_bytes
+        )
 
     @property
     def base(self) -> DecoderConfig:
@@ -129,6 +143,7 @@ class Expert:
         The options are those of `GenerateOptions`.
 
         Raises:
+            TypeError: an option does not exist.
             ValueError: an option is out of range.
             ContextLengthError: prompt and `max_tokens` do not fit the model's context.
             InferenceError: the expert is closed, or its chat template fails.
@@ -138,39 +153,53 @@ class Expert:
             pass
         return stream.result
 
-    def generate_stream(
-        self,
-        prompt: str | None = None,
-        *,
-        schema: str | None = None,
-        system: str | None = None,
-        messages: Sequence[Mapping[str, str]] | None = None,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        top_k: int | None = None,
-        max_tokens: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        seed: int | None = None,
-    ) -> TextStream:
+    def generate_stream(self, prompt: str | None = None, **options: Unpack[GenerateOptions]) -> TextStream:
         """As `generate`, piece by piece: iterate over the text, then read `.result`."""
+        asked = self.ask(prompt, options)
+        return TextStream(answer_steps([asked]), asked.transcript, asked.cancelled)
+
+    def generate_batch(
+        self, prompts: Sequence[str | None], *, batch_size: int = DEFAULT_BATCH_SIZE, **options: Any
+    ) -> list[InferenceResult]:
+        """Answer several prompts at once; each answer is the one that `generate` gives.
+
+        Args:
+            prompts: the prompts, of any lengths.
+            batch_size: most rows in memory; further prompts wait for a free one.
+            options: those of `GenerateOptions`. A list has one value per prompt (see `options_of_rows`), any other
+                value holds for all.
+
+        Returns:
+            The results, in the order of the prompts.
+
+        Raises:
+            TypeError, ValueError, ContextLengthError, InferenceError: as `generate`; no prompt is answered then.
+        """
+        rows = options_of_rows(options, len(prompts))
+        return answer_all(
+            [self.ask(prompt, own) for prompt, own in zip(prompts, rows, strict=True)], batch_size
+        )
+
+    async def agenerate(
+        self, prompt: str | None = None, **options: Unpack[GenerateOptions]
+    ) -> InferenceResult:
+        """As `generate`, without blocking the event loop; cancelling the task ends the generation."""
+        stream = self.agenerate_stream(prompt, **options)
+        async for _ in stream:
+            pass
+        return stream.result
+
+    def agenerate_stream(
+        self, prompt: str | None = None, **options: Unpack[GenerateOptions]
+    ) -> AsyncTextStream:
+        """As `generate_stream`, for `async for`."""
+        return AsyncTextStream(self.generate_stream(prompt, **options))
+
+    def ask(self, prompt: str | None, options: GenerateOptions) -> Asked:
+        """A request that is checked and not begun; for what answers requests together. Raises as `generate`."""
         if self._closed:
             raise InferenceError(f"expert {self.name!r} is closed: load it again")
-        conversation = build_messages(
-            prompt, schema=schema, system=system, messages=messages, dialect=self._dialect
-        )
-        defaults = self.manifest.decoding
-        sampling = SamplingParams(
-            temperature=_first(temperature, defaults.temperature, 0.0),
-            top_p=_first(top_p, defaults.top_p, 1.0),
-            top_k=_first(top_k, defaults.top_k, 0),
-            seed=seed,
-        )
-        stops = StopMatcher([stop] if isinstance(stop, str) else list(stop or ()))
-        prompt_ids = self._base.tokenizer.encode(self._base.template.render(conversation))
-        limit = self._room_for(prompt_ids, max_tokens)
-        clock = Clock()
-        steps = self._steps(prompt_ids, make_sampler(sampling), stops, limit, clock)
-        return TextStream(steps, clock=clock, prompt_tokens=len(prompt_ids), expert=self.name)
+        return self._voice.ask(prompt, options)
 
     def close(self) -> None:
         """Let go of the base; its memory is freed when no other expert uses it."""
@@ -187,39 +216,3 @@ class Expert:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _room_for(self, prompt_ids: list[int], max_tokens: int | None) -> int:
-        if max_tokens is not None and not (isinstance(max_tokens, int) and max_tokens >= 1):
-            raise ValueError(f"max_tokens is {max_tokens!r}: it must be an integer from 1")
-        context = self.base.architecture.max_position_embeddings
-        room = context - len(prompt_ids)
-        if room < (max_tokens or 1):
-            raise ContextLengthError(
-                f"a prompt of {len(prompt_ids)} tokens and max_tokens={max_tokens or 1} exceed the model's context "
-                f"of {context} tokens: shorten the prompt or lower max_tokens"
-            )
-        return max_tokens or min(
-            _first(None, self.manifest.decoding.max_new_tokens, DEFAULT_MAX_TOKENS), room
-        )
-
-    def _steps(
-        self, prompt_ids: list[int], sampler: Sampler, stops: StopMatcher, max_tokens: int, clock: Clock
-    ) -> Generator[Step]:
-        row = self._base.engine.decoder(self.adapter, capacity=len(prompt_ids) + min(max_tokens, 256))
-        clock.swap = row.swap_seconds
-        try:
-            yield from decode(
-                row,
-                prompt_ids,
-                detokenizer=IncrementalDetokenizer(self._base.tokenizer),
-                sampler=sampler,
-                stops=stops,
-                eos_token_ids=self._base.eos_token_ids,
-                max_tokens=max_tokens,
-            )
-        finally:
-            self._base.engine.release(row)
-
-
-def _first(given: _T | None, manifest: _T | None, default: _T) -> _T:
-    return given if given is not None else manifest if manifest is not None else default

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
-from hivellm_ort.decoding.stream import TextStream
+from hivellm_ort.decoding.stream import AsyncTextStream, TextStream
 from hivellm_ort.errors import LoadError, UnknownExpertError
 from hivellm_ort.expert import Expert, StrPath
 from hivellm_ort.integrity import Policy, Trust, Verdict
-from hivellm_ort.options import GenerateOptions
+from hivellm_ort.options import GenerateOptions, options_of_rows
 from hivellm_ort.package.archive import DEFAULT_LIMITS, Limits
+from hivellm_ort.requests import DEFAULT_BATCH_SIZE, answer_all
 from hivellm_ort.result import InferenceResult
 
 __all__ = ["ExpertInfo", "ExpertManager"]
@@ -24,6 +26,7 @@ class _Loading(TypedDict):
     threads: int | None
     trust: Trust | Policy
     limits: Limits
+    prefix_cache_bytes: int | None
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class ExpertManager:
         threads: see `Expert.load`.
         trust: see `Expert.load`.
         limits: see `Expert.load`.
+        prefix_cache_bytes: see `Expert.load`.
     """
 
     def __init__(
@@ -74,9 +78,15 @@ class ExpertManager:
         threads: int | None = None,
         trust: Trust | Policy = "warn",
         limits: Limits = DEFAULT_LIMITS,
+        prefix_cache_bytes: int | None = None,
     ):
         self._loading = _Loading(
-            device=device, cache_dir=cache_dir, threads=threads, trust=trust, limits=limits
+            device=device,
+            cache_dir=cache_dir,
+            threads=threads,
+            trust=trust,
+            limits=limits,
+            prefix_cache_bytes=prefix_cache_bytes,
         )
         self._lock = threading.Lock()
         self._experts: dict[str, Expert] = {}
@@ -142,6 +152,45 @@ class ExpertManager:
     ) -> TextStream:
         """As `generate`, piece by piece; see `Expert.generate_stream`."""
         return self._named(name).generate_stream(prompt, **options)
+
+    def generate_batch(
+        self,
+        requests: Sequence[tuple[str, str | None]],
+        *,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        **options: Any,
+    ) -> list[InferenceResult]:
+        """Answer prompts with several experts; those of one base share every step.
+
+        Args:
+            requests: (name, prompt) pairs.
+            batch_size: most rows in memory for one base; further prompts wait for a free one.
+            options: see `Expert.generate_batch`.
+
+        Returns:
+            The results, in the order of the requests.
+
+        Raises:
+            UnknownExpertError: an expert is not loaded; no prompt is answered then.
+        """
+        experts = [self._named(name) for name, _ in requests]
+        rows = options_of_rows(options, len(requests))
+        asked = [
+            expert.ask(prompt, own) for expert, (_, prompt), own in zip(experts, requests, rows, strict=True)
+        ]
+        return answer_all(asked, batch_size)
+
+    async def agenerate(
+        self, name: str, prompt: str | None = None, **options: Unpack[GenerateOptions]
+    ) -> InferenceResult:
+        """See `Expert.agenerate`."""
+        return await self._named(name).agenerate(prompt, **options)
+
+    def agenerate_stream(
+        self, name: str, prompt: str | None = None, **options: Unpack[GenerateOptions]
+    ) -> AsyncTextStream:
+        """See `Expert.agenerate_stream`."""
+        return self._named(name).agenerate_stream(prompt, **options)
 
     def close(self) -> None:
         """Unload every expert."""

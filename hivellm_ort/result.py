@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,19 +33,29 @@ class InferenceResult:
 
     Attributes:
         text: the answer, without special tokens and without the stop string.
+        reasoning: what a thinking model wrote before it; not part of `text`.
         tokens: generated token ids, the end-of-sequence token included where it was reached.
         prompt_tokens: tokens of the rendered prompt.
+        cached_tokens: how many of these an earlier request had read already.
         completion_tokens: `len(tokens)`.
+        accepted_tokens: how many of these prompt lookup guessed.
+        logprobs: one `TokenLogprob` per token, where `logprobs` was asked for.
+        sampling: the options of sampling that were used: the caller's, the manifest's or the defaults.
         finish_reason: `eos` (the model ended), `stop` (a stop string), `length` (`max_tokens`), `cancelled`.
         timings: where the time went.
         expert: name of the expert.
     """
 
     text: str
+    reasoning: str
     tokens: tuple[int, ...]
     prompt_tokens: int
+    cached_tokens: int
     completion_tokens: int
+    accepted_tokens: int
     finish_reason: FinishReason
+    logprobs: tuple[Any, ...] | None
+    sampling: Mapping[str, Any]
     timings: Timings
     expert: str
 

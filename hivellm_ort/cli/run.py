@@ -55,6 +55,8 @@ def loading_options(command: Any) -> Any:
 @click.option("--top-k", type=int, help="0 is off; default: the expert's own.")
 @click.option("--stop", multiple=True, help="A string that ends the answer; may be repeated.")
 @click.option("--seed", type=int, help="Seed of the random numbers.")
+@click.option("--thinking", "enable_thinking", is_flag=True, help="Let a thinking model think first.")
+@click.option("--prompt-lookup/--no-prompt-lookup", default=None, help="Guess tokens from the prompt.")
 @json_option("Print the whole result as JSON instead of streaming.")
 @loading_options
 def run(

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from hivellm_ort.decoding.nesting import Level, Nesting
 
 __all__ = ["StopMatcher"]
 
-_MAX_STOPS = 16
-_MAX_LENGTH = 1024
+_MAX_STOPS, _MAX_GENTLE, _MAX_LENGTH = 16, 64, 1024
+_CLOSING = frozenset(")]};`\"'")
+_OPEN, _CLOSE = "<think>", "</think>"
 
 
 class StopMatcher:
-    """Cuts a stream of text at the earliest occurrence of any stop string.
+    r"""Cuts a stream of text at the earliest stop.
 
     What `push` and `flush` return, joined, is the whole text up to the first place where a stop begins,
     however the text was cut into pieces; the stop itself is left out. A stop that is complete therefore waits
     while one that began before it may still become complete. Of stops that begin at the same place the
     shortest is the one found, because it is complete first.
 
+    Gentle stops are those that a package was published with; they must not spoil a good answer. None counts inside a
+    string literal, nor where it would leave nothing but whitespace. One of whitespace counts only where no bracket
+    and no code fence is open. One of closing punctuation, such as `}` or `);` or the end of a code fence, stays in
+    the text, which ends after it, and counts only if it leaves nothing open. `Nesting` says what is open where.
+
+    Nothing stops in a think block: a `<think>` that only whitespace precedes, all up to `</think>`, and the
+    whitespace after that.
+
     Args:
-        stops: At most 16 texts of 1 to 1024 characters; none means that nothing is ever held back.
+        stops: At most 16 texts of 1 to 1024 characters; without any, and without gentle ones, nothing is held back.
+        gentle: At most 64 of these, as above.
+        include_stop: Whether the stop that is found is part of the text.
+        thinking: Whether the prompt has opened a think block already.
 
     Raises:
         ValueError: If there are too many stops, or one is empty or too long.
@@ -31,19 +43,27 @@ class StopMatcher:
     matched: str | None
     """The stop that was found, None as long as none was."""
 
-    def __init__(self, stops: Sequence[str]) -> None:
-        if isinstance(stops, str):
-            raise ValueError("stop strings must be a list, not one text: write [stop]")  # noqa: TRY004
-        if len(stops) > _MAX_STOPS:
-            raise ValueError(f"{len(stops)} stop strings are too many: at most {_MAX_STOPS}")
-        for index, stop in enumerate(stops):
-            if not 1 <= len(stop) <= _MAX_LENGTH:
-                raise ValueError(
-                    f"stop string {index} has {len(stop)} characters: it must have 1 to {_MAX_LENGTH}"
-                )
-        # Shortest first, so that of equal places the shortest stop wins.
-        self._stops = sorted(set(stops), key=lambda stop: (len(stop), stop))
+    def __init__(
+        self,
+        stops: Sequence[str],
+        gentle: Sequence[str] = (),
+        *,
+        include_stop: bool = False,
+        thinking: bool = False,
+    ) -> None:
+        _check("stop", stops, _MAX_STOPS)
+        _check("gentle stop", gentle, _MAX_GENTLE)
+        # As the text may end after a kept stop and before another, the kept one is complete first; else the shortest.
+        kinds = [_Stop(stop) for stop in set(stops)] + [_gentle(stop) for stop in set(gentle) - set(stops)]
+        self._stops = sorted(kinds, key=lambda stop: (not stop.kept, len(stop.text), stop.text))
+        # Where backslashes escape nothing, as in SQL, the first reading may miss the end of a literal.
+        self._readings = [Nesting("\"'`"), Nesting('"`')] if set(gentle) - set(stops) else []
+        self._include_stop = include_stop
         self._held = ""
+        self._levels = [Level.LITERAL]  # before each character held, and after the last
+        self._begun = False  # something but whitespace has come
+        self._phase: Literal["start", "block", "gap", "answer"] = "block" if thinking else "start"
+        self._tag = ""  # the beginning of a <think>, not shown yet, or the end of what was shown of the block
         self.matched = None
 
     def push(self, piece: str) -> tuple[str, bool]:
@@ -57,38 +77,154 @@ class StopMatcher:
         """
         if self.matched is not None:
             return "", True
-        text = self._held + piece
-        place, stop = self._first(text)
-        pending = self._pending(text)
-        if stop is not None and place <= pending:
-            self._held, self.matched = "", stop
-            return text[:place], True
-        self._held = text[pending:]
-        return text[:pending], False
+        if not self._stops:
+            return piece, False
+        shown = ""
+        if self._phase == "start":
+            shown, piece = self._read_start(piece)
+        if self._phase == "block":
+            thought, piece = self._read_block(piece)
+            shown += thought
+        if self._phase == "gap":
+            rest = piece.lstrip()
+            shown, piece = shown + piece[: len(piece) - len(rest)], rest
+            self._phase = "answer" if rest else "gap"
+        if self._phase == "answer":
+            shown += self._search(piece)
+        return shown, self.matched is not None
 
     def flush(self) -> str:
         """Return what was held, after the last piece; `matched` tells if a stop was found in it."""
-        place, self.matched = self._first(self._held) if self.matched is None else (0, self.matched)
-        text, self._held = self._held[:place], ""
-        return text
+        if self.matched is not None:
+            return ""
+        shown = ""
+        if self._phase == "start":
+            shown, self._phase = self._search(self._tag), "answer"
+        found = self._first(self._held)
+        if found is not None:
+            self.matched = found.stop
+        shown += self._held if found is None else self._held[: found.end]
+        self._held = ""
+        return shown
 
-    def _first(self, text: str) -> tuple[int, str | None]:
-        """Return where the earliest complete stop begins, and that stop; else the end of the text."""
-        first: tuple[int, str | None] = (len(text), None)
+    def _read_start(self, piece: str) -> tuple[str, str]:
+        """Take whitespace and what may be a <think>; return what to show, and the rest of the piece."""
+        text = self._tag + piece
+        rest = text.lstrip()
+        shown = self._search(text[: len(text) - len(rest)])
+        if self.matched is not None:
+            return shown, ""
+        if rest.startswith(_OPEN):
+            shown, self._held, self._tag, self._phase = shown + self._held + _OPEN, "", "", "block"
+            self._levels = self._levels[-1:]
+            return shown, rest[len(_OPEN) :]
+        self._tag = rest
+        if not _OPEN.startswith(rest):
+            self._phase = "answer"
+            return shown, rest
+        return shown, ""
+
+    def _read_block(self, piece: str) -> tuple[str, str]:
+        """Take what is in the think block; return it and the rest of the piece."""
+        before = len(self._tag)
+        text = self._tag + piece
+        end = text.find(_CLOSE)
+        if end < 0:
+            self._tag = text[1 - len(_CLOSE) :]
+            return piece, ""
+        self._phase = "gap"
+        return text[before : end + len(_CLOSE)], text[end + len(_CLOSE) :]
+
+    def _search(self, piece: str) -> str:
+        """Take text of the answer and return what may be shown."""
+        text = self._held + piece
+        self._read(piece)
+        found = self._first(text)
+        cutting = self._pending(text, kept=False)
+        if found is not None and found.place <= cutting:
+            self._held, self.matched = "", found.stop
+            return text[: found.end]
+        pending = min(cutting, self._pending(text, kept=True), len(text) if found is None else found.start)
+        self._held, self._levels = text[pending:], self._levels[pending:]
+        return text[:pending]
+
+    def _read(self, piece: str) -> None:
+        """Note what is open after each character; nothing counts while there is only whitespace."""
+        for character in piece if self._readings else "":
+            for reading in self._readings:
+                reading.push(character)
+            self._begun = self._begun or not character.isspace()
+            open_now = max(reading.level for reading in self._readings)
+            self._levels.append(open_now if self._begun else Level.LITERAL)
+
+    def _first(self, text: str) -> _Found | None:
+        """Return the stop at which the text ends, if one is complete."""
+        first = None
         for stop in self._stops:
-            # Only a place before the best one so far counts, so a longer stop never wins a tie.
-            place = text.find(stop, 0, first[0] + len(stop) - 1)
-            if place >= 0:
-                first = (place, stop)
+            start = text.find(stop.text)
+            while start >= 0 and not self._counts(stop, start + len(stop.text) if stop.kept else start):
+                start = text.find(stop.text, start + 1)
+            end = start + len(stop.text)
+            place = end if stop.kept else start
+            if start >= 0 and (first is None or place < first.place):
+                first = _Found(place, start, end if self._include_stop else place, stop.text)
         return first
 
-    def _pending(self, text: str) -> int:
+    def _pending(self, text: str, *, kept: bool) -> int:
         """Return where the earliest stop begins that the end of the text cuts off; else that end."""
         first = len(text)
         for stop in self._stops:
-            place = text.find(stop[0], max(0, len(text) - len(stop) + 1))
+            if stop.kept != kept:
+                continue
+            place = text.find(stop.text[0], max(0, len(text) - len(stop.text) + 1))
             while 0 <= place < first:
-                if stop.startswith(text[place:]):
+                if stop.text.startswith(text[place:]) and (kept or self._counts(stop, place)):
                     first = place
-                place = text.find(stop[0], place + 1)
+                place = text.find(stop.text[0], place + 1)
         return first
+
+    def _counts(self, stop: _Stop, place: int) -> bool:
+        return stop.most is None or self._levels[place] <= stop.most
+
+
+class _Stop(NamedTuple):
+    """A stop.
+
+    Attributes:
+        text: What it is.
+        kept: Whether the text ends after it, not before it.
+        most: What may be open there; None for anything.
+    """
+
+    text: str
+    kept: bool = False
+    most: Level | None = None
+
+
+class _Found(NamedTuple):
+    """Where a stop is: the place that it ends the text at, its start, the end of what is shown, and itself."""
+
+    place: int
+    start: int
+    end: int
+    stop: str
+
+
+def _gentle(text: str) -> _Stop:
+    if text.isspace():
+        return _Stop(text, most=Level.COMMENT)
+    if all(character in _CLOSING or character.isspace() for character in text):
+        return _Stop(text, kept=True, most=Level.NOTHING)
+    return _Stop(text, most=Level.BRACKET)
+
+
+def _check(kind: str, stops: Sequence[str], most: int) -> None:
+    if isinstance(stops, str):
+        raise ValueError(f"{kind} strings must be a list, not one text: write [stop]")  # noqa: TRY004
+    if len(stops) > most:
+        raise ValueError(f"{len(stops)} {kind} strings are too many: at most {most}")
+    for index, stop in enumerate(stops):
+        if not 1 <= len(stop) <= _MAX_LENGTH:
+            raise ValueError(
+                f"{kind} string {index} has {len(stop)} characters: it must have 1 to {_MAX_LENGTH}"
+            )

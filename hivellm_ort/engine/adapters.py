@@ -16,7 +16,7 @@ from hivellm_ort.contract import DecoderConfig, Part, Site
 from hivellm_ort.engine.providers import import_onnxruntime
 from hivellm_ort.errors import AdapterError, BaseMismatchError
 
-__all__ = ["BoundAdapter"]
+__all__ = ["BoundAdapter", "bind_values"]
 
 Array = NDArray[np.float32]
 _NO_CHANGE = PreparedModule()
@@ -33,6 +33,14 @@ class _Plan:
 
 class BoundAdapter:
     """The graph inputs of one adapter, ready to be bound.
+
+    Attributes:
+        digest: of the prepared adapter.
+        kind: its kind.
+        rank: its rank.
+        nbytes: memory of its weights.
+        arrays: float32 arrays of the inputs that it changes; the others are zeros and ones.
+        values: OrtValues of all adapter inputs.
 
     Args:
         adapter: the prepared adapter.
@@ -65,14 +73,15 @@ class BoundAdapter:
             _add_site(site, adapter.modules, own, shared)
         views, self.nbytes = _in_one_block(own)
         value = import_onnxruntime().OrtValue.ortvalue_from_numpy
-        self._values = {**{name: value(array) for name, array in views.items()}, **shared}
+        self.arrays: Mapping[str, Array] = views
+        self.values: Mapping[str, Any] = {**{name: value(array) for name, array in views.items()}, **shared}
 
-    def bind(self, binding: Any, bound: BoundAdapter | None) -> None:
-        """Bind every input that is not the same in `bound`, the adapter that is bound now."""
-        same = bound._values if bound is not None else {}
-        for name, value in self._values.items():
-            if same.get(name) is not value:
-                binding.bind_ortvalue_input(name, value)
+
+def bind_values(binding: Any, values: Mapping[str, Any], bound: Mapping[str, Any]) -> None:
+    """Bind every input of `values` that is not the same in `bound`, what is bound now."""
+    for name, value in values.items():
+        if bound.get(name) is not value:
+            binding.bind_ortvalue_input(name, value)
 
 
 def _in_one_block(plans: Mapping[str, _Plan]) -> tuple[dict[str, Array], int]:

@@ -1,7 +1,8 @@
-"""Key and value buffers, bound once as past and present."""
+"""Key and value buffers of several rows, bound once as past and present."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,45 +14,65 @@ from hivellm_ort.errors import OutOfMemoryError
 
 __all__ = ["KVCache"]
 
+Array = NDArray[np.float32]
+
 
 class KVCache:
-    """Buffers float32 [batch, kv_heads, capacity, head_dim], a key and a value per layer.
+    """Buffers float32 [rows, kv_heads, capacity, head_dim], a key and a value per layer.
 
     Raises:
         OutOfMemoryError: the buffers cannot be allocated; the message gives their size.
     """
 
-    def __init__(self, architecture: Architecture, *, batch: int, capacity: int):
-        shape = (batch, architecture.num_key_value_heads, capacity, architecture.head_dim)
+    def __init__(self, architecture: Architecture, *, rows: int, capacity: int):
+        shape = (rows, architecture.num_key_value_heads, capacity, architecture.head_dim)
         self.capacity = capacity
         layers = range(architecture.num_hidden_layers)
         try:
-            self._buffers: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = [
-                (np.zeros(shape, np.float32), np.zeros(shape, np.float32)) for _ in layers
-            ]
+            self._buffers = [np.zeros(shape, np.float32) for _ in layers for _ in ("key", "value")]
         except MemoryError as error:
             size = 2 * len(layers) * int(np.prod(shape)) * 4
+            tokens = f"{rows} x {capacity}" if rows > 1 else f"{capacity}"
             raise OutOfMemoryError(
-                f"a cache for {capacity} tokens needs {size >> 20} MiB, which cannot be allocated: "
-                "shorten the prompt or lower max_tokens"
+                f"a cache for {tokens} tokens needs {size >> 20} MiB, which cannot be allocated: "
+                "shorten the prompt, lower max_tokens, or take fewer rows at a time"
             ) from error
+        self._past = [name for layer in layers for name in past_names(layer)]
+        self._present = [name for layer in layers for name in present_names(layer)]
 
     @property
     def nbytes(self) -> int:
         """Bytes of all buffers."""
-        return sum(key.nbytes + value.nbytes for key, value in self._buffers)
+        return sum(buffer.nbytes for buffer in self._buffers)
 
-    def copy_from(self, other: KVCache, length: int) -> None:
-        """Take over the first `length` positions of a smaller cache."""
-        for mine, theirs in zip(self._buffers, other._buffers, strict=True):
-            for new, old in zip(mine, theirs, strict=True):
-                new[:, :, :length] = old[:, :, :length]
+    def bind(self, binding: Any, rows: slice) -> None:
+        """Bind a run of rows as past and as present of an ONNX Runtime IOBinding."""
+        value = import_onnxruntime().OrtValue.ortvalue_from_numpy
+        for past, present, buffer in zip(self._past, self._present, self._buffers, strict=True):
+            bound = value(buffer[rows])
+            binding.bind_ortvalue_input(past, bound)
+            binding.bind_ortvalue_output(present, bound)
 
-    def bind(self, binding: Any) -> None:
-        """Bind every buffer as past and as present of an ONNX Runtime IOBinding."""
-        ort = import_onnxruntime()
-        for layer, pair in enumerate(self._buffers):
-            for past, present, buffer in zip(past_names(layer), present_names(layer), pair, strict=True):
-                value = ort.OrtValue.ortvalue_from_numpy(buffer)
-                binding.bind_ortvalue_input(past, value)
-                binding.bind_ortvalue_output(present, value)
+    def copy_from(self, other: KVCache, lengths: Sequence[int]) -> None:
+        """Take over the first positions of every row of a smaller cache."""
+        for new, old in zip(self._buffers, other._buffers, strict=True):
+            for row, length in enumerate(lengths):
+                new[row, :, :length] = old[row, :, :length]
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` positions of a row over another row."""
+        for buffer in self._buffers:
+            buffer[target, :, :length] = buffer[source, :, :length]
+
+    def save(self, row: int, length: int) -> Array:
+        """The first `length` positions of a row, copied: float32 [2 * layers, kv_heads, length, head_dim]."""
+        first = self._buffers[0]
+        saved = np.empty((len(self._buffers), first.shape[1], length, first.shape[3]), np.float32)
+        for place, buffer in zip(saved, self._buffers, strict=True):
+            place[...] = buffer[row, :, :length]
+        return saved
+
+    def load(self, row: int, saved: Array, length: int) -> None:
+        """Put the first `length` positions of what `save` gave into a row."""
+        for place, buffer in zip(saved, self._buffers, strict=True):
+            buffer[row, :, :length] = place[:, :length]

@@ -15,7 +15,7 @@ from hivellm_ort.package.bundle import check_folder
 from hivellm_ort.package.manifest import BaseModelRef, ExpertManifest
 from hivellm_ort.package.store import Store
 
-__all__ = ["Bundle", "choose_base", "find_thin_base"]
+__all__ = ["Bundle", "choose_base", "find_thin_base", "model_of"]
 
 _LOG = logging.getLogger("hivellm_ort")
 _PREFERRED = ("int8", "fp32", "int4")  # of one model's bundles: small and exact before exact before small
@@ -73,6 +73,12 @@ def choose_base(manifest: ExpertManifest, store: Store, given: Path | None) -> t
         f"{manifest.name} needs a base bundle of {names}, and none is at hand: pass base=, or put one into "
         f"{store.root / 'models'}; 'hivellm-ort export --base' makes it"
     )
+
+
+def model_of(bundle: Bundle, manifest: ExpertManifest) -> BaseModelRef:
+    """The base model of the manifest that a bundle is, by digest or name; the first where none is."""
+    wanted = [base for base in manifest.base_models if base.adapters]
+    return next((base for base in wanted if _is(bundle, base)), wanted[0])
 
 
 def find_thin_base(adapter: PreparedAdapter, store: Store) -> Bundle:

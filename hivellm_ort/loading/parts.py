@@ -13,7 +13,7 @@ from hivellm_ort.adapters.prepared import PreparedAdapter
 from hivellm_ort.contract import CONTRACT_VERSION
 from hivellm_ort.errors import LoadError
 from hivellm_ort.loading.adapter_files import AdapterFiles, find_adapter_files
-from hivellm_ort.loading.bases import Bundle, choose_base, find_thin_base
+from hivellm_ort.loading.bases import Bundle, choose_base, find_thin_base, model_of
 from hivellm_ort.package.bundle import check_folder
 from hivellm_ort.package.filecheck import Check
 from hivellm_ort.package.manifest import BaseModelRef, ExpertManifest
@@ -29,10 +29,12 @@ class ExpertParts:
     Attributes:
         bundle: the base bundle.
         adapter: the adapter; None where it is merged into the base.
+        model: the base model of the manifest that the bundle is.
     """
 
     bundle: Bundle
     adapter: PreparedAdapter | None
+    model: BaseModelRef
 
 
 def find_parts(
@@ -66,13 +68,13 @@ def find_parts(
         bundle = Bundle.open(own) if own is not None else find_thin_base(adapter, store)
         if bundle.config.merged is not None:
             raise LoadError(f"{manifest.name}: the base bundle has another adapter merged in already")
-        return ExpertParts(bundle, adapter)
+        return ExpertParts(bundle, adapter, model_of(bundle, manifest))
     if base is None and package.bundle is not None:
         bundle = Bundle.open(package.bundle)
         if bundle.config.merged is not None:
-            return ExpertParts(bundle, None)
+            return ExpertParts(bundle, None, model_of(bundle, manifest))
     bundle, model = choose_base(manifest, store, base or package.bundle)
-    return ExpertParts(bundle, _prepared(package, manifest, store, bundle, model, check))
+    return ExpertParts(bundle, _prepared(package, manifest, store, bundle, model, check), model)
 
 
 def _prepared(

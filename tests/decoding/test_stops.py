@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from stopping import feed
 
 from hivellm_ort.decoding.stops import StopMatcher
 
@@ -15,17 +16,6 @@ def cut(text: str, stops: list[str]) -> str:
     """Return the text up to the earliest occurrence of any stop."""
     places = [text.find(stop) for stop in stops if stop in text]
     return text[: min(places)] if places else text
-
-
-def feed(matcher: StopMatcher, pieces: list[str]) -> str:
-    """Push the pieces until a stop is found, flush, and return all that was shown."""
-    shown = ""
-    for piece in pieces:
-        text, found = matcher.push(piece)
-        shown += text
-        if found:
-            break
-    return shown + matcher.flush()
 
 
 @given(pieces=st.lists(st.text("abc\n", max_size=4), max_size=12), stops=st.lists(LETTERS, max_size=4))

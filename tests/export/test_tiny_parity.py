@@ -13,7 +13,7 @@ import torch
 
 from hivellm_export.pipeline import export
 from hivellm_ort import Expert
-from hivellm_ort.engine.session import Decoder
+from hivellm_ort.engine.decoder import Decoder
 
 TOLERANCE = 1e-4
 PROMPT = [1, 17, 250, 33, 90, 4, 120, 77, 200, 61, 12, 5]

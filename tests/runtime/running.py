@@ -12,7 +12,8 @@ import tokenizers
 from hivellm_ort import Expert
 from hivellm_ort import expert as expert_module
 from hivellm_ort.engine.adapters import BoundAdapter
-from hivellm_ort.engine.session import Decoder, Engine
+from hivellm_ort.engine.decoder import Decoder
+from hivellm_ort.engine.session import Engine
 
 CONTEXT = 2048
 SHORT_CONTEXT = 128

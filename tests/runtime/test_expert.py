@@ -31,7 +31,7 @@ from hivellm_ort import (
     ManifestError,
 )
 from hivellm_ort.contract import Architecture
-from hivellm_ort.engine import session
+from hivellm_ort.engine import decoder
 from hivellm_ort.engine.cache import KVCache
 from hivellm_ort.errors import OutOfMemoryError
 
@@ -211,7 +211,7 @@ def test_growing_cache_changes_nothing(lora: Expert, monkeypatch: pytest.MonkeyP
     """A cache that grows many times gives the logits of one that is large from the start."""
     token_ids = prompt_ids(lora, PROMPT)
     large = list(greedy(lora, token_ids, steps=200, capacity=CONTEXT))
-    monkeypatch.setattr(session, "_GROWTH", 8)
+    monkeypatch.setattr(decoder, "_GROWTH", 8)
     engine_of(lora)._idle.clear()
     grown = list(greedy(lora, token_ids, steps=200, capacity=1))
     assert [token for token, _ in large] == [token for token, _ in grown]
@@ -232,7 +232,7 @@ def test_prefill_in_chunks(lora: Expert, monkeypatch: pytest.MonkeyPatch) -> Non
     token_ids = prompt_ids(lora, "select name from users where age > 30 " * 6)
     whole = list(greedy(lora, token_ids, steps=10, capacity=1))
     for chunk in (8, len(token_ids) - 1):
-        monkeypatch.setattr(session, "_PREFILL_CHUNK", chunk)
+        monkeypatch.setattr(decoder, "_PREFILL_CHUNK", chunk)
         pieces = list(greedy(lora, token_ids, steps=10, capacity=1))
         assert [token for token, _ in whole] == [token for token, _ in pieces]
         assert max(np.abs(a - b).max() for (_, a), (_, b) in zip(whole, pieces, strict=True)) < 1e-5
@@ -242,7 +242,7 @@ def test_cache_that_cannot_be_allocated() -> None:
     """The message gives the size, so that the caller knows what to lower."""
     architecture = Architecture("llama", 64, 96, 2, 4, 2, 1 << 10, 288, 1 << 40)
     with pytest.raises(OutOfMemoryError, match=r"a cache for 1099511627776 tokens needs \d+ MiB"):
-        KVCache(architecture, batch=1, capacity=1 << 40)
+        KVCache(architecture, rows=1, capacity=1 << 40)
 
 
 def test_threads_do_not_disturb_each_other(packages: Packages, lora: Expert, dora: Expert) -> None:

@@ -1,0 +1,178 @@
+"""Penalties, biases and bans: what changes the logits before a token is chosen from them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection
+from typing import TypeAlias
+
+import numpy as np
+
+from hivellm_ort.decoding.arrays import FloatArray, IntArray
+from hivellm_ort.decoding.params import SamplingParams
+from hivellm_ort.decoding.sampler import LogitsProcessor
+
+__all__ = ["make_processors"]
+
+_Edit: TypeAlias = Callable[[IntArray, FloatArray], None]
+
+
+def make_processors(
+    params: SamplingParams, *, prompt_length: int, eos_token_ids: Collection[int]
+) -> LogitsProcessor | None:
+    """Return one function that does all that `params` ask for before the temperature, or None if that is nothing.
+
+    The order is that of transformers: bias, repetition penalty, presence and frequency penalty (as in vLLM after the
+    former), n-grams, bad words, end tokens.
+
+    Args:
+        params: What to do; temperature and what comes after it play no part.
+        prompt_length: How many of the token ids are the prompt's.
+        eos_token_ids: The end tokens.
+
+    Returns:
+        The processor of one row. It returns a copy of the logits; ids that it was called with before are not
+        counted anew. It raises ValueError if an id of `params` is none of the vocabulary's.
+    """
+    edits: list[_Edit] = []
+    if params.logit_bias:
+        edits.append(_bias(params))
+    if params.repetition_penalty != 1:
+        edits.append(_repetition(np.float32(params.repetition_penalty)))
+    if params.presence_penalty or params.frequency_penalty:
+        edits.append(_presence_and_frequency(params, prompt_length))
+    if params.no_repeat_ngram_size:
+        edits.append(_no_repeat(params.no_repeat_ngram_size))
+    words = [tuple(word) for word in params.bad_words_ids if len(word) > 1 or word[0] not in eos_token_ids]
+    if words:
+        edits.append(_bad_words(words))
+    if params.min_tokens:
+        edits.append(_min_tokens(prompt_length + params.min_tokens, eos_token_ids))
+    if not edits:
+        return None
+    greatest = max([*params.logit_bias, *(token_id for word in words for token_id in word)], default=0)
+
+    def process(token_ids: IntArray, logits: FloatArray) -> FloatArray:
+        if greatest >= logits.size:
+            raise ValueError(
+                f"logit_bias or bad_words_ids name token {greatest}: the vocabulary ends at {logits.size - 1}"
+            )
+        logits = logits.copy()
+        with np.errstate(over="ignore"):  # as infinity it is refused by the sampler
+            for edit in edits:
+                edit(token_ids, logits)
+        return logits
+
+    return process
+
+
+def _bias(params: SamplingParams) -> _Edit:
+    ids = np.array(list(params.logit_bias), np.int64)
+    biases = np.array(list(params.logit_bias.values()), np.float32)
+
+    def edit(_: IntArray, logits: FloatArray) -> None:
+        logits[ids] += biases
+
+    return edit
+
+
+def _repetition(penalty: np.float32) -> _Edit:
+    seen = _Tally(0)
+
+    def edit(token_ids: IntArray, logits: FloatArray) -> None:
+        ids, _ = seen.of(token_ids, logits.size)
+        found = logits[ids]
+        logits[ids] = np.where(found < 0, found * penalty, found / penalty)
+
+    return edit
+
+
+def _presence_and_frequency(params: SamplingParams, prompt_length: int) -> _Edit:
+    presence, frequency = np.float32(params.presence_penalty), np.float32(params.frequency_penalty)
+    generated = _Tally(prompt_length)
+
+    def edit(token_ids: IntArray, logits: FloatArray) -> None:
+        ids, counts = generated.of(token_ids, logits.size)
+        logits[ids] -= frequency * counts + presence
+
+    return edit
+
+
+def _no_repeat(size: int) -> _Edit:
+    def edit(token_ids: IntArray, logits: FloatArray) -> None:
+        count = token_ids.size
+        if size == 1:
+            logits[token_ids] = -np.inf
+        if size == 1 or count < size:
+            return
+        run = token_ids[count - size + 1 :]
+        # Where the run was before: first where its last token was, of these where the others were too.
+        starts = np.flatnonzero(token_ids[size - 2 : -1] == run[-1])
+        for place in range(size - 2):
+            if not starts.size:
+                return
+            starts = starts[token_ids[starts + place] == run[place]]
+        logits[token_ids[starts + size - 1]] = -np.inf
+
+    return edit
+
+
+def _bad_words(words: Collection[tuple[int, ...]]) -> _Edit:
+    # By length and tokens of all but the last: the tokens that must not follow.
+    forbidden: dict[int, dict[tuple[int, ...], list[int]]] = defaultdict(lambda: defaultdict(list))
+    for word in words:
+        forbidden[len(word) - 1][word[:-1]].append(word[-1])
+
+    def edit(token_ids: IntArray, logits: FloatArray) -> None:
+        for length, endings in forbidden.items():
+            if length <= token_ids.size:
+                so_far = tuple(token_ids[token_ids.size - length :].tolist())
+                logits[endings.get(so_far, [])] = -np.inf
+
+    return edit
+
+
+def _min_tokens(least: int, eos_token_ids: Collection[int]) -> _Edit:
+    ends = np.array(sorted(eos_token_ids), np.int64)
+
+    def edit(token_ids: IntArray, logits: FloatArray) -> None:
+        if token_ids.size < least:
+            logits[ends[ends < logits.size]] = -np.inf
+
+    return edit
+
+
+class _Tally:
+    """How often each token was seen, counted on from call to call; tokens taken back meanwhile do not count.
+
+    Args:
+        start: How many tokens at the beginning do not count.
+    """
+
+    def __init__(self, start: int) -> None:
+        self._start = start
+        self._counted = self._ids = np.empty(0, np.int64)
+        self._counts = np.empty(0, np.float32)
+
+    def of(self, token_ids: IntArray, vocabulary: int) -> tuple[IntArray, FloatArray]:
+        """Return the tokens seen, int64 [m], each once, and how often each was, float32 [m].
+
+        Args:
+            token_ids: int64 [n].
+            vocabulary: How many tokens there are; the same in every call.
+        """
+        if not self._counts.size:
+            self._counts = np.zeros(vocabulary, np.float32)
+        tokens, before = token_ids[self._start :], self._counted
+        common = min(tokens.size, before.size)
+        differing = np.flatnonzero(tokens[:common] != before[:common])
+        same = int(differing[0]) if differing.size else common
+        if same < before.size:
+            np.subtract.at(self._counts, before[same:], 1)
+            self._ids = self._ids[self._counts[self._ids] > 0]
+        fresh = tokens[same:]
+        new = np.unique(fresh[self._counts[fresh] == 0])
+        np.add.at(self._counts, fresh, 1)
+        self._ids = np.concatenate([self._ids, new])
+        self._counted = tokens.copy()
+        return self._ids, self._counts[self._ids]

@@ -1,0 +1,168 @@
+"""Temperature, top-k, top-p, min-p and typical-p: which tokens may be drawn, and how likely each is.
+
+Definitions and their order are those of transformers' warpers: temperature, top-k (ties with the k-th are kept),
+top-p (the smallest set that reaches `top_p`, the crossing token included), min-p, typical-p, softmax.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hivellm_ort.decoding.arrays import DoubleArray, FloatArray, IntArray
+from hivellm_ort.decoding.nucleus import Tail
+from hivellm_ort.decoding.params import SamplingParams
+from hivellm_ort.decoding.selection import block_sums, require_finite, top_k
+
+__all__ = ["Warper", "distribution"]
+
+_FEW, _SAMPLE = 16, 1024  # tokens are copied out if less than one in so many is left, judged by so many
+_NORMAL = np.float32(87)  # the exponential of less than -87 is no normal float32, which is slow
+_FAINT = np.float32(32)  # a million tokens so far below the best one have 1e-8 of its probability
+
+
+def distribution(logits: FloatArray, params: SamplingParams) -> tuple[IntArray, DoubleArray]:
+    """Return the tokens that may be drawn and how likely each is.
+
+    Args:
+        logits: float32 [vocab]; -inf marks a forbidden token.
+        params: What to keep; its seed and what processors do play no part. With temperature 0 only the most
+            likely token is kept.
+
+    Returns:
+        Token ids, int64 [n], ascending, and their probabilities, float64 [n], positive and summing to 1.
+
+    Raises:
+        InferenceError: If the logits hold NaN or +inf, or are all -inf.
+    """
+    if params.temperature == 0:
+        best = logits.argmax()  # a NaN counts as the greatest, so it is seen here
+        require_finite(logits[best])
+        return np.array([best], np.int64), np.ones(1)
+    ids, weights = Warper(params)(logits)
+    places = np.flatnonzero(weights)
+    probabilities = weights[places].astype(np.float64)
+    probabilities /= probabilities.sum()
+    return places if ids is None else ids[places], probabilities
+
+
+@dataclass
+class _Pool:
+    """The tokens that are left: their scores, the best score, the exponentials of what they lack to it, their ids."""
+
+    scores: FloatArray
+    best: np.float32
+    weights: FloatArray
+    ids: IntArray | None = None
+
+    def narrow(self, places: IntArray) -> None:
+        """Copy out the tokens at `places`; the weights are left as they are."""
+        self.ids = places if self.ids is None else self.ids[places]
+        self.scores = self.scores[places]
+
+
+class Warper:
+    """Turns the logits of a row into the weights of the tokens that may be drawn.
+
+    It keeps the arrays that it works in: fresh ones of the size of a vocabulary cost more than the work.
+
+    Args:
+        params: What to keep; the temperature is not 0.
+    """
+
+    def __init__(self, params: SamplingParams) -> None:
+        self._params = params
+        self._temperature = np.float32(params.temperature)
+        self._limit = np.float32(1 - params.top_p)
+        # Top-p and min-p drop what is faint in any case, and it is too little to count.
+        self._reach = _FAINT if self._limit > 1e-6 or params.min_p > 1e-6 else _NORMAL
+        self._scores = self._weights = self._spare = np.empty(0, np.float32)
+        self._mask = np.empty(0, np.bool_)
+
+    def __call__(self, logits: FloatArray) -> tuple[IntArray | None, FloatArray]:
+        """Return token ids and their weights.
+
+        Args:
+            logits: float32 [vocab]; -inf marks a forbidden token.
+
+        Returns:
+            Ids, int64 [n], ascending, or None for the whole vocabulary; and weights, float32 [n], valid until the
+            next call: the probabilities times a common factor, 0 for a token that may not be drawn.
+
+        Raises:
+            InferenceError: If the logits hold NaN or +inf, or are all -inf.
+        """
+        if self._mask.size != logits.size:
+            self._scores, self._weights, self._spare = (np.empty(logits.size, np.float32) for _ in range(3))
+            self._mask = np.empty(logits.size, np.bool_)
+        # Masked logits may be the lowest float32: divided they become -inf, which is what they mean.
+        with np.errstate(over="ignore", under="ignore"):
+            pool = self._weighed(logits)
+            if self._limit > 0:
+                self._keep_top_p(pool)
+            if self._params.min_p > 0:
+                least = np.float32(self._params.min_p) * pool.weights.max()
+                pool.weights *= np.greater_equal(pool.weights, least, out=self._mask[: pool.weights.size])
+            if self._params.typical_p < 1:
+                self._keep_typical(pool)
+        return pool.ids, pool.weights
+
+    def _weighed(self, logits: FloatArray) -> _Pool:
+        scores = logits
+        if self._temperature != 1:
+            scores = np.divide(logits, self._temperature, out=self._scores)
+        best = scores.max()
+        require_finite(best)
+        pool = _Pool(scores, best, self._weights)
+        if 0 < self._params.top_k < scores.size:
+            pool.narrow(top_k(scores, self._params.top_k))
+        near = self._few(pool.scores, best - self._reach)
+        if near is not None:
+            pool.narrow(near)
+        self._weigh(pool)
+        return pool
+
+    def _weigh(self, pool: _Pool) -> None:
+        pool.weights = self._weights[: pool.scores.size]
+        np.subtract(pool.scores, pool.best, out=pool.weights)
+        np.exp(pool.weights, out=pool.weights)
+
+    def _keep_top_p(self, pool: _Pool) -> None:
+        whole, below = float(block_sums(pool.weights).sum()), 0.0
+        # n weights of at most limit / n each cannot exceed the limit together; half of it, because of rounding.
+        likely = self._few(pool.weights, np.float32(0.5 * float(self._limit) * whole / pool.weights.size))
+        if likely is not None:
+            pool.narrow(likely)
+            pool.weights = pool.weights[likely]
+            below = 1 - float(pool.weights.sum(dtype=np.float64)) / whole
+        self._drop(pool, pool.scores, Tail(self._limit, whole, below, rising=True))
+
+    def _keep_typical(self, pool: _Pool) -> None:
+        possible = pool.weights > 0
+        if not possible.all():
+            pool.narrow(np.flatnonzero(possible))
+            pool.weights = pool.weights[possible]
+        whole = float(block_sums(pool.weights).sum())
+        keys = self._spare[: pool.scores.size]
+        # Surprise is a constant less the score, so its distance from the mean is that of the score.
+        np.subtract(pool.scores, pool.best, out=keys)
+        np.multiply(keys, pool.weights, out=keys)
+        mean_score = float(block_sums(keys).sum()) / whole + float(pool.best)
+        np.subtract(pool.scores, np.float32(mean_score), out=keys)
+        np.abs(keys, out=keys)
+        np.negative(keys, out=keys)
+        self._drop(pool, keys, Tail(np.float32(1 - self._params.typical_p), whole, 0.0, rising=False))
+
+    def _drop(self, pool: _Pool, keys: FloatArray, tail: Tail) -> None:
+        mask = self._mask[: keys.size]
+        if not tail.drop(pool.weights, keys, mask):
+            self._weigh(pool)
+            tail.drop(pool.weights, keys, mask, guess=False)
+
+    def _few(self, values: FloatArray, least: np.float32) -> IntArray | None:
+        """Return the places of the values that reach `least`, or None if they are not few, judged by a sample."""
+        sample = values[:: values.size // _SAMPLE + 1]
+        if np.count_nonzero(sample >= least) * _FEW > sample.size:
+            return None
+        return np.flatnonzero(np.greater_equal(values, least, out=self._mask[: values.size]))

@@ -1,0 +1,261 @@
+"""Rows of generation on one session: appending to one of them, and stepping all at once."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hivellm_ort.contract import DecoderConfig
+from hivellm_ort.engine.adapters import BoundAdapter, bind_values
+from hivellm_ort.engine.cache import KVCache
+from hivellm_ort.engine.mixed import MixedAdapters
+from hivellm_ort.engine.prefixes import PrefixCache
+from hivellm_ort.engine.providers import import_onnxruntime
+from hivellm_ort.errors import ContextLengthError, InferenceError, OutOfMemoryError
+
+__all__ = ["Decoder"]
+
+_GROWTH = 256  # cache capacities are multiples of this many tokens
+_PREFILL_CHUNK = 1024  # tokens per forward pass of a prompt: bounds the activations' memory
+
+Logits = NDArray[np.float32]
+
+
+class Decoder:
+    """Rows of generation, each with a length and an adapter. Not safe to share between threads.
+
+    GroupQueryAttention appends several tokens to one row only: `append` runs on a view of that row's cache, `step`
+    on all rows together, one token each. Logits are overwritten by the next call.
+
+    Attributes:
+        rows: how many rows there are.
+        swap_seconds: time that the last `start` took to bind its adapter; 0.0 where it was bound already.
+    """
+
+    def __init__(self, session: Any, config: DecoderConfig, prefixes: PrefixCache, rows: int = 1):
+        self.session = session
+        self.rows = rows
+        self.swap_seconds = 0.0
+        self._config = config
+        self._prefixes = prefixes
+        self._lengths = [0] * rows
+        self._adapters: list[BoundAdapter | None] = [None] * rows
+        self._cache: KVCache | None = None
+        self._one = _Pass(session, config)
+        self._all = _Pass(session, config)
+        self._mixed: MixedAdapters | None = None
+        self._mixed_rows: tuple[BoundAdapter, ...] = ()
+
+    @property
+    def capacity(self) -> int:
+        """Tokens a row has room for before the cache grows."""
+        return self._cache.capacity if self._cache else 0
+
+    @property
+    def adapter(self) -> BoundAdapter | None:
+        """The adapter that `append` has bound."""
+        return self._one.adapter
+
+    def length(self, row: int = 0) -> int:
+        """Tokens in a row."""
+        return self._lengths[row]
+
+    def start(
+        self, row: int, adapter: BoundAdapter | None, capacity: int, token_ids: Sequence[int] = ()
+    ) -> int:
+        """Begin a row anew.
+
+        Args:
+            row: the row.
+            adapter: its adapter; None for the base alone.
+            capacity: tokens to have room for.
+            token_ids: what it is going to read; as many of them as another request has read are taken over, but
+                not the last two: quantised kernels compute one token a little differently from several, and the
+                answer must not depend on what is kept.
+
+        Returns:
+            How many tokens were taken over.
+        """
+        self._lengths[row], self._adapters[row] = 0, adapter
+        begin = time.perf_counter()
+        swapped = self._one.use_adapter(adapter)
+        self.swap_seconds = time.perf_counter() - begin if swapped else 0.0
+        self._reserve(capacity)
+        saved, length = self._prefixes.find(_digest(adapter), token_ids[:-2])
+        if saved is not None and self._cache is not None:
+            self._cache.load(row, saved.block, length)
+            self._lengths[row] = length
+        return self._lengths[row]
+
+    def append(self, row: int, token_ids: Sequence[int], wanted: int = 1) -> Logits:
+        """Read tokens into one row; float32 [wanted, vocab], the logits after the last `wanted` of them.
+
+        Raises:
+            ContextLengthError: the row would exceed the model's context.
+            OutOfMemoryError: the cache cannot grow, or the pass cannot allocate.
+            InferenceError: ONNX Runtime fails.
+        """
+        self._reserve(self._lengths[row] + len(token_ids))
+        self._one.use_adapter(self._adapters[row])
+        self._one.use_rows(self._cache, slice(row, row + 1))
+        for chunk in _chunks(token_ids, wanted):
+            self._lengths[row] += len(chunk)
+            logits = self._one.run([chunk], [self._lengths[row]], min(wanted, len(chunk)))
+        return logits
+
+    def forward(self, token_ids: Sequence[int]) -> Logits:
+        """Read tokens into the first row; float32 [vocab], the logits after the last."""
+        logits: Logits = self.append(0, token_ids)[0]
+        return logits
+
+    def step(self, token_ids: Sequence[int]) -> Logits:
+        """Read one token into each of the first rows; float32 [len(token_ids), vocab]. Raises as `append`."""
+        count = len(token_ids)
+        self._reserve(max(self._lengths[:count]) + 1)
+        self._use_adapters(self._adapters[:count])
+        self._all.use_rows(self._cache, slice(0, count))
+        for row in range(count):
+            self._lengths[row] += 1
+        return self._all.run([[token] for token in token_ids], self._lengths[:count], count)
+
+    def truncate(self, row: int, length: int) -> None:
+        """Forget the last tokens of a row."""
+        self._lengths[row] = length
+
+    def move(self, source: int, target: int) -> None:
+        """Put a row in the place of another."""
+        if self._cache is not None:
+            self._cache.move(source, target, self._lengths[source])
+        self._lengths[target], self._adapters[target] = self._lengths[source], self._adapters[source]
+
+    def keep(self, row: int, token_ids: Sequence[int]) -> None:
+        """Offer what a row has read, the first of `token_ids`, to requests that begin alike."""
+        cache = self._cache
+        if cache is not None:
+            size = cache.nbytes // (self.rows * cache.capacity)
+            known = token_ids[: self._lengths[row]]
+            adapter = _digest(self._adapters[row])
+            with contextlib.suppress(MemoryError):  # an answer is not worth less for not being kept
+                self._prefixes.add(adapter, known, lambda length: cache.save(row, length), size)
+
+    def _use_adapters(self, adapters: Sequence[BoundAdapter | None]) -> None:
+        first = adapters[0]
+        if all(adapter is first for adapter in adapters):
+            self._all.use_adapter(first)
+            self._mixed_rows = ()
+            return
+        rows = tuple(adapter for adapter in adapters if adapter is not None)
+        if len(rows) < len(adapters):
+            raise InferenceError("rows with and without an adapter cannot step together: answer them apart")
+        if rows == self._mixed_rows:
+            return
+        # Joining the weights takes milliseconds: what is joined stays while it has all that is needed.
+        if self._mixed is None or not set(rows) <= set(self._mixed.adapters):
+            self._mixed = MixedAdapters(tuple(dict.fromkeys(rows)), self._config)
+        self._all.use_values(self._mixed.values_for(rows))
+        self._mixed_rows = rows
+
+    def _reserve(self, tokens: int) -> None:
+        limit = self._config.architecture.max_position_embeddings
+        if tokens > limit:
+            raise ContextLengthError(f"{tokens} tokens exceed the model's context of {limit}")
+        if tokens <= self.capacity:
+            return
+        # Doubling keeps the copies of a long answer linear in its length.
+        wanted = max(tokens, 2 * self.capacity if any(self._lengths) else 0)
+        capacity = min(-(-wanted // _GROWTH) * _GROWTH, limit)
+        cache = KVCache(self._config.architecture, rows=self.rows, capacity=capacity)
+        if self._cache is not None:
+            cache.copy_from(self._cache, self._lengths)
+        self._cache = cache
+
+
+class _Pass:
+    """An IOBinding, and the small arrays that change from run to run."""
+
+    def __init__(self, session: Any, config: DecoderConfig):
+        self.adapter: BoundAdapter | None = None
+        self._session = session
+        self._vocab = config.architecture.vocab_size
+        self._binding = session.io_binding()
+        # Held as long as it is bound: ONNX Runtime keeps the address of an array, not the array.
+        self._values: Mapping[str, Any] = {}
+        self._cache: KVCache | None = None
+        self._rows = slice(0)
+        self._value = import_onnxruntime().OrtValue.ortvalue_from_numpy
+        # On the CPU an OrtValue shares memory with its array: writing to the array is all an update takes.
+        self._arrays: dict[str, NDArray[Any]] = {}
+        self._total = np.zeros((), np.int32)
+        self._binding.bind_ortvalue_input("total_sequence_length", self._value(self._total))
+
+    def use_adapter(self, adapter: BoundAdapter | None) -> bool:
+        """Bind an adapter; whether that was needed."""
+        if adapter is None or adapter is self.adapter:
+            return False
+        self.use_values(adapter.values)
+        self.adapter = adapter
+        return True
+
+    def use_values(self, values: Mapping[str, Any]) -> None:
+        """Bind adapter inputs that are not those of one adapter."""
+        bind_values(self._binding, values, self._values)
+        self._values, self.adapter = values, None
+
+    def use_rows(self, cache: KVCache | None, rows: slice) -> None:
+        """Bind the keys and values of a run of rows."""
+        if cache is not None and (cache is not self._cache or rows != self._rows):
+            cache.bind(self._binding, rows)
+            self._cache, self._rows = cache, rows
+
+    def run(self, token_ids: Sequence[Sequence[int]], lengths: Sequence[int], wanted: int) -> Logits:
+        """One forward pass.
+
+        Args:
+            token_ids: for every row the same number of tokens.
+            lengths: of the rows, these tokens included.
+            wanted: how many positions at the end give logits.
+        """
+        count, width = len(token_ids), len(token_ids[0])
+        self._array("input_ids", (count, width), np.int64)[...] = token_ids
+        self._array("seqlens_k", (count,), np.int32)[...] = lengths
+        self._arrays["seqlens_k"] -= 1
+        self._total[()] = max(lengths)
+        self._array("logits_rows", (wanted,), np.int64)[...] = np.arange(
+            count * width - wanted, count * width
+        )
+        logits = self._array("logits", (wanted, self._vocab), np.float32)
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:  # ONNX Runtime raises a dozen types of its own
+            kind = OutOfMemoryError if "allocat" in str(error) else InferenceError
+            raise kind(
+                f"the model failed on {count} x {width} tokens at position {max(lengths)}: {error}"
+            ) from error
+        return logits
+
+    def _array(self, name: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        """The array bound as input or output `name`; made and bound anew when its shape changes."""
+        array = self._arrays.get(name)
+        if array is None or array.shape != shape:
+            array = self._arrays[name] = np.empty(shape, dtype)
+            if name == "logits":
+                self._binding.bind_ortvalue_output(name, self._value(array))
+            else:
+                self._binding.bind_ortvalue_input(name, self._value(array))
+        return array
+
+
+def _digest(adapter: BoundAdapter | None) -> str:
+    return "" if adapter is None else adapter.digest
+
+
+def _chunks(token_ids: Sequence[int], wanted: int) -> list[Sequence[int]]:
+    """Pieces for one pass each; the last one has all tokens whose logits are wanted."""
+    cut = max(len(token_ids) - max(wanted, _PREFILL_CHUNK), 0)
+    pieces = [token_ids[i : min(i + _PREFILL_CHUNK, cut)] for i in range(0, cut, _PREFILL_CHUNK)]
+    return [*pieces, token_ids[cut:]]
