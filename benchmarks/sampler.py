@@ -115,8 +115,9 @@ def profile(vocabulary: int) -> str:
     profiler.disable()
     rows = pstats.Stats(profiler).stats.items()
     whole = sum(row[2] for _, row in rows)
-    shares = sorted(((row[2] / whole, place[2]) for place, row in rows), reverse=True)
-    return ", ".join(f"{name.split('.')[-1].strip('<>')} {share:.0%}" for share, name in shares[:8])
+    # Built-in methods are called "<method 'sort' of 'numpy.ndarray' objects>".
+    shares = sorted(((row[2] / whole, (place[2].split("'") * 2)[1]) for place, row in rows), reverse=True)
+    return ", ".join(f"{name.rpartition('.')[2].strip('>')} {share:.0%}" for share, name in shares[:8])
 
 
 def main() -> None:

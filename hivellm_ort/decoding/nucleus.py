@@ -6,8 +6,9 @@ then only the entries between the two are sorted. Whether the edge was there is 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import sqrt
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -15,6 +16,8 @@ from hivellm_ort.decoding.arrays import BoolArray, DoubleArray, FloatArray, IntA
 from hivellm_ort.decoding.selection import block_sums
 
 __all__ = ["Tail"]
+
+_Lookup: TypeAlias = Callable[[IntArray], FloatArray]
 
 _SAMPLE = 8192
 _ERRORS, _SLACK = 2.5, 4  # how far a sample may mislead: standard errors of a sum, and entries of the sample
@@ -36,12 +39,21 @@ class Tail(NamedTuple):
     below: float
     rising: bool
 
-    def drop(self, weights: FloatArray, keys: FloatArray, mask: BoolArray, *, guess: bool = True) -> bool:
+    def drop(
+        self,
+        weights: FloatArray,
+        keys: FloatArray,
+        exact: _Lookup,
+        mask: BoolArray,
+        *,
+        guess: bool = True,
+    ) -> bool:
         """Set the weights of the entries with the least keys to 0. The entry with the greatest key stays.
 
         Args:
             weights: float32 [n], none negative, their sum positive; changed.
-            keys: float32 [n], no NaN.
+            keys: float32 [n], no NaN; if weights rise with them, the weights themselves.
+            exact: Gives the keys at some places, where `keys` may be rounded.
             mask: bool [n] to work in.
             guess: Use a sample, where that is faster.
 
@@ -49,12 +61,11 @@ class Tail(NamedTuple):
             Whether it was done. If not, a guess was wrong, as happens once in a hundred times; weights are lost.
         """
         if not guess or keys.size < 2 * _SAMPLE:
-            return self._settle(weights, keys, np.arange(keys.size), self.below, is_end=True)
-        by = weights if self.rising else keys
+            return self._settle(weights, exact, np.arange(keys.size), self.below, is_end=True)
         sample = _Sample.of(weights, keys, self)
         first, last = sample.around(0, float(self.limit) - self.below)
         below = self.below
-        np.greater_equal(by, sample.keys[first], out=mask)
+        np.greater_equal(keys, sample.keys[first], out=mask)
         if first > 0:
             np.multiply(weights, mask, out=weights)
             below = 1 - float(block_sums(weights).sum()) / self.whole
@@ -64,16 +75,22 @@ class Tail(NamedTuple):
             mask.fill(True)
         is_end = last >= sample.keys.size
         if not is_end:
-            np.logical_and(mask, by <= sample.keys[last], out=mask)
-        return self._settle(weights, keys, np.flatnonzero(mask), below, is_end=is_end)
+            np.logical_and(mask, keys <= sample.keys[last], out=mask)
+        return self._settle(weights, exact, np.flatnonzero(mask), below, is_end=is_end)
 
     def _settle(
-        self, weights: FloatArray, keys: FloatArray, places: IntArray, below: float, *, is_end: bool
+        self,
+        weights: FloatArray,
+        exact: _Lookup,
+        places: IntArray,
+        below: float,
+        *,
+        is_end: bool,
     ) -> bool:
         """Drop what is to be dropped among `places`; nothing below them is left, and nothing above if `is_end`."""
         if np.float32(below) > self.limit or not places.size:
             return False
-        found, part = keys[places], weights[places]
+        found, part = exact(places), weights[places]
         if self.rising:
             ordered, part = np.sort(found), np.sort(part)  # several times faster than sorting places
         else:

@@ -6,6 +6,7 @@ top-p (the smallest set that reaches `top_p`, the crossing token included), min-
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,17 +50,16 @@ def distribution(logits: FloatArray, params: SamplingParams) -> tuple[IntArray, 
 
 @dataclass
 class _Pool:
-    """The tokens that are left: their scores, the best score, the exponentials of what they lack to it, their ids."""
+    """The tokens that are left: their logits, how likely they are compared with the best one, and their ids."""
 
-    scores: FloatArray
-    best: np.float32
+    logits: FloatArray
     weights: FloatArray
     ids: IntArray | None = None
 
     def narrow(self, places: IntArray) -> None:
-        """Copy out the tokens at `places`; the weights are left as they are."""
+        """Copy out the tokens at `places`."""
         self.ids = places if self.ids is None else self.ids[places]
-        self.scores = self.scores[places]
+        self.logits, self.weights = self.logits[places], self.weights[places]
 
 
 class Warper:
@@ -77,7 +77,8 @@ class Warper:
         self._limit = np.float32(1 - params.top_p)
         # Top-p and min-p drop what is faint in any case, and it is too little to count.
         self._reach = _FAINT if self._limit > 1e-6 or params.min_p > 1e-6 else _NORMAL
-        self._scores = self._weights = self._spare = np.empty(0, np.float32)
+        self._best = np.float32(0)
+        self._weights = self._spare = np.empty(0, np.float32)
         self._mask = np.empty(0, np.bool_)
 
     def __call__(self, logits: FloatArray) -> tuple[IntArray | None, FloatArray]:
@@ -94,7 +95,7 @@ class Warper:
             InferenceError: If the logits hold NaN or +inf, or are all -inf.
         """
         if self._mask.size != logits.size:
-            self._scores, self._weights, self._spare = (np.empty(logits.size, np.float32) for _ in range(3))
+            self._weights, self._spare = (np.empty(logits.size, np.float32) for _ in range(2))
             self._mask = np.empty(logits.size, np.bool_)
         # Masked logits may be the lowest float32: divided they become -inf, which is what they mean.
         with np.errstate(over="ignore", under="ignore"):
@@ -109,23 +110,23 @@ class Warper:
         return pool.ids, pool.weights
 
     def _weighed(self, logits: FloatArray) -> _Pool:
-        scores = logits
-        if self._temperature != 1:
-            scores = np.divide(logits, self._temperature, out=self._scores)
-        best = scores.max()
-        require_finite(best)
-        pool = _Pool(scores, best, self._weights)
-        if 0 < self._params.top_k < scores.size:
-            pool.narrow(top_k(scores, self._params.top_k))
-        near = self._few(pool.scores, best - self._reach)
+        pool = _Pool(logits, logits if self._temperature == 1 else self._scaled(logits, self._weights))
+        self._best = pool.weights.max()
+        require_finite(self._best)
+        if 0 < self._params.top_k < logits.size:
+            pool.narrow(top_k(pool.weights, self._params.top_k))
+        near = self._few(pool.weights, self._best - self._reach)
         if near is not None:
             pool.narrow(near)
         self._weigh(pool)
         return pool
 
+    def _scaled(self, logits: FloatArray, out: FloatArray | None = None) -> FloatArray:
+        return np.divide(logits, self._temperature, out=out)
+
     def _weigh(self, pool: _Pool) -> None:
-        pool.weights = self._weights[: pool.scores.size]
-        np.subtract(pool.scores, pool.best, out=pool.weights)
+        """Make weights of the scores, which stand in their place."""
+        pool.weights = np.subtract(pool.weights, self._best, out=self._weights[: pool.weights.size])
         np.exp(pool.weights, out=pool.weights)
 
     def _keep_top_p(self, pool: _Pool) -> None:
@@ -134,31 +135,32 @@ class Warper:
         likely = self._few(pool.weights, np.float32(0.5 * float(self._limit) * whole / pool.weights.size))
         if likely is not None:
             pool.narrow(likely)
-            pool.weights = pool.weights[likely]
             below = 1 - float(pool.weights.sum(dtype=np.float64)) / whole
-        self._drop(pool, pool.scores, Tail(self._limit, whole, below, rising=True))
+        tail = Tail(self._limit, whole, below, rising=True)
+        self._drop(pool, tail, pool.weights, lambda places: self._scaled(pool.logits[places]))
 
     def _keep_typical(self, pool: _Pool) -> None:
         possible = pool.weights > 0
         if not possible.all():
             pool.narrow(np.flatnonzero(possible))
-            pool.weights = pool.weights[possible]
         whole = float(block_sums(pool.weights).sum())
-        keys = self._spare[: pool.scores.size]
+        keys = self._scaled(pool.logits, self._spare[: pool.logits.size])
         # Surprise is a constant less the score, so its distance from the mean is that of the score.
-        np.subtract(pool.scores, pool.best, out=keys)
-        np.multiply(keys, pool.weights, out=keys)
-        mean_score = float(block_sums(keys).sum()) / whole + float(pool.best)
-        np.subtract(pool.scores, np.float32(mean_score), out=keys)
+        np.subtract(keys, self._best, out=keys)
+        np.subtract(keys, np.float32(block_sums(keys * pool.weights).sum() / whole), out=keys)
         np.abs(keys, out=keys)
         np.negative(keys, out=keys)
-        self._drop(pool, keys, Tail(np.float32(1 - self._params.typical_p), whole, 0.0, rising=False))
+        tail = Tail(np.float32(1 - self._params.typical_p), whole, 0.0, rising=False)
+        self._drop(pool, tail, keys, keys.take)
 
-    def _drop(self, pool: _Pool, keys: FloatArray, tail: Tail) -> None:
+    def _drop(
+        self, pool: _Pool, tail: Tail, keys: FloatArray, exact: Callable[[IntArray], FloatArray]
+    ) -> None:
         mask = self._mask[: keys.size]
-        if not tail.drop(pool.weights, keys, mask):
+        if not tail.drop(pool.weights, keys, exact, mask):
+            self._scaled(pool.logits, pool.weights)
             self._weigh(pool)
-            tail.drop(pool.weights, keys, mask, guess=False)
+            tail.drop(pool.weights, keys, exact, mask, guess=False)
 
     def _few(self, values: FloatArray, least: np.float32) -> IntArray | None:
         """Return the places of the values that reach `least`, or None if they are not few, judged by a sample."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,8 +67,11 @@ class KVCache:
 
     def save(self, row: int, length: int) -> Array:
         """The first `length` positions of a row, copied: float32 [2 * layers, kv_heads, length, head_dim]."""
-        first = self._buffers[0]
-        saved = np.empty((len(self._buffers), first.shape[1], length, first.shape[3]), np.float32)
+        _, heads, _, width = self._buffers[0].shape
+        shape = (len(self._buffers), heads, length, width)
+        # Pages of its own: blocks of many sizes that come and go would leave holes in the heap.
+        pages = mmap.mmap(-1, 4 * int(np.prod(shape)))
+        saved = np.frombuffer(pages, np.float32).reshape(shape)
         for place, buffer in zip(saved, self._buffers, strict=True):
             place[...] = buffer[row, :, :length]
         return saved

@@ -115,6 +115,9 @@ def test_both_kinds_together() -> None:
     assert "f(1);" == feed(StopMatcher(["x"], [");"]), list("f(1);x"))
     assert "f" == feed(StopMatcher(["(1);"], [");"]), list("f(1);x"))
     assert "a" == feed(StopMatcher(["\n"], ["\n\n"]), list("a\n\nb"))
+    # The gentle one waits for the strict one that began inside it.
+    assert "f(1);" == feed(StopMatcher([";x"], [");"]), list("f(1);y"))
+    assert "f(1)" == feed(StopMatcher([";x"], [");"]), list("f(1);x"))
 
 
 def test_include_stop_leaves_it_in_the_text() -> None:

@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from logit_samples import EXAMPLES, LOGITS, WARPING, random_logits
 
 from hivellm_ort.decoding.sampler import FloatArray, SamplingParams, distribution, make_sampler
+from hivellm_ort.decoding.selection import inverse
 from hivellm_ort.errors import InferenceError
 
 
@@ -63,11 +66,12 @@ def test_the_draw_inverts_the_cumulative_distribution(size: int, options: dict[s
 )
 def test_every_call_makes_one_draw(options: dict[str, Any]) -> None:
     """What a call draws depends on its logits and on how many calls came before, not on what those were."""
-    flat, peaked = np.zeros(50, np.float32), random_logits(20_000, spread=2.0, seed=1)
+    flat, sure = np.zeros(50, np.float32), np.full(20_000, -np.inf, np.float32)
+    sure[7] = 1
     wanted = random_logits(3000, spread=0.1, seed=2)
     params = SamplingParams(temperature=1.0, seed=3, **options)
     expected = []
-    for before in ([wanted] * 3, [flat] * 3, [peaked, flat, peaked]):
+    for before in ([wanted] * 3, [flat] * 3, [sure, flat, sure]):
         sample = make_sampler(params)
         for logits in before:
             sample(logits)
@@ -106,6 +110,23 @@ def test_the_ends_of_the_draw(
     token_ids, _ = distribution(logits, params)
 
     assert token_ids[0 if number == 0 else -1] == make_sampler(params)(logits)
+
+
+WEIGHTS = hnp.arrays(
+    np.float32, st.integers(1, 2000), elements=st.just(0) | st.floats(0.0, 1.0, width=32)
+).filter(lambda weights: weights.any())
+
+
+@settings(max_examples=EXAMPLES)
+@given(weights=WEIGHTS, share=st.floats(0, 1, exclude_max=True))
+@example(weights=np.array([1, 1.3, 0], np.float32), share=0.0)
+def test_a_place_always_has_a_weight(weights: FloatArray, share: float) -> None:
+    """Neither rounding nor weights of 0, at the ends too, lead to a place of weight 0."""
+    places = np.flatnonzero(weights)
+
+    assert weights[inverse(weights, share)] > 0
+    assert places[0] == inverse(weights, 0.0)
+    assert weights[inverse(weights, np.nextafter(1.0, 0.0))] > 0
 
 
 def test_a_sampler_serves_logits_of_any_size_and_leaves_them_alone() -> None:
