@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 import pytest
-from conftest import byte_level_tokenizer, metaspace_tokenizer
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tokenizer_samples import byte_level_tokenizer, metaspace_tokenizer
 from tokenizers import decoders
 
 from hivellm_ort.text.detokenizer import IncrementalDetokenizer

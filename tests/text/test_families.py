@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 import pytest
-from conftest import byte_level_tokenizer, prefixed_tokenizer
+from tokenizer_samples import byte_level_tokenizer, prefixed_tokenizer
 from tokenizers import AddedToken
 
 from hivellm_ort.errors import InferenceError

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from conftest import byte_level_tokenizer, metaspace_tokenizer
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tokenizer_samples import byte_level_tokenizer, metaspace_tokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from hivellm_ort.errors import InferenceError

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import byte_level_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizer_samples import byte_level_tokenizer
 
 from hivellm_ort.errors import InferenceError, LoadError
 from hivellm_ort.text.template import ChatTemplate, end_of_turn_ids

@@ -6,9 +6,9 @@ import re
 from itertools import pairwise
 
 import pytest
-from conftest import byte_level_tokenizer
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tokenizer_samples import byte_level_tokenizer
 
 from hivellm_ort.text.detokenizer import IncrementalDetokenizer
 from hivellm_ort.text.thinking import ReasoningSplitter, opens_thinking
