@@ -29,7 +29,6 @@ class PromptLookup:
         self._seen = 0
         self._rate = 0.6  # share of guessed tokens that were right, to begin with a guess
         self._waited = 0
-        self.guessed = 0
         self.accepted = 0
         self._index(token_ids)
 
@@ -53,7 +52,6 @@ class PromptLookup:
 
     def record(self, guessed: int, accepted: int) -> None:
         """Learn from a guess: how many of its tokens were right."""
-        self.guessed += guessed
         self.accepted += accepted
         if guessed:
             # A guess is right up to a place: that many successes, and a failure unless all were right.
