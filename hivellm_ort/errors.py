@@ -12,6 +12,7 @@ The tree, with the built-in that a leaf also is::
     ├── InferenceError                  a request cannot be answered
     │   ├── UnknownExpertError (LookupError)    no expert of that name is loaded
     │   ├── ContextLengthError (ValueError)     prompt and answer do not fit the model's context
+    │   ├── GrammarError (ValueError)           a grammar is wrong, or no answer can satisfy it
     │   └── OutOfMemoryError (MemoryError)      buffers for the request cannot be allocated
     └── ExportError                     the exporter cannot do what was asked
         └── UnsupportedArchitectureError (ValueError)
@@ -27,6 +28,7 @@ __all__ = [
     "ContextLengthError",
     "ExpertError",
     "ExportError",
+    "GrammarError",
     "InferenceError",
     "IntegrityError",
     "LoadError",
@@ -90,6 +92,22 @@ class UnknownExpertError(InferenceError, LookupError):
 
 class ContextLengthError(InferenceError, ValueError):
     """The prompt, or the prompt and the answer, exceed the model's context."""
+
+
+class GrammarError(InferenceError, ValueError):
+    """A grammar has a fault or exceeds a limit, or an answer cannot go on under it.
+
+    Attributes:
+        line: Line of the grammar, from 1; None when the fault has no place in it.
+        column: Column in that line, from 1, in characters; None as `line`.
+        text: The answer up to the error, for one that had begun.
+    """
+
+    def __init__(self, message: str, *, line: int | None = None, column: int | None = None) -> None:
+        super().__init__(message)
+        self.line = line
+        self.column = column
+        self.text = ""
 
 
 class OutOfMemoryError(InferenceError, MemoryError):

@@ -2,7 +2,7 @@
 
 The reader takes the notation of llama.cpp: ``name ::= alternatives``, literals, character classes, ``.``, groups,
 ``? * +`` and ``{m,n}``, comments, and line breaks after ``::=``, after ``|`` and inside groups.
-Underscores in rule names are taken too, because published grammars have them.
+Underscores in rule names and ``{,n}`` are taken too, because published grammars have them.
 The recogniser is made for clarity: it works character by character and builds no tree.
 
 Example:
@@ -14,7 +14,7 @@ from collections import deque
 from dataclasses import dataclass
 from itertools import count
 
-_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\", '"': '"', "[": "[", "]": "]"}
+_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\", '"': '"', "[": "[", "]": "]", "-": "-"}
 _HEX = {"x": 2, "u": 4, "U": 8}
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
 
@@ -39,23 +39,27 @@ Symbol = str | Chars
 Rules = dict[str, list[tuple[Symbol, ...]]]
 
 
-def read(text: str) -> "Grammar":
+def read(text: str, *, leading_bars: bool = False) -> "Grammar":
     """Return the grammar that the GBNF text defines.
 
     Args:
-        text: The grammar; lines may end in LF or CRLF.
+        text: The grammar; lines may end in LF, CRLF or CR.
+        leading_bars: Whether a line that begins with ``|`` goes on with the rule, which llama.cpp does not take.
 
     Raises:
         GrammarError: The text breaks the notation, or a rule is missing or defined twice.
     """
-    return _Reader(text.replace("\r\n", "\n")).grammar()
+    return _Reader(
+        text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n"), leading_bars
+    ).grammar()
 
 
 class _Reader:
     """A recursive-descent reader that turns GBNF into plain productions."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, leading_bars: bool) -> None:
         self.text = text
+        self.leading_bars = leading_bars
         self.at = 0
         self.rules: Rules = {}
         self.loops: set[str] = set()
@@ -129,11 +133,20 @@ class _Reader:
     def alternatives(self, owner: str, *, nested: bool) -> list[tuple[Symbol, ...]]:
         """Read sequences separated by bars."""
         found = [self.sequence(owner, nested=nested)]
-        while self.peek() == "|":
-            self.at += 1
+        while self.bar():
             self.skip(lines=True)
             found.append(self.sequence(owner, nested=nested))
         return found
+
+    def bar(self) -> bool:
+        """Step over a bar, and say whether there was one."""
+        start = self.at
+        self.skip(lines=self.leading_bars)
+        if self.peek() == "|":
+            self.at += 1
+            return True
+        self.at = start
+        return False
 
     def sequence(self, owner: str, *, nested: bool) -> tuple[Symbol, ...]:
         """Read items up to a bar, the end of the group or the end of the rule."""
@@ -234,13 +247,13 @@ class _Reader:
         return (*out, *rest)
 
     def bounds(self) -> tuple[int, int | None]:
-        """Read what follows the brace of ``{m}``, ``{m,}`` or ``{m,n}``."""
+        """Read what follows the brace of ``{m}``, ``{m,}``, ``{m,n}`` or ``{,n}``."""
         inside, brace, _ = self.text[self.at :].partition("}")
         low, comma, high = (part.strip() for part in inside.partition(","))
-        if not brace or not low.isdecimal() or (high and not high.isdecimal()):
+        if not brace or not (low or high) or not (low + high).isdecimal():
             raise self.error("a repetition is {m}, {m,} or {m,n}")
         self.at += len(inside) + 1
-        least = int(low)
+        least = int(low or 0)
         most = least if not comma else int(high) if high else None
         if most is not None and most < least:
             raise self.error("a repetition ends below its start")

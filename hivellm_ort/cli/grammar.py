@@ -1,0 +1,107 @@
+"""The command `hivellm-ort grammar`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import get_args
+
+import click
+
+from hivellm_ort.cli.output import json_option, printable
+from hivellm_ort.errors import LoadError
+from hivellm_ort.grammar.grammar import Grammar, Kind
+
+__all__ = ["KINDS", "grammar"]
+
+KINDS: dict[str, Kind] = {".gbnf": "gbnf", ".json": "json_schema", ".lark": "lark", ".regex": "regex"}
+_AROUND = 30  # characters shown before and after the place where a sample fails
+
+
+@click.group()
+def grammar() -> None:
+    """Work with grammars, which say what an answer may look like."""
+
+
+@grammar.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--accepts",
+    "samples_file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Answers to try, one a line.",
+)
+@click.option(
+    "--kind", type=click.Choice(get_args(Kind)), help="What FILE holds; default: what its ending says."
+)
+@json_option("Print rules, warnings and which samples are accepted as JSON.")
+@click.pass_context
+def check(
+    ctx: click.Context, file: Path, samples_file: Path | None, kind: Kind | None, as_json: bool
+) -> None:
+    """Say whether the grammar in FILE is sound, what in it may be a mistake, and which samples it accepts.
+
+    The ending tells the kind: .gbnf, .json (a JSON schema), .lark or .regex. A choice is a JSON list of texts.
+    Samples for a JSON schema are accepted as answers are generated: with one space after a comma and a colon.
+
+    Exit status: 0 sound, and every sample accepted; 1 a sample was rejected; 2 the grammar is wrong, or a file
+    cannot be read.
+    """
+    from hivellm_ort.grammar.check import accepts, check_grammar
+
+    text = _content(file)
+    known = kind or KINDS.get(file.suffix.lower())
+    if known is None:
+        raise LoadError(f"{file}: its ending does not tell its kind; add --kind with one of {_listed()}")
+    # A regular expression in a file ends with its line.
+    checked = Grammar(known, text.removesuffix("\n") if known == "regex" else text, str(file))
+    samples = [] if samples_file is None else _lines(_content(samples_file))
+    report = check_grammar(checked)
+    failures = accepts(checked, samples) if samples else []
+    accepted = [failure is None for failure in failures]
+    if as_json:
+        document = {"rules": report.rules, "warnings": report.warnings, "accepts": accepted}
+        click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    else:
+        _print(report.rules, report.warnings, samples, failures)
+    ctx.exit(0 if all(accepted) else 1)
+
+
+def _print(rules: int, warnings: list[str], samples: list[str], failures: list[int | None]) -> None:
+    click.echo(f"rules    {rules}")
+    for warning in warnings:
+        click.echo(f"warning  {printable(warning)}")
+    for number, failure in enumerate(failures, 1):
+        click.echo(f"line {number}  {'ok' if failure is None else 'rejected'}")
+    rejected = ((number, place) for number, place in enumerate(failures) if place is not None)
+    first, place = next(rejected, (None, 0))
+    if first is None:
+        return
+    sample = samples[first]
+    before, after = sample[max(0, place - _AROUND) : place], sample[place : place + _AROUND]
+    click.echo(f"line {first + 1}, column {place + 1}: ", nl=False)
+    if place == len(sample):
+        click.echo(f"the grammar asks for more after {before!r}")
+    elif place == 0:
+        click.echo(f"no answer begins with {after!r}")
+    else:
+        click.echo(f"after {before!r} the grammar does not allow {after!r}")
+
+
+def _lines(text: str) -> list[str]:
+    lines = text.split("\n")
+    return lines if lines[-1] else lines[:-1]
+
+
+def _content(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise LoadError(f"{file}: cannot be read ({error.strerror}); name a file with text") from error
+    except UnicodeDecodeError as error:
+        raise LoadError(f"{file}: not UTF-8 (at byte {error.start}); save it as UTF-8") from error
+
+
+def _listed() -> str:
+    return ", ".join(get_args(Kind))

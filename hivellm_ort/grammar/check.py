@@ -1,0 +1,118 @@
+"""Whether a grammar is sound and which texts it accepts, without a model."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from hivellm_ort.errors import GrammarError
+from hivellm_ort.grammar.compiler import compile_matcher, to_llguidance
+from hivellm_ort.grammar.failures import run_failure
+from hivellm_ort.grammar.gbnf import parse_gbnf
+from hivellm_ort.grammar.grammar import Grammar
+from hivellm_ort.grammar.limits import DEFAULT, GrammarLimits
+from hivellm_ort.grammar.lint import warnings_of
+from hivellm_ort.grammar.vocabulary import replace_tokens
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+__all__ = ["GrammarReport", "accepts", "check_grammar"]
+
+_LARK_RULE = re.compile(r"^[?!]?[A-Za-z_]\w*(?:\[[^\]\n]*\])?(?:\.\d+)?\s*:", re.MULTILINE)
+_ANY_TOKEN = "<[256]>"  # noqa: S105 - a special token of llguidance's byte tokenizer, which has no others
+
+
+@dataclass(frozen=True)
+class GrammarReport:
+    """What is to be said of a grammar that compiles.
+
+    Attributes:
+        rules: Number of rules; 1 for a kind that has none.
+        warnings: What its author may not have meant, a sentence each.
+        tokens: The tokens it names. With any, only a model's tokenizer could tell what it accepts.
+    """
+
+    rules: int
+    warnings: list[str]
+    tokens: tuple[str, ...]
+
+
+def check_grammar(grammar: Grammar, *, limits: GrammarLimits = DEFAULT) -> GrammarReport:
+    """Compile a grammar for no model in particular.
+
+    Args:
+        grammar: Any grammar.
+        limits: Bounds on the grammar and on its parser's work.
+
+    Raises:
+        GrammarError: If it is wrong or exceeds a limit.
+    """
+    matcher, tokens = _compiled(grammar, limits)
+    rules, warnings = 1, list(matcher.get_grammar_warnings())
+    if grammar.kind == "gbnf":
+        parsed = parse_gbnf(grammar.text, limits=limits)
+        rules = len(parsed.nodes)
+        warnings += warnings_of(parsed)
+    elif grammar.kind == "lark":
+        rules = len(_LARK_RULE.findall(grammar.text))
+    if tokens:
+        warnings.append(
+            f"the grammar names tokens ({', '.join(tokens)}): that the model has them, and which answers it accepts, "
+            "can only be checked with the model's tokenizer"
+        )
+    return GrammarReport(rules, warnings, tokens)
+
+
+def accepts(grammar: Grammar, texts: list[str], *, limits: GrammarLimits = DEFAULT) -> list[int | None]:
+    """Return for each text None if the grammar accepts it, else the index of the character at which it fails.
+
+    The index is the text's length where the text is a beginning of what the grammar accepts.
+
+    Args:
+        grammar: Any grammar that names no tokens.
+        texts: Whole answers. For a JSON schema, written as `json.dumps` does.
+        limits: Bounds on the grammar and on its parser's work.
+
+    Raises:
+        GrammarError: If the grammar is wrong, exceeds a limit or names tokens.
+    """
+    matcher, tokens = _compiled(grammar, limits)
+    if tokens:
+        raise GrammarError(
+            f"{grammar.source}: the grammar names tokens ({', '.join(tokens)}), so that which texts it accepts can "
+            "only be checked with the model's tokenizer; check its other rules without them"
+        )
+    return [_failing(matcher.deep_copy(), text, grammar.source) for text in texts]
+
+
+def _failing(matcher: LLMatcher, text: str, source: str) -> int | None:
+    content = text.encode()
+    taken = matcher.try_consume_tokens(list(content))  # the ids of this tokenizer are the bytes
+    if matcher.is_error():
+        raise run_failure(matcher.get_error(), source=source)
+    if taken == len(content):
+        return None if matcher.is_accepting() else len(text)
+    # A character whose first bytes were taken is the one that fails.
+    return len(content[:taken].decode(errors="ignore"))
+
+
+def _compiled(grammar: Grammar, limits: GrammarLimits) -> tuple[LLMatcher, tuple[str, ...]]:
+    """The grammar's matcher on bytes, and the tokens that it names, for which it has any other."""
+    tokens: dict[str, None] = {}
+
+    def stand_in(token: str) -> str:
+        tokens[token] = None
+        return _ANY_TOKEN
+
+    definition = to_llguidance(grammar, limits, lambda lark: replace_tokens(lark, stand_in), exact=True)
+    return compile_matcher(definition, _byte_tokenizer(), grammar, limits), tuple(tokens)
+
+
+@cache
+def _byte_tokenizer() -> LLTokenizer:
+    from llguidance import LLTokenizer
+
+    return LLTokenizer("byte")

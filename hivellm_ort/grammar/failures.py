@@ -1,0 +1,100 @@
+"""What llguidance says when it gives up, as errors that name the cause and the cure."""
+
+from __future__ import annotations
+
+import re
+
+from hivellm_ort.errors import GrammarError
+
+__all__ = ["compile_failure", "dead_end", "run_failure"]
+
+_LONGEST = 400
+# Its words for a limit, and the field of GrammarLimits that sets it. The first that is found counts.
+_LIMITS = {
+    "Current row has": "max_items_in_row",
+    "Too many items": "step_max_items",
+    "initial lexer configuration": "initial_lexer_fuel",
+    "relevance of lexemes": "initial_lexer_fuel",
+    "too many expressions": "step_lexer_fuel",
+    "too many states": "max_lexer_states",
+    "grammar size": "max_grammar_size",
+}
+_SCHEMA_CURES = {
+    "Unimplemented keys": "remove these keywords, or say the same with others",
+    "oneOf constraints": "make the alternatives exclude each other by type or by a constant, or use anyOf",
+    "not present in a registry": "put the definition into the schema itself, under $defs: nothing is fetched",
+    "Pointer": "put the definition where the $ref points to",
+    "Unsatisfiable": "change the schema: no value satisfies it",
+    "recursion limit": "nest it less deeply, or move parts to $defs",
+    "Unknown format": "remove the format, or describe the text by a pattern",
+}
+_PLACE = re.compile(r"(?:at )?(\d+)\((\d+)\): ")
+
+
+def compile_failure(message: str, *, kind: str, source: str) -> GrammarError:
+    """Return the error for a grammar that llguidance does not compile.
+
+    Args:
+        message: What llguidance says.
+        kind: A `Kind`.
+        source: Where the grammar is from.
+    """
+    limit = _limit_of(message)
+    if limit is not None:
+        return _over(limit, message, source)
+    line = column = None
+    place = _PLACE.match(message)
+    text = message[place.end() :] if place else message
+    # It writes the grammar again below its message, which says nothing for a grammar it got in other words.
+    text = text.split("\n   1 | ")[0].split("; following special tokens")[0]
+    where = source
+    if place is not None and kind == "lark":
+        line, column = int(place[1]), int(place[2])
+        where = f"{source}, line {line}, column {column}"
+    cure = "correct the grammar"
+    if kind == "json_schema":
+        cure = next((cure for words, cure in _SCHEMA_CURES.items() if words in text), "correct the schema")
+    return GrammarError(f"{where}: {_shown(text)}; {cure}", line=line, column=column)
+
+
+def run_failure(message: str, *, source: str) -> GrammarError:
+    """Return the error for an answer that llguidance cannot go on with.
+
+    Args:
+        message: What llguidance says.
+        source: Where the grammar is from.
+    """
+    limit = _limit_of(message)
+    if limit is not None:
+        return _over(limit, message, source)
+    if message.startswith("NoExtension"):
+        return dead_end(source)
+    return GrammarError(
+        f"{source}: the grammar's parser failed ({_shown(message)}); simplify the grammar, or update llguidance"
+    )
+
+
+def dead_end(source: str) -> GrammarError:
+    """Return the error for an answer that is not complete and that no token can go on."""
+    return GrammarError(
+        f"{source}: the grammar is not complete, and no token may come next; change the rule that asks for what no "
+        "text can be, or for a token that this model does not have"
+    )
+
+
+def _limit_of(message: str) -> str | None:
+    return next((limit for words, limit in _LIMITS.items() if words in message), None)
+
+
+def _over(limit: str, message: str, source: str) -> GrammarError:
+    return GrammarError(
+        f"{source}: the grammar's parser reached its limit {limit} ({_shown(message)}); make the grammar less "
+        f"ambiguous or its repetitions smaller, or raise GrammarLimits.{limit}"
+    )
+
+
+def _shown(message: str) -> str:
+    """The message on one line, of bounded length, without what could steer a terminal."""
+    text = " ".join(message.replace("<non-verbose/>", "").split())
+    text = "".join(char if char.isprintable() else "?" for char in text)
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"

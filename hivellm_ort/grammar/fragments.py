@@ -1,0 +1,311 @@
+"""Regular parts of a grammar, each as a regex and as the automaton that tells what it can begin and end with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+from hivellm_ort.grammar.syntax import (
+    CharacterClass,
+    Choice,
+    Literal,
+    Node,
+    Reference,
+    Repeat,
+    Sequence,
+    fold,
+    names_in,
+)
+
+__all__ = ["Fragment", "Fragments", "bits", "compared", "literal", "repeated"]
+
+_MAX_POSITIONS = 256  # of an automaton: its sets are bits of one integer
+_BLANKS = sum(1 << ord(char) for char in " \t\r\n")
+_MAX_STEPS = 20_000  # of one comparison
+_MAX_REGEX = 20_000  # characters
+_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_ ,:;<>=!@%'\"")
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A regular language as Glushkov's automaton: one position for each character of its regex.
+
+    Sets of positions are the bits of an integer, and so are sets of bytes.
+
+    Attributes:
+        regex: The language in the syntax of Rust's regex crate.
+        nullable: Whether the empty text is in it.
+        first: The positions that a text can begin at.
+        last: The positions that a text can end at.
+        leads: Of each position the first bytes, in UTF-8, of its characters.
+        follow: Of each position those that can come next.
+        atomic: Whether the regex needs no brackets before a repetition.
+    """
+
+    regex: str
+    nullable: bool
+    first: int
+    last: int
+    leads: tuple[int, ...]
+    follow: tuple[int, ...]
+    atomic: bool = False
+
+    @cached_property
+    def starts(self) -> int:
+        """The bytes that a text of the language can begin with."""
+        return _leads_of(self, self.first)
+
+    def is_blank(self) -> bool:
+        """Say whether all texts of the language are blanks and line ends."""
+        return not _leads_of(self, (1 << len(self.leads)) - 1) & ~_BLANKS
+
+    @cached_property
+    def has_optional_blank(self) -> bool:
+        """Whether a text of the language can begin, or end, with a blank that can as well be left out."""
+        for ends in (self.first, self.last):
+            kinds = {not self.leads[position] & ~_BLANKS for position in bits(ends)}
+            if len(kinds) == 2:
+                return True
+        return False
+
+
+_EMPTY = Fragment("", True, 0, 0, (), ())
+
+
+class Fragments:
+    """The automata of all regular parts of a grammar.
+
+    Args:
+        nodes: The rules.
+    """
+
+    def __init__(self, nodes: Mapping[str, Node]) -> None:
+        self._rules: dict[str, Fragment] = {}
+        self._nodes: dict[int, Fragment | None] = {}  # by the node's identity
+        self._kept = nodes  # so that no other node gets the identity of one of these
+        waiting = {name: set(names_in(node)) for name, node in nodes.items()}
+        users: dict[str, list[str]] = {name: [] for name in nodes}
+        for name, used in waiting.items():
+            for other in used:
+                users[other].append(name)
+        ready = [name for name, used in waiting.items() if not used]
+        while ready:
+            name = ready.pop()
+            fragment = fold(nodes[name], self._visit)
+            if fragment is not None:
+                self._rules[name] = fragment
+            for user in users[name]:
+                waiting[user].discard(name)
+                if not waiting[user]:
+                    ready.append(user)
+        for name, used in waiting.items():
+            if used:
+                fold(nodes[name], self._visit)
+
+    def of(self, node: Node) -> Fragment | None:
+        """Return the automaton of a node of the rules, or None when it is not regular or too large."""
+        return self._nodes[id(node)]
+
+    def _visit(self, node: Node, parts: list[Fragment | None]) -> Fragment | None:
+        """Return a node's automaton, and remember it."""
+        made = self._nodes[id(node)] = self._made(
+            node, [part for part in parts if part is not None], len(parts)
+        )
+        return made
+
+    def _made(self, node: Node, parts: list[Fragment], count: int) -> Fragment | None:
+        """Return the automaton of a node over `count` parts, of which these are regular."""
+        if len(parts) < count:
+            return None
+        match node:
+            case Literal(text):
+                return literal(text) if len(text) <= _MAX_POSITIONS else None
+            case CharacterClass():
+                return _single(node.spans())
+            case Reference(name):
+                return self._rules.get(name)
+            case Sequence():
+                return _joined(parts)
+            case Choice():
+                return _either(parts)
+            case Repeat(_, least, most):
+                return repeated(parts[0], least, most)
+            case _:
+                return None
+
+
+def literal(text: str) -> Fragment | None:
+    """Return the automaton of a text."""
+    return _joined([_single(((ord(char), ord(char)),)) for char in text])
+
+
+def compared(one: Fragment, other: Fragment) -> tuple[bool, int]:
+    """Compare two languages as a lexer meets them.
+
+    Where characters share a first byte in UTF-8 they are taken as equal, and where the comparison takes long the
+    answer is the largest one, so that the answer is never too small.
+
+    Returns:
+        Whether some text is in both, and the bytes that can follow a text of the first one inside of the second one:
+        a lexer that takes the longest match would then miss the end of the first text.
+    """
+    if len(one.leads) == len(other.leads) == 1 and not one.follow[0] | other.follow[0]:
+        return bool(one.leads[0] & other.leads[0]), 0
+    meets: dict[int, int] = {}  # of a position of the first those of the second with a character in common
+    seen = [0] * len(one.leads)
+    todo = [(one.first, other.first)]
+    known = set(todo)
+    both, bytes_after, steps = False, 0, 0
+    while todo:
+        mine, its = todo.pop()
+        for p in bits(mine):
+            steps += 1
+            if p not in meets:
+                leads = one.leads[p]
+                meets[p] = sum(1 << q for q, others in enumerate(other.leads) if leads & others)
+            new = its & meets[p] & ~seen[p]
+            seen[p] |= new
+            for q in bits(new):
+                following = (one.follow[p], other.follow[q])
+                if following not in known:
+                    known.add(following)
+                    todo.append(following)
+                if one.last >> p & 1:
+                    both = both or bool(other.last >> q & 1)
+                    bytes_after |= _leads_of(other, other.follow[q])
+        if steps > _MAX_STEPS:
+            return True, (1 << 256) - 1
+    return both, bytes_after
+
+
+def _leads_of(fragment: Fragment, positions: int) -> int:
+    """Return the first bytes at the positions."""
+    found = 0
+    for position in bits(positions):
+        found |= fragment.leads[position]
+    return found
+
+
+@lru_cache(maxsize=4096)
+def bits(number: int) -> tuple[int, ...]:
+    """Return the places of the ones in a number."""
+    places = []
+    while number:
+        low = number & -number
+        places.append(low.bit_length() - 1)
+        number ^= low
+    return tuple(places)
+
+
+def _single(spans: tuple[tuple[int, int], ...]) -> Fragment:
+    """Return the automaton of one character."""
+    leads = 0
+    for low, high in spans:
+        first, last = _lead_byte(low), _lead_byte(high)
+        leads |= (1 << last + 1) - (1 << first)
+    if len(spans) == 1 and spans[0][0] == spans[0][1]:
+        regex = _escaped(spans[0][0])
+    else:
+        ranges = (_escaped(low) + (f"-{_escaped(high)}" if high > low else "") for low, high in spans)
+        regex = f"[{''.join(ranges)}]"
+    return Fragment(regex, False, 1, 1, (leads,), (0,), atomic=True)
+
+
+def _lead_byte(code: int) -> int:
+    """Return the first byte of a character in UTF-8."""
+    if code < 0x80:
+        return code
+    if code < 0x800:
+        return 0xC0 | code >> 6
+    return 0xE0 | code >> 12 if code < 0x10000 else 0xF0 | code >> 18
+
+
+def _escaped(code: int) -> str:
+    """Return a character as it stands in a regex, in a class or outside."""
+    return chr(code) if chr(code) in _PLAIN else f"\\x{{{code:X}}}"
+
+
+def _shifted(parts: list[Fragment]) -> list[tuple[Fragment, int]]:
+    """Return each automaton with the number of its first position in the whole."""
+    at = 0
+    placed = []
+    for part in parts:
+        placed.append((part, at))
+        at += len(part.leads)
+    return placed
+
+
+def _joined(parts: list[Fragment]) -> Fragment | None:
+    """Return one automaton after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    if sum(len(part.leads) for part in parts) > _MAX_POSITIONS:
+        return None
+    first, last, nullable = 0, 0, True
+    leads: list[int] = []
+    follow: list[int] = []
+    for part, at in _shifted(parts):
+        begin = part.first << at
+        for position in bits(last):
+            follow[position] |= begin
+        leads += part.leads
+        follow += [after << at for after in part.follow]
+        first |= begin if nullable else 0
+        last = part.last << at | (last if part.nullable else 0)
+        nullable = nullable and part.nullable
+    regex = "".join(part.regex for part in parts)
+    if len(regex) > _MAX_REGEX:
+        return None
+    return Fragment(regex, nullable, first, last, tuple(leads), tuple(follow))
+
+
+def _either(parts: list[Fragment]) -> Fragment | None:
+    """Return any of the automata."""
+    if not parts or sum(len(part.leads) for part in parts) > _MAX_POSITIONS:
+        return None
+    first, last = 0, 0
+    leads: list[int] = []
+    follow: list[int] = []
+    for part, at in _shifted(parts):
+        leads += part.leads
+        follow += [after << at for after in part.follow]
+        first |= part.first << at
+        last |= part.last << at
+    regex = "|".join(part.regex for part in parts)
+    if len(regex) > _MAX_REGEX:
+        return None
+    nullable = any(part.nullable for part in parts)
+    return Fragment(f"(?:{regex})", nullable, first, last, tuple(leads), tuple(follow), atomic=True)
+
+
+def repeated(part: Fragment, least: int, most: int | None) -> Fragment | None:
+    """Return an automaton again and again."""
+    size = len(part.leads)
+    copies = max(1, least if most is None else most)
+    if size * copies > _MAX_POSITIONS:
+        return None
+    whole = _joined([part] * copies) if copies > 1 else part
+    if whole is None or not size:
+        return _EMPTY if not size else None
+    last, follow = whole.last, list(whole.follow)
+    first_of_last_copy = part.first << size * (copies - 1)
+    if most is None:
+        for position in bits(part.last << size * (copies - 1)):
+            follow[position] |= first_of_last_copy
+    else:
+        for copy in range(max(least, 1), copies):
+            last |= part.last << size * (copy - 1)
+    mark = {(0, 1): "?", (0, None): "*", (1, None): "+"}.get((least, most))
+    if mark is None:
+        mark = f"{{{least}}}" if least == most else f"{{{least},{'' if most is None else most}}}"
+    item = part.regex if part.atomic else f"(?:{part.regex})"
+    return Fragment(
+        f"(?:{item}{mark})",
+        part.nullable or least == 0,
+        whole.first,
+        last,
+        whole.leads,
+        tuple(follow),
+        atomic=True,
+    )

@@ -1,0 +1,54 @@
+"""How large a grammar may be, and how much work its parser may do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+__all__ = ["DEFAULT", "GrammarLimits"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GrammarLimits:
+    """Bounds on a grammar's text and on the work of the parser that enforces it.
+
+    The last six fields are llguidance's `LLParserLimits` under their names there and with its defaults.
+
+    Attributes:
+        max_bytes: Length of the grammar's text in bytes of UTF-8.
+        max_rules: Number of rules.
+        max_depth: Groups inside groups.
+        max_repetition: Largest number in `{m,n}`.
+        max_expanded: Items of all rules when every `{m,n}` is written out; nested repetitions multiply.
+        max_items_in_row: Earley items of one position.
+        step_max_items: Earley items made while one mask is computed.
+        step_lexer_fuel: Work of the lexer while one mask is computed.
+        initial_lexer_fuel: Work of the lexer while the grammar is compiled.
+        max_lexer_states: States of the lexer.
+        max_grammar_size: Symbols of the compiled grammar.
+    """
+
+    max_bytes: int = 1 << 20
+    max_rules: int = 10_000
+    max_depth: int = 200
+    max_repetition: int = 2_000
+    max_expanded: int = 100_000
+    max_items_in_row: int = 2_000
+    step_max_items: int = 50_000
+    step_lexer_fuel: int = 200_000
+    initial_lexer_fuel: int = 1_000_000
+    max_lexer_states: int = 250_000
+    max_grammar_size: int = 500_000
+
+    def __post_init__(self) -> None:
+        """Refuse limits that let nothing through.
+
+        Raises:
+            ValueError: A limit is not a positive whole number.
+        """
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{field.name} is {value!r}; a limit is a whole number of at least 1")
+
+
+DEFAULT = GrammarLimits()
