@@ -1,0 +1,8 @@
+"""Which expert a prompt is for: candidates ranked by what their manifests say, with the reasons."""
+
+from hivellm_ort.routing.candidates import Candidate, Route, Scorer, Tags
+from hivellm_ort.routing.hint import parse_hint
+from hivellm_ort.routing.router import Router, rank
+from hivellm_ort.routing.scorer import KeywordScorer
+
+__all__ = ["Candidate", "KeywordScorer", "Route", "Router", "Scorer", "Tags", "parse_hint", "rank"]

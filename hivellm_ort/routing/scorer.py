@@ -1,0 +1,189 @@
+"""The default scorer: keywords, capabilities and the hint of a manifest, each with its weight."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from hivellm_ort.errors import ManifestError
+from hivellm_ort.routing.candidates import Candidate, Tags
+from hivellm_ort.routing.hint import MAX_HINT_LENGTH, Hint, holds, parse_hint, terms
+from hivellm_ort.routing.telling import Telling, telling
+from hivellm_ort.routing.words import Phrase, PromptWords, label, spaced
+
+__all__ = ["NEEDED", "KeywordScorer"]
+
+NEEDED = 0.7
+"""Least evidence for a candidate to fit: a term, or an ambiguous word with any other word beside it."""
+
+_CAPABILITY = 0.75  # of a keyword's weight: a list of abilities is not written with prompts in mind
+_SHARED = 0.25  # what a keyword loses when every candidate has it
+_EXCLUDED = 2.0  # times a keyword's weight
+_MOST_EXCLUDED = 2.0
+_HINT = 2.0
+_EVERYDAY_TOGETHER = 0.4
+_MOST_CLUES = 8  # so that a list of all words, or a very long prompt, does not outweigh a few good matches
+_NOTES = {
+    Telling.EVERYDAY: " (everyday word)",
+    Telling.EVERYDAY_PHRASE: " (everyday words)",
+    Telling.AMBIGUOUS: " (ambiguous)",
+}
+_LOG = logging.getLogger("hivellm_ort")
+
+
+@dataclass(frozen=True, slots=True)
+class _Clue:
+    """A phrase that speaks for or against a candidate when it is in the prompt."""
+
+    phrase: Phrase
+    source: str
+    weight: float
+    everyday: bool
+    from_hint: bool = False
+
+
+class _Clues:
+    """Clues with different words: of those with the same words the first is kept."""
+
+    def __init__(self) -> None:
+        self._by_text: dict[str, _Clue] = {}
+        self._by_length: dict[int, set[str]] = {}
+
+    def add(self, text: str, source: str, factor: float, *, from_hint: bool = False) -> None:
+        """Add a clue, unless its text has no words."""
+        phrase = Phrase.of(text)
+        if phrase is None or phrase.text in self._by_text:
+            return
+        kind = telling(phrase)
+        weight = round(min(kind.value * factor, _MOST_EXCLUDED), 4)
+        clue = _Clue(phrase, source + _NOTES.get(kind, ""), weight, kind.everyday, from_hint)
+        self._by_text[phrase.text] = clue
+        self._by_length.setdefault(len(phrase.words), set()).add(phrase.text)
+
+    def found(self, words: PromptWords, everyday: float, *, with_hints: bool) -> list[tuple[float, str]]:
+        """The weights and sources of the clues that count, the weightiest first.
+
+        Args:
+            words: The prompt.
+            everyday: What everyday words may weigh together.
+            with_hints: Whether the terms of the hint count as clues.
+        """
+        texts = [text for length, mine in self._by_length.items() for text in mine & words.runs(length)]
+        matches = [clue for clue in map(self._by_text.__getitem__, texts) if with_hints or not clue.from_hint]
+        if not matches:
+            return []
+        # A keyword inside a longer one that matched tells nothing more.
+        inside: set[str] = set().union(*(clue.phrase.inner() for clue in matches))
+        matches = [clue for clue in matches if clue.phrase.text not in inside]
+        matches.sort(key=lambda clue: (-clue.weight, clue.phrase.text))
+        found = []
+        for clue in matches[:_MOST_CLUES]:
+            weight = clue.weight
+            if clue.everyday:
+                weight = min(weight, round(everyday, 4))
+                everyday -= weight
+            if weight > 0:
+                found.append((weight, clue.source))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Profile:
+    """What of a candidate is looked up in prompts."""
+
+    gains: _Clues
+    losses: _Clues
+    hint: Hint | None
+
+
+class KeywordScorer:
+    """Scores candidates by their keywords, capabilities and hints; docs/routing.md lists the weights.
+
+    Args:
+        candidates: All candidates of the choice: a keyword that many of them have counts less.
+    """
+
+    def __init__(self, candidates: Iterable[Candidate]) -> None:
+        unique = tuple(dict.fromkeys(candidates))
+        owners = Counter(text for candidate in unique for text in _keywords(candidate))
+        lost = _SHARED / max(len(unique) - 1, 1)
+        shares = {text: 1 - lost * (count - 1) for text, count in owners.items()}
+        self._profiles = {candidate: _profile(candidate, shares) for candidate in unique}
+        self._last = ("", PromptWords(""))
+
+    def __call__(self, prompt: str, candidate: Candidate, tags: Tags, /) -> tuple[float, tuple[str, ...]]:
+        """Score one candidate; see `Scorer`."""
+        profile = self._profiles.get(candidate) or _profile(candidate, {})
+        words = self._words(prompt)
+        gains = profile.gains.found(words, _EVERYDAY_TOGETHER, with_hints=not tags)
+        losses = profile.losses.found(words, _EVERYDAY_TOGETHER * _EXCLUDED, with_hints=not tags)
+        if tags and profile.hint is not None and holds(profile.hint, tags):
+            gains.insert(0, (_HINT, f"hint: {_holding(profile.hint, tags)}"))
+        evidence = round(sum(gain for gain, _ in gains) - sum(loss for loss, _ in losses), 4)
+        reasons = [f"{source} +{gain:.2f}" for gain, source in gains]
+        reasons += [f"{source} -{loss:.2f}" for loss, source in losses]
+        if evidence < NEEDED:
+            if reasons:
+                reasons.append(f"{evidence:.2f} in all, {NEEDED:.2f} needed")
+            return min(evidence, 0.0), tuple(reasons)
+        factor = (1 + candidate.priority) / 2
+        reasons.append(f"priority {candidate.priority:g} x{factor:.3f}")
+        return round(evidence * factor, 4), tuple(reasons)
+
+    def _words(self, prompt: str) -> PromptWords:
+        # One prompt is scored against all candidates in turn.
+        last, words = self._last
+        if last != prompt:
+            words = PromptWords(prompt)
+            self._last = (prompt, words)
+        return words
+
+
+def _profile(candidate: Candidate, shares: Mapping[str, float]) -> _Profile:
+    routing, hint = candidate.routing, _hint_of(candidate)
+    gains, losses = _Clues(), _Clues()
+    for text, keyword in _keywords(candidate).items():
+        gains.add(keyword, f'keyword "{label(keyword)}"', shares.get(text, 1.0))
+    for capability in candidate.capabilities:
+        value = capability.partition(":")[2] or capability
+        gains.add(spaced(value), f"capability {label(capability)}", _CAPABILITY)
+    for keyword in routing.exclude_keywords:
+        losses.add(keyword, f'excluded by "{label(keyword)}"', _EXCLUDED)
+    for term, positive in terms(hint) if hint else ():
+        if term.comparison != "=":
+            continue
+        if positive:
+            gains.add(spaced(term.value), f"hint: {term}", _CAPABILITY, from_hint=True)
+        else:
+            losses.add(spaced(term.value), f"hint: not {term}", _EXCLUDED, from_hint=True)
+    return _Profile(gains, losses, hint)
+
+
+def _keywords(candidate: Candidate) -> dict[str, str]:
+    """The keywords by the text of their phrases; of several spellings of one phrase the first."""
+    phrases = ((Phrase.of(keyword), keyword) for keyword in reversed(candidate.routing.keywords))
+    return {phrase.text: keyword for phrase, keyword in phrases if phrase is not None}
+
+
+def _holding(hint: Hint, tags: Tags) -> str:
+    """The terms that made a hint hold; when it holds for what is absent, that."""
+    good = [str(term) for term, positive in terms(hint) if positive and holds(term, tags)]
+    return ", ".join(good[:3]) or "nothing that it excludes"
+
+
+def _hint_of(candidate: Candidate) -> Hint | None:
+    text = candidate.routing.router_hint or ""
+    return _read_hint(candidate.name, text[: MAX_HINT_LENGTH + 1]) if text.strip() else None
+
+
+@lru_cache(maxsize=256)
+def _read_hint(name: str, text: str) -> Hint | None:
+    """Read an expert's hint; a faulty one is reported once, for the answer is kept."""
+    try:
+        return parse_hint(text)
+    except ManifestError as error:
+        _LOG.warning("expert %s: %s; the hint is ignored", label(name), error)
+        return None
