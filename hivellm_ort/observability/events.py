@@ -1,0 +1,280 @@
+"""What happens while experts are loaded and requests are answered, as small immutable records.
+
+No event holds a path, a prompt or an answer. Every `RequestQueued` is followed by exactly one `RequestFinished`,
+with at most one `RequestStarted` and one `FirstToken` between them. Every `ExpertLoaded` is followed by one
+`ExpertUnloaded` or one `ExpertEvicted` of the same digest, every `BaseLoaded` by one `BaseFreed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from hivellm_ort.result import FinishReason, InferenceResult
+
+__all__ = [
+    "BaseFreed",
+    "BaseLoaded",
+    "Event",
+    "EvictionReason",
+    "ExpertEvicted",
+    "ExpertLoaded",
+    "ExpertUnloaded",
+    "FirstToken",
+    "Listener",
+    "RequestFinished",
+    "RequestQueued",
+    "RequestStarted",
+    "StepDone",
+    "Swapped",
+]
+
+EvictionReason = Literal["count", "memory"]
+"""`count`: more experts than may be loaded; `memory`: more bytes than the budget allows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestQueued:
+    """A request was submitted.
+
+    Attributes:
+        expert: name the expert is loaded under.
+        base: short name of its base model.
+    """
+
+    expert: str
+    base: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestStarted:
+    """A request got a row of the running batch.
+
+    Attributes:
+        expert: name the expert is loaded under.
+        base: short name of its base model.
+        queued_seconds: how long it waited since it was submitted.
+    """
+
+    expert: str
+    base: str
+    queued_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirstToken:
+    """The first token of an answer is there.
+
+    Attributes:
+        expert: name the expert is loaded under.
+        base: short name of its base model.
+        seconds: since the request was submitted, waiting included.
+    """
+
+    expert: str
+    base: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestFinished:
+    """A request ended, with an answer, by cancellation or with an error.
+
+    Attributes:
+        expert: name the expert is loaded under.
+        base: short name of its base model.
+        finish_reason: as in `InferenceResult`; None where it ended with an error.
+        error: name of the error's type; None where there was none.
+        started: False where it ended while it waited for a row.
+        prompt_tokens: tokens of the rendered prompt.
+        cached_tokens: how many of these an earlier request had read already.
+        completion_tokens: generated tokens.
+        forced_tokens: how many of these the grammar left no choice about.
+        accepted_tokens: how many of these prompt lookup guessed.
+        queued_seconds: from the submission to the row, or to the end where it got none.
+        prefill_seconds: from the row to the first token.
+        decode_seconds: all tokens after the first.
+    """
+
+    expert: str
+    base: str
+    finish_reason: FinishReason | None = None
+    error: str | None = None
+    started: bool = True
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    forced_tokens: int = 0
+    accepted_tokens: int = 0
+    queued_seconds: float = 0.0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+    @classmethod
+    def from_result(
+        cls, result: InferenceResult, *, expert: str, base: str, queued_seconds: float, started: bool = True
+    ) -> RequestFinished:
+        """The event for a request that ended without an error.
+
+        Args:
+            result: what it returned.
+            expert: name the expert is loaded under; `result.expert` is that of its manifest.
+            base: short name of its base model.
+            queued_seconds: how long it waited for a row.
+            started: whether it got one.
+        """
+        return cls(
+            expert=expert,
+            base=base,
+            finish_reason=result.finish_reason,
+            started=started,
+            prompt_tokens=result.prompt_tokens,
+            cached_tokens=result.cached_tokens,
+            completion_tokens=result.completion_tokens,
+            forced_tokens=result.forced_tokens,
+            accepted_tokens=result.accepted_tokens,
+            queued_seconds=queued_seconds,
+            prefill_seconds=result.timings.prefill,
+            decode_seconds=result.timings.decode,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertLoaded:
+    """An expert's adapter came into memory, on the caller's wish or because an evicted one was used again.
+
+    Attributes:
+        expert: name it is loaded under.
+        base: short name of its base model.
+        digest: SHA-256 of the adapter, in hex.
+        bytes: memory of the adapter's weights.
+    """
+
+    expert: str
+    base: str
+    digest: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertUnloaded:
+    """An adapter left memory because the caller unloaded, replaced or closed it.
+
+    Attributes:
+        expert: name it was loaded under.
+        base: short name of its base model.
+        digest: SHA-256 of the adapter, in hex.
+        bytes: memory of the adapter's weights.
+    """
+
+    expert: str
+    base: str
+    digest: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertEvicted:
+    """An adapter left memory to make room; its next use loads it again.
+
+    Attributes:
+        expert: name it is known under.
+        base: short name of its base model.
+        digest: SHA-256 of the adapter, in hex.
+        bytes: memory of the adapter's weights.
+        reason: which limit was exceeded.
+    """
+
+    expert: str
+    base: str
+    digest: str
+    bytes: int
+    reason: EvictionReason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseLoaded:
+    """A base model came into memory.
+
+    Attributes:
+        base: its short name.
+        digest: SHA-256 of its bundle, in hex.
+        bytes: memory of its weights and caches.
+        seconds: how long that took.
+    """
+
+    base: str
+    digest: str
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseFreed:
+    """A base model left memory.
+
+    Attributes:
+        base: its short name.
+        digest: SHA-256 of its bundle, in hex.
+        bytes: memory of its weights and caches.
+        reason: `unused` (its last expert was unloaded), `closed` (the manager was), or the limit that was exceeded.
+    """
+
+    base: str
+    digest: str
+    bytes: int
+    reason: EvictionReason | Literal["unused", "closed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Swapped:
+    """An adapter was bound in another one's place.
+
+    Attributes:
+        expert: name of the expert it belongs to.
+        base: short name of its base model.
+        seconds: how long that took.
+    """
+
+    expert: str
+    base: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepDone:
+    """One forward pass of a base.
+
+    Attributes:
+        base: its short name.
+        rows: rows in use.
+        capacity: rows there are.
+        seconds: how long it took.
+        tokens: tokens it read, those of prompts and guesses included.
+    """
+
+    base: str
+    rows: int
+    capacity: int
+    seconds: float
+    tokens: int
+
+
+Event = (
+    RequestQueued
+    | RequestStarted
+    | FirstToken
+    | RequestFinished
+    | ExpertLoaded
+    | ExpertUnloaded
+    | ExpertEvicted
+    | BaseLoaded
+    | BaseFreed
+    | Swapped
+    | StepDone
+)
+"""Any of them."""
+
+Listener = Callable[[Event], None]
+"""A hook. It is called in the thread that does the work, from several threads at once: be quick and thread-safe."""
