@@ -46,7 +46,7 @@ if parts.adapter is not None:
 times.append(time.perf_counter())
 base = Base(parts.bundle.folder, parts.bundle.config, device=None, threads=None)
 times.append(time.perf_counter())
-base.engine.decoder(None, capacity=256)
+base.engine.decoder(adapters=False)
 times.append(time.perf_counter())
 opened, adapter, made, session = (1000 * (b - a) for a, b in zip(times, times[1:]))
 print(json.dumps({"open": opened, "package": opened + adapter, "base": made, "session": session}))

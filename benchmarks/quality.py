@@ -40,13 +40,13 @@ def kl_per_token(reference: Path, candidate: Path, tokens: int, window: int) -> 
     engines = [Engine(folder / "base") for folder in (reference, candidate)]
     kl, same = [], 0
     for begin in range(0, len(ids), window):
-        rows: list[Decoder] = [engine.decoder(None, capacity=window) for engine in engines]
+        rows: list[Decoder] = [engine.decoder(adapters=False) for engine in engines]
+        for row in rows:
+            row.start(0, None, window)
         for token in tqdm(ids[begin : begin + window], desc=f"text at {begin}", disable=None):
             p, q = (log_softmax(row.forward([token])) for row in rows)
             kl.append(float((np.exp(p) * (p - q)).sum()))
             same += int(p.argmax() == q.argmax())
-        for engine, row in zip(engines, rows, strict=True):
-            engine.release(row)
     return np.array(kl), same / len(kl)
 
 

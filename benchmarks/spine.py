@@ -35,7 +35,8 @@ _BUSY = 0.9  # of the cores we asked for: less means that somebody else had them
 
 def decode_ms(engine: Engine, adapter: BoundAdapter | None, threads: int) -> tuple[float, bool]:
     """Median milliseconds of a greedy decode step, and whether the cores were ours."""
-    row = engine.decoder(adapter, capacity=len(PROMPT) + NEW_TOKENS)
+    row = engine.decoder(adapters=adapter is not None)
+    row.start(0, adapter, len(PROMPT) + NEW_TOKENS)
     token, steps = int(row.forward(PROMPT).argmax()), []
     begin, cpu = time.perf_counter(), time.process_time()
     for _ in range(NEW_TOKENS - 1):
@@ -43,7 +44,6 @@ def decode_ms(engine: Engine, adapter: BoundAdapter | None, threads: int) -> tup
         token = int(row.forward([token]).argmax())
         steps.append(time.perf_counter() - step)
     quiet = time.process_time() - cpu > _BUSY * threads * (time.perf_counter() - begin)
-    engine.release(row)
     return 1000 * statistics.median(steps), quiet
 
 
@@ -95,14 +95,13 @@ def take_turns(systems: dict[str, Callable[[], tuple[float, bool]]]) -> dict[str
 
 def swap_ms(manager: ExpertManager, names: list[str], count: int = 1000) -> dict[str, float]:
     """Milliseconds to bind another adapter, over `count` swaps."""
-    experts = [manager._experts[name] for name in names]
-    engine = experts[0]._base.engine
-    row = engine.decoder(experts[0].adapter, capacity=256)
+    slots = [manager._residents.get(name) for name in names]
+    engine = manager._residents.bases()[0].engine
+    row = engine.decoder(adapters=True)
     times = []
     for i in range(1, count + 1):
-        row.start(0, experts[i % len(experts)].adapter, 256)
+        row.start(0, slots[i % len(slots)].expert.adapter, 256)
         times.append(1000 * row.swap_seconds)
-    engine.release(row)
     return {"median": float(np.median(times)), "p95": float(np.quantile(times, 0.95)), "max": max(times)}
 
 
@@ -143,13 +142,13 @@ def main() -> None:
         for package in packages:
             manager.load_expert(package.name, package, base=base)
         infos = manager.list_loaded_experts()
-        engine = manager._experts[infos[0].name]._base.engine
+        engine = manager._residents.bases()[0].engine
         systems: dict[str, Callable[[], tuple[float, bool]]] = {}
         if peer:
             systems[f"ORT GenAI {options.genai.name}, no adapter"] = peer.decode_ms
         systems["ours, no adapter"] = lambda: decode_ms(engine, None, options.threads)
         for info in infos:
-            adapter = manager._experts[info.name].adapter
+            adapter = manager._residents.get(info.name).expert.adapter
             label = f"ours, {info.kind} rank {info.rank} ({info.package})"
             systems[label] = lambda adapter=adapter: decode_ms(engine, adapter, options.threads)
         report["precision"] = engine.config.precision

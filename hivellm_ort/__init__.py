@@ -14,6 +14,7 @@ from hivellm_ort.errors import (
     ContextLengthError,
     ExpertError,
     ExportError,
+    GrammarError,
     InferenceError,
     IntegrityError,
     LoadError,
@@ -24,6 +25,7 @@ from hivellm_ort.errors import (
     UnsupportedArchitectureError,
 )
 from hivellm_ort.expert import Expert
+from hivellm_ort.grammar.grammar import Grammar
 from hivellm_ort.integrity import Trust, Verdict
 from hivellm_ort.manager import ExpertInfo, ExpertManager
 from hivellm_ort.options import GenerateOptions
@@ -42,6 +44,8 @@ __all__ = [
     "ExpertManifest",
     "ExportError",
     "GenerateOptions",
+    "Grammar",
+    "GrammarError",
     "InferenceError",
     "InferenceResult",
     "IntegrityError",

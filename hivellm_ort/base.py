@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import threading
+from functools import cached_property
 from pathlib import Path
 
-from hivellm_ort.contract import DecoderConfig
+from hivellm_ort.contract import ADAPTER_GRAPH, BASE_GRAPH, WEIGHTS_FILE, DecoderConfig
+from hivellm_ort.engine.adapters import BoundAdapter
 from hivellm_ort.engine.providers import choose_provider
 from hivellm_ort.engine.session import Engine
 from hivellm_ort.errors import ManifestError
+from hivellm_ort.grammar.compiler import GrammarCompiler
+from hivellm_ort.scheduler import Scheduler
 from hivellm_ort.text.template import ChatTemplate
 from hivellm_ort.text.tokenizer import TextTokenizer
 
-__all__ = ["Base", "BasePool"]
+__all__ = ["BASES", "Base", "BasePool"]
 
 _Key = tuple[str, str, int | None]
 
@@ -26,18 +30,48 @@ class Base:
         tokenizer: its tokenizer.
         template: its chat template.
         eos_token_ids: every token that ends an answer.
+        grammars: compiles grammars for its vocabulary.
+        scheduler: answers its requests.
     """
 
     def __init__(self, folder: Path, config: DecoderConfig, *, device: str | None, threads: int | None):
         self.tokenizer = TextTokenizer.from_folder(folder)
         self.template = ChatTemplate.from_folder(folder)
         self.eos_token_ids = _eos_token_ids(folder)
+        self.grammars = GrammarCompiler(self.tokenizer.to_json, config.architecture.vocab_size)
         self.engine = Engine(folder, config, device=device, threads=threads)
+        self.scheduler = Scheduler(self.engine, adapters=config.merged is None)
 
     @property
     def config(self) -> DecoderConfig:
         """The bundle's `decoder.json`."""
         return self.engine.config
+
+    @cached_property
+    def no_adapter(self) -> BoundAdapter | None:
+        """What requests to the base itself bind; None where an adapter is merged, and the base no more itself."""
+        return BoundAdapter.none(self.config) if self.config.merged is None else None
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of its weights: the bytes of the graph and the tensors on disk."""
+        graph = ADAPTER_GRAPH if self.config.merged is None else BASE_GRAPH
+        return sum(int(self.config.files[name]["size"]) for name in (graph, WEIGHTS_FILE))
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory of keys and values: of running requests, and kept of earlier ones."""
+        return self.scheduler.nbytes + self.engine.prefixes.nbytes
+
+    def forget(self, adapter: BoundAdapter) -> None:
+        """Let go of what is kept for an adapter, so that its memory can be freed."""
+        self.scheduler.forget(adapter)
+        self.engine.prefixes.clear(adapter.digest)
+
+    def close(self) -> None:
+        """Free the session and buffers; answers that are being generated end first."""
+        self.scheduler.close()
+        self.engine.close()
 
 
 class BasePool:
@@ -63,17 +97,31 @@ class BasePool:
             self._bases[key] = (base, users + 1)
             return base
 
-    def release(self, base: Base) -> None:
-        """Let go of a base from `acquire`."""
+    def hold(self, base: Base) -> None:
+        """Keep a base from `acquire` for one user more."""
         with self._lock:
-            for key, (held, users) in self._bases.items():
-                if held is base:
-                    if users == 1:
-                        del self._bases[key]
-                        base.engine.close()
-                    else:
-                        self._bases[key] = (base, users - 1)
-                    return
+            key = self._key(base)
+            self._bases[key] = (base, self._bases[key][1] + 1)
+
+    def release(self, base: Base) -> bool:
+        """Let go of a base from `acquire` or `hold`; whether it was freed."""
+        with self._lock:
+            key = self._key(base)
+            users = self._bases[key][1] - 1
+            if users:
+                self._bases[key] = (base, users)
+            else:
+                del self._bases[key]
+        if not users:
+            base.close()
+        return not users
+
+    def _key(self, base: Base) -> _Key:
+        return next(key for key, (held, _) in self._bases.items() if held is base)
+
+
+BASES = BasePool()
+"""The bases of this process: experts share them however they are loaded."""
 
 
 def _eos_token_ids(folder: Path) -> frozenset[int]:

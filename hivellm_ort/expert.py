@@ -8,12 +8,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Unpack
 
-from hivellm_ort.base import BasePool
+from hivellm_ort.base import BASES, Base
 from hivellm_ort.contract import DecoderConfig
 from hivellm_ort.decoding.stream import AsyncTextStream, TextStream
 from hivellm_ort.engine.adapters import BoundAdapter
 from hivellm_ort.errors import InferenceError
+from hivellm_ort.grammar.grammar import Grammar
 from hivellm_ort.integrity import Policy, Trust, Verdict, check
+from hivellm_ort.loading.grammars import find_grammar
 from hivellm_ort.loading.opening import open_with_progress
 from hivellm_ort.loading.parts import ExpertParts, find_parts
 from hivellm_ort.options import GenerateOptions, options_of_rows
@@ -21,15 +23,13 @@ from hivellm_ort.package.archive import DEFAULT_LIMITS, Limits
 from hivellm_ort.package.filecheck import Check
 from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
 from hivellm_ort.package.store import Store
-from hivellm_ort.requests import DEFAULT_BATCH_SIZE, Asked, Voice, answer_all, answer_steps
+from hivellm_ort.requests import DEFAULT_BATCH_SIZE, Asked, Voice, answer_all
 from hivellm_ort.result import InferenceResult
 from hivellm_ort.text.families import template_for
 from hivellm_ort.text.prompt import dialect_of
 from hivellm_ort.text.template import end_of_turn_ids
 
 __all__ = ["Expert"]
-
-_BASES = BasePool()
 
 StrPath = str | os.PathLike[str]
 
@@ -51,6 +51,7 @@ class Expert:
         manifest: ExpertManifest,
         verdict: Verdict,
         parts: ExpertParts,
+        grammar: Grammar | None,
         *,
         device: str | None,
         threads: int | None,
@@ -58,7 +59,7 @@ class Expert:
     ):
         self.manifest = manifest
         self.verdict = verdict
-        self._base = _BASES.acquire(parts.bundle.folder, parts.bundle.config, device=device, threads=threads)
+        self._base = BASES.acquire(parts.bundle.folder, parts.bundle.config, device=device, threads=threads)
         self._closed = False
         self.adapter: BoundAdapter | None = None
         try:
@@ -75,6 +76,7 @@ class Expert:
                 template=template,
                 eos_token_ids=self._base.eos_token_ids | {*end_of_turn_ids(template, tokenizer)},
                 dialect=dialect_of(manifest.capabilities, manifest.decoding.grammar_type),
+                grammar=grammar,
             )
         except BaseException:
             self.close()
@@ -113,8 +115,8 @@ class Expert:
                 it is, 256 MiB to begin with, by default.
 
         Raises:
-            LoadError: the package, its signature, its manifest, its adapter or its base cannot be used; nothing
-                stays loaded.
+            LoadError: the package, its signature, its manifest, its adapter, its grammar or its base cannot be used;
+                nothing stays loaded.
         """
         trust = Trust(trust) if isinstance(trust, str) else trust
         store = Store(Path(cache_dir) if cache_dir is not None else None)
@@ -124,13 +126,24 @@ class Expert:
         manifest = ExpertManifest.from_file(package.root / MANIFEST)
         parts = find_parts(package, manifest, store, Path(base) if base is not None else None, checking)
         return cls(
-            manifest, verdict, parts, device=device, threads=threads, prefix_cache_bytes=prefix_cache_bytes
+            manifest,
+            verdict,
+            parts,
+            find_grammar(package, manifest),
+            device=device,
+            threads=threads,
+            prefix_cache_bytes=prefix_cache_bytes,
         )
 
     @property
     def base(self) -> DecoderConfig:
         """What the base bundle is."""
         return self._base.config
+
+    @property
+    def shared_base(self) -> Base:
+        """The base in memory, which other experts use too."""
+        return self._base
 
     @property
     def name(self) -> str:
@@ -146,17 +159,14 @@ class Expert:
             TypeError: an option does not exist.
             ValueError: an option is out of range.
             ContextLengthError: prompt and `max_tokens` do not fit the model's context.
+            GrammarError: a grammar has a fault, or the answer cannot go on under it; its `text` is the answer so far.
             InferenceError: the expert is closed, or its chat template fails.
         """
-        stream = self.generate_stream(prompt, **options)
-        for _ in stream:
-            pass
-        return stream.result
+        return answer_all([self.ask(prompt, options)], 1)[0]
 
     def generate_stream(self, prompt: str | None = None, **options: Unpack[GenerateOptions]) -> TextStream:
         """As `generate`, piece by piece: iterate over the text, then read `.result`."""
-        asked = self.ask(prompt, options)
-        return TextStream(answer_steps([asked]), asked.transcript, asked.cancelled)
+        return self.ask(prompt, options).begin()
 
     def generate_batch(
         self, prompts: Sequence[str | None], *, batch_size: int = DEFAULT_BATCH_SIZE, **options: Any
@@ -192,8 +202,8 @@ class Expert:
     def agenerate_stream(
         self, prompt: str | None = None, **options: Unpack[GenerateOptions]
     ) -> AsyncTextStream:
-        """As `generate_stream`, for `async for`."""
-        return AsyncTextStream(self.generate_stream(prompt, **options))
+        """As `generate_stream`, for `async for`; what `generate_stream` raises comes with the first piece."""
+        return AsyncTextStream(lambda: self.generate_stream(prompt, **options))
 
     def ask(self, prompt: str | None, options: GenerateOptions) -> Asked:
         """A request that is checked and not begun; for what answers requests together. Raises as `generate`."""
@@ -206,8 +216,8 @@ class Expert:
         if not self._closed:
             self._closed = True
             if self.adapter is not None:
-                self._base.engine.forget(self.adapter)
-            _BASES.release(self._base)
+                self._base.forget(self.adapter)
+            BASES.release(self._base)
 
     def __enter__(self) -> Expert:
         return self

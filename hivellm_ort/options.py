@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict, cast
 
+from hivellm_ort.grammar.grammar import Grammar
+
 __all__ = ["GenerateOptions", "check_options", "options_of_rows"]
 
 
@@ -53,10 +55,21 @@ class GenerateOptions(TypedDict, total=False):
     """Strings that end the answer and are not part of it, beside those of the manifest."""
     include_stop: bool | None
     """Whether such a string is part of the answer after all."""
+    timeout: float | None
+    """Most seconds from now on, waiting included; then the answer ends as if cancelled."""
     seed: int | None
     """Of the random numbers; the same request with the same seed gives the same tokens."""
     logprobs: int | None
     """Give the log probability of every token, and of so many of the likeliest in its place, 0 to 20."""
+    grammar: Grammar | str | bool | None
+    """What the answer must look like: a GBNF text or a `Grammar`; True for the package's own, False for none.
+    Default: the package's, where its manifest says `use_grammar`. Of this and the next three give only one."""
+    json_schema: Mapping[str, Any] | str | bool | None
+    """The answer must be JSON of this schema, written with ", " and ": " on one line; True is any JSON."""
+    regex: str | None
+    """The answer must match this regular expression from its beginning to its end."""
+    choice: Sequence[str] | None
+    """The answer must be one of these texts."""
     processors: Sequence[Callable[[Any, Any], Any]] | None
     """Functions `(token_ids int64 [n], logits float32 [vocab]) -> logits`, called in order after the penalties."""
     prompt_lookup: bool | None
@@ -69,6 +82,7 @@ _LISTS: dict[str, type | tuple[type, ...]] = {
     "messages": Mapping,
     "stop": (),
     "bad_words": str,
+    "choice": str,
     "processors": Callable,  # type: ignore[dict-item]
 }
 

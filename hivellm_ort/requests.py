@@ -5,36 +5,50 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from hivellm_ort.base import Base
 from hivellm_ort.decoding.answer import AnswerText
 from hivellm_ort.decoding.lookup import PromptLookup
-from hivellm_ort.decoding.loop import Request, Step, decode
+from hivellm_ort.decoding.loop import Request, Step
 from hivellm_ort.decoding.params import SamplingParams
 from hivellm_ort.decoding.processors import make_processors
 from hivellm_ort.decoding.sampler import LogitsProcessor, make_sampler
 from hivellm_ort.decoding.stops import StopMatcher
-from hivellm_ort.decoding.stream import Transcript
+from hivellm_ort.decoding.stream import TextStream
+from hivellm_ort.decoding.transcript import Transcript
 from hivellm_ort.engine.adapters import BoundAdapter
-from hivellm_ort.errors import ContextLengthError
+from hivellm_ort.errors import ContextLengthError, GrammarError, InferenceError
+from hivellm_ort.grammar.constraint import Constraint
+from hivellm_ort.grammar.grammar import Grammar
+from hivellm_ort.grammar.thinking import AfterThinking
 from hivellm_ort.options import GenerateOptions, check_options
 from hivellm_ort.package.manifest import ExpertManifest
 from hivellm_ort.result import InferenceResult
+from hivellm_ort.scheduler import DEFAULT_ROWS
 from hivellm_ort.text.detokenizer import IncrementalDetokenizer
 from hivellm_ort.text.prompt import build_messages
-from hivellm_ort.text.template import ChatTemplate
+from hivellm_ort.text.template import ChatTemplate, end_of_turn_ids
 from hivellm_ort.text.thinking import ReasoningSplitter, opens_thinking
 
-__all__ = ["DEFAULT_BATCH_SIZE", "DEFAULT_MAX_TOKENS", "Asked", "Voice", "answer_all", "answer_steps"]
+__all__ = ["DEFAULT_BATCH_SIZE", "DEFAULT_MAX_TOKENS", "Asked", "Voice", "answer_all", "base_voice"]
 
-DEFAULT_BATCH_SIZE = 8
-"""Rows of a batch."""
+DEFAULT_BATCH_SIZE = DEFAULT_ROWS
+"""Most requests of a batch that are answered at a time."""
 
 DEFAULT_MAX_TOKENS = 512
 """Most tokens of an answer where neither the caller nor the manifest says."""
+
+_GRAMMARS: dict[str, Callable[[Any], Grammar]] = {
+    "grammar": Grammar.gbnf,
+    "json_schema": Grammar.json_schema,
+    "regex": Grammar.regex,
+    "choice": Grammar.choice,
+}
 
 
 @dataclass(frozen=True)
@@ -48,6 +62,7 @@ class Voice:
         template: how its prompts are written.
         eos_token_ids: tokens that end its answers: the base's, and the template's.
         dialect: what its system message says where the caller gives a schema only.
+        grammar: the grammar of its package, if it has one.
     """
 
     base: Base
@@ -56,6 +71,7 @@ class Voice:
     template: ChatTemplate
     eos_token_ids: frozenset[int]
     dialect: str | None
+    grammar: Grammar | None
 
     def ask(self, prompt: str | None, options: GenerateOptions) -> Asked:
         """The request for a prompt.
@@ -64,9 +80,11 @@ class Voice:
             TypeError: an option does not exist.
             ValueError: one is out of range.
             ContextLengthError: prompt and `max_tokens` do not fit the model's context.
+            GrammarError: the grammar has a fault, or there is none where `grammar` is True.
             InferenceError: the chat template fails.
         """
         check_options(options)
+        grammar = self._grammar(options)
         thinking = options.get("enable_thinking") or False
         messages = build_messages(
             prompt,
@@ -76,23 +94,30 @@ class Voice:
             dialect=self.dialect,
         )
         prompt_ids = self.template.encode(messages, self.base.tokenizer, enable_thinking=thinking)
+        inside = opens_thinking(self.template.render(messages, enable_thinking=thinking))
+        stops = self._stops(options)
+        # Under a grammar a published stop counts where the grammar is complete; elsewhere it may cut a good answer.
+        gentle = self.manifest.decoding.stop_sequences or ()
+        closing = self._single_tokens([*stops, *gentle]) if grammar is not None else frozenset()
         sampling = self._sampling(options)
         cancelled = threading.Event()
         request = Request(
             prompt_ids=prompt_ids,
             adapter=self.adapter,
             sampler=make_sampler(sampling),
-            answer=self._answer(options, messages, thinking),
+            answer=self._answer(stops, () if grammar else gentle, inside, options),
             eos_token_ids=self.eos_token_ids,
             max_tokens=self._max_tokens(prompt_ids, options.get("max_tokens")),
             process=self._process(sampling, options, len(prompt_ids)),
+            constraint=self._constraint(grammar, closing, inside, thinking) if grammar else None,
+            closing_token_ids=closing,
             logprobs=sampling.logprobs,
             lookup=PromptLookup(prompt_ids) if self._guesses(options) else None,
-            cancelled=cancelled.is_set,
+            cancelled=_cancelled(cancelled, options.get("timeout")),
         )
         values = dataclasses.asdict(sampling) | {"max_tokens": request.max_tokens}
         transcript = Transcript(request, sampling=values, expert=self.manifest.name)
-        return Asked(self.base, self.adapter, request, transcript, cancelled)
+        return Asked(self.base, transcript, cancelled)
 
     def _sampling(self, options: GenerateOptions) -> SamplingParams:
         """The caller's values, else the manifest's, else those of SamplingParams."""
@@ -129,18 +154,68 @@ class Voice:
         wanted = options.get("prompt_lookup")
         return self.base.config.precision == "fp32" if wanted is None else wanted
 
-    def _answer(self, options: GenerateOptions, messages: Sequence[Any], thinking: bool) -> AnswerText:
+    def _stops(self, options: GenerateOptions) -> list[str]:
         given = options.get("stop")
-        stops = [given] if isinstance(given, str) else list(given or ())
-        matcher = StopMatcher(
-            [*stops, *self.template.stops],
-            self.manifest.decoding.stop_sequences or (),
-            include_stop=bool(options.get("include_stop")),
-        )
-        inside = opens_thinking(self.template.render(messages, enable_thinking=thinking))
+        return [*([given] if isinstance(given, str) else given or ()), *self.template.stops]
+
+    def _answer(
+        self, stops: Sequence[str], gentle: Sequence[str], inside: bool, options: GenerateOptions
+    ) -> AnswerText:
+        matcher = StopMatcher(stops, gentle, include_stop=bool(options.get("include_stop")))
         thinks = inside or self.template.supports_thinking
         reasoning = ReasoningSplitter(inside=inside) if thinks else None
         return AnswerText(IncrementalDetokenizer(self.base.tokenizer), matcher, reasoning)
+
+    def _grammar(self, options: GenerateOptions) -> Grammar | None:
+        """The grammar of the caller, else the package's where its manifest wants it."""
+        given = {name: value for name, value in options.items() if name in _GRAMMARS and value is not None}
+        if len(given) > 1:
+            raise ValueError(
+                f"{' and '.join(given)} are given: an answer has one grammar, so leave out all but one"
+            )
+        if not given:
+            return self.grammar if self.manifest.decoding.use_grammar else None
+        ((name, value),) = given.items()
+        if name != "grammar" or isinstance(value, str):
+            return _GRAMMARS[name](value)
+        if value is True and self.grammar is None:
+            raise GrammarError(
+                f"grammar=True, and {self.manifest.name!r} has none in its package: pass a grammar"
+            )
+        if not isinstance(value, Grammar | bool):
+            raise TypeError(
+                f"grammar is {type(value).__name__}: it must be a GBNF text, a Grammar, True or False"
+            )
+        return self.grammar if value is True else value or None
+
+    def _single_tokens(self, stops: Sequence[str]) -> frozenset[int]:
+        """The stops that are one token each."""
+        tokenizer = self.base.tokenizer
+        encoded = ((stop, tokenizer.encode(stop)) for stop in stops)
+        return frozenset(ids[0] for stop, ids in encoded if len(ids) == 1 and tokenizer.decode(ids) == stop)
+
+    def _constraint(
+        self, grammar: Grammar, closing: frozenset[int], inside: bool, thinking: bool
+    ) -> Constraint:
+        constraint = self.base.grammars.compile(
+            grammar, end_token_ids=self.eos_token_ids, closing_token_ids=closing
+        )
+        if not inside and not (thinking and self.template.supports_thinking):
+            return constraint
+        tokenizer = self.base.tokenizer
+        open_id, close_id = map(tokenizer.token_to_id, ("<think>", "</think>"))
+        if open_id is None or close_id is None:
+            raise GrammarError(
+                "a grammar after thinking needs <think> and </think> among the model's tokens, and they are not: "
+                "leave out the grammar, or enable_thinking"
+            )
+        return AfterThinking(
+            constraint,
+            open_id=None if inside else open_id,
+            close_id=close_id,
+            gap=tokenizer.encode("\n\n"),
+            end_token_ids=self.eos_token_ids,
+        )
 
     def _max_tokens(self, prompt_ids: Sequence[int], max_tokens: int | None) -> int:
         if max_tokens is not None and not (isinstance(max_tokens, int) and max_tokens >= 1):
@@ -155,40 +230,103 @@ class Voice:
         return max_tokens or min(self.manifest.decoding.max_new_tokens or DEFAULT_MAX_TOKENS, room)
 
 
+def base_voice(base: Base) -> Voice:
+    """The base model without any expert, in its own words."""
+    manifest = ExpertManifest(name=base.config.name, version="", schema_version="2.0", base_models=(), raw={})
+    return Voice(
+        base=base,
+        adapter=base.no_adapter,
+        manifest=manifest,
+        template=base.template,
+        eos_token_ids=base.eos_token_ids | {*end_of_turn_ids(base.template, base.tokenizer)},
+        dialect=None,
+        grammar=None,
+    )
+
+
+def _cancelled(event: threading.Event, timeout: float | None) -> Callable[[], bool]:
+    if timeout is None:
+        return event.is_set
+    if not timeout > 0:
+        raise ValueError(f"timeout is {timeout!r}: it must be a number of seconds above 0")
+    end = time.monotonic() + timeout
+    return lambda: event.is_set() or time.monotonic() > end
+
+
 @dataclass(frozen=True)
 class Asked:
-    """A request to a base and an adapter, what is collected of its answer, and how it is cancelled."""
+    """A request to a base that is checked and not begun.
+
+    Attributes:
+        base: who answers.
+        transcript: what will be collected of the answer.
+        cancelled: ends the answer.
+    """
 
     base: Base
-    adapter: BoundAdapter | None
-    request: Request
     transcript: Transcript
     cancelled: threading.Event
 
+    @property
+    def request(self) -> Request:
+        """What the decode loop gets."""
+        return self.transcript.request
 
-def answer_steps(asked: Sequence[Asked], rows: int = 1) -> Generator[tuple[int, Step]]:
-    """The steps of requests to one base, as many at a time as `rows`; its rows are given back at the end."""
-    engine = asked[0].base.engine
-    requests = [one.request for one in asked]
-    adapter = asked[0].adapter
-    capacity = max(len(request.prompt_ids) + min(request.max_tokens, 256) for request in requests)
-    decoder = engine.decoder(adapter, capacity=capacity, rows=min(rows, len(requests)))
-    requests[0].swap_seconds = decoder.swap_seconds
-    try:
-        yield from decode(decoder, requests)
-    finally:
-        engine.release(decoder)
+    def submit(self) -> None:
+        """Have it answered as soon as its turn comes.
+
+        Raises:
+            InferenceError: the base was closed.
+        """
+        self.base.scheduler.submit(self.request, self.transcript.add, self.transcript.start)
+
+    def abandon(self) -> None:
+        """End it as cancelled, instead of `submit`."""
+        self.transcript.add(Step(None, finish_reason="cancelled"), time.perf_counter())
+
+    def begin(self) -> TextStream:
+        """As `submit`; the text as it comes."""
+        self.submit()
+        return TextStream(self.transcript, self.cancelled)
 
 
 def answer_all(asked: Sequence[Asked], batch_size: int) -> list[InferenceResult]:
-    """The results of requests, in their order; those of one base are answered together."""
+    """The results of requests, in their order, of each base so many at a time."""
     if not (isinstance(batch_size, int) and batch_size >= 1):
         raise ValueError(f"batch_size is {batch_size!r}: it must be an integer from 1")
-    for base in dict.fromkeys(one.base for one in asked):
-        own = [one for one in asked if one.base is base]
-        begin = time.perf_counter()
-        for number, step in answer_steps(own, batch_size):
-            now = time.perf_counter()
-            own[number].transcript.add(step, now - begin)
-            begin = now
-    return [one.transcript.result() for one in asked]
+    try:
+        for base in dict.fromkeys(one.base for one in asked):
+            base.scheduler.rows = max(base.scheduler.rows, batch_size)
+            waiting = deque(one for one in asked if one.base is base)
+            for _ in range(min(batch_size, len(waiting))):
+                _begin_next(waiting)
+        return [_awaited(one) for one in asked]
+    finally:
+        for one in asked:
+            one.cancelled.set()
+
+
+def _begin_next(waiting: deque[Asked]) -> None:
+    """Begin the next request that waits, and when it has ended the one after it."""
+    while True:
+        try:
+            one = waiting.popleft()
+        except IndexError:
+            return
+        try:
+            one.submit()
+        except InferenceError as error:
+            one.transcript.add(Step(None, error=error), time.perf_counter())
+            continue
+        one.transcript.listen(partial(_begin_after, one, waiting))
+        return
+
+
+def _begin_after(one: Asked, waiting: deque[Asked]) -> None:
+    if one.transcript.ended.is_set():
+        _begin_next(waiting)
+
+
+def _awaited(one: Asked) -> InferenceResult:
+    one.transcript.ended.wait()
+    return one.transcript.result()

@@ -9,19 +9,21 @@ from typing import Any, Literal
 
 __all__ = ["FinishReason", "InferenceResult", "Timings"]
 
-FinishReason = Literal["eos", "stop", "length", "cancelled"]
+FinishReason = Literal["eos", "stop", "length", "grammar", "cancelled"]
 
 
 @dataclass(frozen=True)
 class Timings:
-    """Wall-clock seconds spent inside the library, not in the caller's code between two pieces of a stream.
+    """Wall-clock seconds.
 
     Attributes:
+        queue: from the request to its turn.
         swap: binding the expert's adapter; 0.0 where it was bound already.
-        prefill: from the request to the first token, swap included.
+        prefill: from its turn to the first token, swap included.
         decode: all tokens after the first.
     """
 
+    queue: float = 0.0
     swap: float = 0.0
     prefill: float = 0.0
     decode: float = 0.0
@@ -39,9 +41,13 @@ class InferenceResult:
         cached_tokens: how many of these an earlier request had read already.
         completion_tokens: `len(tokens)`.
         accepted_tokens: how many of these prompt lookup guessed.
+        forced_tokens: how many of these the grammar left no choice about; they were not sampled.
+        grammar_complete: whether the answer satisfies its grammar; None where it had none. False too where the answer
+            was left before its end, and where a stop string cut it inside a token.
         logprobs: one `TokenLogprob` per token, where `logprobs` was asked for.
         sampling: the options of sampling that were used: the caller's, the manifest's or the defaults.
-        finish_reason: `eos` (the model ended), `stop` (a stop string), `length` (`max_tokens`), `cancelled`.
+        finish_reason: `eos` (the model ended), `stop` (a stop string), `length` (`max_tokens`), `grammar` (it lets
+            nothing follow), `cancelled`.
         timings: where the time went.
         expert: name of the expert.
     """
@@ -53,6 +59,8 @@ class InferenceResult:
     cached_tokens: int
     completion_tokens: int
     accepted_tokens: int
+    forced_tokens: int
+    grammar_complete: bool | None
     finish_reason: FinishReason
     logprobs: tuple[Any, ...] | None
     sampling: Mapping[str, Any]

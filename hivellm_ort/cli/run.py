@@ -55,6 +55,11 @@ def loading_options(command: Any) -> Any:
 @click.option("--top-k", type=int, help="0 is off; default: the expert's own.")
 @click.option("--stop", multiple=True, help="A string that ends the answer; may be repeated.")
 @click.option("--seed", type=int, help="Seed of the random numbers.")
+@click.option("--grammar", callback=text_or_file, help="GBNF grammar of the answer: text, or @FILE.")
+@click.option("--no-grammar", is_flag=True, help="Without the package's own grammar.")
+@click.option("--json-schema", callback=text_or_file, help="JSON schema of the answer: text, or @FILE.")
+@click.option("--regex", help="Regular expression that the answer matches.")
+@click.option("--choice", multiple=True, help="A text that the answer may be; give each of them.")
 @click.option("--thinking", "enable_thinking", is_flag=True, help="Let a thinking model think first.")
 @click.option("--prompt-lookup/--no-prompt-lookup", default=None, help="Guess tokens from the prompt.")
 @json_option("Print the whole result as JSON instead of streaming.")
@@ -67,9 +72,15 @@ def run(
     threads: int | None,
     trust: Policy,
     as_json: bool,
+    no_grammar: bool,
     **options: Any,
 ) -> None:
     """Answer PROMPT with the expert in PACKAGE."""
+    if no_grammar:
+        if options["grammar"] is not None:
+            raise click.UsageError("--grammar and --no-grammar exclude each other")
+        options["grammar"] = False
+    options["choice"] = options["choice"] or None
     with Expert.load(package, device=device, base=base, threads=threads, trust=trust) as expert:
         with expert.generate_stream(prompt, **options) as stream:
             for piece in stream:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
 from hivellm_ort.decoding.stops import StopMatcher
 from hivellm_ort.text.detokenizer import IncrementalDetokenizer
 from hivellm_ort.text.thinking import ReasoningSplitter
@@ -27,24 +29,52 @@ class AnswerText:
         self._detokenizer = detokenizer
         self._stops = stops
         self._reasoning = reasoning
+        self._searched = self._shown = (
+            0  # characters that were searched for stops, and that are shown of these
+        )
+        self._ends: list[int] = []  # after each token, the former
 
     def push(self, token_id: int) -> tuple[str, str, bool]:
         """The reasoning and the text that a token makes certain, and whether a stop string ends the answer."""
-        return self._split(self._detokenizer.push(token_id))
+        split = self._split(self._detokenizer.push(token_id))
+        self._ends.append(self._searched)
+        return split
 
-    def flush(self) -> tuple[str, str, bool]:
-        """As `push`, after the last token: what was held back."""
-        thought, text, stopped = self._split(self._detokenizer.flush())
+    def flush(self, *, cut: bool = False) -> tuple[str, str, bool]:
+        """As `push`, after the last token: what was held back.
+
+        Args:
+            cut: leave out bytes at the end that are no whole character, instead of showing them as U+FFFD.
+        """
+        held = self._detokenizer.flush()
+        thought, text, stopped = self._split(held.rstrip("\N{REPLACEMENT CHARACTER}") if cut else held)
         if self._reasoning is not None and not stopped:
             held_thought, held = self._reasoning.flush()
-            more, stopped = self._stops.push(held)
+            more, stopped = self._search(held)
             thought, text = thought + held_thought, text + more
-        text += self._stops.flush()
-        return thought, text, self._stops.matched is not None
+        last = self._stops.flush()
+        self._shown += len(last)
+        return thought, text + last, self._stops.matched is not None
+
+    def surplus(self) -> int | None:
+        """How many of the last tokens the text that is shown does without; None if it ends inside a token."""
+        count = bisect_left(self._ends, self._shown) + 1 if self._shown else 0
+        return len(self._ends) - count if not count or self._ends[count - 1] == self._shown else None
+
+    def close(self, token_id: int) -> tuple[str, str]:
+        """The reasoning and the text at the end, where the last token is a stop string."""
+        thought, text, _ = self.flush()
+        stop = self._detokenizer.push(token_id) + self._detokenizer.flush()
+        return thought, text + stop * self._stops.include_stop
 
     def _split(self, piece: str) -> tuple[str, str, bool]:
         thought = ""
         if self._reasoning is not None:
             thought, piece = self._reasoning.push(piece)
+        return thought, *self._search(piece)
+
+    def _search(self, piece: str) -> tuple[str, bool]:
         text, stopped = self._stops.push(piece)
-        return thought, text, stopped
+        self._searched += len(piece)
+        self._shown += len(text)
+        return text, stopped

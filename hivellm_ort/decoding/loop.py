@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,15 +13,16 @@ from hivellm_ort.decoding.answer import AnswerText
 from hivellm_ort.decoding.logprobs import TokenLogprob, token_logprob
 from hivellm_ort.decoding.lookup import PromptLookup
 from hivellm_ort.decoding.sampler import FloatArray, LogitsProcessor, Sampler
+from hivellm_ort.grammar.constraint import Constraint
+from hivellm_ort.grammar.matcher import fill_masks
 from hivellm_ort.result import FinishReason
 
-__all__ = ["Model", "Request", "Step", "decode"]
+__all__ = ["Loop", "Model", "Request", "Step"]
 
 
 class Model(Protocol):
     """What the loop needs of the engine: rows of tokens, each with an adapter of its own."""
 
-    rows: int
     swap_seconds: float
 
     def start(self, row: int, adapter: Any, capacity: int, token_ids: Sequence[int]) -> int:
@@ -55,6 +56,8 @@ class Request:
         eos_token_ids: tokens that end the answer.
         max_tokens: at least 1.
         process: changes the logits before sampling; gets the token ids so far, prompt included, int64 [n].
+        constraint: fresh; the grammar of the answer. Tokens that it forces are not sampled.
+        closing_token_ids: tokens that are a stop string where the grammar is complete.
         logprobs: how many of the likeliest tokens to give with each token; None for no probabilities at all.
         lookup: fresh; guesses tokens; None for one token at a time.
         cancelled: asked before every step.
@@ -69,6 +72,8 @@ class Request:
     eos_token_ids: Collection[int]
     max_tokens: int
     process: LogitsProcessor | None = None
+    constraint: Constraint | None = None
+    closing_token_ids: Collection[int] = ()
     logprobs: int | None = None
     lookup: PromptLookup | None = None
     cancelled: Callable[[], bool] = lambda: False
@@ -81,11 +86,14 @@ class Step:
     """One generated token.
 
     Attributes:
-        token_id: the token; None where the request was cancelled before another.
+        token_id: the token; None where the request was cancelled, or failed, before another.
         text: text that is certain now; may be empty, and may hold more than this token's.
         reasoning: the same of a think block before the answer.
         finish_reason: None while the generation goes on.
         logprob: the token's probability, where it was asked for.
+        forced: whether the grammar left no other token.
+        grammar_complete: of the last step: whether the answer satisfies its grammar; None where it has none.
+        error: what ended the request, in place of a finish reason.
     """
 
     token_id: int | None
@@ -93,116 +101,234 @@ class Step:
     reasoning: str = ""
     finish_reason: FinishReason | None = None
     logprob: TokenLogprob | None = None
+    forced: bool = False
+    grammar_complete: bool | None = None
+    error: Exception | None = None
 
 
-def decode(model: Model, requests: Sequence[Request]) -> Iterator[tuple[int, Step]]:
-    """Generate the answers of all requests, as many at a time as the model has rows.
+class Loop:
+    """Answers requests on the rows of a model; they may come and go at any time.
 
-    Yields the number of a request and its next step. The texts of a request's steps joined are its answer; its last
-    step, and only it, has a `finish_reason`. Waiting requests take the rows of finished ones, in order.
+    Every step that it yields comes with the key of its request. The texts of a request's steps joined are its answer;
+    its last step, and only it, has a `finish_reason` or an `error`. A request that fails ends alone, unless the model
+    fails on a step of all rows.
 
     Args:
         model: rows of the engine, none of them in use.
-        requests: at least one.
     """
-    waiting = deque(enumerate(requests))
-    rows: list[_Row] = []
-    while waiting or rows:
-        while waiting and len(rows) < model.rows:
-            number, request = waiting.popleft()
-            row = _Row(number, request)
-            step = row.begin(model, len(rows))
-            yield number, step
-            if waiting or rows or row.finished:
-                # Others may begin alike, and need not wait for the end of this answer.
-                model.keep(len(rows), row.token_ids)
-            if not row.finished:
-                rows.append(row)
+
+    def __init__(self, model: Model):
+        self._model = model
+        self._rows: list[_Row] = []
+
+    @property
+    def active(self) -> int:
+        """How many requests are being answered."""
+        return len(self._rows)
+
+    def adapters(self) -> list[Any]:
+        """Their adapters."""
+        return [row.request.adapter for row in self._rows]
+
+    def begin(self, key: int, request: Request) -> Iterator[tuple[int, Step]]:
+        """Read a request's prompt in the next free row, and generate its first token."""
+        row = _Row(key, request)
+        place = len(self._rows)
+        for step in _guarded(row, row.begin(self._model, place)):
+            yield key, step
+        if not row.failed:
+            # Others may begin alike, and need not wait for the end of this answer.
+            self._model.keep(place, row.token_ids)
+        if not row.finished:
+            self._rows.append(row)
+
+    def step(self) -> Iterator[tuple[int, Step]]:
+        """Generate the next token of every request, of a single one perhaps several."""
+        rows, model = self._rows, self._model
         if len(rows) == 1:
-            for step in rows[0].advance(model):
-                yield rows[0].number, step
+            for step in _guarded(rows[0], rows[0].advance(model)):
+                yield rows[0].key, step
         elif rows:
-            logits = model.step([row.token_ids[-1] for row in rows])
-            for row, scores in zip(rows, logits, strict=True):
-                yield row.number, row.accept(scores)
-        _remove_finished(model, rows)
+            try:
+                for place, row in enumerate(rows):
+                    row.catch_up(model, place)
+                logits = model.step([row.token_ids[-1] for row in rows])
+            except Exception as error:  # nothing of these rows can be trusted any more
+                for row in rows:
+                    yield row.key, row.fail(error)
+            else:
+                fill_masks([row.request.constraint for row in rows if row.request.constraint is not None])
+                for row, scores in zip(rows, logits, strict=True):
+                    for step in _guarded(row, row.accept(scores)):
+                        yield row.key, step
+        self._remove_finished()
+
+    def _remove_finished(self) -> None:
+        """Give back the rows of finished requests; the rows in use stay the first ones."""
+        rows = self._rows
+        for place in reversed(range(len(rows))):
+            if rows[place].finished:
+                if not rows[place].failed:
+                    self._model.keep(place, rows[place].token_ids)
+                last = len(rows) - 1
+                if place != last:
+                    self._model.move(last, place)
+                    rows[place] = rows[last]
+                rows.pop()
 
 
-def _remove_finished(model: Model, rows: list[_Row]) -> None:
-    """Give back the rows of finished requests; the rows in use stay the first ones."""
-    for place in reversed(range(len(rows))):
-        if rows[place].finished:
-            model.keep(place, rows[place].token_ids)
-            last = len(rows) - 1
-            if place != last:
-                model.move(last, place)
-                rows[place] = rows[last]
-            rows.pop()
+def _guarded(row: _Row, steps: Iterator[Step]) -> Iterator[Step]:
+    """The steps; an error of a grammar, of a processor or of the model on this row becomes the last of them."""
+    try:
+        yield from steps
+    except Exception as error:
+        yield row.fail(error)
 
 
 class _Row:
-    """A request that is being answered. The model has read all of its tokens but the last."""
+    """A request that is being answered."""
 
-    def __init__(self, number: int, request: Request):
-        self.number = number
+    def __init__(self, key: int, request: Request):
+        self.key = key
         self.request = request
         self.token_ids = list(request.prompt_ids)
-        self.finished = False
+        self.finished = self.failed = False
         self._end = len(request.prompt_ids) + request.max_tokens
+        self._unread = (
+            0  # how many of the last tokens the model has not read; at least one between two passes
+        )
+        self._forced: deque[int] = deque()  # what the grammar says comes next
 
-    def begin(self, model: Model, place: int) -> Step:
+    def begin(self, model: Model, place: int) -> Iterator[Step]:
         """Read the prompt, and generate the first token."""
         request = self.request
         if request.cancelled():
-            return self._cancel()
+            yield self._cancel()
+            return
         capacity = len(self.token_ids) + min(request.max_tokens, 256)
         request.cached_tokens = model.start(place, request.adapter, capacity, self.token_ids)
-        logits = model.append(place, self.token_ids[request.cached_tokens :])
         request.swap_seconds += model.swap_seconds
-        return self.accept(logits[0])
+        if request.constraint is not None:
+            yield from self.accept(None)
+        if not self.finished:
+            logits = model.append(place, self.token_ids[request.cached_tokens :])
+            self._unread = 0
+            yield from self.accept(logits[0])
 
     def advance(self, model: Model) -> Iterator[Step]:
-        """Read the last token and a guess at what follows, and generate the tokens guessed right, plus one."""
+        """Read the last tokens and a guess at what follows, and generate the tokens guessed right, plus one."""
         request, lookup = self.request, self.request.lookup
         if request.cancelled():
             yield self._cancel()
             return
-        room = self._end - len(self.token_ids) - 1
-        guess = lookup.guess(self.token_ids, room) if lookup is not None else []
-        logits = model.append(0, [self.token_ids[-1], *guess], len(guess) + 1)
-        right = 0
-        for scores, following in zip(logits, [*guess, None], strict=True):
-            step = self.accept(scores)
-            yield step
-            if self.finished or step.token_id != following:
-                break
-            right += 1
+        start = len(self.token_ids)
+        guess = lookup.guess(self.token_ids, self._end - start - 1) if lookup is not None else []
+        if guess and request.constraint is not None:
+            guess = guess[: request.constraint.fits(guess)]
+        logits = model.append(0, [*self.token_ids[-self._unread :], *guess], len(guess) + 1)
+        right, count = 0, 0
+        while right == count <= len(guess) and not self.finished:
+            yield from self.accept(logits[count])
+            count = len(self.token_ids) - start
+            while right < min(count, len(guess)) and self.token_ids[start + right] == guess[right]:
+                right += 1
+        self._unread = count - right
         if lookup is not None and guess:
-            model.truncate(0, len(self.token_ids) - 1)
+            model.truncate(0, start + right)
             lookup.record(len(guess), right)
 
-    def accept(self, logits: FloatArray) -> Step:
-        """Choose the next token from its logits, float32 [vocab]."""
+    def catch_up(self, model: Model, place: int) -> None:
+        """Read all tokens but the last."""
+        if self._unread > 1:
+            model.append(place, self.token_ids[-self._unread : -1])
+        self._unread = 0
+
+    def accept(self, logits: FloatArray | None) -> Iterator[Step]:
+        """Choose the next token from its logits, float32 [vocab], and take those that the grammar forces after it.
+
+        Without logits, as before the first token, only those that the grammar forces.
+        """
         request = self.request
         if request.cancelled():
-            return self._cancel()
-        scores = logits
-        if request.process is not None:
-            scores = request.process(np.array(self.token_ids, np.int64), logits)
-        token = request.sampler(scores)
-        self.token_ids.append(token)
+            yield self._cancel()
+            return
+        if logits is not None:
+            yield self._choose(logits)
+        elif request.constraint is not None:
+            self._forced.extend(request.constraint.forced())
+        # Probabilities are those of the model: where they are wanted, forced tokens wait for logits too.
+        while self._forced and request.logprobs is None and not self.finished:
+            yield self._take(self._forced.popleft(), forced=True)
+
+    def fail(self, error: Exception) -> Step:
+        """The last step of a request that cannot go on."""
+        self.finished = self.failed = True
+        return self._last(Step(None, error=error))
+
+    def _choose(self, logits: FloatArray) -> Step:
+        request = self.request
+        forced = bool(self._forced)
+        if forced:
+            token = self._forced.popleft()
+        else:
+            scores = logits
+            if request.process is not None:
+                scores = request.process(np.array(self.token_ids, np.int64), scores)
+            if request.constraint is not None:
+                scores = request.constraint.apply(scores)
+            token = request.sampler(scores)
         logprob = None if request.logprobs is None else token_logprob(logits, token, request.logprobs)
-        ended, full = token in request.eos_token_ids, len(self.token_ids) >= self._end
-        thought, text, stopped = ("", "", False) if ended else request.answer.push(token)
-        reason: FinishReason | None = "stop" if stopped else None
-        if not stopped and (ended or full):
-            more_thought, more, stopped = request.answer.flush()
-            thought, text = thought + more_thought, text + more
-            reason = "stop" if stopped else "eos" if ended else "length"
+        return self._take(token, logprob, forced=forced)
+
+    def _take(self, token: int, logprob: TokenLogprob | None = None, *, forced: bool = False) -> Step:
+        """Add a token to the answer."""
+        request, constraint = self.request, self.request.constraint
+        reason: FinishReason | None = None
+        if token in request.eos_token_ids:
+            reason = "eos"
+        elif constraint is not None:
+            if token in request.closing_token_ids and constraint.complete:
+                reason = "stop"
+            else:
+                constraint.accept(token)
+                reason = "grammar" if constraint.finished else None
+            if reason is None and not self._forced:
+                self._forced.extend(constraint.forced())
+        self.token_ids.append(token)
+        self._unread += 1
+        thought, text, stopped = "", "", False
+        if reason == "stop":
+            thought, text = request.answer.close(token)
+        elif reason != "eos":
+            thought, text, stopped = request.answer.push(token)
+        if stopped:
+            reason = "stop"
+        elif reason is None and len(self.token_ids) >= self._end:
+            reason = "length"
         self.finished = reason is not None
-        return Step(token, text, thought, reason, logprob)
+        step = Step(token, text, thought, reason, logprob, forced)
+        return self._last(step) if self.finished else step
 
     def _cancel(self) -> Step:
         self.finished = True
-        thought, text, _ = self.request.answer.flush()
-        return Step(None, text, thought, "cancelled")
+        return self._last(Step(None, finish_reason="cancelled"))
+
+    def _last(self, step: Step) -> Step:
+        """The step with the text that was held back, and whether the answer satisfies its grammar."""
+        answer, constraint, reason = self.request.answer, self.request.constraint, step.finish_reason
+        # A grammar makes whole characters only; what cuts its answer short must not cut one.
+        thought, text, stopped = answer.flush(cut=constraint is not None and reason not in ("eos", "grammar"))
+        if stopped and reason in ("eos", "grammar", "length"):
+            reason = "stop"
+        complete = None if constraint is None else constraint.complete
+        if constraint is not None and stopped:
+            surplus = answer.surplus()
+            constraint.rollback(surplus or 0)
+            complete = surplus is not None and constraint.complete
+        return replace(
+            step,
+            text=step.text + text,
+            reasoning=step.reasoning + thought,
+            finish_reason=reason,
+            grammar_complete=complete,
+        )

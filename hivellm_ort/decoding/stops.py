@@ -42,6 +42,8 @@ class StopMatcher:
 
     matched: str | None
     """The stop that was found, None as long as none was."""
+    include_stop: bool
+    """As given."""
 
     def __init__(
         self,
@@ -58,7 +60,7 @@ class StopMatcher:
         self._stops = sorted(kinds, key=lambda stop: (not stop.kept, len(stop.text), stop.text))
         # Where backslashes escape nothing, as in SQL, the first reading may miss the end of a literal.
         self._readings = [Nesting("\"'`"), Nesting('"`')] if set(gentle) - set(stops) else []
-        self._include_stop = include_stop
+        self.include_stop = include_stop
         self._held = ""
         self._levels = [Level.LITERAL]  # before each character held, and after the last
         self._begun = False  # something but whitespace has come
@@ -167,7 +169,7 @@ class StopMatcher:
             end = start + len(stop.text)
             place = end if stop.kept else start
             if start >= 0 and (first is None or place < first.place):
-                first = _Found(place, start, end if self._include_stop else place, stop.text)
+                first = _Found(place, start, end if self.include_stop else place, stop.text)
         return first
 
     def _pending(self, text: str, *, kept: bool) -> int:

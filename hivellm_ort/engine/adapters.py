@@ -76,6 +76,11 @@ class BoundAdapter:
         self.arrays: Mapping[str, Array] = views
         self.values: Mapping[str, Any] = {**{name: value(array) for name, array in views.items()}, **shared}
 
+    @classmethod
+    def none(cls, config: DecoderConfig) -> BoundAdapter:
+        """The adapter that changes nothing, for requests to the base itself beside those of experts."""
+        return cls(PreparedAdapter("none", 0, config.source_sha256, {}, digest="none"), config)
+
 
 def bind_values(binding: Any, values: Mapping[str, Any], bound: Mapping[str, Any]) -> None:
     """Bind every input of `values` that is not the same in `bound`, what is bound now."""

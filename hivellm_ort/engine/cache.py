@@ -27,7 +27,7 @@ class KVCache:
 
     def __init__(self, architecture: Architecture, *, rows: int, capacity: int):
         shape = (rows, architecture.num_key_value_heads, capacity, architecture.head_dim)
-        self.capacity = capacity
+        self.rows, self.capacity = rows, capacity
         layers = range(architecture.num_hidden_layers)
         try:
             self._buffers = [np.zeros(shape, np.float32) for _ in layers for _ in ("key", "value")]

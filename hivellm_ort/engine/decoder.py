@@ -21,6 +21,7 @@ from hivellm_ort.errors import ContextLengthError, InferenceError, OutOfMemoryEr
 __all__ = ["Decoder"]
 
 _GROWTH = 256  # cache capacities are multiples of this many tokens
+_KEPT_CAPACITY = 2048  # a larger cache is not kept while there is nothing to do
 _PREFILL_CHUNK = 1024  # tokens per forward pass of a prompt: bounds the activations' memory
 
 Logits = NDArray[np.float32]
@@ -29,23 +30,22 @@ Logits = NDArray[np.float32]
 class Decoder:
     """Rows of generation, each with a length and an adapter. Not safe to share between threads.
 
-    GroupQueryAttention appends several tokens to one row only: `append` runs on a view of that row's cache, `step`
-    on all rows together, one token each. Logits are overwritten by the next call.
+    There are as many rows, and room for as many tokens, as were asked for since the last `rest`. GroupQueryAttention
+    appends several tokens to one row only: `append` runs on a view of that row's cache, `step` on all rows together,
+    one token each. Logits are overwritten by the next call.
 
     Attributes:
-        rows: how many rows there are.
         swap_seconds: time that the last `start` took to bind its adapter; 0.0 where it was bound already.
     """
 
-    def __init__(self, session: Any, config: DecoderConfig, prefixes: PrefixCache, rows: int = 1):
-        self.session = session
-        self.rows = rows
+    def __init__(self, session: Any, config: DecoderConfig, prefixes: PrefixCache):
         self.swap_seconds = 0.0
         self._config = config
         self._prefixes = prefixes
-        self._lengths = [0] * rows
-        self._adapters: list[BoundAdapter | None] = [None] * rows
+        self._lengths: list[int] = []
+        self._adapters: list[BoundAdapter | None] = []
         self._cache: KVCache | None = None
+        self._session = session
         self._one = _Pass(session, config)
         self._all = _Pass(session, config)
         self._mixed: MixedAdapters | None = None
@@ -57,9 +57,14 @@ class Decoder:
         return self._cache.capacity if self._cache else 0
 
     @property
-    def adapter(self) -> BoundAdapter | None:
-        """The adapter that `append` has bound."""
-        return self._one.adapter
+    def rows(self) -> int:
+        """How many rows there is room for."""
+        return self._cache.rows if self._cache else 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the keys and values."""
+        return self._cache.nbytes if self._cache else 0
 
     def length(self, row: int = 0) -> int:
         """Tokens in a row."""
@@ -71,7 +76,7 @@ class Decoder:
         """Begin a row anew.
 
         Args:
-            row: the row.
+            row: the row; at most one after the rows begun before.
             adapter: its adapter; None for the base alone.
             capacity: tokens to have room for.
             token_ids: what it is going to read; as many of them as another request has read are taken over, but
@@ -81,6 +86,9 @@ class Decoder:
         Returns:
             How many tokens were taken over.
         """
+        if row == len(self._lengths):
+            self._lengths.append(0)
+            self._adapters.append(None)
         self._lengths[row], self._adapters[row] = 0, adapter
         begin = time.perf_counter()
         swapped = self._one.use_adapter(adapter)
@@ -137,11 +145,29 @@ class Decoder:
         """Offer what a row has read, the first of `token_ids`, to requests that begin alike."""
         cache = self._cache
         if cache is not None:
-            size = cache.nbytes // (self.rows * cache.capacity)
+            size = cache.nbytes // (cache.rows * cache.capacity)
             known = token_ids[: self._lengths[row]]
             adapter = _digest(self._adapters[row])
             with contextlib.suppress(MemoryError):  # an answer is not worth less for not being kept
                 self._prefixes.add(adapter, known, lambda length: cache.save(row, length), size)
+
+    def rest(self) -> None:
+        """Every row is free: give back the memory that many or long rows took."""
+        self._lengths.clear()
+        self._adapters.clear()
+        if self.rows > 1 or self.capacity > _KEPT_CAPACITY:
+            self._cache = None
+            self._unbind()
+
+    def forget(self, adapter: BoundAdapter) -> None:
+        """Let go of an adapter that no row has any more, so that its memory can be freed."""
+        mixed = self._mixed is not None and adapter in self._mixed.adapters
+        if mixed or adapter in (self._one.adapter, self._all.adapter):
+            self._unbind()
+
+    def _unbind(self) -> None:
+        self._one, self._all = (_Pass(self._session, self._config) for _ in range(2))
+        self._mixed, self._mixed_rows = None, ()
 
     def _use_adapters(self, adapters: Sequence[BoundAdapter | None]) -> None:
         first = adapters[0]
@@ -164,14 +190,18 @@ class Decoder:
         limit = self._config.architecture.max_position_embeddings
         if tokens > limit:
             raise ContextLengthError(f"{tokens} tokens exceed the model's context of {limit}")
-        if tokens <= self.capacity:
+        rows, capacity = max(self.rows, 1), self.capacity
+        if tokens <= capacity and len(self._lengths) <= rows:
             return
-        # Doubling keeps the copies of a long answer linear in its length.
-        wanted = max(tokens, 2 * self.capacity if any(self._lengths) else 0)
-        capacity = min(-(-wanted // _GROWTH) * _GROWTH, limit)
-        cache = KVCache(self._config.architecture, rows=self.rows, capacity=capacity)
+        # Doubling keeps the copies of a long answer, and of many rows, linear.
+        if tokens > capacity:
+            wanted = max(tokens, 2 * capacity if any(self._lengths) else 0)
+            capacity = min(-(-wanted // _GROWTH) * _GROWTH, limit)
+        while rows < len(self._lengths):
+            rows *= 2
+        cache = KVCache(self._config.architecture, rows=rows, capacity=capacity)
         if self._cache is not None:
-            cache.copy_from(self._cache, self._lengths)
+            cache.copy_from(self._cache, self._lengths[: self._cache.rows])
         self._cache = cache
 
 

@@ -88,6 +88,12 @@ class PrefixCache:
             self.max_bytes = max_bytes
             self._make_room(0)
 
+    def shrink(self, nbytes: int) -> None:
+        """Forget the least recently used entries until there are no more bytes than these."""
+        with self._lock:
+            while self._entries and self._nbytes > nbytes:
+                self._remove(next(iter(self._entries)))
+
     def clear(self, adapter: str | None = None) -> None:
         """Forget the entries of one adapter, or all."""
         with self._lock:

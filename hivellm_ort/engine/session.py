@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from hivellm_ort.contract import ADAPTER_GRAPH, BASE_GRAPH, DECODER_JSON, DecoderConfig
-from hivellm_ort.engine.adapters import BoundAdapter
 from hivellm_ort.engine.decoder import Decoder
 from hivellm_ort.engine.prefixes import PrefixCache
 from hivellm_ort.engine.providers import choose_provider, import_onnxruntime
@@ -17,8 +16,6 @@ __all__ = ["PREFIX_CACHE_BYTES", "Engine"]
 
 PREFIX_CACHE_BYTES = 256 << 20
 """Most bytes of keys and values of earlier requests, per base."""
-
-_IDLE_CAPACITY = 2048  # a decoder with a larger cache is not kept for reuse
 
 
 class Engine:
@@ -49,46 +46,19 @@ class Engine:
         self._threads = threads
         self._lock = threading.Lock()
         self._sessions: dict[bool, Any] = {}
-        self._idle: list[Decoder] = []
         self.prefixes = PrefixCache(PREFIX_CACHE_BYTES)
 
-    def decoder(self, adapter: BoundAdapter | None, *, capacity: int, rows: int = 1) -> Decoder:
-        """A decoder whose first row is begun with `adapter` (None: the base alone) and room for `capacity` tokens.
-
-        Give it back with `release`: its buffers are used again, and only an adapter's inputs are bound anew.
+    def decoder(self, *, adapters: bool) -> Decoder:
+        """A decoder without rows yet, on the graph that takes adapters or on the one that takes none.
 
         Raises:
             LoadError: ONNX Runtime cannot load the graph.
-            OutOfMemoryError: the cache cannot be allocated.
         """
-        session = self._session(adapter is not None)
-        with self._lock:
-            for decoder in self._idle:
-                if decoder.session is session and decoder.rows == rows:
-                    self._idle.remove(decoder)
-                    break
-            else:
-                decoder = Decoder(session, self.config, self.prefixes, rows)
-        decoder.start(0, adapter, capacity)
-        return decoder
-
-    def release(self, decoder: Decoder) -> None:
-        """Keep a decoder for the next request, if it is one small row and none is kept yet."""
-        with self._lock:
-            kept = any(other.session is decoder.session for other in self._idle)
-            if not kept and decoder.rows == 1 and decoder.capacity <= _IDLE_CAPACITY and self._sessions:
-                self._idle.append(decoder)
-
-    def forget(self, adapter: BoundAdapter) -> None:
-        """Let go of what is kept for reuse with `adapter` bound, so that its memory can be freed."""
-        with self._lock:
-            self._idle = [decoder for decoder in self._idle if decoder.adapter is not adapter]
-        self.prefixes.clear(adapter.digest)
+        return Decoder(self._session(adapters), self.config, self.prefixes)
 
     def close(self) -> None:
-        """Free sessions and buffers; running generations keep theirs until they end."""
+        """Free sessions and what is kept of prompts; decoders keep their session."""
         with self._lock:
-            self._idle.clear()
             self._sessions.clear()
         self.prefixes.clear()
 

@@ -11,6 +11,7 @@ from hivellm_ort.contract import DECODER_JSON, DecoderConfig
 from hivellm_ort.errors import LoadError
 from hivellm_ort.integrity import Verdict
 from hivellm_ort.loading.adapter_files import find_adapter_files
+from hivellm_ort.loading.grammars import GRAMMAR
 from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
 from hivellm_ort.package.manifest_schema import schema_problems
 from hivellm_ort.package.store import UnpackedPackage
@@ -18,7 +19,6 @@ from hivellm_ort.package.store import UnpackedPackage
 __all__ = ["inspect"]
 
 _TEMPLATES = ("chat_template.jinja", "tokenizer_config.json")
-_GRAMMAR = "grammar.gbnf"
 
 
 def inspect(package: UnpackedPackage, manifest: ExpertManifest, verdict: Verdict) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def _chat_template(package: UnpackedPackage) -> str | None:
 
 def _grammar(package: UnpackedPackage, manifest: ExpertManifest) -> dict[str, Any] | None:
     decoding = manifest.decoding
-    name = decoding.grammar_file or _GRAMMAR
+    name = decoding.grammar_file or GRAMMAR
     size = next((member.size for member in package.members if member.name == name), None)
     if size is None and not package.members and (package.root / name).is_file():
         size = (package.root / name).stat().st_size

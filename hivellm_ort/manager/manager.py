@@ -1,23 +1,35 @@
-"""Several experts on shared bases."""
+"""Many experts by name, on shared bases."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypedDict, Unpack
 
 from hivellm_ort.decoding.stream import AsyncTextStream, TextStream
 from hivellm_ort.errors import LoadError, UnknownExpertError
 from hivellm_ort.expert import Expert, StrPath
-from hivellm_ort.integrity import Policy, Trust, Verdict
+from hivellm_ort.integrity import Policy, Trust
+from hivellm_ort.loading.opening import open_with_progress
+from hivellm_ort.manager.constraints import check_constraints, in_load_order, needed_by
+from hivellm_ort.manager.info import ExpertInfo
+from hivellm_ort.manager.residents import Residents
+from hivellm_ort.manager.slots import Slot
+from hivellm_ort.manager.watch import Watch
+from hivellm_ort.observability import Events, Metrics
 from hivellm_ort.options import GenerateOptions, options_of_rows
 from hivellm_ort.package.archive import DEFAULT_LIMITS, Limits
-from hivellm_ort.requests import DEFAULT_BATCH_SIZE, answer_all
+from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
+from hivellm_ort.package.store import Store
+from hivellm_ort.requests import DEFAULT_BATCH_SIZE, Asked, answer_all, base_voice
 from hivellm_ort.result import InferenceResult
+from hivellm_ort.routing import Candidate, Route, Router, Scorer, Tags
 
-__all__ = ["ExpertInfo", "ExpertManager"]
+__all__ = ["ExpertManager"]
+
+_ROUTED_CHARACTERS = 4000  # of a system message and a schema each: beyond that they tell nothing new
 
 
 class _Loading(TypedDict):
@@ -29,50 +41,37 @@ class _Loading(TypedDict):
     prefix_cache_bytes: int | None
 
 
-@dataclass(frozen=True)
-class ExpertInfo:
-    """A loaded expert in a list.
-
-    Attributes:
-        name: the name it was loaded under.
-        package: name of its manifest.
-        version: version of its manifest.
-        base: short name of the base model.
-        base_sha256: digest of the base bundle; equal digests share one session.
-        verdict: what its signature is worth.
-        kind: adapter kind, `merged` where it is folded into the base.
-        rank: adapter rank, 0 where merged.
-        adapter_bytes: memory of the adapter's weights.
-    """
-
-    name: str
-    package: str
-    version: str
-    base: str
-    base_sha256: str
-    verdict: Verdict
-    kind: str
-    rank: int
-    adapter_bytes: int
-
-
 class ExpertManager:
-    """Experts by name, one session per base.
+    """Experts by name, one session per base. Every method may be called from any thread.
 
-    Changing between experts of one base binds the other adapter's weights and nothing else.
+    Requests to experts of one base share its forward passes, first come, first served; different bases run side by
+    side. Changing between experts of one base binds the other adapter's weights and nothing else. A request keeps the
+    adapter it began with, whatever is loaded or unloaded meanwhile.
 
     Args:
+        max_loaded_experts: most adapters in memory; the least recently used is evicted for another, and loaded again
+            with its next request. None for any number.
+        memory_budget: most bytes of bases, adapters and caches; over it go kept prefixes, then adapters, then bases
+            without adapters, the least recently used first. None for any number. Weights count as they are on disk.
+        scorer: ranks experts for prompts without a name; by keywords, capabilities and hints by default.
         device: for every expert, see `Expert.load`.
         cache_dir: see `Expert.load`.
         threads: see `Expert.load`.
         trust: see `Expert.load`.
         limits: see `Expert.load`.
         prefix_cache_bytes: see `Expert.load`.
+
+    Attributes:
+        events: tells listeners what happens (see `hivellm_ort.observability`).
+        metrics: counters and histograms of it.
     """
 
     def __init__(
         self,
         *,
+        max_loaded_experts: int | None = None,
+        memory_budget: int | None = None,
+        scorer: Scorer | None = None,
         device: str | None = None,
         cache_dir: StrPath | None = None,
         threads: int | None = None,
@@ -88,70 +87,165 @@ class ExpertManager:
             limits=limits,
             prefix_cache_bytes=prefix_cache_bytes,
         )
-        self._lock = threading.Lock()
-        self._experts: dict[str, Expert] = {}
+        self.metrics = Metrics()
+        self.events = Events(self.metrics)
+        self._scorer = scorer
+        self._residents = Residents(max_loaded_experts, memory_budget, self.events)
+        self._routed: tuple[list[Slot], Router] | None = None
+        self._running: set[Watch] = set()
 
-    def load_expert(self, name: str, path: StrPath, *, base: StrPath | None = None) -> Expert:
-        """Load the package at `path` under `name`; `base` as in `Expert.load`.
+    def load_expert(
+        self, name: str, path: StrPath, *, base: StrPath | None = None, replace: bool = False
+    ) -> ExpertInfo:
+        """Load the package at `path` under `name`.
+
+        Args:
+            name: the name to ask it by.
+            path: the package.
+            base: as in `Expert.load`.
+            replace: whether it may take the place of another; requests that run keep the one they began with.
 
         Raises:
-            LoadError: the name is in use, or the package cannot be loaded.
+            LoadError: the name is in use, the package cannot be loaded, or `constraints` of its manifest or of a
+                loaded one forbid it. Nothing has changed then.
         """
-        self._check_free(name)
-        expert = Expert.load(path, base=base, **self._loading)
-        with self._lock:
-            if name not in self._experts:
-                self._experts[name] = expert
-                return expert
-        expert.close()
-        self._check_free(name)
-        raise LoadError(f"expert {name!r} was loaded and unloaded by another thread meanwhile: try again")
+        load = partial(Expert.load, path, base=base, **self._loading)
+        slot = Slot.of(name, load(), load)
+        self._residents.add(slot, replace=replace, check=partial(check_constraints, slot.manifest))
+        return slot.info()
+
+    def load_experts(
+        self, packages: Mapping[str, StrPath], *, base: StrPath | None = None
+    ) -> list[ExpertInfo]:
+        """Load several packages in the order that their `constraints` ask for (`load_order`, `requires`).
+
+        Raises:
+            LoadError: as `load_expert`; none of them stays loaded.
+        """
+        names = in_load_order({name: self._manifest(path) for name, path in packages.items()})
+        infos: dict[str, ExpertInfo] = {}
+        try:
+            for name in names:
+                infos[name] = self.load_expert(name, packages[name], base=base)
+        except BaseException:
+            for name in reversed(infos):
+                self.unload_expert(name)
+            raise
+        return list(infos.values())
 
     def unload_expert(self, name: str) -> None:
-        """Unload an expert; answers that are being generated are finished.
+        """Unload an expert; its answers that are being generated are finished.
 
         Raises:
             UnknownExpertError: there is none of that name.
+            LoadError: another loaded expert requires it.
         """
-        with self._lock:
-            expert = self._get(name)
-            del self._experts[name]
-        expert.close()
+
+        def check(slot: Slot, others: list[ExpertManifest]) -> None:
+            needing = needed_by(slot.manifest, others)
+            if needing:
+                raise LoadError(f"{name!r} is required by {', '.join(map(repr, needing))}: unload that first")
+
+        self._residents.remove(name, check)
 
     def list_loaded_experts(self) -> list[ExpertInfo]:
-        """What is loaded, in the order of loading."""
-        with self._lock:
-            experts = list(self._experts.items())
-        return [
-            ExpertInfo(
-                name=name,
-                package=expert.manifest.name,
-                version=expert.manifest.version,
-                base=expert.base.name,
-                base_sha256=expert.base.sha256,
-                verdict=expert.verdict,
-                kind=expert.adapter.kind if expert.adapter else "merged",
-                rank=expert.adapter.rank if expert.adapter else 0,
-                adapter_bytes=expert.adapter.nbytes if expert.adapter else 0,
-            )
-            for name, expert in experts
-        ]
+        """Every expert, in memory or evicted, in the order of loading."""
+        return [slot.info() for slot in self._residents.slots()]
+
+    def pin(self, name: str) -> None:
+        """Keep an expert in memory until `unpin` was called as often.
+
+        Raises:
+            UnknownExpertError: there is none of that name.
+            LoadError: it was evicted, and its package cannot be loaded any more.
+        """
+        lease = self._residents.lease(name)
+        self._residents.pin(name, 1)
+        lease.release()
+
+    def unpin(self, name: str) -> None:
+        """Take back a `pin`.
+
+        Raises:
+            UnknownExpertError: there is none of that name.
+            ValueError: it is not pinned.
+        """
+        self._residents.pin(name, -1)
+
+    def stats(self) -> dict[str, Any]:
+        """What is in memory, in bytes, and what goes on, as JSON types."""
+        residents = self._residents
+        infos = self.list_loaded_experts()
+        return {
+            "experts": len(infos),
+            "loaded_experts": sum(info.loaded for info in infos),
+            "max_loaded_experts": residents.max_experts,
+            "bytes": residents.nbytes,
+            "memory_budget": residents.max_bytes,
+            "adapter_bytes": sum(info.adapter_bytes for info in infos),
+            "evictions": residents.evictions,
+            "bases": [
+                {
+                    "name": base.config.name,
+                    "sha256": base.config.sha256,
+                    "bytes": base.nbytes,
+                    "key_value_bytes": base.scheduler.nbytes,
+                    "prefix_bytes": base.engine.prefixes.nbytes,
+                    "active": base.scheduler.active,
+                    "queued": base.scheduler.queued,
+                }
+                for base in residents.bases()
+            ],
+        }
+
+    def route(self, prompt: str, *, tags: Tags | None = None) -> list[Route]:
+        """The experts that fit a prompt, best first, with the reasons; see `hivellm_ort.routing`.
+
+        Args:
+            prompt: what is asked; a system message before it tells more.
+            tags: what is known of the request, such as `{"database": "sql"}`.
+        """
+        slots = self._residents.slots()
+        if self._routed is None or self._routed[0] != slots:
+            candidates = [
+                Candidate(slot.name, slot.manifest.routing, slot.manifest.capabilities) for slot in slots
+            ]
+            self._routed = (slots, Router(candidates, scorer=self._scorer))
+        return self._routed[1].rank(prompt, tags=tags)
 
     def generate(
-        self, name: str, prompt: str | None = None, **options: Unpack[GenerateOptions]
+        self,
+        name: str | None = None,
+        prompt: str | None = None,
+        *,
+        or_base: bool = False,
+        **options: Unpack[GenerateOptions],
     ) -> InferenceResult:
         """Answer `prompt` with the expert `name`; see `Expert.generate`.
 
+        `generate(prompt)`, without a name, asks the expert that `route` ranks first; so does `generate(messages=…)`.
+
+        Args:
+            name: the expert; with neither a prompt nor messages this is the prompt.
+            prompt: the question; None where `messages` ends with it.
+            or_base: ask the base model where no expert fits a prompt without a name.
+            options: see `GenerateOptions`.
+
         Raises:
-            UnknownExpertError: there is none of that name.
+            UnknownExpertError: there is no expert of that name, or none fits.
         """
-        return self._named(name).generate(prompt, **options)
+        return answer_all([self._ask(name, prompt, options, or_base=or_base)], 1)[0]
 
     def generate_stream(
-        self, name: str, prompt: str | None = None, **options: Unpack[GenerateOptions]
+        self,
+        name: str | None = None,
+        prompt: str | None = None,
+        *,
+        or_base: bool = False,
+        **options: Unpack[GenerateOptions],
     ) -> TextStream:
         """As `generate`, piece by piece; see `Expert.generate_stream`."""
-        return self._named(name).generate_stream(prompt, **options)
+        return self._ask(name, prompt, options, or_base=or_base, stream=True).begin()
 
     def generate_batch(
         self,
@@ -164,7 +258,7 @@ class ExpertManager:
 
         Args:
             requests: (name, prompt) pairs.
-            batch_size: most rows in memory for one base; further prompts wait for a free one.
+            batch_size: most of them at a time for one base; further prompts wait.
             options: see `Expert.generate_batch`.
 
         Returns:
@@ -173,32 +267,51 @@ class ExpertManager:
         Raises:
             UnknownExpertError: an expert is not loaded; no prompt is answered then.
         """
-        experts = [self._named(name) for name, _ in requests]
         rows = options_of_rows(options, len(requests))
-        asked = [
-            expert.ask(prompt, own) for expert, (_, prompt), own in zip(experts, requests, rows, strict=True)
-        ]
+        asked: list[Asked] = []
+        try:
+            for (name, prompt), own in zip(requests, rows, strict=True):
+                self._residents.get(name)  # a list says whom it asks
+                asked.append(self._ask(name, prompt, own))
+        except BaseException:
+            for one in asked:
+                one.abandon()
+            raise
         return answer_all(asked, batch_size)
 
     async def agenerate(
-        self, name: str, prompt: str | None = None, **options: Unpack[GenerateOptions]
+        self,
+        name: str | None = None,
+        prompt: str | None = None,
+        *,
+        or_base: bool = False,
+        **options: Unpack[GenerateOptions],
     ) -> InferenceResult:
-        """See `Expert.agenerate`."""
-        return await self._named(name).agenerate(prompt, **options)
+        """As `generate`, without blocking the event loop; cancelling the task ends the generation."""
+        stream = self.agenerate_stream(name, prompt, or_base=or_base, **options)
+        async for _ in stream:
+            pass
+        return stream.result
 
     def agenerate_stream(
-        self, name: str, prompt: str | None = None, **options: Unpack[GenerateOptions]
+        self,
+        name: str | None = None,
+        prompt: str | None = None,
+        *,
+        or_base: bool = False,
+        **options: Unpack[GenerateOptions],
     ) -> AsyncTextStream:
-        """See `Expert.agenerate_stream`."""
-        return self._named(name).agenerate_stream(prompt, **options)
+        """As `generate_stream`, for `async for`; what that raises comes with the first piece."""
+        return AsyncTextStream(lambda: self.generate_stream(name, prompt, or_base=or_base, **options))
 
     def close(self) -> None:
-        """Unload every expert."""
-        with self._lock:
-            experts = list(self._experts.values())
-            self._experts.clear()
-        for expert in experts:
-            expert.close()
+        """Cancel what runs, and free all memory; returns when that is done."""
+        watches = list(self._running)
+        for watch in watches:
+            watch.cancel()
+        for watch in watches:
+            watch.wait()
+        self._residents.close()
 
     def __enter__(self) -> ExpertManager:
         return self
@@ -208,20 +321,65 @@ class ExpertManager:
     ) -> None:
         self.close()
 
-    def _named(self, name: str) -> Expert:
-        with self._lock:
-            return self._get(name)
-
-    def _get(self, name: str) -> Expert:
+    def _ask(
+        self,
+        name: str | None,
+        prompt: str | None,
+        options: GenerateOptions,
+        *,
+        or_base: bool = False,
+        stream: bool = False,
+    ) -> Asked:
+        """A request that keeps its expert in memory until it ends."""
+        if prompt is None and not options.get("messages"):
+            name, prompt = self._routed_name(name, options, or_base=or_base), name
+        elif name is None:
+            name = self._routed_name(prompt, options, or_base=or_base)
+        lease = self._residents.lease(name) if name is not None else self._residents.lease_any()
         try:
-            return self._experts[name]
-        except KeyError:
-            loaded = ", ".join(map(repr, self._experts)) or "none"
-            raise UnknownExpertError(f"no expert is loaded as {name!r}; loaded are: {loaded}") from None
+            expert = lease.expert
+            asked = (
+                expert.ask(prompt, options)
+                if name is not None
+                else base_voice(expert.shared_base).ask(prompt, options)
+            )
+        except BaseException:
+            lease.release()
+            raise
+        sampling = {**asked.transcript.sampling, "stop": options.get("stop")}
+        Watch(
+            self.events,
+            asked,
+            expert=name or "base",
+            sampling=sampling,
+            stream=stream,
+            lease=lease,
+            running=self._running,
+        )
+        return asked
 
-    def _check_free(self, name: str) -> None:
-        with self._lock:
-            if name in self._experts:
-                raise LoadError(
-                    f"an expert is loaded as {name!r} already: unload it first, or choose another name"
-                )
+    def _routed_name(self, prompt: str | None, options: GenerateOptions, *, or_base: bool) -> str | None:
+        """The expert that fits best; None for the base where none does."""
+        messages = options.get("messages") or ()
+        if prompt is None:
+            prompt = next((m["content"] for m in reversed(messages) if m.get("role") == "user"), None)
+        if prompt is None:
+            raise ValueError("nothing to answer: give a prompt, or messages with a turn of the user")
+        if any(slot.name == prompt for slot in self._residents.slots()):
+            raise ValueError(f"{prompt!r} is the name of an expert: give a prompt after it")
+        told = [options.get("system") or "", options.get("schema") or ""]
+        routes = self.route("\n".join([*(text[:_ROUTED_CHARACTERS] for text in told), prompt]))
+        if routes:
+            return routes[0].name
+        if or_base:
+            return None
+        known = ", ".join(repr(slot.name) for slot in self._residents.slots()) or "none"
+        raise UnknownExpertError(
+            f"no expert fits the prompt; loaded are: {known}. Name one, or ask the base model with or_base=True"
+        )
+
+    def _manifest(self, path: StrPath) -> ExpertManifest:
+        cache = self._loading["cache_dir"]
+        store = Store(Path(cache) if cache is not None else None)
+        package = open_with_progress(Path(path), store, limits=self._loading["limits"])
+        return ExpertManifest.from_file(package.root / MANIFEST)

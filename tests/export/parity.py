@@ -8,6 +8,7 @@ import numpy as np
 import peft
 import tiny
 import torch
+from rows import begun
 
 from hivellm_export.pipeline import export
 from hivellm_ort import Expert
@@ -37,7 +38,7 @@ def engine_of(expert: Expert) -> Engine:
 
 def expert_logits(expert: Expert, token_ids: list[int] = PROMPT) -> np.ndarray:
     """The same from the runtime: half of the tokens as a prompt, the others one by one; nan where not computed."""
-    row = expert._base.engine.decoder(expert.adapter, capacity=len(token_ids))
+    row = begun(expert._base.engine, expert.adapter, len(token_ids))
     logits = np.full((len(token_ids), expert.base.architecture.vocab_size), np.nan, np.float32)
     begin = len(token_ids) // 2
     logits[begin - 1] = row.forward(token_ids[:begin])

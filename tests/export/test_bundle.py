@@ -18,6 +18,7 @@ import pytest
 import tiny
 from exporting import contents, copied
 from parity import PROMPT, base_logits, engine_of
+from rows import begun
 
 from hivellm_export.pipeline import export
 from hivellm_ort import BaseMismatchError, Expert, LoadError
@@ -205,7 +206,7 @@ def test_quantised_operators(architecture: str, precision: str, bits: int, bundl
 
 def last_logits(folder: Path, token_ids: list[int] = PROMPT) -> np.ndarray:
     """Logits after the last token from the graph without adapters."""
-    return Engine(folder, threads=1).decoder(None, capacity=64).forward(token_ids).copy()
+    return begun(Engine(folder, threads=1), None, 64).forward(token_ids).copy()
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -294,4 +295,4 @@ def test_external_data_stays_inside(location: str, bundle: BundleFolder, tmp_pat
             )
     ir.save(model, folder / BASE_GRAPH)
     with pytest.raises(LoadError, match=r"decoder\.onnx .* cannot be loaded: .*[Ee]xternal data"):
-        Engine(folder, threads=1).decoder(None, capacity=64)
+        begun(Engine(folder, threads=1), None, 64)

@@ -10,6 +10,7 @@ import peft
 import pytest
 import tiny
 import torch
+from rows import begun
 
 from hivellm_export.pipeline import export
 from hivellm_ort import Expert
@@ -49,7 +50,7 @@ def test_base_model_matches_transformers(
     from hivellm_ort.engine.session import Engine
 
     engine = Engine(tmp_path / "bundle")
-    assert_same_logits(engine.decoder(None, capacity=64), tiny.load_model(folder))
+    assert_same_logits(begun(engine, None, 64), tiny.load_model(folder))
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)
@@ -66,4 +67,4 @@ def test_expert_matches_peft(
     reference = peft.PeftModel.from_pretrained(tiny.load_model(folder), adapter).eval()
     with Expert.load(tmp_path / "out" / report.packages[0].file, cache_dir=tmp_path / "cache") as expert:
         assert merged == (expert.adapter is None)
-        assert_same_logits(expert._base.engine.decoder(expert.adapter, capacity=64), reference)
+        assert_same_logits(begun(expert._base.engine, expert.adapter, 64), reference)

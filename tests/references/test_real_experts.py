@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rows import begun
 
 from hivellm_ort import Expert, ExpertManager, ExpertManifest
 from hivellm_ort.loading.pack import pack
@@ -82,15 +83,14 @@ def test_bare_package_gives_the_reference_tokens(
 
 def test_base_gives_the_reference_tokens(manager: ExpertManager, shared_experts: Path) -> None:
     """The graph without adapters gives the tokens of the base model."""
-    engine = manager._named("expert-sql")._base.engine
+    engine = manager._residents.get("expert-sql").expert.shared_base.engine
     for reference in references(shared_experts, "expert-sql")[:4]:
-        row = engine.decoder(None, capacity=256)
+        row = begun(engine, None, 256)
         tokens: list[int] = []
         pending = reference["prompt_ids"]
         while len(tokens) < 96 and tokens[-1:] != [2]:
             tokens.append(int(row.forward(pending).argmax()))
             pending = tokens[-1:]
-        engine.release(row)
         assert_same_tokens(reference["base_ids"], tuple(tokens), reference["base_min_gap"])
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
+from rows import begun
 
-from hivellm_ort import Expert
-from hivellm_ort import expert as expert_module
+from hivellm_ort import Expert, ExpertManager
+from hivellm_ort.base import BASES
 from hivellm_ort.engine.adapters import BoundAdapter
-from hivellm_ort.engine.decoder import Decoder
 from hivellm_ort.engine.session import Engine
 
 CONTEXT = 2048
@@ -60,12 +62,20 @@ def engine_of(expert: Expert) -> Engine:
 
 def engines() -> list[Engine]:
     """Every engine that loaded experts hold."""
-    return [base.engine for base, _ in expert_module._BASES._bases.values()]
+    return [base.engine for base, _ in BASES._bases.values()]
 
 
-def idle(expert: Expert) -> list[Decoder]:
-    """Rows that were given back and wait for the next request."""
-    return engine_of(expert)._idle
+def held(manager: ExpertManager, name: str) -> Expert:
+    """The expert that a manager has in memory under a name."""
+    expert = manager._residents.get(name).expert
+    assert expert is not None
+    return expert
+
+
+def active(expert: Expert) -> int:
+    """How many requests to the base of an expert are being answered or wait."""
+    scheduler = expert._base.scheduler
+    return scheduler.active + scheduler.queued
 
 
 def prompt_ids(expert: Expert, prompt: str) -> list[int]:
@@ -79,9 +89,15 @@ def greedy(
     expert: Expert, token_ids: list[int], *, steps: int, capacity: int, adapter: BoundAdapter | None = None
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Most likely token and logits, step by step, on a row of its own."""
-    row = engine_of(expert).decoder(adapter or expert.adapter, capacity=capacity)
+    row = begun(engine_of(expert), adapter or expert.adapter, capacity)
     pending = token_ids
     for _ in range(steps):
         logits = row.forward(pending).copy()
         pending = [int(logits.argmax())]
         yield pending[0], logits
+
+
+def slowed(_: Any, logits: np.ndarray) -> np.ndarray:
+    """A processor that makes a step last, so that there is time to cancel."""
+    time.sleep(0.01)
+    return logits

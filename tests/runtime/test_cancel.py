@@ -7,20 +7,12 @@ import threading
 import time
 from typing import Any
 
-import numpy as np
 import pytest
-from running import PROMPT, engine_of, idle
+from running import PROMPT, active, slowed
 
 from hivellm_ort import Expert
-from hivellm_ort.requests import answer_steps
 
 OPTIONS: dict[str, Any] = {"max_tokens": 400, "prompt_lookup": False}
-
-
-def slowed(_: Any, logits: np.ndarray) -> np.ndarray:
-    """A processor that makes a step last, so that there is time to cancel."""
-    time.sleep(0.01)
-    return logits
 
 
 def test_from_another_thread(lora: Expert) -> None:
@@ -37,7 +29,7 @@ def test_from_another_thread(lora: Expert) -> None:
     assert "".join(pieces) == result.text
     expected = lora.generate(PROMPT, **OPTIONS).tokens
     assert expected[: result.completion_tokens] == result.tokens
-    assert 1 == len(idle(lora))
+    assert 0 == active(lora)
 
 
 def test_close_from_another_thread_waits_for_the_step(lora: Expert) -> None:
@@ -47,7 +39,7 @@ def test_close_from_another_thread_waits_for_the_step(lora: Expert) -> None:
     reader.start()
     time.sleep(0.05)
     stream.close()
-    assert 1 == len(idle(lora))
+    assert 0 == active(lora)
     assert "cancelled" == stream.result.finish_reason
     reader.join(5)
     assert not reader.is_alive()
@@ -65,17 +57,17 @@ def test_cancel_before_the_first_piece(lora: Expert) -> None:
 def test_a_row_of_a_batch(lora: Expert) -> None:
     """A cancelled row leaves; the others answer as alone."""
     expected = lora.generate_batch([PROMPT, "count"], max_tokens=30, prompt_lookup=False)
-    asked = [
-        lora.ask(prompt, {"max_tokens": 30, "prompt_lookup": False}) for prompt in (PROMPT, "count", "a")
+    streams = [
+        lora.generate_stream(prompt, max_tokens=30, prompt_lookup=False, processors=[slowed])
+        for prompt in (PROMPT, "count", "a")
     ]
-    for count, (number, step) in enumerate(answer_steps(asked, 3)):
-        asked[number].transcript.add(step, 0.0)
-        if count == 20:
-            asked[2].cancelled.set()
-    results = [one.transcript.result() for one in asked]
-    assert [one.tokens for one in expected] == [one.tokens for one in results[:2]]
-    assert "cancelled" == results[2].finish_reason
-    assert 0 < results[2].completion_tokens < 30
+    next(streams[2])
+    streams[2].close()
+    assert [] != list(streams[0])
+    assert [] != list(streams[1])
+    assert [one.tokens for one in expected] == [one.result.tokens for one in streams[:2]]
+    assert "cancelled" == streams[2].result.finish_reason
+    assert 0 < streams[2].result.completion_tokens < 30
 
 
 def test_event_loop_goes_on(lora: Expert) -> None:
@@ -114,9 +106,9 @@ def test_cancelled_task(lora: Expert) -> None:
     begin = time.perf_counter()
     asyncio.run(run())
     deadline = begin + 2
-    while not engine_of(lora)._idle and time.perf_counter() < deadline:
+    while active(lora) and time.perf_counter() < deadline:
         time.sleep(0.01)
-    assert 1 == len(idle(lora))
+    assert 0 == active(lora)
 
 
 def test_async_stream_left_early(lora: Expert) -> None:

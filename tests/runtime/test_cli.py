@@ -60,7 +60,7 @@ def test_run_as_json(invoke: Invoke, packages: Packages, lora: Expert) -> None:
     assert list(expected.tokens) == document["tokens"]
     assert expected.text == document["text"]
     assert set(expected.to_dict()) == set(document)
-    assert {"swap", "prefill", "decode"} == set(document["timings"])
+    assert {"queue", "swap", "prefill", "decode"} == set(document["timings"])
     assert ("length", 30, "expert-lora") == (
         document["finish_reason"],
         document["completion_tokens"],
@@ -112,6 +112,29 @@ def test_stop(invoke: Invoke, packages: Packages, lora: Expert) -> None:
     result = invoke(*arguments)
     cut = min(whole.find(stop) for stop in stops)
     assert f"{whole[:cut]}\n".encode() == result.stdout_bytes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--choice", "größer"], "größer"),
+        (["--regex", "a{3}"], "aaa"),
+        (["--grammar", 'root ::= "x" "y"'], "xy"),
+        (["--json-schema", '{"const": {"a": 1}}'], '{"a": 1}'),
+        (["--no-grammar", "--choice", "b"], None),
+        (["--no-grammar", "--grammar", 'root ::= "x"'], None),
+    ],
+)
+def test_grammar_options(
+    arguments: list[str], expected: str | None, invoke: Invoke, packages: Packages
+) -> None:
+    """Each kind of grammar has an option; two at once are refused."""
+    result = invoke("run", packages.lora, PROMPT, *arguments)
+    if expected is None:
+        assert 2 == result.exit_code
+        assert "" == result.stdout
+    else:
+        assert f"{expected}\n".encode() == result.stdout_bytes
 
 
 def test_chat_of_two_turns(invoke: Invoke, packages: Packages, lora: Expert) -> None:

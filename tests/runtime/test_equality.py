@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from running import Packages, engine_of
+from running import Packages, engine_of, held
 
 from hivellm_ort import Expert, ExpertManager, InferenceResult
 
@@ -38,7 +38,7 @@ def manager(packages: Packages) -> Iterator[ExpertManager]:
 
 def fresh(manager: ExpertManager, name: str, prompt: str, options: dict[str, Any]) -> InferenceResult:
     """The answer of one request alone, with nothing kept from earlier ones."""
-    engine_of(manager._experts[name]).prefixes.clear()
+    engine_of(held(manager, name)).prefixes.clear()
     result = manager.generate(name, prompt, **options)
     assert 0 == result.cached_tokens
     return result

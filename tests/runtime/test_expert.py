@@ -18,7 +18,8 @@ import tokenizers
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from running import CONTEXT, PROMPT, SHORT_CONTEXT, Packages, engine_of, engines, greedy, idle, prompt_ids
+from rows import begun
+from running import CONTEXT, PROMPT, SHORT_CONTEXT, Packages, active, engine_of, engines, greedy, prompt_ids
 
 from hivellm_export.pipeline import export
 from hivellm_ort import (
@@ -182,7 +183,7 @@ def test_prompt_that_does_not_fit(short: Expert) -> None:
             ContextLengthError, match=rf"prompt of {count} tokens.*context of {SHORT_CONTEXT} "
         ):
             call(prompt)
-    assert [] == idle(short)
+    assert 0 == active(short)
 
 
 def test_answer_that_does_not_fit(short: Expert) -> None:
@@ -201,7 +202,7 @@ def test_answer_that_does_not_fit(short: Expert) -> None:
 
 def test_row_beyond_the_context(short: Expert) -> None:
     """The engine itself refuses what the context cannot hold, and says how much that is."""
-    row = engine_of(short).decoder(short.adapter, capacity=SHORT_CONTEXT)
+    row = begun(engine_of(short), short.adapter, SHORT_CONTEXT)
     row.forward([5] * SHORT_CONTEXT)
     with pytest.raises(ContextLengthError, match=f"{SHORT_CONTEXT + 1} tokens .* context of {SHORT_CONTEXT}"):
         row.forward([5])
@@ -212,7 +213,6 @@ def test_growing_cache_changes_nothing(lora: Expert, monkeypatch: pytest.MonkeyP
     token_ids = prompt_ids(lora, PROMPT)
     large = list(greedy(lora, token_ids, steps=200, capacity=CONTEXT))
     monkeypatch.setattr(decoder, "_GROWTH", 8)
-    engine_of(lora)._idle.clear()
     grown = list(greedy(lora, token_ids, steps=200, capacity=1))
     assert [token for token, _ in large] == [token for token, _ in grown]
     assert max(np.abs(a - b).max() for (_, a), (_, b) in zip(large, grown, strict=True)) < 1e-5
@@ -223,7 +223,6 @@ def test_answer_beyond_the_first_capacity(lora: Expert) -> None:
     expected = tuple(
         token for token, _ in greedy(lora, prompt_ids(lora, PROMPT), steps=700, capacity=CONTEXT)
     )
-    engine_of(lora)._idle.clear()
     assert expected == lora.generate(PROMPT, max_tokens=700).tokens
 
 
@@ -264,7 +263,7 @@ def test_threads_do_not_disturb_each_other(packages: Packages, lora: Expert, dor
     for worker in workers:
         worker.join()
     assert [[tokens] * 3 for tokens in alone] == together
-    assert len(idle(lora)) == 1
+    assert 0 == active(lora)
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,8 @@ def folder(packages: Packages, tmp_path: Path) -> Path:
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (folder / name).write_bytes((source / name).read_bytes())
     (folder / "manifest.json").write_text(json.dumps(MANIFEST))
-    for name in ("tokenizer.json", "grammar.gbnf", "README.md", "LICENSE", "train.py", "training_args.bin"):
+    (folder / "grammar.gbnf").write_text('root ::= "x"')
+    for name in ("tokenizer.json", "README.md", "LICENSE", "train.py", "training_args.bin"):
         (folder / name).write_text(name)
     (folder / "checkpoint-100" / "optimizer.pt").write_text("pickle")
     return folder
@@ -103,7 +104,7 @@ def test_packed_folder_answers_as_the_exported_expert(
         tmp_path / "x.expert", base=tmp_path / "base", cache_dir=tmp_path / "cache", threads=1
     )
     with loaded as bare, packages.load("dora") as exported:
-        options: dict[str, Any] = {"temperature": 0, "max_tokens": 20, "system": "x"}
+        options: dict[str, Any] = {"temperature": 0, "max_tokens": 20, "system": "x", "grammar": False}
         assert exported.generate(PROMPT, **options).tokens == bare.generate(PROMPT, **options).tokens
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 import weakref
 from pathlib import Path
 
 import pytest
-from running import PROMPT, Packages, engine_of, engines
+from running import PROMPT, Packages, engine_of, engines, held
 
 from hivellm_ort import ExpertManager, InferenceError, LoadError, UnknownExpertError
 
@@ -22,9 +23,9 @@ def manager(packages: Packages) -> ExpertManager:
 def test_experts_of_one_base_share_an_engine(packages: Packages, manager: ExpertManager) -> None:
     """Two experts of a base are on one engine, one of another base is not."""
     with manager:
-        one = manager.load_expert("one", packages.lora)
-        two = manager.load_expert("two", packages.dora)
-        other = manager.load_expert("other", packages.short)
+        for name, path in (("one", packages.lora), ("two", packages.dora), ("other", packages.short)):
+            manager.load_expert(name, path)
+        one, two, other = (held(manager, name) for name in ("one", "two", "other"))
         assert engine_of(one) is engine_of(two)
         assert engine_of(one) is not engine_of(other)
         assert 1 == engines().count(engine_of(one))
@@ -32,7 +33,8 @@ def test_experts_of_one_base_share_an_engine(packages: Packages, manager: Expert
 
 def test_unloading_one_keeps_the_others(packages: Packages, manager: ExpertManager) -> None:
     """The base stays as long as one of its experts, and its memory is free when the last is gone."""
-    one = manager.load_expert("one", packages.lora)
+    manager.load_expert("one", packages.lora)
+    one = held(manager, "one")
     manager.load_expert("two", packages.dora)
     expected = manager.generate("two", PROMPT, max_tokens=20).tokens
     engine = engine_of(one)
@@ -117,7 +119,8 @@ def test_unknown_name(packages: Packages, manager: ExpertManager) -> None:
 def test_used_name(packages: Packages, manager: ExpertManager) -> None:
     """A name that is taken stays with the expert that has it."""
     with manager:
-        first = manager.load_expert("one", packages.lora)
+        manager.load_expert("one", packages.lora)
+        first = held(manager, "one")
         with pytest.raises(LoadError, match="'one' already"):
             manager.load_expert("one", packages.dora)
         assert ["expert-lora"] == [info.package for info in manager.list_loaded_experts()]
@@ -144,7 +147,7 @@ def test_same_name_from_several_threads(packages: Packages, manager: ExpertManag
     for worker in workers:
         worker.join()
     assert ["loaded", "refused", "refused", "refused"] == sorted(outcomes)
-    engine = engine_of(manager._named("one"))
+    engine = engine_of(held(manager, "one"))
     manager.close()
     assert engine not in engines()
 
@@ -160,13 +163,14 @@ def test_failed_load_takes_no_name(packages: Packages, manager: ExpertManager, t
 
 def test_close_twice_and_use_after(packages: Packages, manager: ExpertManager) -> None:
     """Closing again does nothing; a closed manager has no expert, and an expert it had is closed."""
-    expert = manager.load_expert("one", packages.lora)
+    manager.load_expert("one", packages.lora)
+    expert = held(manager, "one")
     engine = engine_of(expert)
     manager.close()
     manager.close()
     assert engine not in engines()
     for call in (manager.generate, manager.generate_stream):
-        with pytest.raises(InferenceError, match="loaded are: none"):
+        with pytest.raises(InferenceError, match="manager is closed"):
             call("one", PROMPT)
     with pytest.raises(InferenceError, match="'expert-lora' is closed"):
         expert.generate(PROMPT)
@@ -174,7 +178,8 @@ def test_close_twice_and_use_after(packages: Packages, manager: ExpertManager) -
 
 def test_unloading_lets_streams_end(packages: Packages, manager: ExpertManager) -> None:
     """Answers that are being generated are finished, one that has not begun too, and then all is free."""
-    expert = manager.load_expert("one", packages.lora)
+    manager.load_expert("one", packages.lora)
+    expert = held(manager, "one")
     expected = manager.generate("one", PROMPT, max_tokens=40).text
     alive = weakref.ref(next(iter(engine_of(expert)._sessions.values())))
     begun = manager.generate_stream("one", PROMPT, max_tokens=40)
@@ -184,7 +189,10 @@ def test_unloading_lets_streams_end(packages: Packages, manager: ExpertManager) 
     assert expected == "".join(pieces + list(begun))
     assert expected == "".join(waiting)
     del expert
-    gc.collect()
+    deadline = time.monotonic() + 5
+    while alive() is not None and time.monotonic() < deadline:
+        gc.collect()
+        time.sleep(0.01)
     assert alive() is None
 
 
@@ -205,7 +213,7 @@ def test_one_package_under_two_names_outlives_either(packages: Packages, manager
         manager.load_expert("one", packages.lora)
         manager.load_expert("two", packages.lora)
         expected = manager.generate("one", PROMPT, max_tokens=20).tokens
-        adapter = weakref.ref(manager._named("one").adapter)
+        adapter = weakref.ref(held(manager, "one").adapter)
         manager.unload_expert("one")
         gc.collect()
         assert adapter() is None

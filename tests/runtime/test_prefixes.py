@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from running import PROMPT, Packages, engine_of
+from running import PROMPT, Packages, engine_of, held
 
 from hivellm_ort import Expert, ExpertManager
 from hivellm_ort.engine.prefixes import PrefixCache
@@ -86,7 +86,7 @@ def test_prompts_after_a_swap(packages: Packages) -> None:
     with ExpertManager(cache_dir=packages.cache, threads=1, trust="off") as manager:
         for name in ("lora", "dora", "ia3"):
             manager.load_expert(name, getattr(packages, name))
-        engine = engine_of(manager._experts["lora"])
+        engine = engine_of(held(manager, "lora"))
         alone = {}
         for name in ("lora", "dora", "ia3"):
             engine.prefixes.clear()

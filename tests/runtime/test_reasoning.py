@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 from running import PROMPT, Packages, engine_of
+from tokenizers import AddedToken, Tokenizer
 
-from hivellm_ort import Expert
+from hivellm_ort import Expert, GrammarError
 from hivellm_ort.text.tokenizer import TextTokenizer
 
 TEMPLATE = (
@@ -29,19 +30,34 @@ def thinker(packages: Packages, tmp_path: Path) -> Iterator[Expert]:
     """The LoRA expert on a copy of its base with such a template."""
     with packages.load("lora") as expert:
         bundle = Path(shutil.copytree(engine_of(expert).folder, tmp_path / "bundle"))
-    (bundle / "chat_template.jinja").unlink()
-    (bundle / "chat_template.jinja").write_text(TEMPLATE)
-    path = bundle / "decoder.json"
-    document = json.loads(path.read_bytes())
-    content = TEMPLATE.encode()
-    document["files"]["chat_template.jinja"] = {
-        "size": len(content),
-        "sha256": hashlib.sha256(content).hexdigest(),
-    }
-    path.unlink()
-    path.write_text(json.dumps(document))
+    replace_files(bundle, {"chat_template.jinja": TEMPLATE})
     with Expert.load(packages.lora, base=bundle, cache_dir=packages.cache, threads=1, trust="off") as expert:
         yield expert
+
+
+@pytest.fixture
+def token_thinker(packages: Packages, tmp_path: Path) -> Iterator[Expert]:
+    """The same, and its tokenizer has the tags as tokens, as Qwen3's has."""
+    with packages.load("lora") as expert:
+        bundle = Path(shutil.copytree(engine_of(expert).folder, tmp_path / "bundle"))
+    tokenizer = Tokenizer.from_file(str(bundle / "tokenizer.json"))
+    assert 2 == tokenizer.add_tokens([AddedToken(tag, special=False) for tag in ("<think>", "</think>")])
+    replace_files(bundle, {"chat_template.jinja": TEMPLATE, "tokenizer.json": tokenizer.to_str()})
+    with Expert.load(packages.lora, base=bundle, cache_dir=packages.cache, threads=1, trust="off") as expert:
+        yield expert
+
+
+def replace_files(bundle: Path, files: dict[str, str]) -> None:
+    """Write other files into a bundle, and their digests into its list."""
+    path = bundle / "decoder.json"
+    document = json.loads(path.read_bytes())
+    for name, text in files.items():
+        content = text.encode()
+        (bundle / name).unlink()  # it may be shared with other bundles of the cache
+        (bundle / name).write_bytes(content)
+        document["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    path.unlink()
+    path.write_text(json.dumps(document))
 
 
 def saying(text: str, tokenizer: TextTokenizer) -> Callable[[Any, np.ndarray], np.ndarray]:
@@ -86,3 +102,63 @@ def test_thought_that_never_ends(thinker: Expert) -> None:
     process = saying("<think>\nand so on and so on", thinker._base.tokenizer)
     result = thinker.generate(PROMPT, enable_thinking=True, processors=[process], max_tokens=100)
     assert ("and so on and so on", "", "eos") == (result.reasoning, result.text, result.finish_reason)
+
+
+@pytest.mark.parametrize("logprobs", [None, 0])
+@pytest.mark.parametrize("lookup", [False, True])
+def test_a_grammar_holds_after_the_block(lookup: bool, logprobs: int | None, token_thinker: Expert) -> None:
+    """The think block is free, the line breaks after it are those of the template, then the grammar rules."""
+    script = [*token_thinker._base.tokenizer.encode("<think>\nCount; {them};\n</think>")]
+    begin = len(token_thinker.ask(PROMPT, {"enable_thinking": True}).request.prompt_ids)
+
+    def say(token_ids: np.ndarray, logits: np.ndarray) -> np.ndarray:
+        logits = logits.copy()
+        if token_ids.size - begin < len(script):
+            logits[script[token_ids.size - begin]] = 1000
+        return logits
+
+    result = token_thinker.generate(
+        PROMPT,
+        enable_thinking=True,
+        regex="[0-9]{3}!",
+        processors=[say],
+        prompt_lookup=lookup,
+        logprobs=logprobs,
+        max_tokens=100,
+    )
+    assert "Count; {them};" == result.reasoning
+    assert result.text[:3].isdigit()
+    assert ("!", "grammar", True) == (result.text[3:], result.finish_reason, result.grammar_complete)
+    gap = token_thinker._base.tokenizer.encode("\n\n")
+    assert gap == list(result.tokens[len(script) :][: len(gap)])
+
+
+def test_a_grammar_where_the_model_does_not_think(token_thinker: Expert) -> None:
+    """The answer may begin at once, and is under the grammar then; without thinking it has to."""
+    for thinking in (True, False):
+        result = token_thinker.generate(PROMPT, enable_thinking=thinking, choice=["yes", "no"], max_tokens=50)
+        if not result.reasoning:
+            assert result.text in ("yes", "no")
+    assert not result.reasoning
+
+
+def test_no_end_inside_the_block(token_thinker: Expert) -> None:
+    """A model that would end while thinking goes on: an answer under a grammar is never empty by accident."""
+    think = token_thinker._base.tokenizer.token_to_id("<think>")
+
+    def end(_: Any, logits: np.ndarray) -> np.ndarray:
+        logits = logits.copy()
+        logits[[think, 2]] += (1000, 2000)
+        return logits
+
+    result = token_thinker.generate(
+        PROMPT, enable_thinking=True, regex="[0-9]{3}", processors=[end], max_tokens=20
+    )
+    assert ("length", "", False) == (result.finish_reason, result.text, result.grammar_complete)
+
+
+def test_a_grammar_needs_tags_that_are_tokens(thinker: Expert) -> None:
+    """Where the tags are plain text the end of the block cannot be told token by token."""
+    with pytest.raises(GrammarError, match="<think> and </think>"):
+        thinker.generate(PROMPT, enable_thinking=True, regex="a")
+    assert "a" == thinker.generate(PROMPT, regex="a").text

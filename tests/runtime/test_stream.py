@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gc
 import time
+from typing import Any
 
+import numpy as np
 import pytest
-from running import PROMPT, Packages, engine_of, idle
+from running import PROMPT, Packages, active, engine_of, slowed
 
-from hivellm_ort import Expert, InferenceError, InferenceResult
+from hivellm_ort import Expert, InferenceError
+from hivellm_ort.engine import decoder
 
 
 def test_pieces_are_the_text(lora: Expert) -> None:
@@ -25,7 +28,7 @@ def test_pieces_are_the_text(lora: Expert) -> None:
 
 def test_result_before_the_end(lora: Expert) -> None:
     """There is no result while tokens may follow."""
-    stream = lora.generate_stream(PROMPT, max_tokens=60)
+    stream = lora.generate_stream(PROMPT, max_tokens=60, processors=[slowed])
     for _ in range(3):
         with pytest.raises(InferenceError, match="has not ended"):
             _ = stream.result
@@ -35,53 +38,41 @@ def test_result_before_the_end(lora: Expert) -> None:
 
 def test_close_in_the_middle(lora: Expert) -> None:
     """What was generated until then is the result, and the row is free at once."""
-    stream = lora.generate_stream(PROMPT, max_tokens=60)
+    stream = lora.generate_stream(PROMPT, max_tokens=60, processors=[slowed])
     pieces = [next(stream) for _ in range(5)]
-    assert [] == idle(lora)
+    assert 1 == active(lora)
     stream.close()
     stream.close()
-    assert 1 == len(idle(lora))
+    assert 0 == active(lora)
     result = stream.result
     assert "cancelled" == result.finish_reason
-    assert "".join(pieces) == result.text
+    assert result.text.startswith("".join(pieces))
     assert lora.generate(PROMPT, max_tokens=60).tokens[: result.completion_tokens] == result.tokens
+    assert result.text == "".join([*pieces, *stream])
     assert [] == list(stream)
 
 
 def test_end_of_a_with_block(lora: Expert) -> None:
     """Leaving the block in the middle closes; leaving it after the end keeps how it ended."""
-    with lora.generate_stream(PROMPT, max_tokens=60) as stream:
+    with lora.generate_stream(PROMPT, max_tokens=60, processors=[slowed]) as stream:
         next(stream)
     assert "cancelled" == stream.result.finish_reason
     with lora.generate_stream(PROMPT, max_tokens=5) as stream:
         list(stream)
     assert "length" == stream.result.finish_reason
-    assert 1 == len(idle(lora))
 
 
 def test_stream_that_is_dropped(lora: Expert) -> None:
     """A stream that nobody refers to any more gives its row back."""
-    stream = lora.generate_stream(PROMPT, max_tokens=60)
+    stream = lora.generate_stream(PROMPT, max_tokens=400, processors=[slowed])
     next(stream)
-    assert [] == idle(lora)
+    assert 1 == active(lora)
     del stream
     gc.collect()
-    assert 1 == len(idle(lora))
-
-
-def test_stream_that_never_began(lora: Expert) -> None:
-    """Closed before its first piece a stream has an empty result and took no row."""
-    stream = lora.generate_stream(PROMPT, max_tokens=60)
-    stream.close()
-    result: InferenceResult = stream.result
-    assert ("", (), 0, "cancelled") == (
-        result.text,
-        result.tokens,
-        result.completion_tokens,
-        result.finish_reason,
-    )
-    assert 0.0 == result.tokens_per_second
-    assert [] == idle(lora)
+    deadline = time.monotonic() + 2
+    while active(lora) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert 0 == active(lora)
 
 
 def test_interleaved_streams(packages: Packages, lora: Expert, dora: Expert) -> None:
@@ -114,11 +105,11 @@ def test_closing_the_expert_lets_its_streams_end(packages: Packages) -> None:
     expert.close()
     assert expected.text == first + "".join(stream)
     assert expected.tokens == stream.result.tokens
-    assert [] == idle(expert)
+    assert 0 == active(expert)
 
 
 def test_timings_leave_the_caller_out(packages: Packages) -> None:
-    """Time the caller spends between pieces is not the library's; the adapter is bound once."""
+    """The answer does not wait for the caller between pieces; the adapter is bound once."""
     with packages.load("dora") as expert:
         stream = expert.generate_stream(PROMPT, max_tokens=6)
         begin = time.perf_counter()
@@ -135,15 +126,40 @@ def test_timings_leave_the_caller_out(packages: Packages) -> None:
         assert second.tokens == stream.result.tokens
 
 
-def test_error_in_the_middle(lora: Expert, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step that fails ends the stream, keeps what there was and gives the row back."""
-    stream = lora.generate_stream(PROMPT, max_tokens=60)
-    begun = [next(stream), next(stream)]
-    monkeypatch.setattr("hivellm_ort.decoding.loop.Step", None)
-    with pytest.raises(TypeError):
-        next(stream)
-    monkeypatch.undo()
-    assert "cancelled" == stream.result.finish_reason
-    assert "".join(begun) == stream.result.text
-    assert 1 == len(idle(lora))
+def test_error_in_the_middle(lora: Expert) -> None:
+    """A step that fails ends the stream with the error, and the next request is answered."""
+
+    def fail(token_ids: np.ndarray, logits: np.ndarray) -> np.ndarray:
+        if token_ids.size > limit:
+            raise TypeError("mine")
+        return logits
+
+    limit = len(lora.ask(PROMPT, {}).request.prompt_ids) + 3
+    stream = lora.generate_stream(PROMPT, max_tokens=60, processors=[fail])
+    expected = lora.generate(PROMPT, max_tokens=4).text
+    pieces = []
+    with pytest.raises(TypeError, match="mine"):
+        pieces.extend(iter(stream))
+    with pytest.raises(TypeError, match="mine"):
+        _ = stream.result
+    assert 0 == active(lora)
+    assert expected.startswith("".join(pieces))
     assert "length" == lora.generate(PROMPT, max_tokens=3).finish_reason
+
+
+def test_a_pass_that_fails(lora: Expert, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the model itself fails every request of that pass has the error, and later ones are answered."""
+    expected = lora.generate(PROMPT, max_tokens=20)
+    run = decoder._Pass.run
+
+    def fail(self: Any, token_ids: Any, *rest: Any) -> Any:
+        if len(token_ids) == 2:
+            raise InferenceError("the pass failed")
+        return run(self, token_ids, *rest)
+
+    monkeypatch.setattr(decoder._Pass, "run", fail)
+    streams = [lora.generate_stream(PROMPT, max_tokens=20, processors=[slowed]) for _ in range(2)]
+    for stream in streams:
+        with pytest.raises(InferenceError, match="the pass failed"):
+            list(stream)
+    assert expected.tokens == lora.generate(PROMPT, max_tokens=20).tokens

@@ -1,0 +1,93 @@
+"""The grammar that a package brings."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from hivellm_ort.errors import GrammarError, IntegrityError, LoadError
+from hivellm_ort.grammar.gbnf import parse_gbnf
+from hivellm_ort.grammar.grammar import Grammar, Kind
+from hivellm_ort.grammar.limits import DEFAULT, GrammarLimits
+from hivellm_ort.grammar.normalise import normalise
+from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
+from hivellm_ort.package.manifest_parts import DecodingDefaults
+from hivellm_ort.package.names import member_name, shown
+from hivellm_ort.package.store import UnpackedPackage
+
+__all__ = ["GRAMMAR", "find_grammar"]
+
+GRAMMAR = "grammar.gbnf"
+"""Where a package's grammar is, unless its manifest says otherwise."""
+
+_SUFFIXES: dict[str, Kind] = {".json": "json_schema", ".lark": "lark", ".regex": "regex"}
+_ANY_JSON = {"x-guidance": {"whitespace_flexible": True}}
+
+_LOG = logging.getLogger("hivellm_ort")
+
+
+def find_grammar(
+    package: UnpackedPackage, manifest: ExpertManifest, limits: GrammarLimits = DEFAULT
+) -> Grammar | None:
+    """Read the grammar of a package; one that its manifest wants enforced is checked.
+
+    It is the member that `training.decoding.grammar_file` names, else `grammar.gbnf`; its ending tells its kind, GBNF
+    if it is none of `.json` (a JSON schema), `.lark` and `.regex`. A package without either whose manifest wants a
+    grammar of the type `json` gets that of any JSON; of another type it runs without, and a warning is logged.
+
+    Args:
+        package: the package.
+        manifest: its manifest.
+        limits: what the grammar may be.
+
+    Raises:
+        LoadError: the file that the manifest names is not in the package, is too large or not UTF-8, or the grammar
+            that is wanted has a fault.
+    """
+    decoding = manifest.decoding
+    path = _file(package, decoding)
+    if path is None:
+        if decoding.use_grammar and decoding.grammar_type == "json":
+            return Grammar.json_schema(_ANY_JSON, source="any JSON")
+        if decoding.use_grammar:
+            _LOG.warning(
+                "%s: the manifest says use_grammar, and the package has no %s: answers are not constrained",
+                manifest.name,
+                GRAMMAR,
+            )
+        return None
+    text = _text(path, limits)
+    try:
+        grammar = Grammar(_SUFFIXES.get(path.suffix, "gbnf"), text, path.name)
+        if decoding.use_grammar and grammar.kind == "gbnf":
+            normalise(parse_gbnf(text, limits=limits))
+    except GrammarError as error:
+        raise LoadError(f"{path.name}: {error}; or set use_grammar to false in {MANIFEST}") from error
+    return grammar
+
+
+def _file(package: UnpackedPackage, decoding: DecodingDefaults) -> Path | None:
+    named = decoding.grammar_file
+    try:
+        path = package.root / member_name(named or GRAMMAR)
+    except IntegrityError as error:
+        raise LoadError(f"{MANIFEST}: /training/decoding/grammar_file: {error}") from error
+    if path.is_file():
+        return path
+    if named and decoding.use_grammar:
+        raise LoadError(
+            f"{MANIFEST}: /training/decoding/grammar_file is {shown(named)}, which is not in the package: add it, "
+            "or set use_grammar to false"
+        )
+    return None
+
+
+def _text(path: Path, limits: GrammarLimits) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(limits.max_bytes + 1)
+        if len(content) > limits.max_bytes:
+            raise LoadError(f"{path.name}: larger than {limits.max_bytes} bytes: shorten the grammar")
+        return content.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise LoadError(f"{path.name}: not a text in UTF-8 ({error}): save it as such") from error

@@ -1,0 +1,99 @@
+"""What experts say of each other in `constraints`: who is needed, who is excluded, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from hivellm_ort.errors import LoadError
+from hivellm_ort.package.manifest import ExpertManifest
+
+__all__ = ["check_constraints", "in_load_order", "needed_by"]
+
+
+def check_constraints(manifest: ExpertManifest, loaded: Collection[ExpertManifest]) -> None:
+    """Refuse an expert that cannot be loaded beside others.
+
+    `requires` names packages, `expert-sql`, or with a version that must be equal, `expert-sql@0.3.0`. `max_chain`
+    bounds how many experts build on each other, the expert itself included.
+
+    Raises:
+        LoadError: one that it requires is not loaded, it and a loaded one exclude each other, or the chain of experts
+            that require each other is too long.
+    """
+    for wanted in manifest.constraints.requires:
+        if not any(_is(wanted, other) for other in loaded):
+            raise LoadError(
+                f"{manifest.name!r} requires {wanted!r} (/constraints/requires), which is not loaded: load it first"
+            )
+    for one, others in [(manifest, loaded), *((other, [manifest]) for other in loaded)]:
+        for excluded in one.constraints.incompatible_with:
+            if any(_is(excluded, other) for other in others):
+                raise LoadError(
+                    f"{one.name!r} is incompatible with {excluded!r} (/constraints/incompatible_with): "
+                    f"{manifest.name!r} cannot be loaded beside it; unload the other first"
+                )
+    chain = _chain(manifest, {other.name: other for other in loaded}, frozenset())
+    for one in chain:
+        most = one.constraints.max_chain
+        if most is not None and len(chain) > most:
+            raise LoadError(
+                f"{' requires '.join(repr(link.name) for link in chain)}: a chain of {len(chain)}, and {one.name!r} "
+                f"allows {most} (/constraints/max_chain)"
+            )
+
+
+def needed_by(manifest: ExpertManifest, others: Collection[ExpertManifest]) -> list[str]:
+    """The packages among `others` that require this one, and that no other of its name serves."""
+    return [
+        other.name
+        for other in others
+        if any(
+            _is(wanted, manifest) and not any(_is(wanted, third) for third in others)
+            for wanted in other.constraints.requires
+        )
+    ]
+
+
+def in_load_order(manifests: Mapping[str, ExpertManifest]) -> list[str]:
+    """The names in the order to load them: by `load_order`, those without one last, but none before what it requires.
+
+    Raises:
+        LoadError: experts require each other in a circle.
+    """
+    left = sorted(manifests, key=lambda name: _rank(manifests[name]))
+    ordered: list[str] = []
+    while left:
+        ready = [name for name in left if not _waits(manifests[name], [manifests[other] for other in left])]
+        if not ready:
+            circle = ", ".join(repr(manifests[name].name) for name in left)
+            raise LoadError(f"{circle} require each other in a circle (/constraints/requires): leave one out")
+        ordered.append(ready[0])
+        left.remove(ready[0])
+    return ordered
+
+
+def _rank(manifest: ExpertManifest) -> float:
+    order = manifest.constraints.load_order
+    return float("inf") if order is None else order
+
+
+def _waits(manifest: ExpertManifest, left: Collection[ExpertManifest]) -> bool:
+    wanted = manifest.constraints.requires
+    return any(_is(name, other) for name in wanted for other in left if other is not manifest)
+
+
+def _is(wanted: str, manifest: ExpertManifest) -> bool:
+    name, _, version = wanted.partition("@")
+    return name == manifest.name and version in ("", manifest.version)
+
+
+def _chain(
+    manifest: ExpertManifest, loaded: Mapping[str, ExpertManifest], above: frozenset[str]
+) -> list[ExpertManifest]:
+    """The longest chain of experts that require each other, from this one on."""
+    below: list[ExpertManifest] = []
+    for wanted in manifest.constraints.requires:
+        other = loaded.get(wanted.partition("@")[0])
+        if other is not None and other.name not in above | {manifest.name}:
+            below = max(below, _chain(other, loaded, above | {manifest.name}), key=len)
+    return [manifest, *below]

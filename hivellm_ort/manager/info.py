@@ -1,0 +1,48 @@
+"""An expert as a list shows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hivellm_ort.integrity import Verdict
+
+__all__ = ["ExpertInfo"]
+
+
+@dataclass(frozen=True)
+class ExpertInfo:
+    """An expert that a manager knows.
+
+    Attributes:
+        name: the name it was loaded under.
+        package: name of its manifest.
+        version: version of its manifest.
+        base: short name of the base model.
+        base_sha256: digest of the base bundle; equal digests share one session.
+        digest: of the prepared adapter; empty where it is merged into the base.
+        verdict: what its signature is worth.
+        kind: adapter kind, `merged` where it is folded into the base.
+        rank: adapter rank, 0 where merged.
+        adapter_bytes: memory of the adapter's weights; 0 while it is evicted.
+        loaded: whether it is in memory; an evicted one is loaded again with its next request.
+        pins: how often it is pinned; a pinned one is never evicted.
+        active: requests that wait or are being answered.
+        hits: requests so far.
+        last_used: `time.time()` of the last request or load.
+    """
+
+    name: str
+    package: str
+    version: str
+    base: str
+    base_sha256: str
+    digest: str
+    verdict: Verdict
+    kind: str
+    rank: int
+    adapter_bytes: int
+    loaded: bool
+    pins: int
+    active: int
+    hits: int
+    last_used: float

@@ -1,0 +1,113 @@
+"""The experts of a manager by name, and who uses them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from hivellm_ort.expert import Expert
+from hivellm_ort.integrity import Verdict
+from hivellm_ort.manager.info import ExpertInfo
+from hivellm_ort.package.manifest import ExpertManifest
+
+__all__ = ["Lease", "Slot"]
+
+
+@dataclass(eq=False)
+class Slot:
+    """One generation of a name: a package that was loaded under it. Another package has another slot.
+
+    Attributes:
+        name: the name.
+        load: loads the package.
+        manifest: its manifest.
+        verdict: what its signature is worth.
+        base: short name of its base.
+        base_sha256: digest of its base.
+        digest: of its adapter; empty where it is merged.
+        kind: adapter kind.
+        rank: adapter rank.
+        expert: the expert while it is in memory.
+        pins: how often it is pinned.
+        active: leases that are out.
+        hits: leases so far.
+        last_used: `time.time()`.
+    """
+
+    name: str
+    load: Callable[[], Expert]
+    manifest: ExpertManifest
+    verdict: Verdict
+    base: str
+    base_sha256: str
+    digest: str
+    kind: str
+    rank: int
+    expert: Expert | None
+    pins: int = 0
+    active: int = 0
+    hits: int = 0
+    last_used: float = field(default_factory=time.time)
+    loading: threading.Lock = field(default_factory=threading.Lock)
+
+    @classmethod
+    def of(cls, name: str, expert: Expert, load: Callable[[], Expert]) -> Slot:
+        """The slot of an expert that was loaded just now."""
+        adapter = expert.adapter
+        return cls(
+            name=name,
+            load=load,
+            manifest=expert.manifest,
+            verdict=expert.verdict,
+            base=expert.base.name,
+            base_sha256=expert.base.sha256,
+            digest=adapter.digest if adapter else "",
+            kind=adapter.kind if adapter else "merged",
+            rank=adapter.rank if adapter else 0,
+            expert=expert,
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of its adapter."""
+        adapter = self.expert.adapter if self.expert is not None else None
+        return adapter.nbytes if adapter is not None else 0
+
+    def info(self) -> ExpertInfo:
+        """As a list shows it."""
+        return ExpertInfo(
+            name=self.name,
+            package=self.manifest.name,
+            version=self.manifest.version,
+            base=self.base,
+            base_sha256=self.base_sha256,
+            digest=self.digest,
+            verdict=self.verdict,
+            kind=self.kind,
+            rank=self.rank,
+            adapter_bytes=self.nbytes,
+            loaded=self.expert is not None,
+            pins=self.pins,
+            active=self.active,
+            hits=self.hits,
+            last_used=self.last_used,
+        )
+
+
+class Lease:
+    """Keeps an expert in memory until `release`, which any thread may call, and more than once."""
+
+    def __init__(self, slot: Slot, expert: Expert, give_back: Callable[[Slot], None]):
+        self.slot = slot
+        self.expert = expert
+        self._give_back: Callable[[Slot], None] | None = give_back
+        self._lock = threading.Lock()
+
+    def release(self) -> None:
+        """Let it be evicted again."""
+        with self._lock:
+            give_back, self._give_back = self._give_back, None
+        if give_back is not None:
+            give_back(self.slot)

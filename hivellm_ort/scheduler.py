@@ -1,0 +1,235 @@
+"""The requests of one base, answered together by one thread: they share every forward pass."""
+
+from __future__ import annotations
+
+import atexit
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from hivellm_ort.decoding.loop import Loop, Request, Step
+from hivellm_ort.engine.adapters import BoundAdapter
+from hivellm_ort.engine.decoder import Decoder
+from hivellm_ort.engine.session import Engine
+from hivellm_ort.errors import InferenceError
+
+__all__ = ["DEFAULT_ROWS", "OnStep", "Scheduler"]
+
+DEFAULT_ROWS = 8
+"""Most requests that share a forward pass."""
+
+Deliver = Callable[[Step, float], None]
+OnStep = Callable[[int, int, float, int], None]
+
+
+@dataclass(eq=False)
+class _Job:
+    request: Request
+    deliver: Deliver
+    started: Callable[[], None]
+
+
+@dataclass(eq=False)
+class _Farewell:
+    """An adapter that is to be let go of, and who waits for that."""
+
+    adapter: BoundAdapter
+    gone: threading.Event = field(default_factory=threading.Event)
+
+
+class Scheduler:
+    """Answers the requests of one graph of a base, first come, first served, as many at once as there are rows.
+
+    Between two steps of the running rows one waiting request begins at most, so that the others go on meanwhile.
+    A thread does this from the first request on, and ends with `close`. Safe to use from any thread.
+
+    Args:
+        engine: the base.
+        adapters: whether its requests have adapters.
+
+    Attributes:
+        rows: most requests that share a forward pass.
+        on_step: told after every forward pass: rows in use, rows there may be, seconds, tokens that were generated.
+            Replaced, never changed.
+    """
+
+    def __init__(self, engine: Engine, *, adapters: bool):
+        self.rows = DEFAULT_ROWS
+        self.on_step: tuple[OnStep, ...] = ()
+        self._engine = engine
+        self._adapters = adapters
+        self._changed = threading.Condition()
+        self._waiting: deque[_Job] = deque()
+        self._farewells: list[_Farewell] = []
+        self._jobs: dict[int, _Job] = {}
+        self._decoder: Decoder | None = None
+        self._thread: threading.Thread | None = None
+        self._closing = self._abandoned = False
+
+    @property
+    def active(self) -> int:
+        """Requests that are being answered."""
+        return len(self._jobs)
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait for a row."""
+        return len(self._waiting)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values."""
+        decoder = self._decoder
+        return decoder.nbytes if decoder is not None else 0
+
+    def submit(self, request: Request, deliver: Deliver, started: Callable[[], None]) -> None:
+        """Answer a request as soon as a row is free.
+
+        Args:
+            request: fresh.
+            deliver: called by the scheduler's thread with every step and the time (of `time.perf_counter`); the last
+                step has a finish reason or an error. It must not wait.
+            started: called by that thread when the request leaves the queue for a row.
+
+        Raises:
+            InferenceError: the scheduler is closed.
+        """
+        with self._changed:
+            if self._closing:
+                raise InferenceError("the base was closed: load the expert again")
+            self._waiting.append(_Job(request, deliver, started))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="hivellm_ort", daemon=True)
+                self._thread.start()
+                _RUNNING.add(self)
+            self._changed.notify()
+
+    def forget(self, adapter: BoundAdapter) -> None:
+        """Let go of an adapter: at once, unless a request has it; then when the last of them has ended."""
+        with self._changed:
+            if self._thread is None:
+                return
+            farewell = _Farewell(adapter)
+            self._farewells.append(farewell)
+            used = self._used(adapter)
+            self._changed.notify()
+        if not used and threading.current_thread() is not self._thread:
+            farewell.gone.wait()
+
+    def close(self) -> None:
+        """Take no more requests, and end the thread: now if there is nothing to do, else after the last answer."""
+        with self._changed:
+            self._closing = True
+            busy, thread = bool(self._jobs or self._waiting), self._thread
+            self._changed.notify()
+        if not busy and thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def abandon(self) -> None:
+        """End the thread after the step that is running, whatever there is to do."""
+        self._abandoned = True
+        with self._changed:
+            self._waiting.clear()
+        self.close()
+        if self._thread is not None:
+            self._thread.join(timeout=10)
+
+    def _run(self) -> None:
+        loop: Loop | None = None
+        while self._next() and not self._abandoned:
+            try:
+                loop = self._turn(loop)
+            except Exception as error:  # not of one request: nothing of this loop can be trusted any more
+                loop = self._decoder = None
+                self._fail(error)
+        self._decoder = None
+
+    def _turn(self, loop: Loop | None) -> Loop:
+        """Begin a waiting request, and generate the next token of all."""
+        with self._changed:
+            job = self._waiting.popleft() if self._waiting and len(self._jobs) < self.rows else None
+            if job is not None:
+                self._jobs[id(job)] = job
+        if loop is None or self._decoder is None:
+            self._decoder = self._engine.decoder(adapters=self._adapters)
+            loop = Loop(self._decoder)
+        if job is not None:
+            job.started()
+            self._drive(loop.begin(id(job), job.request))
+        if loop.active:
+            rows, begin = loop.active, time.perf_counter()
+            tokens = self._drive(loop.step())
+            for listener in self.on_step:
+                listener(rows, self.rows, time.perf_counter() - begin, tokens)
+        return loop
+
+    def _next(self) -> bool:
+        """Wait for something to do; False when there is nothing more to come."""
+        while True:
+            self._end_cancelled()
+            self._take_leave()
+            with self._changed:
+                if self._jobs or self._waiting:
+                    return True
+                if self._farewells:
+                    continue
+                if self._decoder is not None:
+                    self._decoder.rest()
+                if self._closing:
+                    return False
+                self._changed.wait()
+
+    # Each of these in a function of its own: what a waiting thread has in its hands is not freed.
+
+    def _end_cancelled(self) -> None:
+        """End the requests that were cancelled before their turn."""
+        with self._changed:
+            cancelled = [job for job in self._waiting if job.request.cancelled()]
+            for job in cancelled:
+                self._waiting.remove(job)
+        for job in cancelled:
+            self._deliver(job, Step(None, finish_reason="cancelled"))
+
+    def _take_leave(self) -> None:
+        """Let go of the adapters that are to be forgotten and that no request has any more."""
+        with self._changed:
+            leaving = [one for one in self._farewells if not self._used(one.adapter)]
+            self._farewells = [one for one in self._farewells if one not in leaving]
+        for one in leaving:
+            if self._decoder is not None:
+                self._decoder.forget(one.adapter)
+            one.gone.set()
+
+    def _fail(self, error: Exception) -> None:
+        for job in list(self._jobs.values()):
+            self._deliver(job, Step(None, error=error))
+
+    def _used(self, adapter: BoundAdapter) -> bool:
+        return any(job.request.adapter is adapter for job in [*self._jobs.values(), *self._waiting])
+
+    def _drive(self, steps: Iterator[tuple[int, Step]]) -> int:
+        """Deliver steps; how many tokens they had."""
+        tokens = 0
+        for key, step in steps:
+            tokens += step.token_id is not None
+            self._deliver(self._jobs[key], step)
+        return tokens
+
+    def _deliver(self, job: _Job, step: Step) -> None:
+        if step.finish_reason is not None or step.error is not None:
+            with self._changed:
+                self._jobs.pop(id(job), None)
+        job.deliver(step, time.perf_counter())
+
+
+_RUNNING: weakref.WeakSet[Scheduler] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_threads() -> None:
+    """ONNX Runtime must not be unloaded under a thread that uses it."""
+    for scheduler in list(_RUNNING):
+        scheduler.abandon()

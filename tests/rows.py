@@ -1,0 +1,14 @@
+"""Rows of an engine, for tests that look at logits."""
+
+from __future__ import annotations
+
+from hivellm_ort.engine.adapters import BoundAdapter
+from hivellm_ort.engine.decoder import Decoder
+from hivellm_ort.engine.session import Engine
+
+
+def begun(engine: Engine, adapter: BoundAdapter | None, capacity: int) -> Decoder:
+    """A decoder whose first row has begun."""
+    decoder = engine.decoder(adapters=adapter is not None)
+    decoder.start(0, adapter, capacity)
+    return decoder
