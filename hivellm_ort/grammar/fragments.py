@@ -152,7 +152,6 @@ def compared(one: Fragment, other: Fragment) -> tuple[bool, int]:
     """
     if len(one.leads) == len(other.leads) == 1 and not one.follow[0] | other.follow[0]:
         return bool(one.leads[0] & other.leads[0]), 0
-    meets: dict[int, int] = {}  # of a position of the first those of the second with a character in common
     seen = [0] * len(one.leads)
     todo = [(one.first, other.first)]
     known = set(todo)
@@ -161,12 +160,11 @@ def compared(one: Fragment, other: Fragment) -> tuple[bool, int]:
         mine, its = todo.pop()
         for p in bits(mine):
             steps += 1
-            if p not in meets:
-                leads = one.leads[p]
-                meets[p] = sum(1 << q for q, others in enumerate(other.leads) if leads & others)
-            new = its & meets[p] & ~seen[p]
-            seen[p] |= new
-            for q in bits(new):
+            fresh = its & ~seen[p]
+            seen[p] |= fresh
+            for q in bits(fresh):
+                if not one.leads[p] & other.leads[q]:
+                    continue
                 following = (one.follow[p], other.follow[q])
                 if following not in known:
                     known.add(following)
