@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from hivellm_ort.decoding.stream import TextStream
 from hivellm_ort.errors import (
     AdapterError,
@@ -27,11 +29,13 @@ from hivellm_ort.errors import (
 from hivellm_ort.expert import Expert
 from hivellm_ort.grammar.grammar import Grammar
 from hivellm_ort.integrity import Trust, Verdict
-from hivellm_ort.manager import ExpertInfo, ExpertManager
 from hivellm_ort.options import GenerateOptions
 from hivellm_ort.package.archive import Limits
 from hivellm_ort.package.manifest import ExpertManifest
 from hivellm_ort.result import InferenceResult, Timings
+
+if TYPE_CHECKING:
+    from hivellm_ort.manager import ExpertInfo, ExpertManager
 
 __all__ = [
     "AdapterError",
@@ -64,3 +68,17 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+_LAZY = ("ExpertInfo", "ExpertManager")  # with all that they bring, a third of the import time of the rest
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        from hivellm_ort import manager
+
+        return getattr(manager, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

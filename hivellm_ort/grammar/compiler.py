@@ -11,12 +11,9 @@ from typing import TYPE_CHECKING
 
 from hivellm_ort.errors import GrammarError
 from hivellm_ort.grammar.failures import compile_failure
-from hivellm_ort.grammar.gbnf import parse_gbnf
 from hivellm_ort.grammar.grammar import Grammar
-from hivellm_ort.grammar.lark import to_lark
 from hivellm_ort.grammar.limits import DEFAULT, GrammarLimits
 from hivellm_ort.grammar.matcher import MatcherConstraint, fill_masks
-from hivellm_ort.grammar.normalise import normalise
 from hivellm_ort.grammar.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -146,6 +143,11 @@ def to_llguidance(
     lark = grammar.text
     try:
         if grammar.kind == "gbnf":
+            # Slow to import, and most answers are under no grammar.
+            from hivellm_ort.grammar.gbnf import parse_gbnf
+            from hivellm_ort.grammar.lark import to_lark
+            from hivellm_ort.grammar.normalise import normalise
+
             lark = to_lark(normalise(parse_gbnf(grammar.text, limits=limits)), exact=exact)
         return LLMatcher.grammar_from_lark(name_tokens(lark))
     except GrammarError as error:

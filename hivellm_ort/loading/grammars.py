@@ -6,10 +6,8 @@ import logging
 from pathlib import Path
 
 from hivellm_ort.errors import GrammarError, IntegrityError, LoadError
-from hivellm_ort.grammar.gbnf import parse_gbnf
 from hivellm_ort.grammar.grammar import Grammar, Kind
 from hivellm_ort.grammar.limits import DEFAULT, GrammarLimits
-from hivellm_ort.grammar.normalise import normalise
 from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
 from hivellm_ort.package.manifest_parts import DecodingDefaults
 from hivellm_ort.package.names import member_name, shown
@@ -60,6 +58,9 @@ def find_grammar(
     try:
         grammar = Grammar(_SUFFIXES.get(path.suffix, "gbnf"), text, path.name)
         if decoding.use_grammar and grammar.kind == "gbnf":
+            from hivellm_ort.grammar.gbnf import parse_gbnf  # slow to import
+            from hivellm_ort.grammar.normalise import normalise
+
             normalise(parse_gbnf(text, limits=limits))
     except GrammarError as error:
         raise LoadError(f"{path.name}: {error}; or set use_grammar to false in {MANIFEST}") from error
