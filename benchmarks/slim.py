@@ -80,6 +80,8 @@ def main() -> None:
         if options.package:
             command = ("-m", "hivellm_ort", "run", str(options.package.resolve()), options.prompt)
             report["result"] = json.loads(_run(python, *command, "--max-tokens", "16", "--json"))
+            grammar = ("--json-schema", '{"enum": [{"tool": "search"}, {"tool": "read"}]}')
+            report["constrained"] = json.loads(_run(python, *command, *grammar, "--json"))
     if options.json:
         print(json.dumps(report, indent=2))
         return
@@ -88,6 +90,7 @@ def main() -> None:
     print(f"forbidden  {', '.join(report['forbidden']) or 'none'}")
     if options.package:
         print(f"answer     {report['result']['text']!r}")
+        print(f"as JSON    {report['constrained']['text']}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "slim.py"
 
 
 def test_slim_environment_runs_a_package_without_torch(packages: Packages) -> None:
-    """`hivellm-ort[cpu]` alone has none of the exporter's libraries, and answers as this environment does."""
+    """`hivellm-ort[cpu]` alone has none of the exporter's libraries, and answers as this environment does, and under a grammar."""
     command = [sys.executable, str(SCRIPT), "--package", str(packages.lora), "--prompt", PROMPT, "--json"]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert 0 == done.returncode, done.stderr
@@ -23,3 +23,4 @@ def test_slim_environment_runs_a_package_without_torch(packages: Packages) -> No
     assert [] == report["forbidden"]
     assert list(expected.tokens) == report["result"]["tokens"]
     assert expected.text == report["result"]["text"]
+    assert report["constrained"]["text"] in ('{"tool": "search"}', '{"tool": "read"}')
