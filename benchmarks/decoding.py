@@ -34,6 +34,32 @@ QUESTIONS = {
     "elastic": "Find all documents where order.total is greater than {n} and status is shipped.",
     "json": 'Fix this invalid JSON:\n{{\'id\': {n}, "name": "kettle", "in_stock": true,}}',
 }
+FIELD = {
+    "type": "object",
+    "properties": {"type": {"enum": ["keyword", "text", "date", "integer", "float"]}},
+    "required": ["type"],
+    "additionalProperties": False,
+}
+SCHEMAS: dict[str, dict[str, Any]] = {
+    "elastic": {  # a mapping
+        "type": "object",
+        "properties": dict.fromkeys(("title", "created_at", "author", "price"), FIELD),
+        "required": ["title", "created_at", "author", "price"],
+        "additionalProperties": False,
+    },
+    "sql": {  # a plan
+        "type": "object",
+        "properties": {
+            "tool": {"enum": ["run_query", "describe_table", "list_tables"]},
+            "table": {"type": "string", "maxLength": 24},
+            "limit": {"type": "integer", "minimum": 1, "maximum": 100},
+            "explain": {"type": "boolean"},
+        },
+        "required": ["tool", "table", "limit", "explain"],
+        "additionalProperties": False,
+    },
+    "json": {},  # any JSON
+}
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 64}
 
 
@@ -150,6 +176,21 @@ def overhead(manager: ExpertManager, rounds: int) -> dict[str, float]:
     return {"median": statistics.median(shares[1:]), "least": min(shares[1:]), "most": max(shares[1:])}
 
 
+def forced(manager: ExpertManager, rounds: int) -> dict[str, float]:
+    """Share of the tokens under a JSON schema that took no forward pass of their own, by schema."""
+    shares = {}
+    for kind, (name, schema) in zip(("mapping", "plan", "any_json"), SCHEMAS.items(), strict=True):
+        counts = [0, 0]
+        for number in range(rounds):
+            question = QUESTIONS[name].format(n=number)
+            with counted_runs() as runs:
+                result = manager.generate(name, question, json_schema=schema, temperature=0, max_tokens=96)
+            counts[0] += result.completion_tokens - len(runs)
+            counts[1] += result.completion_tokens
+        shares[kind] = counts[0] / counts[1]
+    return shares
+
+
 def memory(manager: ExpertManager, count: int) -> dict[str, float]:
     """Resident megabytes after a tenth of `count` short generations, and how far they went from there, in percent."""
     process = psutil.Process()
@@ -183,7 +224,7 @@ def main() -> None:
         for name in EXPERTS:
             (package,) = options.packages.glob(f"expert-{name}-*.expert")
             manager.load_expert(name, package, base=options.packages / "base")
-        for measure in (lookup, prefix, batch, overhead):
+        for measure in (lookup, prefix, batch, overhead, forced):
             report[measure.__name__] = measure(manager, options.rounds)
             if not options.json:
                 print(_line(measure.__name__, report[measure.__name__]), flush=True)

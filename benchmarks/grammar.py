@@ -175,7 +175,9 @@ def main() -> None:
     build = time.perf_counter() - begin
     print(f"tokenizer built in {build:.2f} s, logits {width}; milliseconds, median and 99th percentile")
     grammars = BUILT_IN | {
-        f"{file.parent.name}/{file.name}": Grammar(KINDS[file.suffix], file.read_text(encoding="utf-8"), str(file))
+        f"{file.parent.name}/{file.name}": Grammar(
+            KINDS[file.suffix], file.read_text(encoding="utf-8"), str(file)
+        )
         for file in options.files
     }
     logits = np.random.default_rng(0).standard_normal(width, dtype=np.float32)
