@@ -1,0 +1,68 @@
+"""The options `--expert NAME=PATH` and how to load them, which the command line examples share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from hivellm_ort import ExpertManager
+
+__all__ = ["expert_options", "load"]
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def expert_options(command: _Command) -> _Command:
+    """The options `--expert`, `--base`, `--threads` and `--trust`, which `load` takes."""
+    for option in (
+        click.option(
+            "--trust",
+            type=click.Choice(["require", "warn", "off"]),
+            default="warn",
+            show_default=True,
+            help="What to do where no key you trust has signed a package.",
+        ),
+        click.option("--threads", type=click.IntRange(min=1), help="One per physical core by default."),
+        click.option("--base", type=click.Path(path_type=Path), help="Base bundle of thin packages."),
+        click.option(
+            "--expert",
+            "experts",
+            metavar="NAME=PATH",
+            multiple=True,
+            required=True,
+            callback=_named,
+            help="A package and the name to ask it by; give it once for each expert.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def load(experts: dict[str, Path], *, base: Path | None, threads: int | None, trust: Any) -> ExpertManager:
+    """A manager with these experts.
+
+    Raises:
+        LoadError: one of them cannot be loaded; nothing stays in memory then.
+    """
+    manager = ExpertManager(threads=threads, trust=trust)
+    try:
+        manager.load_experts(experts, base=base)
+    except BaseException:
+        manager.close()
+        raise
+    return manager
+
+
+def _named(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, Path]:
+    experts: dict[str, Path] = {}
+    for value in values:
+        name, equals, path = value.partition("=")
+        if not (name and equals and path):
+            raise click.BadParameter(f"{value!r} is not NAME=PATH, such as sql=expert-sql.expert")
+        if name in experts:
+            raise click.BadParameter(f"{name!r} is given twice")
+        experts[name] = Path(path)
+    return experts

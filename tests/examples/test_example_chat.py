@@ -1,0 +1,112 @@
+"""`examples/chat_cli.py`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import chat_cli
+import pytest
+from click.testing import CliRunner, Result
+from example_packages import Examples
+
+from hivellm_ort import Expert
+
+
+def talked(examples: Examples, *lines: str, max_tokens: int = 12) -> Result:
+    """Run the script with these lines of input."""
+    arguments = [*examples.options, "--max-tokens", str(max_tokens)]
+    return CliRunner().invoke(chat_cli.main, arguments, input="".join(f"{line}\n" for line in lines))
+
+
+def test_history_is_kept_across_experts(examples: Examples) -> None:
+    """Each answer is the one to the whole conversation, whoever gave the earlier ones."""
+    result = talked(examples, "/expert sql", "first", "/expert json", "second")
+    assert 0 == result.exit_code, result.output
+    turns: list[dict[str, str]] = []
+    expected = []
+    for package, question in ((examples.sql, "first"), (examples.json, "second")):
+        with Expert.load(package, trust="off") as expert:
+            text = expert.generate(question, messages=turns, max_tokens=12).text
+        turns += [{"role": "user", "content": question}, {"role": "assistant", "content": text}]
+        expected.append(text)
+    assert f"> > {expected[0]}\n> > {expected[1]}\n> ".encode() == result.stdout_bytes
+
+
+def test_routing_says_who_and_why(examples: Examples) -> None:
+    """A routed question shows its expert and the reasons; one that fits nobody stays where the talk is."""
+    result = talked(
+        examples, "hello", "Fix this invalid JSON", "and now", "/expert sql", "json", "/auto", "json"
+    )
+    told = result.stderr.splitlines()[1:]
+    assert "no expert fits the question: name one with /expert NAME" == told[0]
+    assert told[1].startswith('[json: keyword "invalid json" +')
+    assert "[json: as before, no expert fits better]" == told[2]
+    assert "every question goes to sql" == told[3]
+    assert "each question goes to the expert that fits it" == told[4]
+    assert told[5].startswith('[json: keyword "json" +')
+    assert 6 == len(told)
+
+
+def test_stats_count_the_requests(examples: Examples) -> None:
+    """`/stats` shows each expert with its requests, the memory, and the speed once there is one."""
+    before, after = (talked(examples, *lines, "/stats").stderr for lines in ((), ("count all orders", "sql")))
+    assert "0 requests" in before
+    assert "tokens/s" not in before
+    assert "sql              lora rank 4 on tiny" in after
+    assert "2 requests" in after
+    assert "MB in all, 1 base\n" in after
+    assert "tokens/s (medians)" in after
+
+
+def test_new_forgets_the_conversation(examples: Examples) -> None:
+    """After `/new` the same question has the same answer again."""
+    result = talked(examples, "sql", "/new", "sql")
+    answers = [line for line in result.stdout.split("> ") if line.strip()]
+    assert answers[0] == answers[1]
+
+
+def test_mistakes_do_not_end_the_program(examples: Examples) -> None:
+    """An unknown name, an unknown command and a question that is too long are told, and the talk goes on."""
+    result = talked(examples, "/expert xml", "/what", "sql " * 2000, "sql", "/quit", "sql")
+    assert 0 == result.exit_code, result.output
+    assert "no expert 'xml'; there are sql, json" in result.stderr
+    assert "/expert NAME" in result.stderr
+    assert "error: a prompt of " in result.stderr
+    assert 2 == result.stderr.count('[sql: keyword "sql"')
+
+
+def test_a_package_that_is_not_there(examples: Examples) -> None:
+    """It is an error that names the file."""
+    result = CliRunner().invoke(chat_cli.main, ["--expert", "sql=missing.expert"])
+    assert 1 == result.exit_code
+    assert "missing.expert" in result.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends SIGINT to one process, as POSIX can")
+def test_ctrl_c_stops_the_answer_and_not_the_program(examples: Examples) -> None:
+    """After SIGINT the answer ends, and the next question is answered."""
+    process = subprocess.Popen(
+        [sys.executable, examples.folder / "chat_cli.py", *examples.options, "--max-tokens", "1900"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    watchdog = threading.Timer(60, process.kill)
+    watchdog.start()
+    with process:
+        process.stdin.write(b"sql\n")
+        process.stdin.flush()
+        assert b"> " == process.stdout.read(2)
+        process.stdout.read(10)  # of the answer
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(b"/stats\n")
+    watchdog.cancel()
+    assert 0 == process.returncode, told
+    assert b"(stopped)\n" in told
+    assert b"1 requests" in told
