@@ -9,7 +9,8 @@ from pathlib import Path
 
 from hivellm_ort.contract import ADAPTER_GRAPH, BASE_GRAPH, WEIGHTS_FILE, DecoderConfig
 from hivellm_ort.engine.adapters import BoundAdapter
-from hivellm_ort.engine.providers import choose_provider
+from hivellm_ort.engine.devices import Device
+from hivellm_ort.engine.placement import Placement, place
 from hivellm_ort.engine.session import Engine
 from hivellm_ort.errors import ManifestError
 from hivellm_ort.grammar.compiler import GrammarCompiler
@@ -19,7 +20,7 @@ from hivellm_ort.text.tokenizer import TextTokenizer
 
 __all__ = ["BASES", "Base", "BasePool"]
 
-_Key = tuple[str, str, int | None]
+_Key = tuple[str, Placement, int | None]
 
 
 class Base:
@@ -34,7 +35,7 @@ class Base:
         scheduler: answers its requests.
     """
 
-    def __init__(self, folder: Path, config: DecoderConfig, *, device: str | None, threads: int | None):
+    def __init__(self, folder: Path, config: DecoderConfig, *, device: Device | None, threads: int | None):
         self.tokenizer = TextTokenizer.from_folder(folder)
         self.template = ChatTemplate.from_folder(folder)
         self.eos_token_ids = _eos_token_ids(folder)
@@ -75,21 +76,23 @@ class Base:
 
 
 class BasePool:
-    """One `Base` per bundle digest, execution provider and thread count, closed when its last user lets go."""
+    """One `Base` per bundle digest, placement and thread count, closed when its last user lets go."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._bases: dict[_Key, tuple[Base, int]] = {}
 
     def acquire(
-        self, folder: Path, config: DecoderConfig, *, device: str | None = None, threads: int | None = None
+        self, folder: Path, config: DecoderConfig, *, device: Device | None = None, threads: int | None = None
     ) -> Base:
         """The base of the bundle in `folder` with its `decoder.json`; call `release` once for each call of this.
 
         Raises:
             LoadError: the bundle cannot be used.
         """
-        key = (config.sha256, choose_provider(device, config.target), threads)
+        placement = place(device or Device(), config)
+        placement.announce(config.name)
+        key = (config.sha256, placement, threads)
         with self._lock:
             base, users = self._bases.get(key, (None, 0))
             if base is None:

@@ -1,6 +1,6 @@
 """The contract between exporter and runtime: names in the graphs and the form of `decoder.json`.
 
-Version 1.2. A change here changes `CONTRACT_VERSION`: the minor number for an addition that an older runtime
+Version 1.3. A change here changes `CONTRACT_VERSION`: the minor number for an addition that an older runtime
 can ignore, the major number for anything else. `docs/contract.md` states it in full.
 """
 
@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +26,7 @@ __all__ = [
     "WEIGHTS_FILE",
     "Architecture",
     "DecoderConfig",
+    "GraphForm",
     "Part",
     "Site",
     "StoredWeights",
@@ -35,7 +36,7 @@ __all__ = [
 
 _T = TypeVar("_T")
 
-CONTRACT_VERSION = "1.2"
+CONTRACT_VERSION = "1.3"
 DECODER_JSON = "decoder.json"
 BASE_GRAPH = "decoder.onnx"
 ADAPTER_GRAPH = "decoder.adapters.onnx"
@@ -155,20 +156,57 @@ class StoredWeights:
 
 
 @dataclass(frozen=True)
+class GraphForm:
+    """What a runtime must know to run the graphs of a bundle; the defaults are those of target `cpu`.
+
+    Attributes:
+        cache_dtype: float type of `past_key_values.*` and `present.*`: `float32`, `float16` or `bfloat16`.
+        activation_dtype: float type that the graph computes in.
+        adapter_dtype: float type of the adapter inputs. Logits are float32 everywhere.
+        opsets: version of each operator domain; `""` is ai.onnx.
+        inputs: every graph input but caches and adapters, with its shape: sizes, and names of free dimensions.
+        shapes: the only values that a dimension may have; one that is absent here takes any. A dimension with a
+            single value is that number in the graph, one with several keeps its name.
+        multi_token_append: whether one row may take several tokens on a cache that is not empty.
+        cache_update: `in_place`, `past_key_values.*` and `present.*` are the same buffers; or `new_tokens`,
+            `present.*` holds the S new positions only, which the runtime copies into its own buffers.
+    """
+
+    cache_dtype: str = "float32"
+    activation_dtype: str = "float32"
+    adapter_dtype: str = "float32"
+    opsets: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"": 18, "com.microsoft": 1})
+    inputs: Mapping[str, Sequence[str | int]] = dataclasses.field(
+        default_factory=lambda: {
+            "input_ids": ("batch_size", "sequence_length"),
+            "seqlens_k": ("batch_size",),
+            "total_sequence_length": (),
+            "logits_rows": ("rows",),
+        }
+    )
+    shapes: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
+    multi_token_append: bool = True
+    cache_update: str = "in_place"
+
+
+@dataclass(frozen=True)
 class DecoderConfig:
     """`decoder.json`: what a base bundle is.
 
     Attributes:
         name: the base model's short name.
         architecture: its numbers.
-        precision: `fp32`, `int8` or `int4`.
-        target: the execution provider the graphs were lowered for (`cpu`).
+        precision: `fp32`, `fp16`, `bf16`, `int8` or `int4`.
+        target: what the graphs were lowered for: `cpu`, `cuda`, `dml` or `portable`.
         sites: where adapters attach; empty in a merged bundle, which has no adapter graph.
         source_sha256: digest of the weights the bundle was made from; an adapter prepared from the same weights
             fits every bundle of that source.
         merged: digest of the adapter folded into the weights, or None.
         files: every other file of the bundle with its `size` in bytes and `sha256`.
-        weights: for every site, where its weights are; absent before contract 1.2.
+        weights: for every site, where its weights are; absent before contract 1.2, and empty where they are not
+            float32.
+        half_weights: the same where floats are of `graph.activation_dtype`, of two bytes each; since contract 1.3.
+        graph: how the graphs are to be run; absent before contract 1.3, then it is that of `cpu`.
         contract_version: version of this contract.
         sha256: digest of the file it was read from, the bundle's name in the store; not part of the file.
     """
@@ -182,6 +220,8 @@ class DecoderConfig:
     merged: str | None = None
     files: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     weights: Mapping[str, StoredWeights] = dataclasses.field(default_factory=dict)
+    half_weights: Mapping[str, StoredWeights] = dataclasses.field(default_factory=dict)
+    graph: GraphForm = dataclasses.field(default_factory=GraphForm)
     contract_version: str = CONTRACT_VERSION
     sha256: str = ""
 
@@ -217,12 +257,17 @@ class DecoderConfig:
                 _known(Site, {**site, "parts": tuple(_known(Part, part) for part in site["parts"])})
                 for site in data["sites"]
             )
-            weights = {
-                name: _known(StoredWeights, stored) for name, stored in data.get("weights", {}).items()
+            stored = {
+                key: {name: _known(StoredWeights, place) for name, place in data.get(key, {}).items()}
+                for key in ("weights", "half_weights")
             }
-            architecture = _known(Architecture, data["architecture"])
-            digest = hashlib.sha256(content).hexdigest()
-            fields = {"sites": sites, "weights": weights, "architecture": architecture, "sha256": digest}
+            fields = {
+                "sites": sites,
+                **stored,
+                "architecture": _known(Architecture, data["architecture"]),
+                "graph": _known(GraphForm, data.get("graph", {})),
+                "sha256": hashlib.sha256(content).hexdigest(),
+            }
             return _known(cls, {**data, **fields})
         except (KeyError, TypeError, AttributeError) as error:
             raise ManifestError(f"{where}: a field is missing or malformed ({error})") from error

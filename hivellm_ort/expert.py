@@ -12,6 +12,7 @@ from hivellm_ort.base import BASES, Base
 from hivellm_ort.contract import DecoderConfig
 from hivellm_ort.decoding.stream import AsyncTextStream, TextStream
 from hivellm_ort.engine.adapters import BoundAdapter
+from hivellm_ort.engine.devices import Device, ProviderOptions
 from hivellm_ort.errors import InferenceError
 from hivellm_ort.grammar.grammar import Grammar
 from hivellm_ort.integrity import Policy, Trust, Verdict, check
@@ -53,7 +54,7 @@ class Expert:
         parts: ExpertParts,
         grammar: Grammar | None,
         *,
-        device: str | None,
+        device: Device,
         threads: int | None,
         prefix_cache_bytes: int | None,
     ):
@@ -88,6 +89,8 @@ class Expert:
         path: StrPath,
         *,
         device: str | None = None,
+        provider_options: ProviderOptions | None = None,
+        fallback: bool = False,
         base: StrPath | None = None,
         cache_dir: StrPath | None = None,
         threads: int | None = None,
@@ -102,7 +105,10 @@ class Expert:
 
         Args:
             path: the package.
-            device: None or "auto" for what the package was exported for, else "cpu".
+            device: "auto" (the default) takes what is there for the graphs of the base, else "cpu", "cuda", "cuda:1",
+                "dml", "dml:0" or "coreml". One that does not start is an error.
+            provider_options: options of ONNX Runtime's execution provider, as `{"gpu_mem_limit": 2 << 30}`.
+            fallback: run on the CPU, with a warning, where the device is not to be had.
             base: a base bundle to use instead of the packaged one. A package without a base needs it, unless a
                 bundle of the base its manifest names is in the cache or in the folder `models` there.
             cache_dir: where packages are unpacked; the platform's cache folder, or `HIVELLM_HOME`, by default.
@@ -115,9 +121,11 @@ class Expert:
                 it is, 256 MiB to begin with, by default.
 
         Raises:
-            LoadError: the package, its signature, its manifest, its adapter, its grammar or its base cannot be used;
-                nothing stays loaded.
+            LoadError: the package, its signature, its manifest, its adapter, its grammar, its base or the device
+                cannot be used; nothing stays loaded.
+            TypeError, ValueError: `provider_options` are malformed.
         """
+        asked = Device.of(device, provider_options, fallback=fallback)
         trust = Trust(trust) if isinstance(trust, str) else trust
         store = Store(Path(cache_dir) if cache_dir is not None else None)
         checking: Check = "digest" if trust.policy == "require" else "size"
@@ -130,7 +138,7 @@ class Expert:
             verdict,
             parts,
             find_grammar(package, manifest),
-            device=device,
+            device=asked,
             threads=threads,
             prefix_cache_bytes=prefix_cache_bytes,
         )

@@ -18,6 +18,7 @@ from hivellm_ort.decoding.loop import Request, Step
 from hivellm_ort.decoding.params import SamplingParams
 from hivellm_ort.decoding.processors import make_processors
 from hivellm_ort.decoding.sampler import LogitsProcessor, make_sampler
+from hivellm_ort.decoding.serving import refuse_to_wait
 from hivellm_ort.decoding.stops import StopMatcher
 from hivellm_ort.decoding.stream import TextStream
 from hivellm_ort.decoding.transcript import Transcript
@@ -273,12 +274,11 @@ class Asked:
         return self.transcript.request
 
     def submit(self) -> None:
-        """Have it answered as soon as its turn comes.
-
-        Raises:
-            InferenceError: the base was closed.
-        """
-        self.base.scheduler.submit(self.request, self.transcript.add, self.transcript.start)
+        """Have it answered as soon as its turn comes; where the base was closed it ends with that error."""
+        try:
+            self.base.scheduler.submit(self.request, self.transcript.add, self.transcript.start)
+        except InferenceError as error:
+            self.transcript.add(Step(None, error=error), time.perf_counter())
 
     def abandon(self) -> None:
         """End it as cancelled, instead of `submit`."""
@@ -291,35 +291,40 @@ class Asked:
 
 
 def answer_all(asked: Sequence[Asked], batch_size: int) -> list[InferenceResult]:
-    """The results of requests, in their order, of each base so many at a time."""
-    if not (isinstance(batch_size, int) and batch_size >= 1):
-        raise ValueError(f"batch_size is {batch_size!r}: it must be an integer from 1")
+    """The results of requests, in their order, of each base so many at a time. Whatever happens, all of them end."""
+    bases = dict.fromkeys(one.base for one in asked)
+    queues = {base: deque(one for one in asked if one.base is base) for base in bases}
     try:
-        for base in dict.fromkeys(one.base for one in asked):
+        refuse_to_wait()
+        if not (isinstance(batch_size, int) and batch_size >= 1):
+            raise ValueError(f"batch_size is {batch_size!r}: it must be an integer from 1")
+        for base, waiting in queues.items():
             base.scheduler.rows = max(base.scheduler.rows, batch_size)
-            waiting = deque(one for one in asked if one.base is base)
             for _ in range(min(batch_size, len(waiting))):
                 _begin_next(waiting)
         return [_awaited(one) for one in asked]
     finally:
         for one in asked:
             one.cancelled.set()
+        for waiting in queues.values():
+            while (left := _popped(waiting)) is not None:
+                left.abandon()
 
 
 def _begin_next(waiting: deque[Asked]) -> None:
     """Begin the next request that waits, and when it has ended the one after it."""
-    while True:
-        try:
-            one = waiting.popleft()
-        except IndexError:
+    while (one := _popped(waiting)) is not None:
+        one.submit()
+        if not one.transcript.ended.is_set():
+            one.transcript.listen(partial(_begin_after, one, waiting))
             return
-        try:
-            one.submit()
-        except InferenceError as error:
-            one.transcript.add(Step(None, error=error), time.perf_counter())
-            continue
-        one.transcript.listen(partial(_begin_after, one, waiting))
-        return
+
+
+def _popped(waiting: deque[Asked]) -> Asked | None:
+    try:
+        return waiting.popleft()
+    except IndexError:  # another thread had it
+        return None
 
 
 def _begin_after(one: Asked, waiting: deque[Asked]) -> None:
@@ -328,5 +333,5 @@ def _begin_after(one: Asked, waiting: deque[Asked]) -> None:
 
 
 def _awaited(one: Asked) -> InferenceResult:
-    one.transcript.ended.wait()
+    one.transcript.wait()
     return one.transcript.result()

@@ -11,18 +11,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from hivellm_ort.decoding.loop import Loop, Request, Step
+from hivellm_ort.decoding.serving import is_serving, serving
 from hivellm_ort.engine.adapters import BoundAdapter
 from hivellm_ort.engine.decoder import Decoder
 from hivellm_ort.engine.session import Engine
 from hivellm_ort.errors import InferenceError
 
-__all__ = ["DEFAULT_ROWS", "OnStep", "Scheduler"]
+__all__ = ["DEFAULT_ROWS", "OnRest", "OnStep", "Scheduler"]
 
 DEFAULT_ROWS = 8
 """Most requests that share a forward pass."""
 
 Deliver = Callable[[Step, float], None]
 OnStep = Callable[[int, int, float, int], None]
+OnRest = Callable[[], None]
 
 
 @dataclass(eq=False)
@@ -44,7 +46,8 @@ class Scheduler:
     """Answers the requests of one graph of a base, first come, first served, as many at once as there are rows.
 
     Between two steps of the running rows one waiting request begins at most, so that the others go on meanwhile.
-    A thread does this from the first request on, and ends with `close`. Safe to use from any thread.
+    A thread does this from the first request on, and ends with `close`. Safe to use from any thread. It tells of
+    every step itself: what is called then may submit and forget, which do not wait in it.
 
     Args:
         engine: the base.
@@ -52,22 +55,21 @@ class Scheduler:
 
     Attributes:
         rows: most requests that share a forward pass.
-        on_step: told after every forward pass: rows in use, rows there may be, seconds, tokens that were generated.
-            Replaced, never changed.
     """
 
     def __init__(self, engine: Engine, *, adapters: bool):
         self.rows = DEFAULT_ROWS
-        self.on_step: tuple[OnStep, ...] = ()
         self._engine = engine
         self._adapters = adapters
+        self._followers: tuple[tuple[OnStep, OnRest], ...] = ()  # replaced, never changed
         self._changed = threading.Condition()
         self._waiting: deque[_Job] = deque()
         self._farewells: list[_Farewell] = []
         self._jobs: dict[int, _Job] = {}
         self._decoder: Decoder | None = None
         self._thread: threading.Thread | None = None
-        self._closing = self._abandoned = False
+        self._closing = self._abandoned = self._ended = False
+        self._rested = True
 
     @property
     def active(self) -> int:
@@ -100,23 +102,45 @@ class Scheduler:
         with self._changed:
             if self._closing:
                 raise InferenceError("the base was closed: load the expert again")
-            self._waiting.append(_Job(request, deliver, started))
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="hivellm_ort", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="hivellm_ort", daemon=True)
+                thread.start()
+                self._thread = thread
                 _RUNNING.add(self)
+            self._waiting.append(_Job(request, deliver, started))
             self._changed.notify()
+
+    def follow(self, on_step: OnStep, on_rest: OnRest) -> Callable[[], None]:
+        """Have functions called by the scheduler's thread, which must not raise.
+
+        Args:
+            on_step: called after every forward pass: rows in use, rows there may be, seconds, tokens that were
+                generated.
+            on_rest: called when there is nothing more to do and memory was given back.
+
+        Returns:
+            What ends that.
+        """
+        follower = (on_step, on_rest)
+
+        def stop() -> None:
+            with self._changed:
+                self._followers = tuple(one for one in self._followers if one is not follower)
+
+        with self._changed:
+            self._followers = (*self._followers, follower)
+        return stop
 
     def forget(self, adapter: BoundAdapter) -> None:
         """Let go of an adapter: at once, unless a request has it; then when the last of them has ended."""
         with self._changed:
-            if self._thread is None:
+            if self._thread is None or self._ended:
                 return
             farewell = _Farewell(adapter)
             self._farewells.append(farewell)
             used = self._used(adapter)
             self._changed.notify()
-        if not used and threading.current_thread() is not self._thread:
+        if not used and not is_serving():  # two schedulers that wait for each other would wait for ever
             farewell.gone.wait()
 
     def close(self) -> None:
@@ -125,31 +149,34 @@ class Scheduler:
             self._closing = True
             busy, thread = bool(self._jobs or self._waiting), self._thread
             self._changed.notify()
-        if not busy and thread is not None and thread is not threading.current_thread():
+        if not busy and thread is not None and not is_serving():
             thread.join()
 
     def abandon(self) -> None:
-        """End the thread after the step that is running, whatever there is to do."""
+        """End the thread after the step that is running, and all requests as cancelled."""
         self._abandoned = True
-        with self._changed:
-            self._waiting.clear()
         self.close()
         if self._thread is not None:
             self._thread.join(timeout=10)
 
     def _run(self) -> None:
         loop: Loop | None = None
-        while self._next() and not self._abandoned:
-            try:
-                loop = self._turn(loop)
-            except Exception as error:  # not of one request: nothing of this loop can be trusted any more
-                loop = self._decoder = None
-                self._fail(error)
-        self._decoder = None
+        with serving():
+            while self._next():
+                try:
+                    loop = self._turn(loop)
+                # Not of one request: nothing of this loop can be trusted any more. Also what is no Exception, such as
+                # SystemExit of a processor, must not end the thread: others wait for it.
+                except BaseException as error:
+                    loop = self._decoder = None
+                    self._fail(error)
+            self._decoder = None
+            self._end()
 
     def _turn(self, loop: Loop | None) -> Loop:
         """Begin a waiting request, and generate the next token of all."""
         with self._changed:
+            self._rested = False
             job = self._waiting.popleft() if self._waiting and len(self._jobs) < self.rows else None
             if job is not None:
                 self._jobs[id(job)] = job
@@ -162,8 +189,8 @@ class Scheduler:
         if loop.active:
             rows, begin = loop.active, time.perf_counter()
             tokens = self._drive(loop.step())
-            for listener in self.on_step:
-                listener(rows, self.rows, time.perf_counter() - begin, tokens)
+            for on_step, _ in self._followers:
+                on_step(rows, self.rows, time.perf_counter() - begin, tokens)
         return loop
 
     def _next(self) -> bool:
@@ -172,15 +199,22 @@ class Scheduler:
             self._end_cancelled()
             self._take_leave()
             with self._changed:
+                if self._abandoned:
+                    return False
                 if self._jobs or self._waiting:
                     return True
                 if self._farewells:
                     continue
+                if self._rested:
+                    if self._closing:
+                        return False
+                    self._changed.wait()
+                    continue
                 if self._decoder is not None:
                     self._decoder.rest()
-                if self._closing:
-                    return False
-                self._changed.wait()
+                self._rested = True
+            for _, on_rest in self._followers:
+                on_rest()
 
     # Each of these in a function of its own: what a waiting thread has in its hands is not freed.
 
@@ -203,9 +237,22 @@ class Scheduler:
                 self._decoder.forget(one.adapter)
             one.gone.set()
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: BaseException) -> None:
+        if not isinstance(error, Exception):
+            error = InferenceError(f"the generation was ended by {error!r}")
         for job in list(self._jobs.values()):
             self._deliver(job, Step(None, error=error))
+
+    def _end(self) -> None:
+        """Nobody shall wait for a thread that is gone."""
+        with self._changed:
+            self._ended = True
+            jobs, farewells = [*self._jobs.values(), *self._waiting], self._farewells
+            self._waiting.clear()
+        for job in jobs:
+            self._deliver(job, Step(None, finish_reason="cancelled"))
+        for one in farewells:
+            one.gone.set()
 
     def _used(self, adapter: BoundAdapter) -> bool:
         return any(job.request.adapter is adapter for job in [*self._jobs.values(), *self._waiting])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tempfile
 from collections.abc import Callable, Sequence
@@ -13,10 +14,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from hivellm_export.check import check_bundle
 from hivellm_export.lower import lower
 from hivellm_export.source import BaseModel
+from hivellm_export.targets import Precision, Target
 from hivellm_export.weights import WeightWriter
-from hivellm_ort.contract import ADAPTER_GRAPH, BASE_GRAPH, DECODER_JSON, DecoderConfig, Site
+from hivellm_ort.contract import ADAPTER_GRAPH, BASE_GRAPH, DECODER_JSON, DecoderConfig, GraphForm, Site
 from hivellm_ort.package.archive import sha256_file
 from hivellm_ort.text.template import ChatTemplate, end_of_turn_ids
 from hivellm_ort.text.tokenizer import TextTokenizer
@@ -32,8 +35,9 @@ def write_bundle(
     *,
     trace: ir.Model,
     sites: Sequence[Site],
-    precision: str,
-    target: str,
+    precision: Precision,
+    target: Target,
+    form: GraphForm,
     merged: str | None = None,
 ) -> DecoderConfig:
     """Write the bundle of `base` into the empty `folder`.
@@ -41,19 +45,33 @@ def write_bundle(
     Args:
         base: the model.
         folder: an empty folder.
-        trace: from `trace_decoder(base.model)`.
+        trace: from `trace_decoder(base.model)`, unpacked where the target wants that.
         sites: from `sites_of(trace, …)`.
         precision: of the weights.
-        target: execution provider.
+        target: what the graphs are for.
+        form: from `graph_form`.
         merged: digest of the adapter that was folded in, None where adapters are to be swapped.
+
+    Raises:
+        ExportError: the model does not go with the target, or a graph breaks a rule of it.
     """
     graphs = {BASE_GRAPH: False} if merged else {BASE_GRAPH: False, ADAPTER_GRAPH: True}
+    config = DecoderConfig(
+        name=base.name,
+        architecture=base.architecture,
+        precision=precision.name,
+        target=target.name,
+        sites=tuple(sites),
+        source_sha256=base.source_sha256,
+        merged=merged,
+        graph=form,
+    )
     count = sum(parameter.numel() for parameter in base.model.parameters())
-    with tqdm(total=count, desc=f"weights {precision}", unit="w", unit_scale=True, disable=None) as bar:
+    with tqdm(total=count, desc=f"weights {precision.name}", unit="w", unit_scale=True, disable=None) as bar:
         weights = WeightWriter(folder, _counted(base.tensor, bar), precision=precision, tied=base.tied)
         try:
             models = {
-                name: lower(trace, weights, sites=sites, adapters=adapters, rotary=base.rotary(), name=name)
+                name: lower(trace, weights, config, adapters=adapters, rotary=base.rotary(), name=name)
                 for name, adapters in graphs.items()
             }
             stored = {} if merged else {site.name: weights.stored(site) for site in sites}
@@ -62,23 +80,15 @@ def write_bundle(
     for name, model in models.items():
         ir.save(model, folder / name)
     _write_tokenizer(base, folder)
-    config = DecoderConfig(
-        name=base.name,
-        architecture=base.architecture,
-        precision=precision,
-        target=target,
-        sites=() if merged else tuple(sites),
-        source_sha256=base.source_sha256,
-        merged=merged,
-        weights=stored,
-        files={
-            path.name: {"size": path.stat().st_size, "sha256": sha256_file(path)}
-            for path in sorted(folder.iterdir())
-        },
-    )
-    path = folder / DECODER_JSON
-    path.write_bytes(config.to_bytes())
-    return DecoderConfig.from_file(path)
+    # Before contract 1.3 `weights` was always float32: an older runtime must not read anything else from it.
+    key = "weights" if precision.dtype == "float32" else "half_weights"
+    files = {
+        path.name: {"size": path.stat().st_size, "sha256": sha256_file(path)}
+        for path in sorted(folder.iterdir())
+    }
+    config = dataclasses.replace(config, sites=() if merged else config.sites, files=files, **{key: stored})
+    (folder / DECODER_JSON).write_bytes(config.to_bytes())
+    return check_bundle(folder)
 
 
 def _counted(tensor: Callable[[str], NDArray[np.float32]], bar: Any) -> Callable[[str], NDArray[np.float32]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from hivellm_export.targets import PRECISIONS, TARGETS
 from hivellm_ort.cli.output import json_option
 from hivellm_ort.errors import ExportError
 
@@ -32,12 +33,18 @@ __all__ = ["export", "quiet_imports"]
 )
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
 @click.option(
-    "--precision", type=click.Choice(["int8", "int4", "fp32"]), default="int8", show_default=True,
-    help="Of the base's weights.",
+    "--target", type=click.Choice(list(TARGETS)), default="cpu", show_default=True,
+    help="What the graphs are for: an execution provider, or with portable any runtime of standard ONNX.",
 )  # fmt: skip
 @click.option(
-    "--target", type=click.Choice(["cpu"]), default="cpu", show_default=True, help="Execution provider."
-)
+    "--precision", type=click.Choice(PRECISIONS),
+    help="Of the base's weights. By target, the default first: "
+    + "; ".join(f"{name} {', '.join(target.precisions)}" for name, target in TARGETS.items()) + ".",
+)  # fmt: skip
+@click.option(
+    "--context", type=click.IntRange(min=2),
+    help="Tokens of the cache, for dml and portable, whose shapes are fixed [default: 2048, or what the model has].",
+)  # fmt: skip
 @click.option("--merge", "merged", is_flag=True, help="Fold the one expert into the weights.")
 @click.option("--thin", is_flag=True, help="Leave the base out of the packages and write it once, to base/.")
 @click.option("--force", is_flag=True, help="Replace what the output folder holds of the same names.")
@@ -46,8 +53,9 @@ def export(
     base: Path,
     experts: tuple[Path, ...],
     output: Path,
-    precision: str,
     target: str,
+    precision: str | None,
+    context: int | None,
     merged: bool,
     thin: bool,
     force: bool,
@@ -61,7 +69,15 @@ def export(
     from hivellm_export.pipeline import export as run
 
     report = run(
-        base, experts, output, precision=precision, target=target, merged=merged, thin=thin, force=force
+        base,
+        experts,
+        output,
+        precision=precision,
+        target=target,
+        context=context,
+        merged=merged,
+        thin=thin,
+        force=force,
     )
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(report), indent=2))

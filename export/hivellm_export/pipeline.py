@@ -16,11 +16,13 @@ from hivellm_export.lower import sites_of
 from hivellm_export.merge import merge
 from hivellm_export.package import ExpertSource, write_package
 from hivellm_export.source import BaseModel, load_base
+from hivellm_export.targets import Precision, Target, choose_target, graph_form
 from hivellm_export.trace import trace_decoder
+from hivellm_export.unpack import unpacked
 from hivellm_ort.adapters.config import ADAPTER_CONFIG
 from hivellm_ort.adapters.prepare import ADAPTER_WEIGHTS, prepare
 from hivellm_ort.adapters.prepared import PreparedAdapter
-from hivellm_ort.contract import DecoderConfig, Site
+from hivellm_ort.contract import DecoderConfig, GraphForm, Site
 from hivellm_ort.errors import AdapterError, ExpertError, ExportError
 from hivellm_ort.package.archive import sha256_file
 
@@ -57,13 +59,23 @@ class ExportReport:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class _Settings:
+    target: Target
+    precision: Precision
+    form: GraphForm
+    merged: bool
+    thin: bool
+
+
 def export(
     base: Path,
     experts: Sequence[Path],
     output: Path,
     *,
-    precision: str = "int8",
+    precision: str | None = None,
     target: str = "cpu",
+    context: int | None = None,
     merged: bool = False,
     thin: bool = False,
     force: bool = False,
@@ -73,12 +85,24 @@ def export(
     Without experts `output` becomes the base bundle. With experts it holds one package each, and with `thin`
     also the bundle they need, in `base/`.
 
+    Args:
+        base: a Hugging Face folder or a `.gguf` file.
+        experts: folders, each with a manifest and a PEFT adapter.
+        output: the folder to write to.
+        precision: of the weights; None is the target's default.
+        target: what the graphs are for, one of `hivellm_export.targets.TARGETS`.
+        context: tokens of the cache, for targets of fixed shapes.
+        merged: fold the one expert into the weights.
+        thin: leave the bundle out of the packages.
+        force: replace what `output` holds of the same names.
+
     Raises:
         ExpertError: an input is wrong, or `output` is in use; nothing is written then.
     """
     begin = time.perf_counter()
     if merged and (len(experts) != 1 or thin):
         raise ExportError("--merge takes exactly one --expert and no --thin: the merged base is the expert")
+    chosen, weights = choose_target(target, precision, context)
     sources = [ExpertSource.from_folder(folder) for folder in experts]
     _check_names(sources)
     if output.exists() and (not output.is_dir() or any(output.iterdir())) and not force:
@@ -89,7 +113,9 @@ def export(
         model = load_base(base)
         for source in sources:
             source.check_base(model.source_sha256)
-        report = _export(model, sources, work, precision, target, merged, thin)
+        form = graph_form(chosen, weights, model.architecture, context)
+        settings = _Settings(chosen, weights, form, merged, thin)
+        report = _export(model, sources, work, settings)
     return ExportReport(**{**vars(report), "output": str(output), "seconds": time.perf_counter() - begin})
 
 
@@ -97,23 +123,30 @@ def _export(
     model: BaseModel,
     sources: list[ExpertSource],
     work: Path,
-    precision: str,
-    target: str,
-    merged: bool,
-    thin: bool,
+    settings: _Settings,
 ) -> ExportReport:
     products, bundle = work / "products", work / "bundle"
     adapter_digest = None
+    merged, thin = settings.merged, settings.thin
     if merged:
         with _naming(sources[0]):
             model, adapter_digest = merge(model, sources[0].folder)
     trace = trace_decoder(model.model)
+    if not settings.target.packed:
+        trace = unpacked(trace)
     sites = sites_of(trace, model.has_bias)
     # Before the weights, which take minutes: most mistakes are in an adapter.
     adapters = [None if merged else _prepared(source, model, sites) for source in sources]
     bundle.mkdir()
     config = write_bundle(
-        model, bundle, trace=trace, sites=sites, precision=precision, target=target, merged=adapter_digest
+        model,
+        bundle,
+        trace=trace,
+        sites=sites,
+        precision=settings.precision,
+        target=settings.target,
+        form=settings.form,
+        merged=adapter_digest,
     )
     products.mkdir()
     packages = []

@@ -9,27 +9,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from hivellm_export.quantize import BLOCK, Quantized, quantize
+from hivellm_export.shaping import FLOAT_TYPES
+from hivellm_export.targets import Precision
 from hivellm_ort.contract import WEIGHTS_FILE, Site, StoredWeights
 from hivellm_ort.errors import ExportError
 
-__all__ = ["ALIGNMENT", "PRECISIONS", "Matrix", "WeightWriter"]
+__all__ = ["ALIGNMENT", "Matrix", "WeightWriter"]
 
 ALIGNMENT = 4096  # a memory page, so that ONNX Runtime can map tensors instead of reading them
-PRECISIONS = ("int8", "int4", "fp32")
 
 
 @dataclass(frozen=True)
 class Matrix:
     """A weight as the graph's operators want it.
 
-    `bits` is 0 for float32, which is stored [K, N] if `transposed`, else [N, K].
+    `bits` is 0 for floats, which are stored [K, N] if `transposed`, else [N, K].
     """
 
     bits: int
@@ -45,7 +46,7 @@ class WeightWriter:
     Args:
         folder: where the file goes.
         tensor: gives a weight as float32 [N, K] or [N].
-        precision: one of `PRECISIONS`. int4 keeps the embedding and the LM head at 8 bits.
+        precision: bits of the projections, of embedding and LM head, and the float type of everything else.
         tied: whether embedding and LM head are one tensor.
     """
 
@@ -54,12 +55,13 @@ class WeightWriter:
         folder: Path,
         tensor: Callable[[str], NDArray[np.float32]],
         *,
-        precision: str,
+        precision: Precision,
         tied: bool,
     ):
         self._folder = folder
         self._tensor = tensor
-        self._bits = {"int8": 8, "int4": 4, "fp32": 0}[precision]
+        self._bits, self._head_bits = precision.bits, precision.head_bits
+        self._dtype = FLOAT_TYPES[precision.dtype].numpy()
         self._tied = tied
         self._file: BinaryIO = (folder / WEIGHTS_FILE).open("xb")
         self._cache: dict[str, ir.ExternalTensor] = {}
@@ -88,7 +90,7 @@ class WeightWriter:
     def linear(self, modules: tuple[str, ...]) -> Matrix:
         """The weights of linear `modules` that share an input, stacked along N.
 
-        float32 comes as [K, N] for MatMul; the LM head as [N, K], to share the embedding's bytes where tied.
+        Floats come as [K, N] for MatMul; the LM head as [N, K], to share the embedding's bytes where tied.
         """
         if modules == ("lm_head",):
             return self._head()
@@ -113,17 +115,18 @@ class WeightWriter:
     def embedding(self) -> Matrix:
         """The token embedding [V, H], as GatherBlockQuantized or Gather want it."""
         name = "model.embed_tokens"
-        if not self._bits:
+        if not self._head_bits:
             return Matrix(0, self._once(name, lambda: self._tensor(f"{name}.weight")))
-        matrix = self._matrix(name, lambda: self._tensor(f"{name}.weight"), 8)
+        matrix = self._matrix(name, lambda: self._tensor(f"{name}.weight"), self._head_bits)
         rows, blocks, size = matrix.weight.shape
-        return Matrix(8, _view(matrix.weight, f"{name}.table", (rows, blocks * size)), matrix.scales)
+        return Matrix(
+            self._head_bits, _view(matrix.weight, f"{name}.table", (rows, blocks * size)), matrix.scales
+        )
 
     def _head(self) -> Matrix:
         name = "model.embed_tokens" if self._tied else "lm_head"
-        bits = 8 if self._bits else 0
-        if bits:
-            return self._matrix(name, lambda: self._tensor(f"{name}.weight"), bits)
+        if self._head_bits:
+            return self._matrix(name, lambda: self._tensor(f"{name}.weight"), self._head_bits)
         return Matrix(0, self._once(name, lambda: self._tensor(f"{name}.weight")))
 
     def _stack(self, modules: tuple[str, ...]) -> NDArray[np.float32]:
@@ -151,10 +154,10 @@ class WeightWriter:
         self, name: str, make: Callable[[], NDArray[np.float32] | NDArray[np.uint8]]
     ) -> ir.ExternalTensor:
         if name not in self._cache:
-            array = np.ascontiguousarray(make())
+            array = self._stored_form(name, make())
             offset = -(-self._file.tell() // ALIGNMENT) * ALIGNMENT
             self._file.write(bytes(offset - self._file.tell()))
-            self._file.write(array.data)
+            self._file.write(array.view(np.uint8).data)
             dtype = ir.DataType.from_numpy(array.dtype)
             self._cache[name] = ir.ExternalTensor(
                 WEIGHTS_FILE,
@@ -166,6 +169,19 @@ class WeightWriter:
                 base_dir=str(self._folder),
             )
         return self._cache[name]
+
+    def _stored_form(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
+        """Contiguous, and floats in the type of the bundle."""
+        if array.dtype != np.float32 or self._dtype == np.float32:
+            return np.ascontiguousarray(array)
+        with np.errstate(over="ignore"):  # reported below, by name
+            half = np.ascontiguousarray(array, dtype=self._dtype)
+        if not np.isfinite(half).all():
+            raise ExportError(
+                f"tensor {name} has values beyond the range of {self._dtype}: export with --target cuda --precision "
+                "bf16, or in fp32 or int8 for another target"
+            )
+        return half
 
 
 def _offset(tensor: ir.ExternalTensor) -> int:

@@ -27,13 +27,23 @@ def chat(
     max_tokens: int | None,
     temperature: float | None,
     device: str | None,
+    provider_options: dict[str, str],
+    fallback: bool,
     base: Path | None,
     threads: int | None,
     trust: Policy,
 ) -> None:
     """Talk with the expert in PACKAGE. An empty line or end of input leaves; Ctrl-C stops an answer."""
     turns: list[dict[str, str]] = []
-    with Expert.load(package, device=device, base=base, threads=threads, trust=trust) as expert:
+    with Expert.load(
+        package,
+        device=device,
+        provider_options=provider_options,
+        fallback=fallback,
+        base=base,
+        threads=threads,
+        trust=trust,
+    ) as expert:
         click.echo(f"{expert.name} on {expert.base.name} ({expert.base.precision})", err=True)
         while question := _ask():
             stream = expert.generate_stream(

@@ -11,6 +11,7 @@ import click
 from hivellm_ort import __version__
 from hivellm_ort.cli.cache import cache
 from hivellm_ort.cli.chat import chat
+from hivellm_ort.cli.doctor import doctor
 from hivellm_ort.cli.grammar import grammar
 from hivellm_ort.cli.inspect import inspect
 from hivellm_ort.cli.keys import keygen, trust
@@ -57,5 +58,5 @@ def main() -> None:
     """Run and export HiveLLM experts on ONNX Runtime."""
 
 
-for _command in (cache, chat, grammar, inspect, keygen, pack, run, sign, trust, verify):
+for _command in (cache, chat, doctor, grammar, inspect, keygen, pack, run, sign, trust, verify):
     main.add_command(_command)

@@ -25,13 +25,31 @@ def text_or_file(_ctx: click.Context, param: click.Parameter, value: str | None)
         raise click.BadParameter(f"{value[1:]} cannot be read: {error}", param=param) from error
 
 
+def _name_and_value(_ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """`NAME=VALUE` given any number of times, as a dict."""
+    pairs = [value.partition("=") for value in values]
+    wrong = [name for name, equals, _ in pairs if not (name and equals)]
+    if wrong:
+        raise click.BadParameter(f"{wrong[0]!r} is not NAME=VALUE", param=param)
+    return {name: value for name, _, value in pairs}
+
+
 def loading_options(command: Any) -> Any:
     """The options of every command that loads an expert."""
     for option in (
         click.option(
             "--threads", type=click.IntRange(min=1), help="Threads; one per physical core by default."
         ),
-        click.option("--device", default=None, help="auto or cpu."),
+        click.option("--fallback", is_flag=True, help="Run on the CPU where the device is not to be had."),
+        click.option(
+            "--provider-option",
+            "provider_options",
+            multiple=True,
+            metavar="NAME=VALUE",
+            callback=_name_and_value,
+            help="An option of the execution provider; may be repeated.",
+        ),
+        click.option("--device", help="auto (default), cpu, cuda, cuda:1, dml, dml:0 or coreml."),
         click.option(
             "--trust",
             type=click.Choice(get_args(Policy)),
@@ -68,6 +86,8 @@ def run(
     package: Path,
     prompt: str,
     device: str | None,
+    provider_options: dict[str, str],
+    fallback: bool,
     base: Path | None,
     threads: int | None,
     trust: Policy,
@@ -81,7 +101,15 @@ def run(
             raise click.UsageError("--grammar and --no-grammar exclude each other")
         options["grammar"] = False
     options["choice"] = options["choice"] or None
-    with Expert.load(package, device=device, base=base, threads=threads, trust=trust) as expert:
+    with Expert.load(
+        package,
+        device=device,
+        provider_options=provider_options,
+        fallback=fallback,
+        base=base,
+        threads=threads,
+        trust=trust,
+    ) as expert:
         with expert.generate_stream(prompt, **options) as stream:
             for piece in stream:
                 if not as_json:

@@ -136,7 +136,7 @@ class Loop:
         place = len(self._rows)
         for step in _guarded(row, row.begin(self._model, place)):
             yield key, step
-        if not row.failed:
+        if row.started and not row.failed:
             # Others may begin alike, and need not wait for the end of this answer.
             self._model.keep(place, row.token_ids)
         if not row.finished:
@@ -192,7 +192,7 @@ class _Row:
         self.key = key
         self.request = request
         self.token_ids = list(request.prompt_ids)
-        self.finished = self.failed = False
+        self.started = self.finished = self.failed = False
         self._end = len(request.prompt_ids) + request.max_tokens
         self._unread = (
             0  # how many of the last tokens the model has not read; at least one between two passes
@@ -207,6 +207,7 @@ class _Row:
             return
         capacity = len(self.token_ids) + min(request.max_tokens, 256)
         request.cached_tokens = model.start(place, request.adapter, capacity, self.token_ids)
+        self.started = True
         request.swap_seconds += model.swap_seconds
         if request.constraint is not None:
             yield from self.accept(None)

@@ -32,7 +32,7 @@ class TextStream(Iterator[str]):
         return self
 
     def __next__(self) -> str:
-        return self._checked(self._transcript.pieces.get())
+        return self._checked(self._transcript.next_piece())
 
     @property
     def result(self) -> InferenceResult:
@@ -65,7 +65,7 @@ class TextStream(Iterator[str]):
     def close(self) -> None:
         """End the generation here, and wait until it has; does nothing once it has ended."""
         self.cancel()
-        self._transcript.ended.wait()
+        self._transcript.wait()
 
     def _checked(self, piece: str | None) -> str:
         if piece is not None:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 from hivellm_ort.decoding.logprobs import TokenLogprob
 from hivellm_ort.decoding.loop import Request, Step
+from hivellm_ort.decoding.serving import refuse_to_wait
 from hivellm_ort.errors import GrammarError, InferenceError
 from hivellm_ort.result import FinishReason, InferenceResult, Timings
 
 __all__ = ["Observer", "Transcript"]
+
+_LOG = logging.getLogger("hivellm_ort")
+_PATIENCE = 0.5  # seconds: on Windows Ctrl-C does not interrupt a wait
 
 
 class Observer(Protocol):
@@ -72,7 +78,7 @@ class Transcript:
         self._started = True
         self._turn = self._first = self._last = time.perf_counter()
         if self.observer is not None:
-            self.observer.started()
+            _tell(self.observer.started)
 
     def add(self, step: Step, now: float) -> None:
         """Add a step.
@@ -95,25 +101,42 @@ class Transcript:
         self._texts.append(step.text)
         self._reasoning.append(step.reasoning)
         if first and self._tokens and self.observer is not None:
-            self.observer.first_token()
+            _tell(self.observer.first_token)
         if step.text:
             self.pieces.put(step.text)
         if step.finish_reason is not None or step.error is not None:
             self._end(step)
         elif step.text:
             for listener in self._listeners:
-                listener()
+                _tell(listener)
+
+    def wait(self) -> None:
+        """Return when the answer has ended.
+
+        Raises:
+            InferenceError: this is the thread that generates it.
+        """
+        refuse_to_wait()
+        while not self.ended.wait(_PATIENCE):
+            pass
+
+    def next_piece(self) -> str | None:
+        """The next of `pieces`, as soon as there is one. Raises as `wait`."""
+        refuse_to_wait()
+        while True:
+            with contextlib.suppress(Empty):
+                return self.pieces.get(timeout=_PATIENCE)
 
     def listen(self, listener: Callable[[], None]) -> None:
         """Have a function called after every piece of text and at the end, by the thread that adds the steps.
 
-        It is called at once if the answer has ended.
+        It is called at once if the answer has ended. It must not wait; what it raises is logged.
         """
         with self._lock:
             self._listeners.append(listener)
             ended = self.ended.is_set()
         if ended:
-            listener()
+            _tell(listener)
 
     def result(self) -> InferenceResult:
         """What was generated.
@@ -160,10 +183,20 @@ class Transcript:
         if isinstance(step.error, GrammarError):
             step.error.text = "".join(self._texts)
         if self.observer is not None:
-            self.observer.ended()
+            _tell(self.observer.ended)
+        # Whoever keeps the answer shall not keep its expert in memory.
+        self.observer = self.request.adapter = None
         with self._lock:
             self.ended.set()
             listeners = list(self._listeners)
         self.pieces.put(None)
         for listener in listeners:
-            listener()
+            _tell(listener)
+
+
+def _tell(listener: Callable[[], None]) -> None:
+    """Call what must not disturb the requests that are answered beside this one."""
+    try:
+        listener()
+    except Exception:
+        _LOG.exception("a listener of an answer raised; the generation goes on")

@@ -93,7 +93,12 @@ class Decoder:
         begin = time.perf_counter()
         swapped = self._one.use_adapter(adapter)
         self.swap_seconds = time.perf_counter() - begin if swapped else 0.0
-        self._reserve(capacity)
+        try:
+            self._reserve(capacity)
+        except BaseException:
+            if row >= self.rows:  # without room for it, it must not count as a row of the next pass
+                del self._lengths[row:], self._adapters[row:]
+            raise
         saved, length = self._prefixes.find(_digest(adapter), token_ids[:-2])
         if saved is not None and self._cache is not None:
             self._cache.load(row, saved.block, length)
@@ -161,6 +166,7 @@ class Decoder:
 
     def forget(self, adapter: BoundAdapter) -> None:
         """Let go of an adapter that no row has any more, so that its memory can be freed."""
+        self._adapters = [None if one is adapter else one for one in self._adapters]
         mixed = self._mixed is not None and adapter in self._mixed.adapters
         if mixed or adapter in (self._one.adapter, self._all.adapter):
             self._unbind()

@@ -1,20 +1,31 @@
-"""Find the one ONNX Runtime of this environment and choose a device."""
+"""Find the one ONNX Runtime of this environment, and say what is wrong with it where it does not start."""
 
 from __future__ import annotations
 
 import functools
 import os
+import platform
+import sys
 from types import ModuleType
 
 from hivellm_ort.errors import ProviderError
 
-__all__ = ["choose_provider", "import_onnxruntime"]
+__all__ = ["distributions", "import_onnxruntime"]
 
 _INSTALL = (
     "install exactly one of: pip install 'hivellm-ort[cpu]', pip install 'hivellm-ort[cuda]', "
     "pip install 'hivellm-ort[directml]'"
 )
-_PROVIDERS = {"cpu": "CPUExecutionProvider"}
+# As the loaders of macOS, Linux and Windows put it.
+_WRONG_ARCHITECTURE = ("incompatible architecture", "wrong ELF class", "not a valid Win32 application")
+
+
+@functools.cache
+def distributions() -> tuple[str, ...]:
+    """Names of the installed distributions that bring the module `onnxruntime`, sorted."""
+    import importlib.metadata  # slow to import, and only this needs it
+
+    return tuple(sorted(set(importlib.metadata.packages_distributions().get("onnxruntime", ()))))
 
 
 @functools.cache
@@ -22,14 +33,12 @@ def import_onnxruntime() -> ModuleType:
     """Import ONNX Runtime with its telemetry switched off.
 
     Raises:
-        ProviderError: none is installed, or several, which overwrite each other's files.
+        ProviderError: none is installed, or several, which overwrite each other's files, or it cannot be loaded.
     """
-    import importlib.metadata  # slow to import, and only this needs it
-
     # Read when the library is loaded; both names have been in use.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("ORT_TELEMETRY_DISABLED", "1")
-    found = sorted(set(importlib.metadata.packages_distributions().get("onnxruntime", ())))
+    found = distributions()
     if len(found) > 1:
         raise ProviderError(
             f"several ONNX Runtime distributions are installed and overwrite each other: {', '.join(found)}; "
@@ -37,24 +46,39 @@ def import_onnxruntime() -> ModuleType:
         )
     try:
         import onnxruntime
-    except ImportError as error:
-        raise ProviderError(f"ONNX Runtime cannot be imported ({error}): {_INSTALL}") from error
+    except Exception as error:  # what its own modules raise while they are loaded is of many types
+        raise ProviderError(_explain(error, found)) from error
+    if not hasattr(onnxruntime, "InferenceSession"):
+        raise ProviderError(
+            "the folder onnxruntime has no module in it, as after one of two distributions was uninstalled: "
+            f"uninstall {', '.join(found) or 'all of them'} and delete the folder, then {_INSTALL}"
+        )
     module: ModuleType = onnxruntime
     return module
 
 
-def choose_provider(device: str | None, target: str) -> str:
-    """The execution provider for `device` (None or `auto`: what the bundle's graphs were made for).
-
-    Raises:
-        ProviderError: the device is unknown, or the bundle holds no graph for it.
-    """
-    wanted = target if device in (None, "auto") else str(device).partition(":")[0]
-    if wanted != target:
-        raise ProviderError(
-            f"device {device!r}: this bundle's graphs were exported for {target!r}; use device={target!r} or export "
-            "again with another --target"
+def _explain(error: Exception, found: tuple[str, ...]) -> str:
+    """What is wrong and what to do, for an error of `import onnxruntime`."""
+    text = " ".join(str(error).split())
+    installed = found[0] if found else "onnxruntime"
+    if sys.maxsize < 2**32:
+        return f"this Python has 32 bits, ONNX Runtime needs 64 ({text}): install a 64-bit Python, then {_INSTALL}"
+    if any(sign in text for sign in _WRONG_ARCHITECTURE):
+        return (
+            f"{installed} and this Python are built for different processors ({text}); this Python runs as "
+            f"{platform.machine()}: install a Python for the machine's own processor, make a new environment with "
+            f"it, then {_INSTALL}"
         )
-    if target not in _PROVIDERS:
-        raise ProviderError(f"graphs for target {target!r} cannot be run by this version of hivellm-ort")
-    return _PROVIDERS[target]
+    if isinstance(error, ModuleNotFoundError) and error.name == "onnxruntime":
+        if found:
+            return f"the files of {installed} are missing: pip install --force-reinstall {installed}"
+        return f"ONNX Runtime is not installed: {_INSTALL}"
+    if isinstance(error, ModuleNotFoundError):
+        return f"{installed} needs the module {error.name}: pip install --force-reinstall {installed}"
+    if "DLL load failed" in text:
+        machine = "arm64" if platform.machine().lower() == "arm64" else "x64"
+        return (
+            f"{installed} cannot be loaded ({text}): the Microsoft Visual C++ runtime is missing or too old; install "
+            f"https://aka.ms/vs/17/release/vc_redist.{machine}.exe and start again"
+        )
+    return f"{installed} cannot be imported ({text}): uninstall it, then {_INSTALL}"

@@ -107,7 +107,9 @@ def _used(bundle: Bundle, store: Store) -> Bundle:
 
 
 def _at_hand(store: Store) -> list[Bundle]:
-    return [bundle for bundle in _opened([*store.models(), *store.bundles()]) if bundle.config.merged is None]
+    """Bundles that take adapters, of the only target that is run so far; another one has to be named."""
+    bundles = _opened([*store.models(), *store.bundles()])
+    return [one for one in bundles if one.config.merged is None and one.config.target == "cpu"]
 
 
 def _opened(folders: Iterable[Path]) -> Iterable[Bundle]:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from hivellm_ort.errors import LoadError
 from hivellm_ort.package.manifest import ExpertManifest
 
-__all__ = ["check_constraints", "in_load_order", "needed_by"]
+__all__ = ["check_constraints", "check_replacement", "in_load_order", "needed_by"]
 
 
 def check_constraints(manifest: ExpertManifest, loaded: Collection[ExpertManifest]) -> None:
@@ -32,14 +32,30 @@ def check_constraints(manifest: ExpertManifest, loaded: Collection[ExpertManifes
                     f"{one.name!r} is incompatible with {excluded!r} (/constraints/incompatible_with): "
                     f"{manifest.name!r} cannot be loaded beside it; unload the other first"
                 )
-    chain = _chain(manifest, {other.name: other for other in loaded}, frozenset())
-    for one in chain:
-        most = one.constraints.max_chain
-        if most is not None and len(chain) > most:
-            raise LoadError(
-                f"{' requires '.join(repr(link.name) for link in chain)}: a chain of {len(chain)}, and {one.name!r} "
-                f"allows {most} (/constraints/max_chain)"
-            )
+    present = {one.name: one for one in [*loaded, manifest]}
+    for top in present.values():
+        chain = _chain(top, present, frozenset())
+        for one in chain:
+            most = one.constraints.max_chain
+            if most is not None and len(chain) > most:
+                raise LoadError(
+                    f"{' requires '.join(repr(link.name) for link in chain)}: a chain of {len(chain)}, and "
+                    f"{one.name!r} allows {most} (/constraints/max_chain)"
+                )
+
+
+def check_replacement(old: ExpertManifest, new: ExpertManifest, loaded: Collection[ExpertManifest]) -> None:
+    """Refuse to take away an expert that others require and that its successor does not stand for.
+
+    Raises:
+        LoadError: there are such others.
+    """
+    needing = [name for name in needed_by(old, [*loaded, new]) if name != new.name]
+    if needing:
+        raise LoadError(
+            f"{old.name!r} {old.version} is required by {', '.join(map(repr, needing))} (/constraints/requires), and "
+            f"{new.name!r} {new.version} is not what they require: unload those first"
+        )
 
 
 def needed_by(manifest: ExpertManifest, others: Collection[ExpertManifest]) -> list[str]:

@@ -1,12 +1,14 @@
-"""An expert as a list shows it."""
+"""Experts and bases as a manager shows them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from hivellm_ort.base import Base
 from hivellm_ort.integrity import Verdict
 
-__all__ = ["ExpertInfo"]
+__all__ = ["ExpertInfo", "base_stats"]
 
 
 @dataclass(frozen=True)
@@ -46,3 +48,16 @@ class ExpertInfo:
     active: int
     hits: int
     last_used: float
+
+
+def base_stats(base: Base) -> dict[str, Any]:
+    """What a base has in memory, in bytes, and what it does."""
+    return {
+        "name": base.config.name,
+        "sha256": base.config.sha256,
+        "bytes": base.nbytes,
+        "key_value_bytes": base.scheduler.nbytes,
+        "prefix_bytes": base.engine.prefixes.nbytes,
+        "active": base.scheduler.active,
+        "queued": base.scheduler.queued,
+    }

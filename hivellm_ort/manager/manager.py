@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
+from hivellm_ort.decoding.serving import refuse_to_wait
 from hivellm_ort.decoding.stream import AsyncTextStream, TextStream
 from hivellm_ort.errors import LoadError, UnknownExpertError
 from hivellm_ort.expert import Expert, StrPath
 from hivellm_ort.integrity import Policy, Trust
 from hivellm_ort.loading.opening import open_with_progress
-from hivellm_ort.manager.constraints import check_constraints, in_load_order, needed_by
+from hivellm_ort.manager.constraints import check_constraints, check_replacement, in_load_order, needed_by
 from hivellm_ort.manager.info import ExpertInfo
 from hivellm_ort.manager.residents import Residents
 from hivellm_ort.manager.slots import Slot
@@ -25,7 +26,9 @@ from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
 from hivellm_ort.package.store import Store
 from hivellm_ort.requests import DEFAULT_BATCH_SIZE, Asked, answer_all, base_voice
 from hivellm_ort.result import InferenceResult
-from hivellm_ort.routing import Candidate, Route, Router, Scorer, Tags
+
+if TYPE_CHECKING:
+    from hivellm_ort.routing import Route, Router, Scorer, Tags
 
 __all__ = ["ExpertManager"]
 
@@ -34,6 +37,8 @@ _ROUTED_CHARACTERS = 4000  # of a system message and a schema each: beyond that 
 
 class _Loading(TypedDict):
     device: str | None
+    provider_options: Mapping[str, str | int | float | bool] | None
+    fallback: bool
     cache_dir: StrPath | None
     threads: int | None
     trust: Trust | Policy
@@ -48,6 +53,10 @@ class ExpertManager:
     side. Changing between experts of one base binds the other adapter's weights and nothing else. A request keeps the
     adapter it began with, whatever is loaded or unloaded meanwhile.
 
+    Listeners of `events` are called by the threads that answer and load. They may call everything that does not wait
+    for an answer: unload, pin, list, begin a stream. What waits for one raises `InferenceError` there, and what loads
+    holds up the answers of a base.
+
     Args:
         max_loaded_experts: most adapters in memory; the least recently used is evicted for another, and loaded again
             with its next request. None for any number.
@@ -55,6 +64,8 @@ class ExpertManager:
             without adapters, the least recently used first. None for any number. Weights count as they are on disk.
         scorer: ranks experts for prompts without a name; by keywords, capabilities and hints by default.
         device: for every expert, see `Expert.load`.
+        provider_options: see `Expert.load`.
+        fallback: see `Expert.load`.
         cache_dir: see `Expert.load`.
         threads: see `Expert.load`.
         trust: see `Expert.load`.
@@ -73,6 +84,8 @@ class ExpertManager:
         memory_budget: int | None = None,
         scorer: Scorer | None = None,
         device: str | None = None,
+        provider_options: Mapping[str, str | int | float | bool] | None = None,
+        fallback: bool = False,
         cache_dir: StrPath | None = None,
         threads: int | None = None,
         trust: Trust | Policy = "warn",
@@ -81,6 +94,8 @@ class ExpertManager:
     ):
         self._loading = _Loading(
             device=device,
+            provider_options=provider_options,
+            fallback=fallback,
             cache_dir=cache_dir,
             threads=threads,
             trust=trust,
@@ -103,16 +118,14 @@ class ExpertManager:
             name: the name to ask it by.
             path: the package.
             base: as in `Expert.load`.
-            replace: whether it may take the place of another; requests that run keep the one they began with.
+            replace: whether it may take the place of another; requests that run keep the one they began with, and
+                pins hold for the new one.
 
         Raises:
             LoadError: the name is in use, the package cannot be loaded, or `constraints` of its manifest or of a
                 loaded one forbid it. Nothing has changed then.
         """
-        load = partial(Expert.load, path, base=base, **self._loading)
-        slot = Slot.of(name, load(), load)
-        self._residents.add(slot, replace=replace, check=partial(check_constraints, slot.manifest))
-        return slot.info()
+        return self._load(name, path, base, replace=replace).info()
 
     def load_experts(
         self, packages: Mapping[str, StrPath], *, base: StrPath | None = None
@@ -123,15 +136,15 @@ class ExpertManager:
             LoadError: as `load_expert`; none of them stays loaded.
         """
         names = in_load_order({name: self._manifest(path) for name, path in packages.items()})
-        infos: dict[str, ExpertInfo] = {}
+        slots: list[Slot] = []
         try:
-            for name in names:
-                infos[name] = self.load_expert(name, packages[name], base=base)
+            # What is there already when one fails is in the list.
+            slots.extend(self._load(name, packages[name], base, replace=False) for name in names)
         except BaseException:
-            for name in reversed(infos):
-                self.unload_expert(name)
+            for slot in reversed(slots):
+                self._residents.discard(slot)
             raise
-        return list(infos.values())
+        return [slot.info() for slot in slots]
 
     def unload_expert(self, name: str) -> None:
         """Unload an expert; its answers that are being generated are finished.
@@ -150,18 +163,16 @@ class ExpertManager:
 
     def list_loaded_experts(self) -> list[ExpertInfo]:
         """Every expert, in memory or evicted, in the order of loading."""
-        return [slot.info() for slot in self._residents.slots()]
+        return self._residents.infos()
 
     def pin(self, name: str) -> None:
-        """Keep an expert in memory until `unpin` was called as often.
+        """Keep an expert in memory until `unpin` was called as often, whatever package the name is given meanwhile.
 
         Raises:
             UnknownExpertError: there is none of that name.
             LoadError: it was evicted, and its package cannot be loaded any more.
         """
-        lease = self._residents.lease(name)
-        self._residents.pin(name, 1)
-        lease.release()
+        self._residents.pin(name)
 
     def unpin(self, name: str) -> None:
         """Take back a `pin`.
@@ -170,33 +181,15 @@ class ExpertManager:
             UnknownExpertError: there is none of that name.
             ValueError: it is not pinned.
         """
-        self._residents.pin(name, -1)
+        self._residents.unpin(name)
 
     def stats(self) -> dict[str, Any]:
-        """What is in memory, in bytes, and what goes on, as JSON types."""
-        residents = self._residents
-        infos = self.list_loaded_experts()
-        return {
-            "experts": len(infos),
-            "loaded_experts": sum(info.loaded for info in infos),
-            "max_loaded_experts": residents.max_experts,
-            "bytes": residents.nbytes,
-            "memory_budget": residents.max_bytes,
-            "adapter_bytes": sum(info.adapter_bytes for info in infos),
-            "evictions": residents.evictions,
-            "bases": [
-                {
-                    "name": base.config.name,
-                    "sha256": base.config.sha256,
-                    "bytes": base.nbytes,
-                    "key_value_bytes": base.scheduler.nbytes,
-                    "prefix_bytes": base.engine.prefixes.nbytes,
-                    "active": base.scheduler.active,
-                    "queued": base.scheduler.queued,
-                }
-                for base in residents.bases()
-            ],
-        }
+        """What is in memory, in bytes, and what goes on, as JSON types.
+
+        `bytes` is `adapter_bytes` and, of every base, `bytes`, `key_value_bytes` and `prefix_bytes`. Adapters of
+        experts that were unloaded or replaced count until their last answer has ended.
+        """
+        return self._residents.stats()
 
     def route(self, prompt: str, *, tags: Tags | None = None) -> list[Route]:
         """The experts that fit a prompt, best first, with the reasons; see `hivellm_ort.routing`.
@@ -205,13 +198,16 @@ class ExpertManager:
             prompt: what is asked; a system message before it tells more.
             tags: what is known of the request, such as `{"database": "sql"}`.
         """
+        from hivellm_ort.routing import Candidate, Router  # slow to import
+
         slots = self._residents.slots()
-        if self._routed is None or self._routed[0] != slots:
+        routed = self._routed
+        if routed is None or routed[0] != slots:
             candidates = [
                 Candidate(slot.name, slot.manifest.routing, slot.manifest.capabilities) for slot in slots
             ]
-            self._routed = (slots, Router(candidates, scorer=self._scorer))
-        return self._routed[1].rank(prompt, tags=tags)
+            self._routed = routed = (slots, Router(candidates, scorer=self._scorer))
+        return routed[1].rank(prompt, tags=tags)
 
     def generate(
         self,
@@ -305,12 +301,15 @@ class ExpertManager:
         return AsyncTextStream(lambda: self.generate_stream(name, prompt, or_base=or_base, **options))
 
     def close(self) -> None:
-        """Cancel what runs, and free all memory; returns when that is done."""
-        watches = list(self._running)
-        for watch in watches:
+        """Cancel what runs, and free all memory; returns when that is done.
+
+        Raises:
+            InferenceError: an event hook calls it, in the thread that answers requests.
+        """
+        refuse_to_wait()
+        self._residents.closed = True  # from now on nothing begins, or it cancels itself
+        for watch in list(self._running):
             watch.cancel()
-        for watch in watches:
-            watch.wait()
         self._residents.close()
 
     def __enter__(self) -> ExpertManager:
@@ -343,20 +342,32 @@ class ExpertManager:
                 if name is not None
                 else base_voice(expert.shared_base).ask(prompt, options)
             )
+            watch = Watch(
+                self.events,
+                asked,
+                expert=name or "base",
+                sampling={**asked.transcript.sampling, "stop": options.get("stop")},
+                stream=stream,
+                lease=lease,
+                running=self._running,
+            )
         except BaseException:
             lease.release()
             raise
-        sampling = {**asked.transcript.sampling, "stop": options.get("stop")}
-        Watch(
-            self.events,
-            asked,
-            expert=name or "base",
-            sampling=sampling,
-            stream=stream,
-            lease=lease,
-            running=self._running,
-        )
+        if self._residents.closed:
+            watch.cancel()
         return asked
+
+    def _load(self, name: str, path: StrPath, base: StrPath | None, *, replace: bool) -> Slot:
+        slot = Slot.loaded(name, partial(Expert.load, path, base=base, **self._loading))
+
+        def check(old: Slot | None, others: list[ExpertManifest]) -> None:
+            check_constraints(slot.manifest, others)
+            if old is not None:
+                check_replacement(old.manifest, slot.manifest, others)
+
+        self._residents.add(slot, replace=replace, check=check)
+        return slot
 
     def _routed_name(self, prompt: str | None, options: GenerateOptions, *, or_base: bool) -> str | None:
         """The expert that fits best; None for the base where none does."""

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
 
 from hivellm_ort.base import BASES, Base
 from hivellm_ort.errors import InferenceError, LoadError, UnknownExpertError
+from hivellm_ort.expert import Expert
+from hivellm_ort.manager.eviction import MemoryLimits
+from hivellm_ort.manager.info import ExpertInfo, base_stats
+from hivellm_ort.manager.news import News
 from hivellm_ort.manager.slots import Lease, Slot
+from hivellm_ort.manager.workers import Workers
 from hivellm_ort.observability import (
     BaseFreed,
     BaseLoaded,
@@ -20,9 +28,10 @@ from hivellm_ort.observability import (
     StepDone,
 )
 from hivellm_ort.package.manifest import ExpertManifest
-from hivellm_ort.scheduler import OnStep
 
 __all__ = ["Residents"]
+
+_Gone = Literal["unused", "closed"]
 
 
 class Residents:
@@ -31,40 +40,64 @@ class Residents:
     What is in use or pinned is never evicted, so there may be more than the limits while it is. Over the limit of
     bytes go, in this order and the least recently used first: kept prefixes, adapters, bases without adapters.
 
+    Nothing waits while it has the lock, and nobody is told of anything: a thread that answers requests takes the lock
+    too, and a listener may call what takes it.
+
     Args:
         max_experts: most experts in memory; None for any number.
         max_bytes: most bytes of bases, adapters and caches; None for any number.
         events: who is told.
+
+    Attributes:
+        closed: whether no more experts are given out.
     """
 
     def __init__(self, max_experts: int | None, max_bytes: int | None, events: Events):
-        for name, limit in (("max_loaded_experts", max_experts), ("memory_budget", max_bytes)):
-            if limit is not None and not (isinstance(limit, int) and limit >= 1):
-                raise ValueError(f"{name} is {limit!r}: it must be an integer from 1, or None")
-        self.max_experts, self.max_bytes = max_experts, max_bytes
-        self.evictions = 0
+        self.closed = False
+        self._limits = MemoryLimits(max_experts, max_bytes)
+        self._evictions = 0
         self._events = events
-        self._lock = threading.RLock()
+        self._news = News(events)
+        self._changed = threading.Condition(threading.RLock())
         self._slots: dict[str, Slot] = {}
-        self._bases: dict[Base, OnStep] = {}
-        self._closed = False
+        self._leaving: set[Slot] = set()  # replaced or unloaded, and still in use
+        self._bases: dict[Base, Callable[[], None]] = {}  # and what takes back the listeners
+        self._leases = 0
+        self._workers = Workers(self._changed)
+        self._room_wanted = False
 
     def slots(self) -> list[Slot]:
         """All slots, in the order of their names' first loading."""
-        with self._lock:
+        with self._changed:
             return list(self._slots.values())
 
     def bases(self) -> list[Base]:
         """The bases in memory."""
-        with self._lock:
+        with self._changed:
             return list(self._bases)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of bases, adapters and caches."""
-        with self._lock:
-            bases = sum(base.nbytes + base.cache_bytes for base in self._bases)
-            return bases + sum(slot.nbytes for slot in self._slots.values())
+    def infos(self) -> list[ExpertInfo]:
+        """All slots as a list shows them, all of one moment."""
+        with self._changed:
+            return [slot.info() for slot in self._slots.values()]
+
+    def stats(self) -> dict[str, Any]:
+        """See `ExpertManager.stats`."""
+        with self._changed:
+            slots = list(self._slots.values())
+            bases = [base_stats(base) for base in self._bases]
+            adapters = sum(slot.nbytes for slot in self._present())
+            parts = ("bytes", "key_value_bytes", "prefix_bytes")
+            return {
+                "experts": len(slots),
+                "loaded_experts": sum(slot.expert is not None for slot in slots),
+                "max_loaded_experts": self._limits.max_experts,
+                "bytes": adapters + sum(base[name] for base in bases for name in parts),
+                "memory_budget": self._limits.max_bytes,
+                "adapter_bytes": adapters,
+                "evictions": self._evictions,
+                "bases": bases,
+            }
 
     def get(self, name: str) -> Slot:
         """The slot of a name.
@@ -72,26 +105,28 @@ class Residents:
         Raises:
             UnknownExpertError: there is none.
         """
-        with self._lock:
+        with self._changed:
             try:
                 return self._slots[name]
             except KeyError:
                 known = ", ".join(map(repr, self._slots)) or "none"
                 raise UnknownExpertError(f"no expert is loaded as {name!r}; loaded are: {known}") from None
 
-    def add(self, slot: Slot, *, replace: bool, check: Callable[[list[ExpertManifest]], None]) -> None:
+    def add(
+        self, slot: Slot, *, replace: bool, check: Callable[[Slot | None, list[ExpertManifest]], None]
+    ) -> None:
         """Put a slot in the place of its name.
 
         Args:
             slot: with its expert in memory, which is closed if this fails.
             replace: whether the name may be in use.
-            check: refuses the slot beside the other manifests by raising.
+            check: refuses the slot in the place of another, and beside the other manifests, by raising.
 
         Raises:
             LoadError: the name is in use, or `check` refuses.
         """
         try:
-            with self._lock:
+            with self._changed:
                 old = self._put(slot, replace, check)
         except BaseException:
             if slot.expert is not None:
@@ -101,7 +136,9 @@ class Residents:
             self._retire([old])
         self.make_room(keep=slot)
 
-    def _put(self, slot: Slot, replace: bool, check: Callable[[list[ExpertManifest]], None]) -> Slot | None:
+    def _put(
+        self, slot: Slot, replace: bool, check: Callable[[Slot | None, list[ExpertManifest]], None]
+    ) -> Slot | None:
         self._require_open()
         old = self._slots.get(slot.name)
         if old is not None and not replace:
@@ -109,7 +146,10 @@ class Residents:
                 f"an expert is loaded as {slot.name!r} already: give replace=True, unload it first, or choose "
                 "another name"
             )
-        check([other.manifest for other in self._slots.values() if other is not old])
+        check(old, [other.manifest for other in self._slots.values() if other is not old])
+        if old is not None:
+            slot.pins = old.pins
+            self._leaving.add(old)
         self._slots[slot.name] = slot
         self._arrived(slot)
         return old
@@ -121,70 +161,106 @@ class Residents:
             UnknownExpertError: there is none of that name.
             LoadError: `check` refuses.
         """
-        with self._lock:
+        with self._changed:
             slot = self.get(name)
             check(slot, [other.manifest for other in self._slots.values() if other is not slot])
             del self._slots[name]
+            self._leaving.add(slot)
         self._retire([slot])
 
-    def lease(self, name: str) -> Lease:
+    def discard(self, slot: Slot) -> None:
+        """Take a slot away if it is there still."""
+        with self._changed:
+            if not self._is_current(slot):
+                return
+            del self._slots[slot.name]
+            self._leaving.add(slot)
+        self._retire([slot])
+
+    def lease(self, name: str, *, hits: int = 1) -> Lease:
         """An expert in memory, loaded again if it was evicted.
+
+        Args:
+            name: its name.
+            hits: how many requests that is.
 
         Raises:
             UnknownExpertError: there is none of that name.
             LoadError: it was evicted, and its package cannot be loaded any more.
         """
         while True:
-            with self._lock:
+            with self._changed:
                 self._require_open()
                 slot = self.get(name)
-                if slot.expert is not None:
-                    slot.active += 1
-                    slot.hits += 1
-                    slot.last_used = time.time()
-                    return Lease(slot, slot.expert, self._give_back)
-            self._reload(slot)
+                slot.active += 1  # from now on it is not evicted
+                slot.hits += hits
+                self._leases += 1
+            try:
+                expert = slot.expert or self._load_again(slot)
+            except BaseException:
+                self._give_back(slot)
+                raise
+            if expert is not None:
+                return Lease(slot, expert, self._give_back)
+            self._give_back(slot)
 
     def lease_any(self) -> Lease:
         """Any expert, for requests to the base that all of them share.
 
         Raises:
-            UnknownExpertError: there is none.
+            UnknownExpertError: there is none that has an adapter beside its base.
             LoadError: they are of several bases.
         """
-        slots = self.slots()
-        bases = {slot.base_sha256: slot.base for slot in slots}
-        if len(bases) > 1:
-            names = ", ".join(map(repr, bases.values()))
-            raise LoadError(
-                f"the experts are of several bases ({names}), so there is no one to ask: name an expert"
-            )
-        if not slots:
-            raise UnknownExpertError("no expert is loaded, and so no base: load one first")
-        loaded = next((slot for slot in slots if slot.expert is not None), slots[0])
-        return self.lease(loaded.name)
+        while True:
+            slots = [slot for slot in self.slots() if slot.digest]
+            bases = {slot.base_sha256: slot.base for slot in slots}
+            if len(bases) > 1:
+                names = ", ".join(map(repr, bases.values()))
+                raise LoadError(
+                    f"the experts are of several bases ({names}), so there is no one to ask: name an expert"
+                )
+            if not slots:
+                raise UnknownExpertError(
+                    "no expert is loaded that has a base model beside it (a merged one has none): load one first"
+                )
+            loaded = next((slot for slot in slots if slot.expert is not None), slots[0])
+            with contextlib.suppress(UnknownExpertError):  # unloaded meanwhile
+                return self.lease(loaded.name, hits=0)
 
-    def pin(self, name: str, count: int) -> None:
-        """Add to the pins of a slot.
+    def pin(self, name: str) -> None:
+        """Load an expert if it was evicted, and add a pin. Raises as `lease`."""
+        while True:
+            lease = self.lease(name, hits=0)
+            with self._changed:
+                current = self._is_current(lease.slot)
+                lease.slot.pins += current
+            lease.release()
+            if current:
+                return
+
+    def unpin(self, name: str) -> None:
+        """Take away a pin.
 
         Raises:
             UnknownExpertError: there is none of that name.
             ValueError: there are no pins left to take away.
         """
-        with self._lock:
+        with self._changed:
             slot = self.get(name)
-            if slot.pins + count < 0:
+            if not slot.pins:
                 raise ValueError(f"{name!r} is not pinned")
-            slot.pins += count
+            slot.pins -= 1
         self.make_room()
 
     def close(self) -> None:
-        """Take everything away."""
-        with self._lock:
-            self._closed = True
+        """Take everything away, after what is in use has been given back."""
+        with self._changed:
+            self.closed = True
+            self._changed.wait_for(lambda: not self._leases and self._workers.idle)
             slots = list(self._slots.values())
             self._slots.clear()
-        self._retire(slots, reason="closed")
+            self._leaving.update(slots)
+        self._retire(slots, gone="closed")
 
     def make_room(self, keep: Slot | None = None) -> None:
         """Evict until the limits hold, or nothing is left that may go.
@@ -193,65 +269,44 @@ class Residents:
             keep: a slot that was loaded just now and is not in use yet.
         """
         while True:
-            with self._lock:
-                reason = self._exceeded()
-                if reason is None:
-                    return
-                idle = [slot for slot in self._slots.values() if self._may_go(slot, keep)]
-                slot = min(idle, key=lambda one: one.last_used, default=None)
-                expert = None
-                if slot is not None:
-                    expert, slot.expert = slot.expert, None
-                    self.evictions += 1
-            if slot is not None and expert is not None:
-                size = expert.adapter.nbytes if expert.adapter is not None else 0
-                expert.close()
-                self._events.emit(
-                    ExpertEvicted(
-                        expert=slot.name, base=slot.base, digest=slot.digest, bytes=size, reason=reason
+            with self._changed:
+                found = self._limits.next_to_go(self._present(), self._bases, keep)
+                if found is None:
+                    break
+                one, reason = found
+                if isinstance(one, Slot):
+                    self._evictions += 1
+                    size, expert = one.nbytes, one.take()
+                    self._news.add(
+                        ExpertEvicted(
+                            expert=one.name, base=one.base, digest=one.digest, bytes=size, reason=reason
+                        )
                     )
-                )
-            elif not (reason == "memory" and self._free_idle_base(reason)):
-                return
+                else:
+                    self._let_go(one, reason)
+            if isinstance(one, Slot):
+                expert.close()
+            else:
+                BASES.release(one)
+        self._news.tell()
 
-    def _exceeded(self) -> EvictionReason | None:
-        loaded = sum(slot.expert is not None for slot in self._slots.values())
-        if self.max_experts is not None and loaded > self.max_experts:
-            return "count"
-        if self.max_bytes is None or self.nbytes <= self.max_bytes:
-            return None
-        for base in self._bases:
-            kept = base.engine.prefixes.nbytes
-            base.engine.prefixes.shrink(max(kept - (self.nbytes - self.max_bytes), 0))
-        return "memory" if self.nbytes > self.max_bytes else None
-
-    def _may_go(self, slot: Slot, keep: Slot | None) -> bool:
-        return slot.expert is not None and not slot.active and not slot.pins and slot is not keep
-
-    def _free_idle_base(self, reason: EvictionReason) -> bool:
-        with self._lock:
-            used = {slot.base_sha256 for slot in self._slots.values() if slot.expert is not None}
-            base = next((one for one in self._bases if one.config.sha256 not in used), None)
-            if base is not None:
-                self._let_go(base)
-        if base is not None:
-            self._freed(base, reason)
-        return base is not None
-
-    def _reload(self, slot: Slot) -> None:
+    def _load_again(self, slot: Slot) -> Expert | None:
+        """The expert of an evicted slot; None where the slot was replaced or unloaded meanwhile."""
         with slot.loading:
-            if slot.expert is not None:
-                return
-            expert = slot.load()
-            with self._lock:
-                current = not self._closed and self._slots.get(slot.name) is slot
+            with self._changed:
+                if slot.expert is not None or not self._is_current(slot):
+                    return slot.expert
+            expert = slot.load_again()
+            with self._changed:
+                current = not self.closed and self._is_current(slot)
                 if current:
                     slot.expert = expert
                     self._arrived(slot)
-            if not current:  # replaced, unloaded or closed meanwhile
-                expert.close()
-                return
-        self.make_room(keep=slot)
+        if not current:
+            expert.close()
+            return None
+        self.make_room()
+        return expert
 
     def _arrived(self, slot: Slot) -> None:
         """Keep the base of an expert that is in memory now, whatever becomes of the expert."""
@@ -261,72 +316,78 @@ class Residents:
         base = expert.shared_base
         if base not in self._bases:
             BASES.hold(base)
-
-            def on_step(rows: int, capacity: int, seconds: float, tokens: int) -> None:
-                self._events.emit(
-                    StepDone(base=slot.base, rows=rows, capacity=capacity, seconds=seconds, tokens=tokens)
-                )
-
-            self._bases[base] = on_step
-            base.scheduler.on_step += (on_step,)
-            self._events.emit(
-                BaseLoaded(base=slot.base, digest=slot.base_sha256, bytes=base.nbytes, seconds=0.0)
+            self._bases[base] = base.scheduler.follow(partial(self._stepped, base.config.name), self._rested)
+            self._news.add(
+                BaseLoaded(base=slot.base, digest=slot.base_sha256, bytes=base.nbytes, seconds=slot.seconds)
             )
-        self._events.emit(
-            ExpertLoaded(expert=slot.name, base=slot.base, digest=slot.digest, bytes=slot.nbytes)
-        )
+        self._news.add(ExpertLoaded(expert=slot.name, base=slot.base, digest=slot.digest, bytes=slot.nbytes))
 
     def _give_back(self, slot: Slot) -> None:
-        with self._lock:
+        with self._changed:
             slot.active -= 1
             slot.last_used = time.time()
-            retired = self._slots.get(slot.name) is not slot
-            crowded = not self._closed and self._exceeded() is not None
-        # Not by the thread that answers requests: to evict may mean to wait for it.
-        if retired and not slot.active:
-            threading.Thread(target=self._retire, args=([slot],)).start()
-        elif crowded:
-            threading.Thread(target=self.make_room).start()
+            self._leases -= 1
+            self._changed.notify_all()
+            if not slot.active and not self._is_current(slot):
+                self._workers.do(partial(self._retire, [slot]))
+            self._want_room()
 
-    def _retire(self, slots: list[Slot], reason: str = "unused") -> None:
+    def _stepped(self, base: str, rows: int, capacity: int, seconds: float, tokens: int) -> None:
+        self._events.emit(StepDone(base=base, rows=rows, capacity=capacity, seconds=seconds, tokens=tokens))
+
+    def _rested(self) -> None:
+        with self._changed:
+            self._want_room()
+
+    def _want_room(self) -> None:
+        """Have room made soon, if there is something to be gained."""
+        if self.closed or self._room_wanted:
+            return
+        if self._limits.next_to_go(self._present(), self._bases) is not None:
+            self._room_wanted = True
+            self._workers.do(self._make_wanted_room)
+
+    def _make_wanted_room(self) -> None:
+        self._room_wanted = False
+        self.make_room()
+
+    def _retire(self, slots: list[Slot], gone: _Gone = "unused") -> None:
         """Close the experts of slots that were taken away and are not in use, then bases that nobody needs."""
-        for slot in slots:
-            with self._lock:
-                expert = None if slot.active else slot.expert
-                size = slot.nbytes
-                if expert is not None:
-                    slot.expert = None
-            if expert is not None:
-                expert.close()
-                self._events.emit(
-                    ExpertUnloaded(expert=slot.name, base=slot.base, digest=slot.digest, bytes=size)
-                )
-        for base in self._unneeded():
-            self._freed(base, "closed" if reason == "closed" else "unused")
-
-    def _unneeded(self) -> Iterator[Base]:
-        with self._lock:
-            needed = {slot.base_sha256 for slot in self._slots.values()}
+        closing: list[Expert] = []
+        with self._changed:
+            for slot in slots:
+                if slot.active:
+                    continue
+                self._leaving.discard(slot)
+                if slot.expert is not None:
+                    self._news.add(
+                        ExpertUnloaded(
+                            expert=slot.name, base=slot.base, digest=slot.digest, bytes=slot.nbytes
+                        )
+                    )
+                    closing.append(slot.take())
+            needed = {slot.base_sha256 for slot in self._present()}
             bases = [base for base in self._bases if base.config.sha256 not in needed]
             for base in bases:
-                self._let_go(base)
-        yield from bases
+                self._let_go(base, gone)
+        for expert in closing:
+            expert.close()
+        for base in bases:
+            BASES.release(base)
+        self._news.tell()
 
-    def _let_go(self, base: Base) -> None:
-        on_step = self._bases.pop(base)
-        base.scheduler.on_step = tuple(one for one in base.scheduler.on_step if one is not on_step)
-
-    def _freed(self, base: Base, reason: str) -> None:
-        BASES.release(base)
-        self._events.emit(
-            BaseFreed(
-                base=base.config.name,
-                digest=base.config.sha256,
-                bytes=base.nbytes,
-                reason=reason,  # type: ignore[arg-type]
-            )
+    def _let_go(self, base: Base, reason: EvictionReason | _Gone) -> None:
+        self._bases.pop(base)()
+        self._news.add(
+            BaseFreed(base=base.config.name, digest=base.config.sha256, bytes=base.nbytes, reason=reason)
         )
 
+    def _present(self) -> list[Slot]:
+        return [*self._slots.values(), *self._leaving]
+
+    def _is_current(self, slot: Slot) -> bool:
+        return self._slots.get(slot.name) is slot
+
     def _require_open(self) -> None:
-        if self._closed:
+        if self.closed:
             raise InferenceError("the manager is closed: make another one")

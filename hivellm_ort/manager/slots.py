@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from hivellm_ort.errors import LoadError
 from hivellm_ort.expert import Expert
 from hivellm_ort.integrity import Verdict
 from hivellm_ort.manager.info import ExpertInfo
@@ -29,11 +30,13 @@ class Slot:
         digest: of its adapter; empty where it is merged.
         kind: adapter kind.
         rank: adapter rank.
+        seconds: how long loading it took.
         expert: the expert while it is in memory.
         pins: how often it is pinned.
         active: leases that are out.
         hits: leases so far.
         last_used: `time.time()`.
+        loading: held while it is loaded again.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Slot:
     digest: str
     kind: str
     rank: int
+    seconds: float
     expert: Expert | None
     pins: int = 0
     active: int = 0
@@ -53,8 +57,10 @@ class Slot:
     loading: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
-    def of(cls, name: str, expert: Expert, load: Callable[[], Expert]) -> Slot:
-        """The slot of an expert that was loaded just now."""
+    def loaded(cls, name: str, load: Callable[[], Expert]) -> Slot:
+        """A slot with its expert in memory. Raises what `load` raises."""
+        begin = time.perf_counter()
+        expert = load()
         adapter = expert.adapter
         return cls(
             name=name,
@@ -66,13 +72,40 @@ class Slot:
             digest=adapter.digest if adapter else "",
             kind=adapter.kind if adapter else "merged",
             rank=adapter.rank if adapter else 0,
+            seconds=time.perf_counter() - begin,
             expert=expert,
         )
+
+    def take(self) -> Expert:
+        """Take the expert out of memory, for the caller to close."""
+        expert, self.expert = self.expert, None
+        if expert is None:
+            raise LookupError(f"{self.name!r} is not in memory")
+        return expert
+
+    def load_again(self) -> Expert:
+        """The expert of an evicted slot, which stays as it is.
+
+        Raises:
+            LoadError: the package cannot be loaded any more, or is not the same any more.
+        """
+        begin = time.perf_counter()
+        expert = self.load()
+        digest = expert.adapter.digest if expert.adapter else ""
+        if (expert.manifest, digest, expert.base.sha256) != (self.manifest, self.digest, self.base_sha256):
+            expert.close()
+            raise LoadError(
+                f"the package of {self.name!r} was changed since it was loaded: load it under that name with "
+                "replace=True"
+            )
+        self.seconds = time.perf_counter() - begin
+        return expert
 
     @property
     def nbytes(self) -> int:
         """Memory of its adapter."""
-        adapter = self.expert.adapter if self.expert is not None else None
+        expert = self.expert  # read once: another thread may evict it
+        adapter = expert.adapter if expert is not None else None
         return adapter.nbytes if adapter is not None else 0
 
     def info(self) -> ExpertInfo:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from hivellm_ort.decoding.serving import serving
 from hivellm_ort.manager.slots import Lease
 from hivellm_ort.observability import (
     Events,
@@ -49,19 +50,16 @@ class Watch:
         self._cancelled = asked.cancelled
         self._expert, self._base = expert, lease.slot.base
         self._lease, self._running = lease, running
-        self._span = start_request(expert, sampling, stream=stream)
         self._started = False
-        events.emit(RequestQueued(expert=expert, base=self._base))
-        running.add(self)
+        self._span = start_request(expert, sampling, stream=stream)
         asked.transcript.observer = self
+        running.add(self)
+        with serving():  # the lease is out: `close` would wait for it
+            events.emit(RequestQueued(expert=expert, base=self._base))
 
     def cancel(self) -> None:
         """End the request."""
         self._cancelled.set()
-
-    def wait(self) -> None:
-        """Return when it has ended."""
-        self._transcript.ended.wait()
 
     def started(self) -> None:
         """Its turn has come."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import tiny  # noqa: E402
 from exporting import Refusal  # noqa: E402
 
 from hivellm_export.pipeline import export  # noqa: E402
+from hivellm_ort.contract import ADAPTER_FILE  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -61,6 +63,32 @@ def bundle(
             export(model_folder(architecture), [], folder, precision=precision)
             made[architecture, precision] = folder
         return made[architecture, precision]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def target_bundle(
+    model_folder: Callable[[str], Path],
+    expert_folder: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str, str, str], Path]:
+    """The bundle of a tiny model by architecture, target and precision; in it a DoRA expert's adapter file."""
+    made: dict[tuple[str, ...], Path] = {}
+
+    def make(architecture: str, target: str, precision: str) -> Path:
+        key = (architecture, target, precision)
+        if key not in made:
+            folder = tmp_path_factory.mktemp("targets") / "-".join(key)
+            experts = [expert_folder("dora", architecture)]
+            model = model_folder(architecture)
+            report = export(model, experts, folder, target=target, precision=precision, thin=True)
+            with tarfile.open(folder / report.packages[0].file) as package:
+                member = package.extractfile(f"onnx/{ADAPTER_FILE}")
+                assert member is not None
+                (folder / "base" / ADAPTER_FILE).write_bytes(member.read())
+            made[key] = folder / "base"
+        return made[key]
 
     return make
 

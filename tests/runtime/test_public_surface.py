@@ -44,10 +44,10 @@ ROOMS: dict[str, set[str]] = {
     },
     "manager": {
         "base", "decoding", "errors", "expert", "integrity", "loading", "observability", "options", "package",
-        "requests", "result", "routing", "scheduler",
+        "requests", "result", "routing",
     },
     "__init__": {"decoding", "errors", "expert", "grammar", "integrity", "manager", "options", "package", "result"},
-    "cli": {"__init__", "errors", "expert", "grammar", "integrity", "loading", "package"},
+    "cli": {"__init__", "engine", "errors", "expert", "grammar", "integrity", "loading", "package"},
     "__main__": {"cli"},
 }  # fmt: skip
 THIRD_PARTY: dict[str, set[str]] = {

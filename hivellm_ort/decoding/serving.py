@@ -1,0 +1,42 @@
+"""Which thread generates: it must not wait for what only it can bring."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from hivellm_ort.errors import InferenceError
+
+__all__ = ["is_serving", "refuse_to_wait", "serving"]
+
+_HERE = threading.local()
+
+
+@contextmanager
+def serving() -> Iterator[None]:
+    """Have this thread not wait for answers meanwhile: it is the one that they need."""
+    before = is_serving()
+    _HERE.serving = True
+    try:
+        yield
+    finally:
+        _HERE.serving = before
+
+
+def is_serving() -> bool:
+    """Whether this thread must not wait for answers."""
+    return getattr(_HERE, "serving", False)
+
+
+def refuse_to_wait() -> None:
+    """Refuse to wait for an answer where that would be for ever.
+
+    Raises:
+        InferenceError: this is the thread of a scheduler, or in the middle of asking.
+    """
+    if is_serving():
+        raise InferenceError(
+            "an event hook or listener must not wait for an answer, nor close a manager: hand that to a thread of "
+            "your own"
+        )

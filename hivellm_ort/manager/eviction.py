@@ -1,0 +1,75 @@
+"""What leaves memory next where there are too many experts or too many bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from hivellm_ort.base import Base
+from hivellm_ort.manager.slots import Slot
+from hivellm_ort.observability import EvictionReason
+
+__all__ = ["MemoryLimits"]
+
+
+@dataclass(frozen=True)
+class MemoryLimits:
+    """How much may be in memory.
+
+    Attributes:
+        max_experts: most experts; None for any number.
+        max_bytes: most bytes of bases, adapters and caches; None for any number.
+
+    Raises:
+        ValueError: a limit is no integer from 1.
+    """
+
+    max_experts: int | None
+    max_bytes: int | None
+
+    def __post_init__(self) -> None:
+        for name, limit in (("max_loaded_experts", self.max_experts), ("memory_budget", self.max_bytes)):
+            if limit is not None and not (isinstance(limit, int) and limit >= 1):
+                raise ValueError(f"{name} is {limit!r}: it must be an integer from 1, or None")
+
+    def next_to_go(
+        self, slots: Collection[Slot], bases: Collection[Base], keep: Slot | None = None
+    ) -> tuple[Slot | Base, EvictionReason] | None:
+        """The slot that is to be evicted, or the base, and why; None where the limits hold or nothing may go.
+
+        Kept prefixes go here and now.
+
+        Args:
+            slots: all slots, those that were taken away and are still in use included.
+            bases: all bases.
+            keep: a slot that must not go.
+        """
+        loaded = [slot for slot in slots if slot.expert is not None]
+        idle = [slot for slot in loaded if not slot.active and not slot.pins and slot is not keep]
+        oldest = min(idle, key=lambda slot: slot.last_used, default=None)
+        if self.max_experts is not None and len(loaded) > self.max_experts and oldest is not None:
+            return oldest, "count"
+        if self.max_bytes is None or not self._still_over(slots, bases, self.max_bytes):
+            return None
+        if oldest is not None:
+            return oldest, "memory"
+        used = {slot.base_sha256 for slot in slots if slot.expert is not None or slot.active}
+        unused = [base for base in bases if base.config.sha256 not in used]
+        base = min(unused, key=lambda one: _last_used(one, slots), default=None)
+        return None if base is None else (base, "memory")
+
+    def _still_over(self, slots: Collection[Slot], bases: Collection[Base], limit: int) -> bool:
+        """Whether there are too many bytes, also without kept prefixes."""
+        over = (
+            sum(base.nbytes + base.cache_bytes for base in bases) + sum(slot.nbytes for slot in slots) - limit
+        )
+        for base in bases:
+            if over > 0:
+                kept = base.engine.prefixes.nbytes
+                base.engine.prefixes.shrink(max(kept - over, 0))
+                over -= kept - base.engine.prefixes.nbytes
+        return over > 0
+
+
+def _last_used(base: Base, slots: Collection[Slot]) -> float:
+    return max((slot.last_used for slot in slots if slot.base_sha256 == base.config.sha256), default=0.0)

@@ -1,0 +1,153 @@
+"""Prompts without a name: who answers, why, and when the base model itself does."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+from managing import Gate, Variants, managed, together
+from rows import begun
+from running import Packages, held
+
+from hivellm_ort import ExpertManager, LoadError, UnknownExpertError
+
+SQL = "show all tables of the database with a join"
+JSON = "repair this JSON document, a comma is missing"
+NOTHING = "good morning"
+
+
+@pytest.fixture
+def manager(packages: Packages, variants: Variants) -> Iterator[ExpertManager]:
+    """A manager with an expert for SQL and one for JSON."""
+    with managed(packages) as manager:
+        routing = {"keywords": ["table", "join", "tables"], "priority": 0.6}
+        manager.load_expert("sql", variants.make("expert-s", routing=routing))
+        routing = {"keywords": ["json", "comma"], "exclude_keywords": ["table"]}
+        manager.load_expert("json", variants.make("expert-j", "dora", routing=routing))
+        yield manager
+
+
+def test_the_expert_that_fits(manager: ExpertManager) -> None:
+    """It is picked, says so, and answers as by its name, however it is asked."""
+    for prompt, name, package in ((SQL, "sql", "expert-s"), (JSON, "json", "expert-j")):
+        expected = manager.generate(name, prompt, max_tokens=10)
+        stream = manager.generate_stream(prompt, max_tokens=10)
+        assert expected.text == "".join(stream)
+        messages = [{"role": "user", "content": prompt}]
+        results = [
+            manager.generate(prompt, max_tokens=10),
+            manager.generate(prompt=prompt, max_tokens=10),
+            manager.generate(messages=messages, max_tokens=10),
+            manager.generate(prompt, max_tokens=10, or_base=True),
+            stream.result,
+        ]
+        assert [(package, expected.tokens)] * 5 == [(one.expert, one.tokens) for one in results]
+
+
+def test_reasons(manager: ExpertManager) -> None:
+    """Every expert that fits, with what spoke for it."""
+    routes = manager.route("a join of a table with json")
+    assert ["sql"] == [route.name for route in routes]
+    assert any("table" in reason for reason in routes[0].reasons)
+    assert [] == manager.route(NOTHING)
+    assert ["json"] == [route.name for route in manager.route(JSON)]
+
+
+def test_what_is_loaded_decides(manager: ExpertManager) -> None:
+    """After unloading and loading others are chosen; threads that ask meanwhile get one or the other."""
+    assert "expert-s" == manager.generate(SQL, max_tokens=1).expert
+    stop = threading.Event()
+
+    def change() -> None:
+        path = manager._residents.get("json").load.args[0]
+        for number in range(20):
+            manager.load_expert(f"again {number}", path)
+            manager.unload_expert(f"again {number}")
+        stop.set()
+
+    def ask() -> None:
+        while not stop.is_set():
+            assert "expert-s" == manager.generate(SQL, max_tokens=1).expert
+
+    together([change, ask, ask])
+    manager.unload_expert("sql")
+    with pytest.raises(UnknownExpertError, match="no expert fits the prompt; loaded are: 'json'"):
+        manager.generate(SQL)
+
+
+def test_the_base_itself(manager: ExpertManager) -> None:
+    """Where none fits, the base answers if that was asked for, with its own tokens."""
+    for call in (manager.generate, manager.generate_stream):
+        with pytest.raises(UnknownExpertError, match=r"no expert fits.*or_base=True"):
+            call(NOTHING)
+    result = manager.generate(NOTHING, or_base=True, max_tokens=20)
+    expert = held(manager, "sql")
+    row = begun(expert.shared_base.engine, None, 256)
+    messages = [{"role": "user", "content": NOTHING}]
+    pending = expert.shared_base.template.encode(
+        messages, expert.shared_base.tokenizer, enable_thinking=False
+    )
+    expected: list[int] = []
+    for _ in range(len(result.tokens)):
+        expected.append(int(row.forward(pending).argmax()))
+        pending = [expected[-1]]
+    assert tuple(expected) == result.tokens
+    assert 5 < len(expected)
+    assert expert.base.name == result.expert
+    assert result.tokens != manager.generate("sql", NOTHING, max_tokens=20).tokens
+
+
+def test_a_misspelt_name_never_reaches_the_base(manager: ExpertManager) -> None:
+    """A name with a prompt after it is a name, and a name alone is no prompt."""
+    for name in ("sqll", "SQL", ""):
+        for call in (manager.generate, manager.generate_stream):
+            with pytest.raises(UnknownExpertError, match="no expert is loaded as"):
+                call(name, NOTHING, or_base=True)
+    with pytest.raises(UnknownExpertError):
+        manager.generate("sqll")
+    with pytest.raises(ValueError, match="'sql' is the name of an expert"):
+        manager.generate("sql", or_base=True)
+    with pytest.raises(ValueError, match="nothing to answer"):
+        manager.generate(or_base=True)
+
+
+def test_base_beside_experts(manager: ExpertManager) -> None:
+    """Requests to the base share steps with those of experts, and every answer is its own."""
+    alone = [
+        manager.generate(NOTHING, or_base=True, max_tokens=15).tokens,
+        manager.generate("sql", NOTHING, max_tokens=15).tokens,
+        manager.generate("json", NOTHING, max_tokens=15).tokens,
+    ]
+    assert 3 == len(set(alone))
+    most: list[int] = []
+    manager.events.add(lambda event: most.append(getattr(event, "rows", 0)))
+    gate = Gate()
+    first = manager.generate_stream("sql", NOTHING, max_tokens=15, processors=[gate])
+    assert gate.reached.wait(20)
+    streams = [manager.generate_stream(NOTHING, or_base=True, max_tokens=15) for _ in range(2)]
+    streams += [manager.generate_stream(name, NOTHING, max_tokens=15) for name in ("sql", "json")]
+    gate.open.set()
+    for stream in (first, *streams):
+        list(stream)
+    expected = [alone[1], alone[0], alone[0], alone[1], alone[2]]
+    assert expected == [stream.result.tokens for stream in (first, *streams)]
+    assert 5 == max(most)
+    counts = manager.metrics.snapshot()["requests_total"]
+    assert 3 == sum(counts["base"].values())
+    assert [1 + 1 + 1, 1 + 1] == [info.hits for info in manager.list_loaded_experts()]
+
+
+def test_no_base_to_ask(packages: Packages) -> None:
+    """Without an expert there is none, beside merged experts there is none, and of two it is unclear which."""
+    with managed(packages) as manager:
+        with pytest.raises(UnknownExpertError, match="no expert is loaded"):
+            manager.generate(NOTHING, or_base=True)
+        manager.load_expert("merged", packages.merged)
+        with pytest.raises(UnknownExpertError, match="a merged one has none"):
+            manager.generate(NOTHING, or_base=True)
+        manager.load_expert("lora", packages.lora)
+        assert "tiny" == manager.generate(NOTHING, or_base=True, max_tokens=1).expert
+        manager.load_expert("short", packages.short)
+        with pytest.raises(LoadError, match="several bases"):
+            manager.generate(NOTHING, or_base=True)
