@@ -1,6 +1,6 @@
 """What a manager costs and gains: clients at once, time to the first token under load, memory, hand-over of tokens.
 
-    python benchmarks/manager.py --packages out/int8 [--rounds 5] [--tokens 32] [--json]
+    python benchmarks/manager.py --packages out/int8 [--rounds 5] [--tokens 64] [--json]
 
 `--packages` holds thin packages of expert-sql, expert-elastic and expert-json, and their bundle in `base/`. Ratios
 are taken in turns within one run: the median, and the range of the rounds. Memory is that of processes of their own.
@@ -177,7 +177,7 @@ def main() -> None:
     )
     parser.add_argument("--packages", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--resident", type=int, help=argparse.SUPPRESS)
