@@ -373,7 +373,7 @@ class ExpertManager:
         """The expert that fits best; None for the base where none does."""
         messages = options.get("messages") or ()
         if prompt is None:
-            prompt = next((m["content"] for m in reversed(messages) if m.get("role") == "user"), None)
+            prompt = next((m.get("content") for m in reversed(messages) if m.get("role") == "user"), None)
         if prompt is None:
             raise ValueError("nothing to answer: give a prompt, or messages with a turn of the user")
         if any(slot.name == prompt for slot in self._residents.slots()):
