@@ -134,16 +134,33 @@ class Loop:
         """Read a request's prompt in the next free row, and generate its first token."""
         row = _Row(key, request)
         place = len(self._rows)
+        last: Step | None = None
         for step in _guarded(row, row.begin(self._model, place)):
-            yield key, step
+            if row.finished:
+                last = step
+            else:
+                yield key, step
         if row.started and not row.failed:
             # Others may begin alike, and need not wait for the end of this answer.
             self._model.keep(place, row.token_ids)
         if not row.finished:
             self._rows.append(row)
+        if last is not None:
+            yield key, last
 
     def step(self) -> Iterator[tuple[int, Step]]:
         """Generate the next token of every request, of a single one perhaps several."""
+        last: list[tuple[int, Step]] = []
+        for key, step in self._next_tokens():
+            if step.finish_reason is None and step.error is None:
+                yield key, step
+            else:
+                last.append((key, step))
+        # Whoever learns that an answer has ended may rely on its row being free, and its prefix kept.
+        self._remove_finished()
+        yield from last
+
+    def _next_tokens(self) -> Iterator[tuple[int, Step]]:
         rows, model = self._rows, self._model
         if len(rows) == 1:
             for step in _guarded(rows[0], rows[0].advance(model)):
@@ -161,7 +178,6 @@ class Loop:
                 for row, scores in zip(rows, logits, strict=True):
                     for step in _guarded(row, row.accept(scores)):
                         yield row.key, step
-        self._remove_finished()
 
     def _remove_finished(self) -> None:
         """Give back the rows of finished requests; the rows in use stay the first ones."""
