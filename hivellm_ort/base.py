@@ -106,8 +106,8 @@ class BasePool:
             key = self._key(base)
             self._bases[key] = (base, self._bases[key][1] + 1)
 
-    def release(self, base: Base) -> bool:
-        """Let go of a base from `acquire` or `hold`; whether it was freed."""
+    def release(self, base: Base) -> None:
+        """Let go of a base from `acquire` or `hold`."""
         with self._lock:
             key = self._key(base)
             users = self._bases[key][1] - 1
@@ -117,7 +117,6 @@ class BasePool:
                 del self._bases[key]
         if not users:
             base.close()
-        return not users
 
     def _key(self, base: Base) -> _Key:
         return next(key for key, (held, _) in self._bases.items() if held is base)

@@ -29,10 +29,9 @@ class AnswerText:
         self._detokenizer = detokenizer
         self._stops = stops
         self._reasoning = reasoning
-        self._searched = self._shown = (
-            0  # characters that were searched for stops, and that are shown of these
-        )
-        self._ends: list[int] = []  # after each token, the former
+        self._searched = 0  # characters that were searched for stops
+        self._shown = 0  # how many of these are shown
+        self._ends: list[int] = []  # what was searched after each token
 
     def push(self, token_id: int) -> tuple[str, str, bool]:
         """The reasoning and the text that a token makes certain, and whether a stop string ends the answer."""
