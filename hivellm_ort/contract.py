@@ -1,6 +1,6 @@
 """The contract between exporter and runtime: names in the graphs and the form of `decoder.json`.
 
-Version 1.3. A change here changes `CONTRACT_VERSION`: the minor number for an addition that an older runtime
+Version 1.4. A change here changes `CONTRACT_VERSION`: the minor number for an addition that an older runtime
 can ignore, the major number for anything else. `docs/contract.md` states it in full.
 """
 
@@ -36,7 +36,7 @@ __all__ = [
 
 _T = TypeVar("_T")
 
-CONTRACT_VERSION = "1.3"
+CONTRACT_VERSION = "1.4"
 DECODER_JSON = "decoder.json"
 BASE_GRAPH = "decoder.onnx"
 ADAPTER_GRAPH = "decoder.adapters.onnx"
@@ -138,13 +138,16 @@ class StoredWeights:
 
     Attributes:
         weight: offset of the values. With `bits` 0 they are float32 [K, N]; with 8 or 4 they are uint8
-            [N, ceil(K / block), block * bits / 8], the layout of `com.microsoft::MatMulNBits`.
+            [N, ceil(K / block), block * bits / 8], the layout of `com.microsoft::MatMulNBits`; with 8 and
+            `smoothing` they are int8 [K, N].
         bits: 0, 8 or 4.
         block: values along K that share a scale; 0 where `bits` is.
-        scales: offset of float32 [N, ceil(K / block)].
+        scales: offset of float32 [N, ceil(K / block)]; [N] with `smoothing`.
         zero_points: offset of uint8, packed as the values are, each row of blocks filled up to whole bytes; None
             where the zero is 2 ** (bits - 1).
         bias: offset of float32 [N]; None where no part has a bias.
+        smoothing: offset of float32 [K], which multiplies the activations before they are quantised, so that
+            W[n, k] = values[k, n] * scales[n] * smoothing[k]; None where they are not; since contract 1.4.
     """
 
     weight: int
@@ -153,6 +156,7 @@ class StoredWeights:
     scales: int | None = None
     zero_points: int | None = None
     bias: int | None = None
+    smoothing: int | None = None
 
 
 @dataclass(frozen=True)
@@ -196,7 +200,7 @@ class DecoderConfig:
     Attributes:
         name: the base model's short name.
         architecture: its numbers.
-        precision: `fp32`, `fp16`, `bf16`, `int8` or `int4`.
+        precision: `fp32`, `fp16`, `bf16`, `int8`, `w8a8` or `int4`.
         target: what the graphs were lowered for: `cpu`, `cuda`, `dml` or `portable`.
         sites: where adapters attach; empty in a merged bundle, which has no adapter graph.
         source_sha256: digest of the weights the bundle was made from; an adapter prepared from the same weights

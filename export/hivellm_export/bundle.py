@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from hivellm_export.check import check_bundle
 from hivellm_export.lower import lower
+from hivellm_export.smoothing import activation_ranges
 from hivellm_export.source import BaseModel
 from hivellm_export.targets import Precision, Target
 from hivellm_export.weights import WeightWriter
@@ -68,7 +69,13 @@ def write_bundle(
     )
     count = sum(parameter.numel() for parameter in base.model.parameters())
     with tqdm(total=count, desc=f"weights {precision.name}", unit="w", unit_scale=True, disable=None) as bar:
-        weights = WeightWriter(folder, _counted(base.tensor, bar), precision=precision, tied=base.tied)
+        weights = WeightWriter(
+            folder,
+            _counted(base.tensor, bar),
+            precision=precision,
+            tied=base.tied,
+            ranges=activation_ranges(base) if precision.activation_bits else None,
+        )
         try:
             models = {
                 name: lower(trace, weights, config, adapters=adapters, rotary=base.rotary(), name=name)

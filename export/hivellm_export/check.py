@@ -69,8 +69,8 @@ class _Rules:
 _RULES = {
     "cpu": _Rules(
         {
-            "": _COMMON | _ACTIVATIONS | _NORMS | {"Shape"},
-            DOMAIN_MS: _ATTENTION | {"GatherBlockQuantized", "MatMulNBits"},
+            "": _COMMON | _ACTIVATIONS | _NORMS | {"Abs", "QuantizeLinear", "ReduceMax", "Shape"},
+            DOMAIN_MS: _ATTENTION | {"GatherBlockQuantized", "MatMulIntegerToFloat", "MatMulNBits"},
         },
         {"": 18, DOMAIN_MS: 1},
     ),

@@ -161,6 +161,8 @@ class Lowering:
 
     def _matmul(self, x: ir.Value, matrix: Matrix, columns: int, width: int) -> ir.Value:
         weight = self.initializer(matrix.weight)
+        if matrix.smoothing is not None:
+            return self._dynamic_matmul(x, matrix)
         if matrix.bits:
             assert matrix.scales is not None
             zeros = None if matrix.zero_points is None else self.initializer(matrix.zero_points)
@@ -177,6 +179,28 @@ class Lowering:
         if matrix.transposed:
             return self.op("MatMul", x, weight)
         return self.op("Gemm", x, weight, transB=1)
+
+    def _dynamic_matmul(self, x: ir.Value, matrix: Matrix) -> ir.Value:
+        """8-bit activations, symmetric around 128 with one scale per token, times 8-bit weights.
+
+        A token's result does not depend on what else is in the pass: sums of integers are exact.
+        """
+        assert matrix.smoothing is not None
+        assert matrix.scales is not None
+        x = self.op("Mul", x, self.initializer(matrix.smoothing))
+        largest = self.op("ReduceMax", self.op("Abs", x), self.constant([-1]), keepdims=1)
+        step = self.initializer(ir.tensor(np.array(1 / 127, np.float32), name="activation.scale"))
+        zero = self.initializer(ir.tensor(np.array(128, np.uint8), name="activation.zero_point"))
+        y = self.op(
+            "MatMulIntegerToFloat",
+            self.op("QuantizeLinear", self.op("Div", x, largest), step, zero),
+            self.initializer(matrix.weight),
+            step,
+            self.initializer(matrix.scales),
+            zero,
+            domain=DOMAIN_MS,
+        )
+        return self.op("Mul", y, largest)
 
     def _adapted(self, x: ir.Value, y: ir.Value, site: Site, bias: ir.Value | None) -> ir.Value:
         inputs = {name: self.input(name, shape) for name, shape in site_shapes(self.config, site).items()}

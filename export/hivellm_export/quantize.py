@@ -1,7 +1,8 @@
-"""Block quantisation of one weight matrix, in the layout of `com.microsoft::MatMulNBits`.
+"""Quantisation of one weight matrix, [N, K] as in PyTorch.
 
-Weights are [N, K] (PyTorch's layout). Each run of `BLOCK` values along K has one scale and, where asymmetric, one
-zero point. Layout: ONNX Runtime, ContribOperators, MatMulNBits.
+By block, in the layout of `com.microsoft::MatMulNBits` (ONNX Runtime, ContribOperators): each run of `BLOCK` values
+along K has one scale and, where asymmetric, one zero point. By channel, for products with 8-bit activations: one
+scale per output.
 """
 
 from __future__ import annotations
@@ -13,9 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from onnxruntime.quantization.neural_compressor.weight_only import quant_tensor_k_quant_cpu
 
-__all__ = ["BLOCK", "Quantized", "quantize"]
+__all__ = ["BLOCK", "Quantized", "QuantizedChannels", "quantize", "quantize_channels"]
 
 BLOCK = 32
+_MIGRATION = (
+    0.6  # share of the activations' unevenness that goes to the weights; best of 0.3 to 0.8 on SmolLM2
+)
+_LEAST = 1e-5
 _ROWS = 1 << 20  # values quantised at a time: bounds the temporaries of k-quant to some tens of megabytes
 
 Array = NDArray[np.float32]
@@ -32,6 +37,39 @@ class Quantized:
     blob: NDArray[np.uint8]
     scales: Array
     zero_points: NDArray[np.uint8] | None = None
+
+
+@dataclass(frozen=True)
+class QuantizedChannels:
+    """`values` int8 [K, N], `scales` float32 [N], `smoothing` float32 [K], which multiplies the activations.
+
+    W[n, k] = values[k, n] * scales[n] * smoothing[k].
+    """
+
+    values: NDArray[np.int8]
+    scales: Array
+    smoothing: Array
+
+
+def quantize_channels(weight: Array, ranges: Array) -> QuantizedChannels:
+    """Quantise `weight` float32 [N, K] to 8 bits, one symmetric scale per output.
+
+    Columns whose activations are large are made larger, and the activations smaller by as much: what 8 bits lose is
+    then shared between the two. SmoothQuant (Xiao et al., 2022), equation 4, with an exponent of 0.6.
+
+    Args:
+        weight: the matrix.
+        ranges: float32 [K], the largest magnitude of each input.
+    """
+    wanted = np.maximum(ranges, _LEAST) ** _MIGRATION
+    given = np.maximum(np.abs(weight).max(axis=0), _LEAST) ** (1 - _MIGRATION)
+    factors = (wanted / given).astype(np.float32)
+    factors /= np.exp(np.log(factors).mean())
+    smoothed = weight * factors
+    scales = np.abs(smoothed).max(axis=1) / np.float32(127)
+    safe = np.where(scales == 0, np.float32(1), scales)
+    values = np.rint(smoothed / safe[:, None]).clip(-127, 127).astype(np.int8)
+    return QuantizedChannels(np.ascontiguousarray(values.T), scales, 1 / factors)
 
 
 def quantize(weight: Array, bits: int) -> Quantized:

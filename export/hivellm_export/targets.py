@@ -24,12 +24,14 @@ class Precision:
         dtype: float type of activations, caches, adapter inputs and of weights that are not quantised.
         bits: of the projections; 0 where they are floats.
         head_bits: of embedding and LM head; 0 where they are floats.
+        activation_bits: of what the projections multiply, one scale per token; 0 where that are floats.
     """
 
     name: str
     dtype: str
     bits: int = 0
     head_bits: int = 0
+    activation_bits: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,12 @@ _CONTRIB = {"": 18, DOMAIN_MS: 1}
 _TARGETS = (
     Target(
         "cpu",
-        _by_name(Precision("int8", "float32", 8, 8), Precision("int4", "float32", 4, 8), _FP32),
+        _by_name(
+            Precision("int8", "float32", 8, 8),
+            Precision("w8a8", "float32", 8, 8, activation_bits=8),
+            Precision("int4", "float32", 4, 8),
+            _FP32,
+        ),
         _CONTRIB,
     ),
     Target("cuda", _by_name(_FP16, Precision("bf16", "bfloat16"), Precision("int4", "float16", 4)), _CONTRIB),

@@ -6,7 +6,7 @@ Graphs that ask for the same tensor get the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from hivellm_export.quantize import BLOCK, Quantized, quantize
+from hivellm_export.quantize import BLOCK, Quantized, quantize, quantize_channels
 from hivellm_export.shaping import FLOAT_TYPES
 from hivellm_export.targets import Precision
 from hivellm_ort.contract import WEIGHTS_FILE, Site, StoredWeights
@@ -30,7 +30,8 @@ ALIGNMENT = 4096  # a memory page, so that ONNX Runtime can map tensors instead 
 class Matrix:
     """A weight as the graph's operators want it.
 
-    `bits` is 0 for floats, which are stored [K, N] if `transposed`, else [N, K].
+    `bits` is 0 for floats, which are stored [K, N] if `transposed`, else [N, K]. With `smoothing` the values are
+    int8 [K, N] for 8-bit activations.
     """
 
     bits: int
@@ -38,6 +39,7 @@ class Matrix:
     scales: ir.ExternalTensor | None = None
     zero_points: ir.ExternalTensor | None = None
     transposed: bool = False
+    smoothing: ir.ExternalTensor | None = None
 
 
 class WeightWriter:
@@ -48,6 +50,7 @@ class WeightWriter:
         tensor: gives a weight as float32 [N, K] or [N].
         precision: bits of the projections, of embedding and LM head, and the float type of everything else.
         tied: whether embedding and LM head are one tensor.
+        ranges: by linear module, the largest magnitude of each input, float32 [K]; for 8-bit activations only.
     """
 
     def __init__(
@@ -57,9 +60,12 @@ class WeightWriter:
         *,
         precision: Precision,
         tied: bool,
+        ranges: Mapping[str, NDArray[np.float32]] | None = None,
     ):
         self._folder = folder
         self._tensor = tensor
+        self._ranges = ranges or {}
+        self._activation_bits = precision.activation_bits
         self._bits, self._head_bits = precision.bits, precision.head_bits
         self._dtype = FLOAT_TYPES[precision.dtype].numpy()
         self._tied = tied
@@ -95,6 +101,8 @@ class WeightWriter:
         if modules == ("lm_head",):
             return self._head()
         key = "+".join(modules)
+        if self._activation_bits:
+            return self._channels(key, modules)
         if self._bits:
             return self._matrix(key, lambda: self._stack(modules), self._bits)
         weight = self._once(key, lambda: np.ascontiguousarray(self._stack(modules).T))
@@ -106,10 +114,11 @@ class WeightWriter:
         return StoredWeights(
             weight=_offset(matrix.weight),
             bits=matrix.bits,
-            block=BLOCK if matrix.bits else 0,
+            block=BLOCK if matrix.bits and matrix.smoothing is None else 0,
             scales=None if matrix.scales is None else _offset(matrix.scales),
             zero_points=None if matrix.zero_points is None else _offset(matrix.zero_points),
             bias=_offset(self.bias(site)) if site.bias else None,
+            smoothing=None if matrix.smoothing is None else _offset(matrix.smoothing),
         )
 
     def embedding(self) -> Matrix:
@@ -150,9 +159,18 @@ class WeightWriter:
             )
         return self._quantized[key]
 
-    def _once(
-        self, name: str, make: Callable[[], NDArray[np.float32] | NDArray[np.uint8]]
-    ) -> ir.ExternalTensor:
+    def _channels(self, key: str, modules: tuple[str, ...]) -> Matrix:
+        if key not in self._quantized:
+            result = quantize_channels(self._stack(modules), self._ranges[modules[0]])  # one input for all
+            self._quantized[key] = Matrix(
+                8,
+                self._once(f"{key}.quantized", lambda: result.values),
+                self._once(f"{key}.scales", lambda: result.scales),
+                smoothing=self._once(f"{key}.smoothing", lambda: result.smoothing),
+            )
+        return self._quantized[key]
+
+    def _once(self, name: str, make: Callable[[], NDArray[Any]]) -> ir.ExternalTensor:
         if name not in self._cache:
             array = self._stored_form(name, make())
             offset = -(-self._file.tell() // ALIGNMENT) * ALIGNMENT

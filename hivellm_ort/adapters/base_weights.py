@@ -36,7 +36,9 @@ class BaseWeights:
             raise LoadError(
                 f"the base bundle {config.name!r} has an adapter merged in and takes no other: export the base alone"
             )
-        if not config.weights:
+        self._stored = config.weights or config.half_weights
+        self._dtype = "float32" if config.weights else config.graph.activation_dtype
+        if not self._stored:
             raise LoadError(
                 f"{DECODER_JSON} of the base bundle {config.name!r} does not say where its weights are (contract "
                 f"{config.contract_version}): export the base again"
@@ -49,7 +51,7 @@ class BaseWeights:
             ) from error
         self._places = {}
         for site in config.sites:
-            stored, begin = config.weights.get(site.name), 0
+            stored, begin = self._stored.get(site.name), 0
             for part in site.parts:
                 self._places[part.module] = (site, stored, slice(begin, begin + part.size))
                 begin += part.size
@@ -65,9 +67,14 @@ class BaseWeights:
         if site is None or stored is None or (kind == "bias" and stored.bias is None):
             raise LoadError(f"{DECODER_JSON}: /weights has no place for {name}: export the base again")
         if kind == "bias":
-            return self._view(stored.bias, np.float32, site.out_features)[rows].copy()
+            return self._floats(stored.bias, site.out_features)[rows].copy()
+        if stored.smoothing is not None:
+            values = self._view(stored.weight, np.int8, site.in_features, site.out_features)[:, rows]
+            scales = self._floats(stored.scales, site.out_features)[rows]
+            smoothing = self._floats(stored.smoothing, site.in_features)
+            return np.ascontiguousarray(values.T * scales[:, None] * smoothing)
         if stored.bits == 0:
-            stacked = self._view(stored.weight, np.float32, site.in_features, site.out_features)
+            stacked = self._floats(stored.weight, site.in_features, site.out_features)
             return np.ascontiguousarray(stacked[:, rows].T)
         return self._dequantized(site, stored, rows)
 
@@ -78,13 +85,19 @@ class BaseWeights:
             raise LoadError(f"{DECODER_JSON}: /weights: {bits!r} bits in blocks of {block!r} are not known")
         blocks = -(-site.in_features // block)
         values = self._view(stored.weight, np.uint8, count, blocks, block * bits // 8)[rows]
-        scales = self._view(stored.scales, np.float32, count, blocks)[rows]
+        scales = self._floats(stored.scales, count, blocks)[rows]
         zeros: NDArray[np.float32] | np.float32 = np.float32(1 << (bits - 1))
         if stored.zero_points is not None:
             packed = self._view(stored.zero_points, np.uint8, count, -(-blocks * bits // 8))[rows]
             zeros = _unpacked(packed, bits)[:, :blocks, None]
         weight = (_unpacked(values, bits) - zeros) * scales[:, :, None]
         return np.ascontiguousarray(weight.reshape(len(scales), -1)[:, : site.in_features])
+
+    def _floats(self, offset: object, *shape: int) -> Array:
+        """Floats of the bundle's type, as float32."""
+        if self._dtype == "bfloat16":  # numpy has no such type: it is the upper half of a float32
+            return (self._view(offset, np.uint16, *shape).astype(np.uint32) << 16).view(np.float32)
+        return self._view(offset, np.dtype(self._dtype), *shape).astype(np.float32, copy=False)
 
     def _view(self, offset: object, dtype: Any, *shape: int) -> NDArray[Any]:
         size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize

@@ -19,6 +19,7 @@ from hivellm_ort.contract import DECODER_JSON, DecoderConfig, StoredWeights
 
 ModelFolder = Callable[[str], Path]
 BundleFolder = Callable[[str, str], Path]
+TargetBundle = Callable[[str, str, str], Path]
 
 
 def opened(folder: Path) -> tuple[BaseWeights, DecoderConfig]:
@@ -27,34 +28,54 @@ def opened(folder: Path) -> tuple[BaseWeights, DecoderConfig]:
     return BaseWeights(folder, config), config
 
 
-def one_step(weight: np.ndarray, bits: int) -> np.ndarray:
-    """[N, K]: by how much a value in a quantised block of 32 may be off: a step of its largest magnitude."""
-    if not bits:
+def one_step(weight: np.ndarray, precision: str) -> np.ndarray:
+    """[N, K]: by how much a value may be off: in a quantised block of 32, a step of its largest magnitude."""
+    if precision == "fp32":
         return np.zeros_like(weight)
+    if precision in ("fp16", "bf16"):
+        return np.abs(weight) * (2.0**-8 if precision == "bf16" else 2.0**-11) + 1e-7
+    if precision == "w8a8":  # smoothing makes some columns much coarser than others
+        return np.broadcast_to(np.abs(weight).max(axis=1, keepdims=True) / 127 * 8, weight.shape)
+    bits = int(precision[-1])
     blocks = np.pad(weight, ((0, 0), (0, -weight.shape[1] % 32))).reshape(len(weight), -1, 32)
     largest = np.repeat(np.abs(blocks).max(axis=2), 32, axis=1)[:, : weight.shape[1]]
     # k-quant, which int4 uses where it restores more, clips a little beyond one step.
     return largest / (1 << (bits - 1)) * (1.25 if bits == 4 else 1.001)
 
 
-@pytest.mark.parametrize(("precision", "bits"), [("fp32", 0), ("int8", 8), ("int4", 4)])
+@pytest.mark.parametrize(
+    ("target", "precision"),
+    [
+        ("cpu", "fp32"),
+        ("cpu", "int8"),
+        ("cpu", "w8a8"),
+        ("cpu", "int4"),
+        ("cuda", "fp16"),
+        ("cuda", "bf16"),
+        ("cuda", "int4"),
+        ("portable", "fp16"),
+    ],
+)
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
 def test_every_module_is_read_back(
-    architecture: str, precision: str, bits: int, model_folder: ModelFolder, bundle: BundleFolder
+    architecture: str, target: str, precision: str, model_folder: ModelFolder, target_bundle: TargetBundle
 ) -> None:
-    """Every weight and bias that adapters may change has the model's values, within one step of its block."""
+    """Every weight and bias that adapters may change has the model's values, within one step of its type."""
     source = load_file(model_folder(architecture) / "model.safetensors")
-    weights, config = opened(bundle(architecture, precision))
+    weights, config = opened(target_bundle(architecture, target, precision))
     for site in config.sites:
         for part in site.parts:
             found = weights.tensor(f"{part.module}.weight")
             assert (np.float32, (part.size, site.in_features)) == (found.dtype, found.shape)
             wanted = source[f"{part.module}.weight"]
-            assert (np.abs(found - wanted) <= one_step(wanted, bits)).all()
+            assert (np.abs(found - wanted) <= one_step(wanted, precision)).all()
+            if precision == "w8a8":
+                assert 0.015 * np.linalg.norm(wanted) > np.linalg.norm(found - wanted)
             if part.bias:
-                np.testing.assert_array_equal(
-                    weights.tensor(f"{part.module}.bias"), source[f"{part.module}.bias"]
-                )
+                bias = source[f"{part.module}.bias"]
+                exact = precision if config.half_weights else "fp32"
+                step = one_step(bias, "fp16" if exact == "int4" else exact)
+                assert (np.abs(weights.tensor(f"{part.module}.bias") - bias) <= step).all()
 
 
 def test_merged_bundle_takes_no_adapter(
@@ -64,10 +85,9 @@ def test_merged_bundle_takes_no_adapter(
     export(model_folder("llama"), [expert_folder()], tmp_path / "out", precision="fp32", merged=True)
     from hivellm_ort.package.store import Store
 
-    package = Store(tmp_path / "store").unpack(next((tmp_path / "out").glob("*.expert")))
-    assert package.bundle is not None
+    (folder,) = Store(tmp_path / "store").unpack(next((tmp_path / "out").glob("*.expert"))).bundles
     with pytest.raises(LoadError, match="merged"):
-        opened(package.bundle)
+        opened(folder)
 
 
 @pytest.mark.parametrize(

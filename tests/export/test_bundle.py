@@ -29,7 +29,7 @@ ModelFolder = Callable[[str], Path]
 ExpertFolder = Callable[..., Path]
 BundleFolder = Callable[..., Path]
 
-PRECISIONS = ("fp32", "int8", "int4")
+PRECISIONS = ("fp32", "int8", "w8a8", "int4")
 BUNDLE_FILES = (
     "chat_template.jinja",
     "decoder.adapters.onnx",
@@ -46,6 +46,7 @@ COMMON = {
     "MatMulNBits", "Mul", "Reshape", "Shape", "Sigmoid", "SimplifiedLayerNormalization",
     "SkipSimplifiedLayerNormalization", "Split",
 }  # fmt: skip
+DYNAMIC = {"Abs", "Div", "MatMulIntegerToFloat", "QuantizeLinear", "ReduceMax"}
 
 
 @pytest.mark.parametrize(
@@ -166,7 +167,7 @@ def test_operators_and_inputs(architecture: str, precision: str, bundle: BundleF
     config = DecoderConfig.from_file(folder / DECODER_JSON)
     base, adapted = (ir.load(folder / name).graph for name in (BASE_GRAPH, ADAPTER_GRAPH))
     for graph in (base, adapted):
-        assert set() == {node.op_type for node in graph} - COMMON
+        assert (DYNAMIC if precision == "w8a8" else set()) == {node.op_type for node in graph} - COMMON
         assert {"", "com.microsoft"} == {node.domain for node in graph}
         assert config.architecture.num_hidden_layers == sum(
             node.op_type == "GroupQueryAttention" for node in graph
@@ -204,6 +205,24 @@ def test_quantised_operators(architecture: str, precision: str, bits: int, bundl
         assert [] == [node.name for node in plain if any(value.is_initializer() for value in node.inputs)]
 
 
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_products_of_eight_bits(architecture: str, bundle: BundleFolder) -> None:
+    """With w8a8 every projection multiplies integers; head and embedding are blocks of 8 bits as in int8."""
+    folder = bundle(architecture, "w8a8")
+    config = DecoderConfig.from_file(folder / DECODER_JSON)
+    for name in (BASE_GRAPH, ADAPTER_GRAPH):
+        nodes = list(ir.load(folder / name).graph)
+        products = [node for node in nodes if node.op_type == "MatMulIntegerToFloat"]
+        assert len(config.sites) == len(products)
+        (head,) = [node for node in nodes if node.op_type == "MatMulNBits"]
+        assert "logits" == head.outputs[0].name
+        for node in products:
+            _, weight, _, _, zero_point = node.inputs
+            assert [ir.DataType.INT8, ir.DataType.UINT8] == [weight.dtype, zero_point.dtype]
+    assert {0} == {place.block for place in config.weights.values()}
+    assert all(place.smoothing is not None for place in config.weights.values())
+
+
 def last_logits(folder: Path, token_ids: list[int] = PROMPT) -> np.ndarray:
     """Logits after the last token from the graph without adapters."""
     return begun(Engine(folder, threads=1), None, 64).forward(token_ids).copy()
@@ -214,7 +233,9 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 
-@pytest.mark.parametrize(("precision", "least"), [("fp32", 1 - 1e-6), ("int8", 0.995), ("int4", 0.9)])
+@pytest.mark.parametrize(
+    ("precision", "least"), [("fp32", 1 - 1e-6), ("int8", 0.995), ("w8a8", 0.99), ("int4", 0.9)]
+)
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
 def test_precision(
     architecture: str, precision: str, least: float, model_folder: ModelFolder, bundle: BundleFolder
@@ -224,7 +245,9 @@ def test_precision(
     assert least < cosine(expected, last_logits(bundle(architecture, precision)))
 
 
-@pytest.mark.parametrize(("precision", "least"), [("fp32", 1 - 1e-6), ("int8", 0.995), ("int4", 0.9)])
+@pytest.mark.parametrize(
+    ("precision", "least"), [("fp32", 1 - 1e-6), ("int8", 0.995), ("w8a8", 0.99), ("int4", 0.9)]
+)
 def test_width_that_is_no_multiple_of_the_block(precision: str, least: float, tmp_path: Path) -> None:
     """The last block of a row is padded, and the padding adds nothing."""
     base = tiny.save_model(tmp_path / "model", "llama", intermediate_size=80)

@@ -1,0 +1,55 @@
+"""How large the inputs of a model's projections get, measured on a little text of many kinds."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from hivellm_export.source import BaseModel
+
+__all__ = ["activation_ranges"]
+
+_TEXT = """\
+SELECT u.name, COUNT(*) AS orders FROM users u JOIN orders o ON o.user_id = u.id
+WHERE u.created_at >= '2024-01-01' GROUP BY u.name HAVING COUNT(*) > 3 ORDER BY orders DESC LIMIT 10;
+{"query": {"bool": {"must": [{"match": {"title": "kettle"}}], "filter": [{"range": {"price": {"gte": 10}}}]}}}
+MATCH (a:Person)-[:KNOWS]->(b:Person) WHERE a.age > 30 RETURN b.name, count(*) AS friends
+def fibonacci(n):
+    a, b = 0, 1
+    for _ in range(n):
+        a, b = b, a + b
+    return a
+List all users who registered last year, with the city they live in. The committee published its report on water
+quality in 1998; rivers in the north were cleaner than anyone had expected. ¿Cuántos pedidos hubo en marzo?
+- name: build
+  run: |
+    pip install . && pytest -q
+<table><tr><td class="price">12.50 €</td></tr></table>
+"""
+
+
+def activation_ranges(base: BaseModel) -> dict[str, NDArray[np.float32]]:
+    """The largest magnitude of every input of every projection in the decoder layers, float32 [K] by module."""
+    ranges: dict[str, torch.Tensor] = {}
+
+    def note(name: str, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        largest = inputs[0].reshape(-1, inputs[0].shape[-1]).abs().amax(dim=0)
+        ranges[name] = torch.maximum(ranges[name], largest) if name in ranges else largest
+
+    hooks = [
+        module.register_forward_pre_hook(functools.partial(note, name))
+        for name, module in base.model.named_modules()
+        if isinstance(module, nn.Linear) and name != "lm_head"
+    ]
+    token_ids = base.tokenizer(_TEXT, return_tensors="pt", add_special_tokens=False)["input_ids"]
+    try:
+        with torch.no_grad():
+            base.model(token_ids[:, : base.architecture.max_position_embeddings], use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: largest.numpy() for name, largest in ranges.items()}
