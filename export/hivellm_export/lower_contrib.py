@@ -27,6 +27,13 @@ class CpuLowering(Lowering):
 
     rows: ir.Value | None = None
 
+    def begin(self) -> None:
+        """Forget the shapes of the trace's inner values, which have a name of their own for every size."""
+        for node in self.graph:
+            for value in node.outputs:
+                if not value.is_graph_output():
+                    value.shape = None
+
     def _RMSNorm(self, node: ir.Node) -> tuple[ir.Value, ...]:
         weight = self.vector(attribute_text(node, "weight"))
         epsilon = node.attributes["epsilon"].as_float()

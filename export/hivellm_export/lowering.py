@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from hivellm_export.quantize import BLOCK
-from hivellm_export.shaping import FLOAT_TYPES, site_shapes
+from hivellm_export.shaping import FLOAT_TYPES, dimension, site_shapes
 from hivellm_export.targets import DOMAIN_MS
 from hivellm_export.trace import DOMAIN
 from hivellm_export.weights import Matrix, WeightWriter
@@ -68,12 +68,19 @@ class Lowering:
             self.at = node
             outputs = getattr(self, f"_{node.op_type}")(node)
             for old, new in zip(node.outputs, outputs, strict=True):
-                new.name, new.shape, new.dtype = old.name, old.shape, old.dtype
+                new.name, new.dtype = old.name, old.dtype
+                if new.shape is None:
+                    new.shape = old.shape
                 ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
             self.graph.remove(node, safe=True)
         self._remove_unused()
         for i, node in enumerate(self.graph):
             node.name = f"{node.op_type}.{i}"
+
+    @property
+    def tokens(self) -> int | str:
+        """T, the rows of hidden states."""
+        return "sequence_length" if dimension(self.config, "batch_size") == 1 else "tokens"
 
     def begin(self) -> None:
         """Make the trace's inputs and values those of the target."""
@@ -84,10 +91,18 @@ class Lowering:
         *inputs: ir.Value | None,
         domain: str = "",
         outputs: int = 1,
+        width: int | str | None = None,
         **attributes: Any,
     ) -> Any:
-        """Add a node; its output, or all of them where there are several."""
+        """Add a node; its output, or all of them where there are several.
+
+        With `width` the output is [tokens, width]. ONNX Runtime makes up a name for every size that it cannot infer,
+        as after a product with a vector per adapter, and loading takes seconds where it has hundreds of them.
+        """
         node = ir.node(op_type, list(inputs), domain=domain, attributes=attributes, num_outputs=outputs)
+        if width is not None:
+            node.outputs[0].type = ir.TensorType(self.dtype)
+            node.outputs[0].shape = ir.Shape((self.tokens, width))
         self.graph.insert_before(self.at, node)
         return node.outputs[0] if outputs == 1 else node.outputs
 
@@ -162,7 +177,7 @@ class Lowering:
     def _matmul(self, x: ir.Value, matrix: Matrix, columns: int, width: int) -> ir.Value:
         weight = self.initializer(matrix.weight)
         if matrix.smoothing is not None:
-            return self._dynamic_matmul(x, matrix)
+            return self._dynamic_matmul(x, matrix, columns, width)
         if matrix.bits:
             assert matrix.scales is not None
             zeros = None if matrix.zero_points is None else self.initializer(matrix.zero_points)
@@ -180,34 +195,37 @@ class Lowering:
             return self.op("MatMul", x, weight)
         return self.op("Gemm", x, weight, transB=1)
 
-    def _dynamic_matmul(self, x: ir.Value, matrix: Matrix) -> ir.Value:
+    def _dynamic_matmul(self, x: ir.Value, matrix: Matrix, columns: int, width: int) -> ir.Value:
         """8-bit activations, symmetric around 128 with one scale per token, times 8-bit weights.
 
         A token's result does not depend on what else is in the pass: sums of integers are exact.
         """
         assert matrix.smoothing is not None
         assert matrix.scales is not None
-        x = self.op("Mul", x, self.initializer(matrix.smoothing))
-        largest = self.op("ReduceMax", self.op("Abs", x), self.constant([-1]), keepdims=1)
+        x = self.op("Mul", x, self.initializer(matrix.smoothing), width=columns)
+        largest = self.op("ReduceMax", self.op("Abs", x), self.constant([-1]), keepdims=1, width=1)
         step = self.initializer(ir.tensor(np.array(1 / 127, np.float32), name="activation.scale"))
         zero = self.initializer(ir.tensor(np.array(128, np.uint8), name="activation.zero_point"))
         y = self.op(
             "MatMulIntegerToFloat",
-            self.op("QuantizeLinear", self.op("Div", x, largest), step, zero),
+            self.op("QuantizeLinear", self.op("Div", x, largest, width=columns), step, zero),
             self.initializer(matrix.weight),
             step,
             self.initializer(matrix.scales),
             zero,
             domain=DOMAIN_MS,
         )
-        return self.op("Mul", y, largest)
+        return self.op("Mul", y, largest, width=width)
 
     def _adapted(self, x: ir.Value, y: ir.Value, site: Site, bias: ir.Value | None) -> ir.Value:
         inputs = {name: self.input(name, shape) for name, shape in site_shapes(self.config, site).items()}
-        low = self.op("Mul", self.op("MatMul", x, inputs[site.lora_A]), inputs[site.gate])
-        y = self._added(low, inputs[site.lora_B], self.op("Mul", y, inputs[site.scale]))
+        width, rank = site.out_features, inputs[site.lora_A].shape
+        assert rank is not None
+        low = self.op("MatMul", x, inputs[site.lora_A])
+        low = self.op("Mul", low, inputs[site.gate], width=rank[1])
+        y = self._added(low, inputs[site.lora_B], self.op("Mul", y, inputs[site.scale], width=width))
         if bias is not None:
-            y = self.op("Add", y, self.op("Add", bias, inputs[site.bias_input]))
+            y = self.op("Add", y, self.op("Add", bias, inputs[site.bias_input]), width=width)
         return y
 
     def _added(self, low: ir.Value, lora_B: ir.Value, y: ir.Value) -> ir.Value:

@@ -184,6 +184,22 @@ def test_operators_and_inputs(architecture: str, precision: str, bundle: BundleF
     assert [value.name for value in base.outputs] == [value.name for value in adapted.outputs]
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_shapes_of_what_broadcasts(precision: str, bundle: BundleFolder) -> None:
+    """Every product with a vector per adapter has its shape in the graph: inferring hundreds takes seconds."""
+    graph = ir.load(bundle("qwen2", precision) / ADAPTER_GRAPH).graph
+    products = [
+        node
+        for node in graph
+        if node.op_type == "Mul" and any(value.is_graph_input() for value in node.inputs)
+    ]
+    assert len(products) > 10
+    for node in products:
+        shape = node.outputs[0].shape
+        assert shape is not None, node.name
+        assert "tokens" == shape[0].value
+
+
 @pytest.mark.parametrize(("precision", "bits"), [("int8", 8), ("int4", 4)])
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
 def test_quantised_operators(architecture: str, precision: str, bits: int, bundle: BundleFolder) -> None:
