@@ -1,0 +1,156 @@
+"""The thread that loads experts and asks them, and what it tells the window.
+
+Nothing here knows the window: requests come in by methods, from its thread, and all that happens goes out as messages
+in a queue, which it reads when it has the time.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from hivellm_ort import ExpertInfo, ExpertManager, InferenceResult, TextStream
+
+__all__ = ["Answered", "Closed", "Failed", "Loaded", "Logged", "Message", "Piece", "Worker"]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An expert can be asked."""
+
+    info: ExpertInfo
+
+
+@dataclass(frozen=True)
+class Piece:
+    """More of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The answer has ended, by itself or because it was stopped."""
+
+    result: InferenceResult
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A package was not loaded, or a question not answered to its end."""
+
+    error: Exception
+
+
+@dataclass(frozen=True)
+class Logged:
+    """What the library logs: which provider runs a base and why, and warnings."""
+
+    level: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Closed:
+    """The memory is free, and the thread ends."""
+
+
+Message = Loaded | Piece | Answered | Failed | Logged | Closed
+"""`Loaded` or `Failed` answers each `load`, `Answered` or `Failed` each `ask`; `Closed` is the last one."""
+
+
+class Worker:
+    """Loads and asks experts in a thread of its own, one thing after the other. No method waits.
+
+    Args:
+        base: base bundle of thin packages.
+        loading: for `ExpertManager`.
+
+    Attributes:
+        messages: what happened, in order.
+    """
+
+    def __init__(self, *, base: Path | None = None, **loading: Any):
+        self.messages: SimpleQueue[Message] = SimpleQueue()
+        self._base = base
+        self._manager = ExpertManager(**loading)
+        self._tasks: SimpleQueue[Callable[[], Message] | None] = SimpleQueue()
+        self._stream: TextStream | None = None
+        self._stopped, self._closed = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="experts")
+        self._thread.start()
+
+    def load(self, path: Path) -> None:
+        """Load a package under the name of its file; one of that name before is replaced."""
+        self._tasks.put(
+            lambda: Loaded(self._manager.load_expert(path.stem, path, base=self._base, replace=True))
+        )
+
+    def ask(self, name: str | None, question: str, **options: Any) -> None:
+        """Answer a question; ask the next one after that.
+
+        Args:
+            name: the expert; None for the one that fits the question.
+            question: the prompt.
+            options: as for `ExpertManager.generate_stream`.
+        """
+        self._stopped.clear()
+        self._tasks.put(lambda: self._answer(name, question, options))
+
+    def stop(self) -> None:
+        """End the answer that is being given; the step that runs is finished."""
+        self._stopped.set()
+        stream = self._stream
+        if stream is not None:
+            stream.cancel()
+
+    def close(self) -> None:
+        """End the answer, free the memory, and end the thread; a package that is being loaded is loaded first."""
+        self._closed.set()
+        self.stop()
+        self._tasks.put(None)
+
+    def _run(self) -> None:
+        log, handler = logging.getLogger("hivellm_ort"), _Listener(self.messages)
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        try:
+            with self._manager:
+                while (task := self._tasks.get()) is not None:
+                    if not self._closed.is_set():
+                        self.messages.put(self._done(task))
+        finally:
+            log.removeHandler(handler)
+            self.messages.put(Closed())
+
+    def _done(self, task: Callable[[], Message]) -> Message:
+        try:
+            return task()
+        except Exception as error:  # the window shows it, whatever it is; the thread goes on
+            return Failed(error)
+
+    def _answer(self, name: str | None, question: str, options: dict[str, Any]) -> Message:
+        with self._manager.generate_stream(name, question, **options) as stream:
+            self._stream = stream
+            if self._stopped.is_set():  # before there was a stream to cancel
+                stream.cancel()
+            try:
+                for piece in stream:
+                    self.messages.put(Piece(piece))
+            finally:
+                self._stream = None
+        return Answered(stream.result)
+
+
+class _Listener(logging.Handler):
+    def __init__(self, messages: SimpleQueue[Message]):
+        super().__init__(logging.INFO)
+        self._messages = messages
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._messages.put(Logged(record.levelno, record.getMessage()))
