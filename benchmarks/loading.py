@@ -25,6 +25,8 @@ from pathlib import Path
 from hivellm_ort.contract import DecoderConfig
 from hivellm_ort.base import Base
 from hivellm_ort.engine.adapters import BoundAdapter
+from hivellm_ort.engine.devices import Device
+from hivellm_ort.engine.placement import place
 from hivellm_ort.engine.providers import import_onnxruntime
 from hivellm_ort.expert import Expert
 from hivellm_ort.integrity import Trust, check
@@ -44,7 +46,8 @@ parts = find_parts(package, manifest, store)
 if parts.adapter is not None:
     BoundAdapter(parts.adapter, parts.bundle.config)
 times.append(time.perf_counter())
-base = Base(parts.bundle.folder, parts.bundle.config, device=None, threads=None)
+placement = place(Device(), parts.bundle.config)
+base = Base(parts.bundle.folder, parts.bundle.config, placement=placement, threads=None)
 times.append(time.perf_counter())
 base.engine.decoder(adapters=False)
 times.append(time.perf_counter())

@@ -35,12 +35,12 @@ class Base:
         scheduler: answers its requests.
     """
 
-    def __init__(self, folder: Path, config: DecoderConfig, *, device: Device | None, threads: int | None):
+    def __init__(self, folder: Path, config: DecoderConfig, *, placement: Placement, threads: int | None):
         self.tokenizer = TextTokenizer.from_folder(folder)
         self.template = ChatTemplate.from_folder(folder)
         self.eos_token_ids = _eos_token_ids(folder)
         self.grammars = GrammarCompiler(self.tokenizer.to_json, config.architecture.vocab_size)
-        self.engine = Engine(folder, config, device=device, threads=threads)
+        self.engine = Engine(folder, config, placement=placement, threads=threads)
         self.scheduler = Scheduler(self.engine, adapters=config.merged is None)
 
     @property
@@ -96,7 +96,7 @@ class BasePool:
         with self._lock:
             base, users = self._bases.get(key, (None, 0))
             if base is None:
-                base = Base(folder, config, device=device, threads=threads)
+                base = Base(folder, config, placement=placement, threads=threads)
             self._bases[key] = (base, users + 1)
             return base
 

@@ -229,6 +229,11 @@ class DecoderConfig:
     contract_version: str = CONTRACT_VERSION
     sha256: str = ""
 
+    @property
+    def context(self) -> int:
+        """Most tokens of a prompt and its answer: what the model can, and what its graphs have room for."""
+        return min((self.architecture.max_position_embeddings, *self.graph.shapes.get("max_length", ())))
+
     def to_bytes(self) -> bytes:
         """The file's content: sorted keys, two spaces, a final newline."""
         document = dataclasses.asdict(self)

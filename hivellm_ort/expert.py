@@ -106,7 +106,8 @@ class Expert:
         Args:
             path: the package.
             device: "auto" (the default) takes what is there for the graphs of the base, else "cpu", "cuda", "cuda:1",
-                "dml", "dml:0" or "coreml". One that does not start is an error.
+                "dml", "dml:0" or "coreml". One that does not start is an error. Of a package for several targets the
+                graphs are taken that suit the device.
             provider_options: options of ONNX Runtime's execution provider, as `{"gpu_mem_limit": 2 << 30}`.
             fallback: run on the CPU, with a warning, where the device is not to be had.
             base: a base bundle to use instead of the packaged one. A package without a base needs it, unless a
@@ -132,7 +133,8 @@ class Expert:
         package = open_with_progress(Path(path), store, limits=limits, checking=checking)
         verdict = check(package, trust, where=str(path))
         manifest = ExpertManifest.from_file(package.root / MANIFEST)
-        parts = find_parts(package, manifest, store, Path(base) if base is not None else None, checking)
+        given = Path(base) if base is not None else None
+        parts = find_parts(package, manifest, store, given, checking, device=asked)
         return cls(
             manifest,
             verdict,

@@ -221,12 +221,18 @@ class Voice:
     def _max_tokens(self, prompt_ids: Sequence[int], max_tokens: int | None) -> int:
         if max_tokens is not None and not (isinstance(max_tokens, int) and max_tokens >= 1):
             raise ValueError(f"max_tokens is {max_tokens!r}: it must be an integer from 1")
-        context = self.base.config.architecture.max_position_embeddings
+        config = self.base.config
+        context, model = config.context, config.architecture.max_position_embeddings
         room = context - len(prompt_ids)
         if room < (max_tokens or 1):
             raise ContextLengthError(
-                f"a prompt of {len(prompt_ids)} tokens and max_tokens={max_tokens or 1} exceed the model's context "
-                f"of {context} tokens: shorten the prompt or lower max_tokens"
+                f"a prompt of {len(prompt_ids)} tokens and max_tokens={max_tokens or 1} exceed the "
+                + (
+                    f"model's context of {context} tokens"
+                    if context == model
+                    else f"{context} tokens that the base was exported for (--context)"
+                )
+                + ": shorten the prompt or lower max_tokens"
             )
         return max_tokens or min(self.manifest.decoding.max_new_tokens or DEFAULT_MAX_TOKENS, room)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import tkinter as tk
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -189,7 +188,8 @@ class Window:
 
     def _show(self, message: Message) -> None:
         match message:
-            case Loaded(info):
+            case Loaded(info, provider):
+                self.provider.set(provider)
                 self._loading -= 1
                 names = [name for name in self.picker["values"] if name not in (ROUTED, info.name)] + [
                     info.name
@@ -212,12 +212,8 @@ class Window:
                     self._loading -= 1
                 self.error.set(f"{type(error).__name__}: {error}")
                 self.state.set("Failed")
-            case Logged(level, text):
-                if level >= logging.WARNING:
-                    self._write(f"{text}\n", "note")
-                elif " runs on " in text:
-                    # "base B runs on P (onnxruntime 1.0): why", where a base is loaded.
-                    self.provider.set(text.partition(" runs on ")[2].partition(": ")[0])
+            case Logged(text):
+                self._write(f"{text}\n", "note")
         self._refresh()
 
     @property

@@ -21,9 +21,10 @@ __all__ = ["Answered", "Closed", "Failed", "Loaded", "Logged", "Message", "Piece
 
 @dataclass(frozen=True)
 class Loaded:
-    """An expert can be asked."""
+    """An expert can be asked, on an execution provider of ONNX Runtime."""
 
     info: ExpertInfo
+    provider: str
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,8 @@ class Failed:
 
 @dataclass(frozen=True)
 class Logged:
-    """What the library logs: which provider runs a base and why, and warnings."""
+    """What the library warns about."""
 
-    level: int
     text: str
 
 
@@ -87,9 +87,7 @@ class Worker:
 
     def load(self, path: Path) -> None:
         """Load a package under the name of its file; one of that name before is replaced."""
-        self._tasks.put(
-            lambda: Loaded(self._manager.load_expert(path.stem, path, base=self._base, replace=True))
-        )
+        self._tasks.put(lambda: self._load(path))
 
     def ask(self, name: str | None, question: str, **options: Any) -> None:
         """Answer a question; ask the next one after that.
@@ -118,7 +116,6 @@ class Worker:
     def _run(self) -> None:
         log, handler = logging.getLogger("hivellm_ort"), _Listener(self.messages)
         log.addHandler(handler)
-        log.setLevel(logging.INFO)
         try:
             with self._manager:
                 while (task := self._tasks.get()) is not None:
@@ -133,6 +130,11 @@ class Worker:
             return task()
         except Exception as error:  # the window shows it, whatever it is; the thread goes on
             return Failed(error)
+
+    def _load(self, path: Path) -> Message:
+        info = self._manager.load_expert(path.stem, path, base=self._base, replace=True)
+        bases = self._manager.stats()["bases"]
+        return Loaded(info, next(base["provider"] for base in bases if base["sha256"] == info.base_sha256))
 
     def _answer(self, name: str | None, question: str, options: dict[str, Any]) -> Message:
         with self._manager.generate_stream(name, question, **options) as stream:
@@ -149,8 +151,8 @@ class Worker:
 
 class _Listener(logging.Handler):
     def __init__(self, messages: SimpleQueue[Message]):
-        super().__init__(logging.INFO)
+        super().__init__(logging.WARNING)
         self._messages = messages
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._messages.put(Logged(record.levelno, record.getMessage()))
+        self._messages.put(Logged(record.getMessage()))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from hivellm_export.targets import PRECISIONS, TARGETS
+from hivellm_export.targets import TARGETS
 from hivellm_ort.cli.output import json_option
 from hivellm_ort.errors import ExportError
 
@@ -33,12 +33,14 @@ __all__ = ["export", "quiet_imports"]
 )
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
 @click.option(
-    "--target", type=click.Choice(list(TARGETS)), default="cpu", show_default=True,
-    help="What the graphs are for: an execution provider, or with portable any runtime of standard ONNX.",
+    "--target", "targets", type=click.Choice(list(TARGETS)), multiple=True, default=["cpu"], show_default=True,
+    help="What the graphs are for: an execution provider, or with portable any runtime of standard ONNX; may be "
+    "repeated, for packages that carry several.",
 )  # fmt: skip
 @click.option(
-    "--precision", type=click.Choice(PRECISIONS),
-    help="Of the base's weights. By target, the default first: "
+    "--precision", "precisions", metavar="[TARGET=]PRECISION", multiple=True,
+    help="Of the base's weights; with several targets it says for which, as portable=fp16, and may be repeated. By "
+    "target, the default first: "
     + "; ".join(f"{name} {', '.join(target.precisions)}" for name, target in TARGETS.items()) + ".",
 )  # fmt: skip
 @click.option(
@@ -53,8 +55,8 @@ def export(
     base: Path,
     experts: tuple[Path, ...],
     output: Path,
-    target: str,
-    precision: str | None,
+    targets: tuple[str, ...],
+    precisions: tuple[str, ...],
     context: int | None,
     merged: bool,
     thin: bool,
@@ -72,8 +74,8 @@ def export(
         base,
         experts,
         output,
-        precision=precision,
-        target=target,
+        precision=precisions,
+        target=targets,
         context=context,
         merged=merged,
         thin=thin,
@@ -82,9 +84,10 @@ def export(
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(report), indent=2))
         return
-    click.echo(f"base      {report.base} {report.precision} {report.target}  {report.base_sha256[:12]}")
-    if report.bundle is not None:
-        click.echo(f"bundle    {output / report.bundle}")
+    for bundle in report.bundles:
+        click.echo(f"base      {report.base} {bundle.precision} {bundle.target}  {bundle.sha256[:12]}")
+        if bundle.folder is not None:
+            click.echo(f"bundle    {output / bundle.folder}")
     for package in report.packages:
         kind = f"{package.kind} rank {package.rank}" if package.rank else package.kind
         click.echo(f"package   {output / package.file}  {package.size / 1e6:.1f} MB  {kind}")

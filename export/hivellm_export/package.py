@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from hivellm_ort.errors import AdapterError, BaseMismatchError, ManifestError
 from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
 from hivellm_ort.package.members import bundle_members_of, root_members
 from hivellm_ort.package.packing import write
+from hivellm_ort.package.targets import FOLDER
 
 __all__ = ["ExpertSource", "write_package"]
 
@@ -57,13 +59,22 @@ class ExpertSource:
             )
 
 
-def write_package(path: Path, source: ExpertSource, *, adapter: bytes | None, bundle: Path | None) -> None:
-    """Write `source` with its prepared `adapter` (None: merged) and its base `bundle` (None: thin) to `path`."""
+def write_package(
+    path: Path, source: ExpertSource, *, adapter: bytes | None, bundles: Sequence[Path]
+) -> None:
+    """Write a package.
+
+    Args:
+        path: the file to write.
+        source: the expert.
+        adapter: its prepared adapter; None where it is merged into the bundles.
+        bundles: folders of the bundles that go into the package, of several each called as its target; none for a
+            thin package.
+    """
     members = root_members(source.folder, source.manifest)
     if adapter is not None:
-        members.append((f"onnx/{ADAPTER_FILE}", adapter))
-    if bundle is not None:
-        members += bundle_members_of(bundle)
+        members.append((f"{FOLDER}/{ADAPTER_FILE}", adapter))
+    members += bundle_members_of(bundles)
     total = sum(len(data) if isinstance(data, bytes) else data.stat().st_size for _, data in members)
     with tqdm(total=total, desc=path.name, unit="B", unit_scale=True, disable=None) as bar:
         # Weights hardly compress: a higher level takes longer and gains nothing.

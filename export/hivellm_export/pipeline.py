@@ -15,18 +15,18 @@ from hivellm_export.bundle import write_bundle
 from hivellm_export.lower import sites_of
 from hivellm_export.merge import merge
 from hivellm_export.package import ExpertSource, write_package
+from hivellm_export.plans import Plan, plan_bundles
 from hivellm_export.source import BaseModel, load_base
-from hivellm_export.targets import Precision, Target, choose_target, graph_form
 from hivellm_export.trace import trace_decoder
 from hivellm_export.unpack import unpacked
 from hivellm_ort.adapters.config import ADAPTER_CONFIG
 from hivellm_ort.adapters.prepare import ADAPTER_WEIGHTS, prepare
 from hivellm_ort.adapters.prepared import PreparedAdapter
-from hivellm_ort.contract import DecoderConfig, GraphForm, Site
+from hivellm_ort.contract import Site
 from hivellm_ort.errors import AdapterError, ExpertError, ExportError
 from hivellm_ort.package.archive import sha256_file
 
-__all__ = ["ExportReport", "PackageReport", "export"]
+__all__ = ["BundleReport", "ExportReport", "PackageReport", "export"]
 
 _BASE_FOLDER = "base"
 
@@ -45,27 +45,25 @@ class PackageReport:
 
 
 @dataclass(frozen=True)
-class ExportReport:
-    """What an export made. `bundle` is the bundle's folder within `output`, None where it is only in packages."""
+class BundleReport:
+    """One base bundle that was made; `folder` is its place within the output, None where it is only in packages."""
 
-    output: str
-    base: str
-    base_sha256: str
-    source_sha256: str
-    precision: str
     target: str
-    bundle: str | None
-    packages: list[PackageReport] = field(default_factory=list)
-    seconds: float = 0.0
+    precision: str
+    sha256: str
+    folder: str | None
 
 
 @dataclass(frozen=True)
-class _Settings:
-    target: Target
-    precision: Precision
-    form: GraphForm
-    merged: bool
-    thin: bool
+class ExportReport:
+    """What an export made: of each base one bundle for every target."""
+
+    output: str
+    base: str
+    source_sha256: str
+    bundles: list[BundleReport] = field(default_factory=list)
+    packages: list[PackageReport] = field(default_factory=list)
+    seconds: float = 0.0
 
 
 def export(
@@ -73,8 +71,8 @@ def export(
     experts: Sequence[Path],
     output: Path,
     *,
-    precision: str | None = None,
-    target: str = "cpu",
+    precision: str | Sequence[str] | None = None,
+    target: str | Sequence[str] = "cpu",
     context: int | None = None,
     merged: bool = False,
     thin: bool = False,
@@ -83,14 +81,14 @@ def export(
     """Export `base` and `experts` to `output`.
 
     Without experts `output` becomes the base bundle. With experts it holds one package each, and with `thin`
-    also the bundle they need, in `base/`.
+    also the bundle they need, in `base/`. Of several targets each bundle is in a folder called as its target.
 
     Args:
         base: a Hugging Face folder or a `.gguf` file.
         experts: folders, each with a manifest and a PEFT adapter.
         output: the folder to write to.
-        precision: of the weights; None is the target's default.
-        target: what the graphs are for, one of `hivellm_export.targets.TARGETS`.
+        precision: of the weights, for several targets as `TARGET=PRECISION`; one or a list. A target has a default.
+        target: what the graphs are for, one or several of `hivellm_export.targets.TARGETS`.
         context: tokens of the cache, for targets of fixed shapes.
         merged: fold the one expert into the weights.
         thin: leave the bundle out of the packages.
@@ -102,7 +100,7 @@ def export(
     begin = time.perf_counter()
     if merged and (len(experts) != 1 or thin):
         raise ExportError("--merge takes exactly one --expert and no --thin: the merged base is the expert")
-    chosen, weights = choose_target(target, precision, context)
+    plans = plan_bundles(_listed(target), _listed(precision or ()), context)
     sources = [ExpertSource.from_folder(folder) for folder in experts]
     _check_names(sources)
     if output.exists() and (not output.is_dir() or any(output.iterdir())) and not force:
@@ -113,52 +111,63 @@ def export(
         model = load_base(base)
         for source in sources:
             source.check_base(model.source_sha256)
-        form = graph_form(chosen, weights, model.architecture, context)
-        settings = _Settings(chosen, weights, form, merged, thin)
-        report = _export(model, sources, work, settings)
-    return ExportReport(**{**vars(report), "output": str(output), "seconds": time.perf_counter() - begin})
+        report = _export(model, sources, work, plans, merged=merged, thin=thin)
+    return dataclasses.replace(report, output=str(output), seconds=time.perf_counter() - begin)
 
 
 def _export(
     model: BaseModel,
     sources: list[ExpertSource],
     work: Path,
-    settings: _Settings,
+    plans: Sequence[Plan],
+    *,
+    merged: bool,
+    thin: bool,
 ) -> ExportReport:
-    products, bundle = work / "products", work / "bundle"
+    products, bundles = work / "products", work / "bundles"
     adapter_digest = None
-    merged, thin = settings.merged, settings.thin
+    forms = [plan.form(model.architecture) for plan in plans]
     if merged:
         with _naming(sources[0]):
             model, adapter_digest = merge(model, sources[0].folder)
-    trace = trace_decoder(model.model)
-    if not settings.target.packed:
-        trace = unpacked(trace)
-    sites = sites_of(trace, model.has_bias)
-    # Before the weights, which take minutes: most mistakes are in an adapter.
-    adapters = [None if merged else _prepared(source, model, sites) for source in sources]
-    bundle.mkdir()
-    config = write_bundle(
-        model,
-        bundle,
-        trace=trace,
-        sites=sites,
-        precision=settings.precision,
-        target=settings.target,
-        form=settings.form,
-        merged=adapter_digest,
-    )
+    joined = trace_decoder(model.model)
+    traces = [joined if plan.target.packed else unpacked(joined) for plan in plans]
+    sites = [sites_of(trace, model.has_bias) for trace in traces]
+    # Before the weights, which take minutes: most mistakes are in an adapter. Whatever the target, it is the same.
+    adapters = [None if merged else _prepared(source, model, sites[0]) for source in sources]
+    made = []
+    for plan, form, trace, own in zip(plans, forms, traces, sites, strict=True):
+        folder = bundles / plan.target.name
+        folder.mkdir(parents=True)
+        config = write_bundle(
+            model,
+            folder,
+            trace=trace,
+            sites=own,
+            precision=plan.precision,
+            target=plan.target,
+            form=form,
+            merged=adapter_digest,
+        )
+        made.append(BundleReport(config.target, config.precision, config.sha256, None))
+    folders = [bundles / bundle.target for bundle in made]
     products.mkdir()
     packages = []
     for source, adapter in zip(sources, adapters, strict=True):
         content, kind, rank = None, "merged", 0
         if adapter is not None:
-            content = dataclasses.replace(adapter, base_sha256=config.sha256).to_bytes()
+            content = dataclasses.replace(adapter, base_sha256=made[0].sha256).to_bytes()
             kind, rank = adapter.kind, adapter.rank
         path = products / source.package_name
-        write_package(path, source, adapter=content, bundle=None if thin else bundle)
+        write_package(path, source, adapter=content, bundles=() if thin else folders)
         packages.append(_package_report(source, path, kind, rank))
-    return _place(config, products, bundle, packages, thin)
+    if not packages:
+        made = _place(made, bundles, products)
+    elif thin:
+        made = _place(made, bundles, products / _BASE_FOLDER)
+    return ExportReport(
+        output="", base=model.name, source_sha256=model.source_sha256, bundles=made, packages=packages
+    )
 
 
 def _prepared(source: ExpertSource, model: BaseModel, sites: Sequence[Site]) -> PreparedAdapter:
@@ -172,28 +181,16 @@ def _prepared(source: ExpertSource, model: BaseModel, sites: Sequence[Site]) -> 
         )
 
 
-def _place(
-    config: DecoderConfig, products: Path, bundle: Path, packages: list[PackageReport], thin: bool
-) -> ExportReport:
-    """Arrange what goes to the output in `products`."""
-    where: str | None = None
-    if not packages:
-        products.rmdir()
-        bundle.rename(products)
-        where = "."
-    elif thin:
-        bundle.rename(products / _BASE_FOLDER)
-        where = _BASE_FOLDER
-    return ExportReport(
-        output="",
-        base=config.name,
-        base_sha256=config.sha256,
-        source_sha256=config.source_sha256,
-        precision=config.precision,
-        target=config.target,
-        bundle=where,
-        packages=packages,
-    )
+def _place(made: list[BundleReport], bundles: Path, place: Path) -> list[BundleReport]:
+    """Move bundles to where they belong in `products`: the only one, or a folder of several."""
+    root = place.relative_to(bundles.parent / "products")
+    if place.is_dir():
+        place.rmdir()
+    (bundles / made[0].target if len(made) == 1 else bundles).rename(place)
+    return [
+        dataclasses.replace(one, folder=(root if len(made) == 1 else root / one.target).as_posix())
+        for one in made
+    ]
 
 
 def _package_report(source: ExpertSource, path: Path, kind: str, rank: int) -> PackageReport:
@@ -210,6 +207,10 @@ def _check_names(sources: list[ExpertSource]) -> None:
             raise ExportError(
                 f"two experts would both be written to {name}: give them different names or versions"
             )
+
+
+def _listed(values: str | Sequence[str]) -> list[str]:
+    return [values] if isinstance(values, str) else list(values)
 
 
 @contextlib.contextmanager

@@ -53,7 +53,8 @@ def site_shapes(config: DecoderConfig, site: Site) -> dict[str, tuple[int | str,
 def apply_form(graph: ir.Graph, config: DecoderConfig) -> None:
     """Set types and shapes of inputs, outputs and values of a trace; the trace is float32 with free shapes.
 
-    Inner values lose their shapes: they were those of the trace.
+    Inner values lose their shapes: they were those of the trace. Types are set anew and never changed, because the
+    copies of a trace share them.
     """
     form, layers = config.graph, range(config.architecture.num_hidden_layers)
     activations, cache = FLOAT_TYPES[form.activation_dtype], FLOAT_TYPES[form.cache_dtype]
@@ -61,7 +62,7 @@ def apply_form(graph: ir.Graph, config: DecoderConfig) -> None:
         for value in node.outputs:
             value.shape = None
             if value.dtype == ir.DataType.FLOAT:
-                value.dtype = activations
+                value.type = ir.TensorType(activations)
         constant = node.attributes.get("value") if node.op_type == "Constant" else None
         if constant is not None and constant.as_tensor().dtype == ir.DataType.FLOAT:
             array = constant.as_tensor().numpy().astype(activations.numpy())
@@ -72,13 +73,13 @@ def apply_form(graph: ir.Graph, config: DecoderConfig) -> None:
     past = {name for layer in layers for name in past_names(layer)}
     for value in graph.inputs:
         if value.name in past:
-            value.dtype, value.shape = cache, ir.Shape(cache_shape(config))
+            value.type, value.shape = ir.TensorType(cache), ir.Shape(cache_shape(config))
         elif value.name in form.inputs:
             value.shape = ir.Shape(form.inputs[value.name])
     present = {name for layer in layers for name in present_names(layer)}
     for value in graph.outputs:
         if value.name in present:
-            value.dtype, value.shape = cache, ir.Shape(present_shape(config))
+            value.type, value.shape = ir.TensorType(cache), ir.Shape(present_shape(config))
         else:
-            value.dtype = ir.DataType.FLOAT
+            value.type = ir.TensorType(ir.DataType.FLOAT)
             value.shape = ir.Shape((dimension(config, "rows"), config.architecture.vocab_size))

@@ -9,7 +9,7 @@ from typing import Any
 from hivellm_ort.contract import Architecture, GraphForm
 from hivellm_ort.errors import ExportError
 
-__all__ = ["DOMAIN_MS", "PRECISIONS", "TARGETS", "Precision", "Target", "choose_target", "graph_form"]
+__all__ = ["DOMAIN_MS", "TARGETS", "Precision", "Target", "choose_target", "graph_form"]
 
 DOMAIN_MS = "com.microsoft"
 _CONTEXT = 2048  # tokens of a cache of fixed length, unless the model has fewer or --context says otherwise
@@ -110,7 +110,6 @@ _TARGETS = (
     ),
 )
 TARGETS = {target.name: target for target in _TARGETS}
-PRECISIONS = tuple(dict.fromkeys(name for target in _TARGETS for name in target.precisions))
 
 
 def choose_target(

@@ -121,7 +121,7 @@ def _document(entry: StoreEntry) -> dict[str, Any]:
         "name": entry.name,
         "version": entry.version,
         "precision": entry.precision,
-        "base": entry.base,
+        "bases": entry.bases,
         "bytes": entry.size,
         "last_used": datetime.fromtimestamp(entry.last_used, UTC).isoformat(timespec="seconds"),
         "path": str(entry.path),

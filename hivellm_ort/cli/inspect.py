@@ -36,7 +36,7 @@ def inspect(package: Path, as_json: bool) -> None:
 
 def _lines(info: dict[str, Any]) -> list[tuple[str, str]]:
     """Label and text of every line that has something to say."""
-    base, adapter, grammar = info["base"], info["adapter"], info["grammar"]
+    bases, adapter, grammar = info["bases"], info["adapter"], info["grammar"]
     models = ", ".join(model["name"] for model in info["base_models"])
     templates = {model["prompt_template"] for model in info["base_models"] if model["prompt_template"]}
     lines = [
@@ -46,13 +46,8 @@ def _lines(info: dict[str, Any]) -> list[tuple[str, str]]:
         ("signature", info["signature"]["verdict"]),
         ("sha256", info["sha256"]),
         ("base model", models),
-        (
-            "base inside",
-            f"{base['name']} {base['precision']} for {base['target']}, context {base['context']}"
-            if base
-            else "none: needs a bundle of the base model",
-        ),
-        ("adapter", _adapter_text(base, adapter)),
+        *[("base inside", text) for text in _base_texts(bases)],
+        ("adapter", _adapter_text(bases, adapter)),
         ("template", ", ".join(filter(None, [*sorted(templates), info["chat_template"]]))),
         ("decoding", ", ".join(f"{name} {value}" for name, value in info["decoding"].items())),
         ("grammar", ", ".join(f"{name} {value}" for name, value in grammar.items()) if grammar else ""),
@@ -63,9 +58,17 @@ def _lines(info: dict[str, Any]) -> list[tuple[str, str]]:
     return [(label, text) for label, text in lines if text]
 
 
-def _adapter_text(base: dict[str, Any] | None, adapter: dict[str, Any] | None) -> str:
+def _base_texts(bases: list[dict[str, Any]]) -> list[str]:
+    """One line for each target."""
+    return [
+        f"{base['name']} {base['precision']} for {base['target']}, context {base['context']}"
+        for base in bases
+    ] or ["none: needs a bundle of the base model"]
+
+
+def _adapter_text(bases: list[dict[str, Any]], adapter: dict[str, Any] | None) -> str:
     if adapter is None:
-        return "merged into the base" if base else "none that can be read"
+        return "merged into the base" if bases else "none that can be read"
     where = "prepared" if adapter["form"] == "prepared" else "PEFT's files, prepared when loaded"
     modules = ", ".join(adapter["modules"])
     return f"{adapter['kind']} rank {adapter['rank']} on {modules} ({where}, {adapter['bytes']:,} bytes)"

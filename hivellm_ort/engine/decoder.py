@@ -12,10 +12,13 @@ from numpy.typing import NDArray
 
 from hivellm_ort.contract import DecoderConfig
 from hivellm_ort.engine.adapters import BoundAdapter, bind_values
-from hivellm_ort.engine.cache import KVCache
+from hivellm_ort.engine.cache import KVCache, NewTokens
+from hivellm_ort.engine.capabilities import Capabilities
+from hivellm_ort.engine.feeds import Feeds
 from hivellm_ort.engine.mixed import MixedAdapters
+from hivellm_ort.engine.pieces import pieces
 from hivellm_ort.engine.prefixes import PrefixCache
-from hivellm_ort.engine.providers import import_onnxruntime
+from hivellm_ort.engine.tensors import Tensor
 from hivellm_ort.errors import ContextLengthError, InferenceError, OutOfMemoryError
 
 __all__ = ["Decoder"]
@@ -23,6 +26,7 @@ __all__ = ["Decoder"]
 _GROWTH = 256  # cache capacities are multiples of this many tokens
 _KEPT_CAPACITY = 2048  # a larger cache is not kept while there is nothing to do
 _PREFILL_CHUNK = 1024  # tokens per forward pass of a prompt: bounds the activations' memory
+_FEW_TOKENS = 8  # are read one by one behind a kept prefix; more of them sooner in one run from the start
 
 Logits = NDArray[np.float32]
 
@@ -32,22 +36,28 @@ class Decoder:
 
     There are as many rows, and room for as many tokens, as were asked for since the last `rest`. GroupQueryAttention
     appends several tokens to one row only: `append` runs on a view of that row's cache, `step` on all rows together,
-    one token each. Logits are overwritten by the next call.
+    one token each, or one after the other where a run has one row. Logits are overwritten by the next call.
+
+    Args:
+        session: of ONNX Runtime.
+        config: the base bundle.
+        can: what its graphs can do where the session runs them.
+        prefixes: what is kept of earlier rows.
 
     Attributes:
         swap_seconds: time that the last `start` took to bind its adapter; 0.0 where it was bound already.
     """
 
-    def __init__(self, session: Any, config: DecoderConfig, prefixes: PrefixCache):
+    def __init__(self, session: Any, config: DecoderConfig, can: Capabilities, prefixes: PrefixCache):
         self.swap_seconds = 0.0
-        self._config = config
+        self._config, self._can = config, can
         self._prefixes = prefixes
         self._lengths: list[int] = []
         self._adapters: list[BoundAdapter | None] = []
         self._cache: KVCache | None = None
         self._session = session
-        self._one = _Pass(session, config)
-        self._all = _Pass(session, config)
+        self._one = _Pass(session, config, can)
+        self._all = _Pass(session, config, can)
         self._mixed: MixedAdapters | None = None
         self._mixed_rows: tuple[BoundAdapter, ...] = ()
 
@@ -66,10 +76,6 @@ class Decoder:
         """Bytes of the keys and values."""
         return self._cache.nbytes if self._cache else 0
 
-    def length(self, row: int = 0) -> int:
-        """Tokens in a row."""
-        return self._lengths[row]
-
     def start(
         self, row: int, adapter: BoundAdapter | None, capacity: int, token_ids: Sequence[int] = ()
     ) -> int:
@@ -81,7 +87,7 @@ class Decoder:
             capacity: tokens to have room for.
             token_ids: what it is going to read; as many of them as another request has read are taken over, but
                 not the last two: quantised kernels compute one token a little differently from several, and the
-                answer must not depend on what is kept.
+                answer must not depend on what is kept. None where many would be left to read one by one.
 
         Returns:
             How many tokens were taken over.
@@ -100,7 +106,8 @@ class Decoder:
                 del self._lengths[row:], self._adapters[row:]
             raise
         saved, length = self._prefixes.find(_digest(adapter), token_ids[:-2])
-        if saved is not None and self._cache is not None:
+        many = not self._can.append and len(token_ids) - length > _FEW_TOKENS
+        if saved is not None and self._cache is not None and not many:
             self._cache.load(row, saved.block, length)
             self._lengths[row] = length
         return self._lengths[row]
@@ -113,13 +120,18 @@ class Decoder:
             OutOfMemoryError: the cache cannot grow, or the pass cannot allocate.
             InferenceError: ONNX Runtime fails.
         """
-        self._reserve(self._lengths[row] + len(token_ids))
+        length, count, found = self._lengths[row], len(token_ids), list[Logits]()
+        self._reserve(length + count)
         self._one.use_adapter(self._adapters[row])
         self._one.use_rows(self._cache, slice(row, row + 1))
-        for chunk in _chunks(token_ids, wanted):
-            self._lengths[row] += len(chunk)
-            logits = self._one.run([chunk], [self._lengths[row]], min(wanted, len(chunk)))
-        return logits
+        sizes = {"length": length, "capacity": self.capacity, "wanted": wanted, "longest": _PREFILL_CHUNK}
+        for piece in pieces(self._can, count, **sizes):
+            self._lengths[row] = length + piece.end
+            tokens = token_ids[piece.begin : piece.end]
+            logits = self._one.run([tokens], [self._lengths[row]], piece.wanted, piece.width)
+            if count - wanted < piece.end < count:
+                found.append(logits.copy())
+        return np.concatenate([*found, logits]) if found else logits
 
     def forward(self, token_ids: Sequence[int]) -> Logits:
         """Read tokens into the first row; float32 [vocab], the logits after the last."""
@@ -130,6 +142,8 @@ class Decoder:
         """Read one token into each of the first rows; float32 [len(token_ids), vocab]. Raises as `append`."""
         count = len(token_ids)
         self._reserve(max(self._lengths[:count]) + 1)
+        if not self._can.batch:
+            return np.concatenate([self.append(row, [token]).copy() for row, token in enumerate(token_ids)])
         self._use_adapters(self._adapters[:count])
         self._all.use_rows(self._cache, slice(0, count))
         for row in range(count):
@@ -172,7 +186,7 @@ class Decoder:
             self._unbind()
 
     def _unbind(self) -> None:
-        self._one, self._all = (_Pass(self._session, self._config) for _ in range(2))
+        self._one, self._all = (_Pass(self._session, self._config, self._can) for _ in range(2))
         self._mixed, self._mixed_rows = None, ()
 
     def _use_adapters(self, adapters: Sequence[BoundAdapter | None]) -> None:
@@ -193,41 +207,40 @@ class Decoder:
         self._mixed_rows = rows
 
     def _reserve(self, tokens: int) -> None:
-        limit = self._config.architecture.max_position_embeddings
+        limit, fixed = self._config.architecture.max_position_embeddings, self._can.max_length
         if tokens > limit:
             raise ContextLengthError(f"{tokens} tokens exceed the model's context of {limit}")
+        if fixed is not None and tokens > fixed:
+            why = f"have room for, of the model's context of {limit}: export it again with a larger --context"
+            raise ContextLengthError(f"{tokens} tokens exceed the {fixed} that the base's graphs {why}")
         rows, capacity = max(self.rows, 1), self.capacity
         if tokens <= capacity and len(self._lengths) <= rows:
             return
         # Doubling keeps the copies of a long answer, and of many rows, linear.
         if tokens > capacity:
             wanted = max(tokens, 2 * capacity if any(self._lengths) else 0)
-            capacity = min(-(-wanted // _GROWTH) * _GROWTH, limit)
+            capacity = fixed or min(-(-wanted // _GROWTH) * _GROWTH, limit)
         while rows < len(self._lengths):
             rows *= 2
-        cache = KVCache(self._config.architecture, rows=rows, capacity=capacity)
+        cache = KVCache(self._config.architecture, self._can.cache, rows=rows, capacity=capacity)
         if self._cache is not None:
             cache.copy_from(self._cache, self._lengths[: self._cache.rows])
         self._cache = cache
 
 
 class _Pass:
-    """An IOBinding, and the small arrays that change from run to run."""
+    """An IOBinding, and what is bound to it."""
 
-    def __init__(self, session: Any, config: DecoderConfig):
+    def __init__(self, session: Any, config: DecoderConfig, can: Capabilities):
         self.adapter: BoundAdapter | None = None
-        self._session = session
-        self._vocab = config.architecture.vocab_size
+        self._session, self._can = session, can
         self._binding = session.io_binding()
         # Held as long as it is bound: ONNX Runtime keeps the address of an array, not the array.
-        self._values: Mapping[str, Any] = {}
+        self._values: Mapping[str, Tensor] = {}
         self._cache: KVCache | None = None
         self._rows = slice(0)
-        self._value = import_onnxruntime().OrtValue.ortvalue_from_numpy
-        # On the CPU an OrtValue shares memory with its array: writing to the array is all an update takes.
-        self._arrays: dict[str, NDArray[Any]] = {}
-        self._total = np.zeros((), np.int32)
-        self._binding.bind_ortvalue_input("total_sequence_length", self._value(self._total))
+        self._feeds = Feeds(self._binding, can, config.architecture.vocab_size)
+        self._new = NewTokens(config.architecture, can.cache_type) if can.new_tokens else None
 
     def use_adapter(self, adapter: BoundAdapter | None) -> bool:
         """Bind an adapter; whether that was needed."""
@@ -237,61 +250,46 @@ class _Pass:
         self.adapter = adapter
         return True
 
-    def use_values(self, values: Mapping[str, Any]) -> None:
+    def use_values(self, values: Mapping[str, Tensor]) -> None:
         """Bind adapter inputs that are not those of one adapter."""
-        bind_values(self._binding, values, self._values)
+        bind_values(self._binding, values, self._values, self._can.memory)
         self._values, self.adapter = values, None
 
     def use_rows(self, cache: KVCache | None, rows: slice) -> None:
         """Bind the keys and values of a run of rows."""
         if cache is not None and (cache is not self._cache or rows != self._rows):
-            cache.bind(self._binding, rows)
+            cache.bind(self._binding, rows, in_place=self._new is None)
             self._cache, self._rows = cache, rows
 
-    def run(self, token_ids: Sequence[Sequence[int]], lengths: Sequence[int], wanted: int) -> Logits:
+    def run(
+        self, token_ids: Sequence[Sequence[int]], lengths: Sequence[int], wanted: int, width: int = 1
+    ) -> Logits:
         """One forward pass.
 
         Args:
             token_ids: for every row the same number of tokens.
             lengths: of the rows, these tokens included.
             wanted: how many positions at the end give logits.
+            width: tokens of the run, padding on the right included.
         """
-        count, width = len(token_ids), len(token_ids[0])
-        self._array("input_ids", (count, width), np.int64)[...] = token_ids
-        self._array("seqlens_k", (count,), np.int32)[...] = lengths
-        self._arrays["seqlens_k"] -= 1
-        self._total[()] = max(lengths)
-        self._array("logits_rows", (wanted,), np.int64)[...] = np.arange(
-            count * width - wanted, count * width
-        )
-        logits = self._array("logits", (wanted, self._vocab), np.float32)
+        count = len(token_ids[0])
+        begins = [length - count for length in lengths]
+        logits = self._feeds.fill(token_ids, begins, wanted, width)
+        if self._new is not None and self._cache is not None:
+            self._new.bind(self._binding, len(begins), width)
+            if self._can.memory is not None:  # bound is a copy from before the cache was changed
+                self._cache.bind(self._binding, self._rows, in_place=False)
         try:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:  # ONNX Runtime raises a dozen types of its own
             kind = OutOfMemoryError if "allocat" in str(error) else InferenceError
             raise kind(
-                f"the model failed on {count} x {width} tokens at position {max(lengths)}: {error}"
+                f"the model failed on {len(begins)} x {count} tokens at position {max(lengths)}: {error}"
             ) from error
+        if self._new is not None and self._cache is not None:
+            self._new.add_to(self._cache, self._rows, begins, count)
         return logits
-
-    def _array(self, name: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-        """The array bound as input or output `name`; made and bound anew when its shape changes."""
-        array = self._arrays.get(name)
-        if array is None or array.shape != shape:
-            array = self._arrays[name] = np.empty(shape, dtype)
-            if name == "logits":
-                self._binding.bind_ortvalue_output(name, self._value(array))
-            else:
-                self._binding.bind_ortvalue_input(name, self._value(array))
-        return array
 
 
 def _digest(adapter: BoundAdapter | None) -> str:
     return "" if adapter is None else adapter.digest
-
-
-def _chunks(token_ids: Sequence[int], wanted: int) -> list[Sequence[int]]:
-    """Pieces for one pass each; the last one has all tokens whose logits are wanted."""
-    cut = max(len(token_ids) - max(wanted, _PREFILL_CHUNK), 0)
-    pieces = [token_ids[i : min(i + _PREFILL_CHUNK, cut)] for i in range(0, cut, _PREFILL_CHUNK)]
-    return [*pieces, token_ids[cut:]]

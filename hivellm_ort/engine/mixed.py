@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hivellm_ort.contract import DecoderConfig, Site
 from hivellm_ort.engine.adapters import BoundAdapter
-from hivellm_ort.engine.providers import import_onnxruntime
+from hivellm_ort.engine.tensors import FLOAT_TYPES, Array, Tensor
 
 __all__ = ["MixedAdapters"]
-
-Array = NDArray[np.float32]
 
 
 class MixedAdapters:
@@ -31,38 +27,40 @@ class MixedAdapters:
     def __init__(self, adapters: Sequence[BoundAdapter], config: DecoderConfig):
         self.adapters = tuple(adapters)
         self._config = config
-        value = import_onnxruntime().OrtValue.ortvalue_from_numpy
-        self._shared: dict[str, Any] = {}
+        self._kind = FLOAT_TYPES[config.graph.adapter_dtype]
+        self._shared: dict[str, Tensor] = {}
         self._ranks: dict[str, list[int]] = {}
         for site in config.sites:
-            A = [adapter.arrays[site.lora_A] for adapter in adapters if site.lora_A in adapter.arrays]
-            B = [adapter.arrays[site.lora_B] for adapter in adapters if site.lora_B in adapter.arrays]
+            A = [adapter.own[site.lora_A].array for adapter in adapters if site.lora_A in adapter.own]
+            B = [adapter.own[site.lora_B].array for adapter in adapters if site.lora_B in adapter.own]
             self._ranks[site.name] = [
-                adapter.arrays[site.lora_A].shape[1] if site.lora_A in adapter.arrays else 0
+                adapter.own[site.lora_A].array.shape[1] if site.lora_A in adapter.own else 0
                 for adapter in adapters
             ]
             if A:
-                self._shared[site.lora_A] = value(np.concatenate(A, axis=1))
-                self._shared[site.lora_B] = value(np.concatenate(B, axis=0))
+                self._shared[site.lora_A] = Tensor(np.concatenate(A, axis=1), self._kind)
+                self._shared[site.lora_B] = Tensor(np.concatenate(B, axis=0), self._kind)
             else:
-                self._shared[site.lora_A] = value(np.zeros((site.in_features, 1), np.float32))
-                self._shared[site.lora_B] = value(np.zeros((1, site.out_features), np.float32))
+                self._shared[site.lora_A] = Tensor(self._full(0, site.in_features, 1), self._kind)
+                self._shared[site.lora_B] = Tensor(self._full(0, 1, site.out_features), self._kind)
 
-    def values_for(self, rows: Sequence[BoundAdapter]) -> Mapping[str, Any]:
+    def values_for(self, rows: Sequence[BoundAdapter]) -> Mapping[str, Tensor]:
         """Every adapter input of a step in which row i has the adapter `rows[i]`, one of `adapters`."""
-        value = import_onnxruntime().OrtValue.ortvalue_from_numpy
         places = [self.adapters.index(adapter) for adapter in rows]
-        own: dict[str, Any] = {}
+        own: dict[str, Tensor] = {}
         for site in self._config.sites:
-            own[site.gate] = value(self._gate(site, places))
+            own[site.gate] = Tensor(self._gate(site, places), self._kind)
             vectors = [(site.scale, 1)] + ([(site.bias_input, 0)] if site.bias else [])
             for name, default in vectors:
-                joined = np.full((len(places), site.out_features), default, np.float32)
+                joined = self._full(default, len(places), site.out_features)
                 for row, place in enumerate(places):
-                    if (vector := self.adapters[place].arrays.get(name)) is not None:
-                        joined[row] = vector[0]
-                own[name] = value(joined)
+                    if (vector := self.adapters[place].own.get(name)) is not None:
+                        joined[row] = vector.array[0]
+                own[name] = Tensor(joined, self._kind)
         return {**self._shared, **own}
+
+    def _full(self, value: int, *shape: int) -> Array:
+        return self._kind.cast(np.full(shape, value, np.float32))
 
     def _gate(self, site: Site, places: Sequence[int]) -> Array:
         """[rows, R]: ones on the ranks of each row's adapter."""
@@ -71,4 +69,4 @@ class MixedAdapters:
         gate = np.zeros((len(places), max(int(ends[-1]), 1)), np.float32)
         for row, place in enumerate(places):
             gate[row, ends[place] - ranks[place] : ends[place]] = 1
-        return gate
+        return self._kind.cast(gate)

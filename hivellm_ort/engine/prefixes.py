@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hivellm_ort.engine.tensors import Array
+
 __all__ = ["PrefixCache", "SavedPrefix"]
 
 _MIN_TOKENS = 16  # fewer are read faster than they are looked up and copied
@@ -17,11 +19,11 @@ _MIN_TOKENS = 16  # fewer are read faster than they are looked up and copied
 
 @dataclass(frozen=True, eq=False)
 class SavedPrefix:
-    """Tokens of a row, int32 [n], and their keys and values, float32 [2 * layers, kv_heads, n, head_dim]."""
+    """Tokens of a row, int32 [n], and their keys and values, [2 * layers, kv_heads, n, head_dim]."""
 
     adapter: str
     token_ids: NDArray[np.int32]
-    block: NDArray[np.float32]
+    block: Array
 
 
 class PrefixCache:
@@ -56,9 +58,7 @@ class PrefixCache:
             self.hits += 1
             return self._entries[key], length
 
-    def add(
-        self, adapter: str, token_ids: Sequence[int], save: Callable[[int], NDArray[np.float32]], size: int
-    ) -> None:
+    def add(self, adapter: str, token_ids: Sequence[int], save: Callable[[int], Array], size: int) -> None:
         """Keep a row's tokens, unless an entry begins with all of them already.
 
         Args:

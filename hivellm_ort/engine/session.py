@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from pathlib import Path
 from typing import Any
 
-from hivellm_ort.contract import ADAPTER_GRAPH, BASE_GRAPH, DECODER_JSON, DecoderConfig, GraphForm
+from hivellm_ort.contract import ADAPTER_GRAPH, BASE_GRAPH, DECODER_JSON, DecoderConfig
+from hivellm_ort.engine.capabilities import Capabilities
 from hivellm_ort.engine.decoder import Decoder
 from hivellm_ort.engine.devices import Device
-from hivellm_ort.engine.placement import place
+from hivellm_ort.engine.placement import Placement, place
 from hivellm_ort.engine.prefixes import PrefixCache
 from hivellm_ort.engine.starting import start_session
 from hivellm_ort.engine.targets import CPU
@@ -27,7 +29,7 @@ class Engine:
     Args:
         folder: the base bundle.
         config: its `decoder.json`; read from the folder by default.
-        device: what to run on; `auto` by default. Another device than the CPU is started at once.
+        placement: where it runs; what `auto` chooses by default. Another device than the CPU is started at once.
         threads: intra-op threads; None leaves it to ONNX Runtime (one per physical core).
 
     Attributes:
@@ -35,7 +37,7 @@ class Engine:
 
     Raises:
         ManifestError: `decoder.json` is wrong.
-        ProviderError: the device is not to be had.
+        ProviderError: the device is not to be had, or the graphs ask for what this version does not know.
     """
 
     def __init__(
@@ -43,13 +45,13 @@ class Engine:
         folder: Path,
         config: DecoderConfig | None = None,
         *,
-        device: Device | None = None,
+        placement: Placement | None = None,
         threads: int | None = None,
     ):
         self.folder = folder
         self.config = config or DecoderConfig.from_file(folder / DECODER_JSON)
-        _require_known_form(self.config)
-        self._placement = place(device or Device(), self.config)
+        self._placement = placement or place(Device(), self.config)
+        self._can = Capabilities.of(self.config, self._placement)
         self.provider = self._placement.provider.name
         self._threads = threads
         self._lock = threading.Lock()
@@ -64,7 +66,11 @@ class Engine:
         Raises:
             LoadError: ONNX Runtime cannot load the graph, or the device does not start.
         """
-        return Decoder(self._session(adapters), self.config, self.prefixes)
+        session = self._session(adapters)
+        can = self._can
+        if session.get_providers()[0] != self._placement.provider.name:  # the CPU took over
+            can = dataclasses.replace(can, memory=None)
+        return Decoder(session, self.config, can, self.prefixes)
 
     def close(self) -> None:
         """Free sessions and what is kept of prompts; decoders keep their session."""
@@ -100,20 +106,3 @@ class Engine:
                 )
         self.provider = session.get_providers()[0]
         return session
-
-
-def _require_known_form(config: DecoderConfig) -> None:
-    """Refuse graphs that `Decoder` does not know how to run.
-
-    Raises:
-        ProviderError: their caches, inputs or shapes are not those of target `cpu`.
-    """
-    known, form = GraphForm(), config.graph
-    fields = ("cache_dtype", "adapter_dtype", "shapes", "multi_token_append", "cache_update")
-    strange = [name for name in fields if getattr(form, name) != getattr(known, name)]
-    strange += sorted(f"inputs.{name}" for name in form.inputs.keys() ^ known.inputs.keys())
-    if strange:
-        raise ProviderError(
-            f"base {config.name!r}: this version of hivellm-ort cannot run graphs of target {config.target!r} yet "
-            f"({', '.join(strange)} of decoder.json): export with --target cpu"
-        )

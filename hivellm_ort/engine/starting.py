@@ -83,6 +83,8 @@ def _on_device(ort: ModuleType, path: Path, placement: Placement, threads: int |
 def _options(ort: ModuleType, threads: int | None) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    # On x86 without VNNI sums of two 8-bit products would overflow 16 bits: w8a8 takes other kernels there.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     if threads is not None:
         options.intra_op_num_threads = threads
     return options

@@ -26,6 +26,7 @@ class Provider:
         numbered: whether there may be several of the device.
         options: provider options that it gets where the user gives no others.
         sequential: whether it needs sequential execution without memory patterns.
+        memory: ONNX Runtime's name for the memory that adapters, keys and values are kept in; empty for the host's.
         cure: what to do where it does not start.
     """
 
@@ -37,6 +38,7 @@ class Provider:
     numbered: bool = False
     options: tuple[tuple[str, str], ...] = ()
     sequential: bool = False
+    memory: str = ""
     cure: str = ""
 
 
@@ -53,6 +55,7 @@ PROVIDERS = {
             "cuda",
             systems=("linux", "win32"),
             numbered=True,
+            memory="cuda",
             cure="it needs the libraries of CUDA and cuDNN in the versions it was built for: pip install "
             "'onnxruntime-gpu[cuda,cudnn]', or see https://onnxruntime.ai/docs/install/#cuda-and-cudnn",
         ),
@@ -64,6 +67,7 @@ PROVIDERS = {
             systems=("win32",),
             numbered=True,
             sequential=True,
+            memory="dml",
             cure="it needs Windows 10 (1903) or newer and a GPU driver for DirectX 12: update both, or try another "
             "number; dml:0 is the first adapter",
         ),

@@ -5,40 +5,24 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from hivellm_ort.adapters.prepared import PreparedAdapter
-from hivellm_ort.contract import DECODER_JSON, DecoderConfig
+from hivellm_ort.engine.devices import Device
 from hivellm_ort.errors import BaseMismatchError, LoadError, ManifestError
-from hivellm_ort.package.bundle import check_folder
+from hivellm_ort.loading.bundles import Bundle, best_first, none_before
 from hivellm_ort.package.manifest import BaseModelRef, ExpertManifest
 from hivellm_ort.package.store import Store
+from hivellm_ort.package.targets import check_folders
 
-__all__ = ["Bundle", "choose_base", "find_thin_base", "model_of"]
+__all__ = ["choose_base", "find_thin_base", "model_of"]
 
 _LOG = logging.getLogger("hivellm_ort")
-_PREFERRED = ("int8", "fp32", "int4")  # of one model's bundles: small and exact before exact before small
 
 
-@dataclass(frozen=True)
-class Bundle:
-    """A base bundle: its folder and its `decoder.json`."""
-
-    folder: Path
-    config: DecoderConfig
-
-    @classmethod
-    def open(cls, folder: Path) -> Bundle:
-        """Read a bundle's `decoder.json`.
-
-        Raises:
-            ManifestError: the folder is no base bundle, or one of another contract.
-        """
-        return cls(folder, DecoderConfig.from_file(folder / DECODER_JSON))
-
-
-def choose_base(manifest: ExpertManifest, store: Store, given: Path | None) -> tuple[Bundle, BaseModelRef]:
+def choose_base(
+    manifest: ExpertManifest, store: Store, device: Device, given: Bundle | None
+) -> tuple[Bundle, BaseModelRef]:
     """The bundle for an adapter that was prepared for none, and the base model of the manifest that it is.
 
     Looked for in the store's `models/` and among the bundles of unpacked packages: by the digest of the weights
@@ -47,27 +31,30 @@ def choose_base(manifest: ExpertManifest, store: Store, given: Path | None) -> t
     Args:
         manifest: says which bases the expert has adapters for.
         store: where bundles are.
-        given: the bundle to use, as the caller asked.
+        device: what the base shall run on.
+        given: the bundle to use: the package's, or as the caller asked.
 
     Raises:
         BaseMismatchError: `given` is none of the manifest's base models.
         IntegrityError: the bundle that was found differs from its list.
         LoadError: no base model is at hand, or several different ones of the name are.
+        ProviderError: the device runs none of its bundles.
     """
     wanted = [base for base in manifest.base_models if base.adapters]
     if given is not None:
-        bundle = Bundle.open(given)
-        return bundle, _matching(bundle, wanted, manifest)
+        return given, _matching(given, wanted, manifest)
     bundles = _at_hand(store)
     for base in wanted:
         found = [bundle for bundle in bundles if _is(bundle, base)]
+        if found:
+            found = best_first(found, device, whose=f"base {base.short_name!r} at hand")
         if len({bundle.config.source_sha256 for bundle in found}) > 1:
             folders = ", ".join(str(bundle.folder) for bundle in found)
             raise LoadError(
                 f"{manifest.name}: several base models are called {base.short_name} ({folders}): pass base="
             )
         if found:
-            return _used(min(found, key=_rank), store), base
+            return _used(found[0], store), base
     names = ", ".join(base.short_name for base in wanted)
     raise LoadError(
         f"{manifest.name} needs a base bundle of {names}, and none is at hand: pass base=, or put one into "
@@ -81,18 +68,22 @@ def model_of(bundle: Bundle, manifest: ExpertManifest) -> BaseModelRef:
     return next((base for base in wanted if _is(bundle, base)), wanted[0])
 
 
-def find_thin_base(adapter: PreparedAdapter, store: Store) -> Bundle:
-    """The base of a prepared adapter: the bundle it was exported with, else any of the same weights.
+def find_thin_base(adapter: PreparedAdapter, store: Store, device: Device) -> Bundle:
+    """The base of a prepared adapter: of the bundles of the same weights the one that suits the device best.
+
+    The one it was exported with needs no look at the others where they cannot be better, for that takes a while.
 
     Raises:
-        LoadError: neither is at hand.
+        LoadError: none is at hand.
+        ProviderError: the device runs none of them.
     """
-    exact = store.find_bundle(adapter.base_sha256)
-    if exact is not None:
-        return Bundle.open(exact)
+    folder = store.find_bundle(adapter.base_sha256)
+    if folder is not None and none_before(exact := Bundle.open(folder), device):
+        return exact
     same = [bundle for bundle in _at_hand(store) if bundle.config.source_sha256 == adapter.source_sha256]
     if same:
-        return _used(min(same, key=_rank), store)
+        whose = f"base {same[0].config.name!r} at hand"
+        return _used(best_first(same, device, whose=whose, exact=adapter.base_sha256)[0], store)
     raise LoadError(
         f"the package is thin and its base bundle {adapter.base_sha256[:12]}… is not in the cache: pass base=, the "
         "folder of a bundle exported from the same base model"
@@ -101,15 +92,15 @@ def find_thin_base(adapter: PreparedAdapter, store: Store) -> Bundle:
 
 def _used(bundle: Bundle, store: Store) -> Bundle:
     """A bundle that was found; one in `models/` is compared with its list only now."""
-    check_folder(bundle.folder)
+    check_folders([bundle.folder])
     store.note_use(bundle.folder)
     return bundle
 
 
 def _at_hand(store: Store) -> list[Bundle]:
-    """Bundles that take adapters, of the only target that is run so far; another one has to be named."""
+    """Bundles that take adapters."""
     bundles = _opened([*store.models(), *store.bundles()])
-    return [one for one in bundles if one.config.merged is None and one.config.target == "cpu"]
+    return [bundle for bundle in bundles if bundle.config.merged is None]
 
 
 def _opened(folders: Iterable[Path]) -> Iterable[Bundle]:
@@ -146,8 +137,3 @@ def _matching(bundle: Bundle, wanted: list[BaseModelRef], manifest: ExpertManife
 
 def _plain(name: str) -> str:
     return re.sub(r"[\W_]+", "-", name.lower())
-
-
-def _rank(bundle: Bundle) -> tuple[int, str]:
-    precision = bundle.config.precision
-    return _PREFERRED.index(precision) if precision in _PREFERRED else len(_PREFERRED), str(bundle.folder)

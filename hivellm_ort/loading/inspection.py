@@ -45,7 +45,7 @@ def inspect(package: UnpackedPackage, manifest: ExpertManifest, verdict: Verdict
             {"name": base.short_name, "sha256": base.sha256, "prompt_template": base.prompt_template}
             for base in manifest.base_models
         ],
-        "base": _base(package, warnings),
+        "bases": _bases(package, warnings),
         "adapter": _adapter(package, manifest, warnings),
         "chat_template": _chat_template(package),
         "decoding": {
@@ -63,26 +63,28 @@ def inspect(package: UnpackedPackage, manifest: ExpertManifest, verdict: Verdict
     }
 
 
-def _base(package: UnpackedPackage, warnings: list[str]) -> dict[str, Any] | None:
-    """The base bundle inside; None for a package that needs one."""
-    if package.bundle is None:
-        return None
-    try:
-        config = DecoderConfig.from_file(package.bundle / DECODER_JSON)
-    except LoadError as error:
-        warnings.append(str(error))
-        return None
-    return {
-        "name": config.name,
-        "model_type": config.architecture.model_type,
-        "precision": config.precision,
-        "target": config.target,
-        "context": config.architecture.max_position_embeddings,
-        "sha256": config.sha256,
-        "source_sha256": config.source_sha256,
-        "merged": config.merged,
-        "contract_version": config.contract_version,
-    }
+def _bases(package: UnpackedPackage, warnings: list[str]) -> list[dict[str, Any]]:
+    """The base bundles inside, one for each target; none for a package that needs one."""
+    configs = []
+    for folder in package.bundles:
+        try:
+            configs.append(DecoderConfig.from_file(folder / DECODER_JSON))
+        except LoadError as error:
+            warnings.append(str(error))
+    return [
+        {
+            "name": config.name,
+            "model_type": config.architecture.model_type,
+            "precision": config.precision,
+            "target": config.target,
+            "context": config.context,
+            "sha256": config.sha256,
+            "source_sha256": config.source_sha256,
+            "merged": config.merged,
+            "contract_version": config.contract_version,
+        }
+        for config in configs
+    ]
 
 
 def _adapter(
@@ -100,7 +102,7 @@ def _adapter(
                 "bytes": package.adapter.stat().st_size,
                 "source_sha256": prepared.source_sha256,
             }
-        if package.bundle is not None:
+        if package.bundles:
             return None
         first = next(base for base in manifest.base_models if base.adapters)
         files = find_adapter_files(package, manifest, first)
@@ -120,10 +122,8 @@ def _adapter(
 
 
 def _chat_template(package: UnpackedPackage) -> str | None:
-    """The file that brings a chat template: the bundle's, else the package's own."""
-    for folder in (package.bundle, package.root):
-        if folder is None:
-            continue
+    """The file that brings a chat template: a bundle's, else the package's own."""
+    for folder in (*package.bundles, package.root):
         for name in _TEMPLATES:
             path = folder / name
             if path.is_file() and (name.endswith(".jinja") or b'"chat_template"' in path.read_bytes()):

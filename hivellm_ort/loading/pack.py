@@ -10,11 +10,11 @@ from hivellm_ort.adapters.tensors import read_tensors
 from hivellm_ort.contract import ADAPTER_FILE
 from hivellm_ort.errors import LoadError
 from hivellm_ort.loading.adapter_files import find_adapter_files
-from hivellm_ort.package.bundle import FOLDER
 from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
 from hivellm_ort.package.members import bundle_members_of, root_members
 from hivellm_ort.package.packing import Progress, write
 from hivellm_ort.package.store import UnpackedPackage
+from hivellm_ort.package.targets import FOLDER
 
 __all__ = ["pack"]
 
@@ -40,12 +40,11 @@ def pack(
         IntegrityError: a name that no package may have.
     """
     members = dict(root_members(package.root, manifest))
-    if package.adapter is None and package.bundle is None:
+    if package.adapter is None and not package.bundles:
         members |= _adapters(package, manifest)
     if package.adapter is not None:
         members[f"{FOLDER}/{ADAPTER_FILE}"] = package.adapter
-    if package.bundle is not None:
-        members |= dict(bundle_members_of(package.bundle))
+    members |= dict(bundle_members_of(package.bundles))
     grammar = manifest.decoding.grammar_file
     if grammar is not None and grammar not in members:
         raise LoadError(

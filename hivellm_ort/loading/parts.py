@@ -11,13 +11,15 @@ from hivellm_ort.adapters.base_weights import BaseWeights
 from hivellm_ort.adapters.prepare import prepare
 from hivellm_ort.adapters.prepared import PreparedAdapter
 from hivellm_ort.contract import CONTRACT_VERSION
+from hivellm_ort.engine.devices import Device
 from hivellm_ort.errors import LoadError
 from hivellm_ort.loading.adapter_files import AdapterFiles, find_adapter_files
-from hivellm_ort.loading.bases import Bundle, choose_base, find_thin_base, model_of
-from hivellm_ort.package.bundle import check_folder
+from hivellm_ort.loading.bases import choose_base, find_thin_base, model_of
+from hivellm_ort.loading.bundles import Bundle, best_first
 from hivellm_ort.package.filecheck import Check
 from hivellm_ort.package.manifest import BaseModelRef, ExpertManifest
 from hivellm_ort.package.store import Store, UnpackedPackage
+from hivellm_ort.package.targets import check_folders
 
 __all__ = ["ExpertParts", "find_parts"]
 
@@ -43,6 +45,8 @@ def find_parts(
     store: Store,
     base: Path | None = None,
     check: Check = "size",
+    *,
+    device: Device = Device(),  # noqa: B008  immutable
 ) -> ExpertParts:
     """Find the base of a package, and its adapter: as exported, or prepared now from its PEFT files.
 
@@ -52,29 +56,45 @@ def find_parts(
         package: the package.
         manifest: its manifest.
         store: where bundles and prepared adapters are.
-        base: the bundle to use, as the caller asked.
+        base: the bundle to use, as the caller asked; its target is then the one.
         check: how the files of `base`, and of an adapter that was prepared before, are compared with their lists.
+        device: what the base shall run on, which decides between the targets of a package.
 
     Raises:
         IntegrityError: a file of `base` differs from its list.
         LoadError: the adapter or the base is missing, or they do not fit each other.
+        ProviderError: the device runs none of the targets that there are.
     """
-    if base is not None:
-        Bundle.open(base)  # says better than a missing list that the folder is no bundle
-        check_folder(base, check)
+    own = _own_bundle(package, manifest, store, base, check, device)
     if package.adapter is not None:
         adapter = PreparedAdapter.from_file(package.adapter, sha256=package.digest(package.adapter))
-        own = base or package.bundle
-        bundle = Bundle.open(own) if own is not None else find_thin_base(adapter, store)
+        bundle = own or find_thin_base(adapter, store, device)
         if bundle.config.merged is not None:
             raise LoadError(f"{manifest.name}: the base bundle has another adapter merged in already")
         return ExpertParts(bundle, adapter, model_of(bundle, manifest))
-    if base is None and package.bundle is not None:
-        bundle = Bundle.open(package.bundle)
-        if bundle.config.merged is not None:
-            return ExpertParts(bundle, None, model_of(bundle, manifest))
-    bundle, model = choose_base(manifest, store, base or package.bundle)
+    if base is None and own is not None and own.config.merged is not None:
+        return ExpertParts(own, None, model_of(own, manifest))
+    bundle, model = choose_base(manifest, store, device, own)
     return ExpertParts(bundle, _prepared(package, manifest, store, bundle, model, check), model)
+
+
+def _own_bundle(
+    package: UnpackedPackage,
+    manifest: ExpertManifest,
+    store: Store,
+    base: Path | None,
+    check: Check,
+    device: Device,
+) -> Bundle | None:
+    """The bundle that the caller asked for, else the package's for the device; None where the package is thin."""
+    if base is not None:
+        bundle = Bundle.open(base)  # says better than a missing list that the folder is no bundle
+        check_folders([base], check)
+        return bundle
+    if not package.bundles:
+        return None
+    best = best_first([Bundle.open(folder) for folder in package.bundles], device, whose=manifest.name)[0]
+    return dataclasses.replace(best, folder=store.gathered(best.folder, package))
 
 
 def _prepared(

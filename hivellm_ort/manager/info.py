@@ -55,6 +55,7 @@ def base_stats(base: Base) -> dict[str, Any]:
     return {
         "name": base.config.name,
         "sha256": base.config.sha256,
+        "provider": base.engine.provider,
         "bytes": base.nbytes,
         "key_value_bytes": base.scheduler.nbytes,
         "prefix_bytes": base.engine.prefixes.nbytes,

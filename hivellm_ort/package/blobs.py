@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 from pathlib import Path
 
 from hivellm_ort.package.archive import sha256_file
 
-__all__ = ["remove_unlinked", "share"]
+__all__ = ["copy", "link", "remove_unlinked", "share"]
 
 
 def share(file: Path, sha256: str, blobs: Path, work: Path) -> None:
@@ -30,6 +31,8 @@ def share(file: Path, sha256: str, blobs: Path, work: Path) -> None:
         blobs.mkdir(exist_ok=True)
         if not blob.exists():
             os.link(file, blob)
+        elif blob.samefile(file):
+            return
         elif sha256_file(blob) != sha256:
             os.link(file, spare)
             spare.replace(blob)
@@ -40,6 +43,30 @@ def share(file: Path, sha256: str, blobs: Path, work: Path) -> None:
                 os.link(blob, file)
             except OSError:
                 spare.rename(file)
+
+
+def link(file: Path, place: Path) -> None:
+    """Give a complete file a second name; where there are no hard links, or too many of it, a copy.
+
+    Raises:
+        OSError: Neither is possible.
+    """
+    try:
+        os.link(file, place)
+    except OSError:
+        copy(file, place)
+
+
+def copy(file: Path, place: Path) -> None:
+    """Copy a file, onto the disk and not only to memory.
+
+    Raises:
+        OSError: It cannot be read or written.
+    """
+    with file.open("rb") as source, place.open("xb") as target:
+        shutil.copyfileobj(source, target, 1 << 20)
+        target.flush()
+        os.fsync(target.fileno())
 
 
 def remove_unlinked(blobs: Path) -> None:

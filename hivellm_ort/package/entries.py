@@ -37,7 +37,7 @@ class StoreEntry:
         name: From the manifest of a package or the `decoder.json` of a base; empty where there is none.
         version: Of a package; empty otherwise.
         precision: Of a base; empty otherwise.
-        base: Digest of the base that a package holds; None otherwise.
+        bases: Digests of the bases that a package holds; empty otherwise.
         last_used: Seconds since the epoch.
         fault: What is damaged; None for what is whole.
         files: Its files on the disk.
@@ -49,7 +49,7 @@ class StoreEntry:
     name: str = ""
     version: str = ""
     precision: str = ""
-    base: str | None = None
+    bases: tuple[str, ...] = ()
     last_used: float
     fault: str | None = None
     files: FileSizes = field(repr=False)
@@ -127,7 +127,7 @@ def _package(layout: Layout, folder: Path, checks: FileChecks) -> StoreEntry:
         path=folder,
         name=name,
         version=version,
-        base=index.bundle if index else None,
+        bases=index.bundles if index else (),
         last_used=_time(folder),
         fault=index.fault(layout, checks) if index else "index.json is missing or damaged",
         files=_files(folder),

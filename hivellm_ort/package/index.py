@@ -9,11 +9,12 @@ from pathlib import Path
 
 from hivellm_ort.errors import LoadError
 from hivellm_ort.package.archive import ArchiveContents, Member
-from hivellm_ort.package.bundle import bundle_members, stored_fault
-from hivellm_ort.package.filecheck import FileChecks
+from hivellm_ort.package.bundle import stored_fault
+from hivellm_ort.package.filecheck import FileChecks, is_digest
 from hivellm_ort.package.folders import Layout
 from hivellm_ort.package.jsonfile import Node, read_json
 from hivellm_ort.package.names import shown
+from hivellm_ort.package.targets import bundle_members
 
 __all__ = ["FILES", "PackageIndex"]
 
@@ -21,7 +22,7 @@ FILES = "files"
 """Folder beside the index that holds the package's members."""
 
 _NAME = "index.json"
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,22 +31,22 @@ class PackageIndex:
 
     Attributes:
         contents: What the archive held.
-        bundle: Digest of its base bundle; None for a thin package.
+        bundles: Digests of its base bundles; empty for a thin package.
     """
 
     contents: ArchiveContents
-    bundle: str | None
+    bundles: tuple[str, ...]
 
     @property
     def kept(self) -> tuple[Member, ...]:
-        """The members beside the index; those of the bundle are with the bases."""
-        elsewhere = {member.name for member in bundle_members(self.contents.members).values()}
+        """The members beside the index; those of the bundles are with the bases."""
+        elsewhere = bundle_members(self.contents.members)
         return tuple(member for member in self.contents.members if member.name not in elsewhere)
 
     def fault(self, layout: Layout, checks: FileChecks) -> str | None:
-        """What is wrong with the package or its base in a store; None when both are whole."""
-        if self.bundle is not None:
-            fault = stored_fault(layout.bases / self.bundle, checks)
+        """What is wrong with the package or its bases in a store; None when all are whole."""
+        for digest in self.bundles:
+            fault = stored_fault(layout.bases / digest, checks)
             if fault is not None:
                 return f"its base: {fault}"
         files = layout.packages / self.contents.sha256 / FILES
@@ -68,7 +69,9 @@ class PackageIndex:
                 skipped=tuple(_member(child) for child in node.children("skipped")),
                 notes=node.texts("notes") or (),
             )
-            return cls(contents, node.text("bundle")) if contents.sha256 == folder.name else None
+            bundles = node.texts("bundles") or ()
+            known = contents.sha256 == folder.name and all(map(is_digest, bundles))
+            return cls(contents, bundles) if known else None
         except LoadError:
             return None
 
@@ -78,7 +81,7 @@ class PackageIndex:
         Raises:
             OSError: It cannot be written.
         """
-        value = {"format": _FORMAT, "bundle": self.bundle, **asdict(self.contents)}
+        value = {"format": _FORMAT, "bundles": self.bundles, **asdict(self.contents)}
         with (folder / _NAME).open("x", encoding="utf-8") as file:
             json.dump(value, file, ensure_ascii=False)
             file.flush()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from hivellm_ort.contract import DECODER_JSON
-from hivellm_ort.package.bundle import FOLDER
 from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
+from hivellm_ort.package.targets import FOLDER, files_of
 
 __all__ = ["bundle_members_of", "root_members"]
 
@@ -33,10 +34,21 @@ def root_members(folder: Path, manifest: ExpertManifest) -> list[tuple[str, Path
     return [(name, folder / name) for name in names if (folder / name).is_file()]
 
 
-def bundle_members_of(bundle: Path) -> list[tuple[str, Path | bytes]]:
-    """The files of a base bundle as members, `decoder.json` first: it tells a reader what the others must be."""
-    files = sorted(
-        (path for path in bundle.iterdir() if path.is_file()),
-        key=lambda file: (file.name != DECODER_JSON, file.name),
-    )
-    return [(f"{FOLDER}/{file.name}", file) for file in files]
+def bundle_members_of(folders: Sequence[Path]) -> list[tuple[str, Path | bytes]]:
+    """The files of base bundles as members, each `decoder.json` first: it tells a reader what the others must be.
+
+    One bundle goes to `onnx/`. Several go to `onnx/<name of its folder>/`, and a file that two have is there once.
+
+    Raises:
+        IntegrityError, ManifestError: As `files_of`.
+    """
+    members: list[tuple[str, Path | bytes]] = []
+    written = set()
+    for bundle in files_of(folders):
+        prefix = FOLDER if len(folders) == 1 else f"{FOLDER}/{bundle.folder.name}"
+        for name, path in bundle.places.items():
+            key = (name, bundle.listed.get(name))
+            if name == DECODER_JSON or key not in written:
+                written.add(key)
+                members.append((f"{prefix}/{name}", path))
+    return members

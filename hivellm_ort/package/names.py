@@ -33,7 +33,8 @@ _NEVER_LOADED = re.compile(
     r"|so(?:\.\d+)*)\Z",
     re.IGNORECASE,
 )
-_WEIGHTS = f"onnx/{WEIGHTS_FILE}"
+# The weights of a bundle: read as numbers, whatever their ending says.
+_WEIGHTS = re.compile(rf"onnx/(?:[^/]+/)?{re.escape(WEIGHTS_FILE)}\Z")
 
 
 def shown(name: str) -> str:
@@ -63,7 +64,7 @@ def member_name(raw: str) -> str:
 def never_loaded(name: str) -> bool:
     """Whether a member is left out because its ending says pickle, program or script."""
     # ONNX Runtime reads the base's external data from this one name; it is plain tensors.
-    return name != _WEIGHTS and _NEVER_LOADED.search(name) is not None
+    return _NEVER_LOADED.search(name) is not None and _WEIGHTS.match(name) is None
 
 
 class MemberNames:

@@ -109,8 +109,7 @@ def _last_used(entries: Sequence[StoreEntry]) -> dict[Path, float]:
     used = {entry.path: entry.last_used for entry in entries}
     bases = {entry.key: entry.path for entry in entries if entry.kind == "base"}
     for entry in entries:
-        if entry.base in bases:
-            path = bases[entry.base]
+        for path in (bases[digest] for digest in entry.bases if digest in bases):
             used[path] = max(used[path], entry.last_used)
     return used
 

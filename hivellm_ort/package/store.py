@@ -13,8 +13,9 @@ from pathlib import Path
 
 from hivellm_ort.contract import ADAPTER_FILE, DECODER_JSON
 from hivellm_ort.errors import LoadError, ManifestError
-from hivellm_ort.package.archive import DEFAULT_LIMITS, Limits, Progress
-from hivellm_ort.package.bundle import FOLDER, check_folder, stored_fault
+from hivellm_ort.package.archive import DEFAULT_LIMITS, Limits, Progress, sha256_file
+from hivellm_ort.package.blobs import copy
+from hivellm_ort.package.bundle import stored_fault
 from hivellm_ort.package.entries import StoreEntry, StoreListing, listing_of
 from hivellm_ort.package.filecheck import Check, FileChecks, is_digest
 from hivellm_ort.package.folders import Layout, default_root, note_use
@@ -23,7 +24,8 @@ from hivellm_ort.package.prepared import SUFFIX, prepared_fault, write_prepared
 from hivellm_ort.package.pruning import clear, fit, prune
 from hivellm_ort.package.records import forget, package_digest
 from hivellm_ort.package.sizes import parse_size
-from hivellm_ort.package.unpacked import UnpackedPackage, add_package, find_package
+from hivellm_ort.package.targets import FOLDER, bundle_folders, check_folders, files_of
+from hivellm_ort.package.unpacked import UnpackedPackage, add_bundle, add_package, find_package
 
 __all__ = ["Store", "UnpackedPackage", "default_root", "open_package"]
 
@@ -67,8 +69,8 @@ class Store:
             progress: Called with the number of compressed bytes just unpacked; not at all when nothing is.
 
         Raises:
-            IntegrityError: The archive is damaged or unsafe, or its base differs from its `decoder.json`.
-            ManifestError: It has no `manifest.json`, or its `decoder.json` is malformed.
+            IntegrityError: The archive is damaged or unsafe, or a base differs from its `decoder.json`.
+            ManifestError: It has no `manifest.json`, or a `decoder.json` is malformed.
             LoadError: The package cannot be read or the store not written.
         """
         try:
@@ -83,13 +85,43 @@ class Store:
                     found = find_package(self._layout, digest, FileChecks(check))
                     if found is None:
                         found = add_package(self._layout, package, work, limits=limits, progress=progress)
-                        self._fit({found.root.parent, *([found.bundle] if found.bundle else [])}, work)
+                        self._fit({found.root.parent, *found.bundles}, work)
             if found.sha256 != digest:  # the record was wrong, or the file has changed since
                 forget(package, self._layout.records)
         self.note_use(found.root.parent)
-        if found.bundle is not None:
-            self.note_use(found.bundle)
+        for folder in found.bundles:
+            self.note_use(folder)
         return found
+
+    def gathered(self, folder: Path, package: UnpackedPackage) -> Path:
+        """A bundle of a package, with all its files in one folder.
+
+        That is its own folder, but for a package opened in place where targets share files: such a bundle is copied
+        here.
+
+        Args:
+            folder: One of `package.bundles`.
+            package: The package.
+
+        Raises:
+            IntegrityError: A file is missing or differs from its list.
+            ManifestError: A `decoder.json` is malformed.
+            LoadError: The store cannot be written.
+        """
+        if package.sha256:
+            return folder
+        bundle = files_of(package.bundles)[package.bundles.index(folder)]
+        if bundle.whole:
+            return folder
+        found = self.find_bundle(sha256_file(folder / DECODER_JSON))
+        if found is not None:
+            return found
+        check_folders(package.bundles, "digest")
+        with _written(str(folder)), self._layout.workspace() as work:
+            place = self._layout.bases / add_bundle(self._layout, bundle, work, copy)
+            self._fit({place}, work)
+        self.note_use(place)
+        return place
 
     def find_bundle(self, digest: str, *, check: Check = "size") -> Path | None:
         """The folder of a base bundle that is here and whole; it counts as used now.
@@ -220,12 +252,12 @@ def open_package(
         path: The file or folder.
         store: Where files are unpacked.
         limits: What an archive may unpack to.
-        check: How files are compared with what is recorded of them, in a folder those of its base; see
+        check: How files are compared with what is recorded of them, in a folder those of its bases; see
             `Store.unpack`.
         progress: Called with the number of compressed bytes just unpacked.
 
     Raises:
-        IntegrityError: A folder's base differs from its `decoder.json`, or as `Store.unpack`.
+        IntegrityError: A base of a folder differs from its `decoder.json`, or as `Store.unpack`.
         ManifestError: There is no `manifest.json`, or as `Store.unpack`.
         LoadError: The path is neither a file nor a folder, or as `Store.unpack`.
     """
@@ -236,14 +268,13 @@ def open_package(
     if not (path / MANIFEST).is_file():
         raise ManifestError(f"{path}: the folder has no {MANIFEST}; name a folder with an unpacked package")
     onnx = path / FOLDER
-    bundle = onnx if (onnx / DECODER_JSON).is_file() else None
-    if bundle is not None:
-        check_folder(bundle, check)
+    bundles = bundle_folders(onnx)
+    check_folders(bundles, check)
     return UnpackedPackage(
         root=path,
         sha256="",
         adapter=onnx / ADAPTER_FILE if (onnx / ADAPTER_FILE).is_file() else None,
-        bundle=bundle,
+        bundles=bundles,
         members=(),
         skipped=(),
         notes=(),

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from hivellm_ort.contract import ADAPTER_FILE, DECODER_JSON
 from hivellm_ort.errors import IntegrityError, LoadError, ManifestError
-from hivellm_ort.package.archive import ArchiveContents, Limits, Member, Progress, extract, sha256_file
-from hivellm_ort.package.blobs import share
-from hivellm_ort.package.bundle import FOLDER, bundle_members, check_bundle, stored_fault
+from hivellm_ort.package.archive import Limits, Member, Progress, extract, sha256_file
+from hivellm_ort.package.blobs import link, share
+from hivellm_ort.package.bundle import stored_fault
 from hivellm_ort.package.filecheck import FileChecks
-from hivellm_ort.package.folders import Layout, place
+from hivellm_ort.package.folders import Layout, discard, place
 from hivellm_ort.package.index import FILES, PackageIndex
 from hivellm_ort.package.manifest import MANIFEST
+from hivellm_ort.package.targets import FOLDER, BundleFiles, check_members
 
-__all__ = ["UnpackedPackage", "add_package", "find_package"]
+__all__ = ["UnpackedPackage", "add_bundle", "add_package", "find_package"]
+
+
+PlaceFile = Callable[[Path, Path], object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,8 +33,9 @@ class UnpackedPackage:
         root: Folder with `manifest.json` and the members beside it.
         sha256: Hex digest of the package file; empty for a folder opened in place.
         adapter: The prepared adapter; None when the package has none.
-        bundle: Folder of the base bundle; None for a thin package.
-        members: The package's files, those of the bundle included (`onnx/…`, found under `bundle`); empty for
+        bundles: Folders of the base bundles, one for each target; empty for a thin package. In a package opened in
+            place a file that targets share is in one of them only, see `Store.gathered`.
+        members: The package's files, those of the bundles included (`onnx/…`, found under `bundles`); empty for
             a folder opened in place.
         skipped: Files of the archive that were left out, with their digests.
         notes: One sentence for each member that was skipped or came twice.
@@ -36,7 +44,7 @@ class UnpackedPackage:
     root: Path
     sha256: str
     adapter: Path | None
-    bundle: Path | None
+    bundles: tuple[Path, ...]
     members: tuple[Member, ...]
     skipped: tuple[Member, ...]
     notes: tuple[str, ...]
@@ -76,8 +84,8 @@ def add_package(
         progress: Called with the number of compressed bytes just unpacked.
 
     Raises:
-        IntegrityError: The archive is damaged or unsafe, or its base differs from its `decoder.json`.
-        ManifestError: It has no `manifest.json`, or its `decoder.json` is malformed.
+        IntegrityError: The archive is damaged or unsafe, or a base differs from its `decoder.json`.
+        ManifestError: It has no `manifest.json`, or a `decoder.json` is malformed.
         LoadError: The package cannot be read or the files not written.
         OSError: The files cannot be placed.
     """
@@ -86,10 +94,11 @@ def add_package(
     if not any(member.name == MANIFEST for member in contents.members):
         raise ManifestError(f"{package}: {MANIFEST} is missing at the top of the archive; add it")
     try:
-        bundle = _add_bundle(layout, folder / FILES / FOLDER, work, contents)
+        bundles = check_members(folder / FILES, contents.members, limits)
     except (IntegrityError, ManifestError) as error:
         raise type(error)(f"{package}: {error}") from error
-    index = PackageIndex(contents, bundle)
+    index = PackageIndex(contents, _add_bundles(layout, bundles, work))
+    _remove_bundles(folder / FILES / FOLDER, work)
     for member in index.kept:
         share(folder / FILES / member.name, member.sha256, layout.blobs, work)
     index.save(folder)
@@ -97,24 +106,56 @@ def add_package(
     return _unpacked(layout, index)
 
 
-def _add_bundle(layout: Layout, onnx: Path, work: Path, contents: ArchiveContents) -> str | None:
-    """Move the package's base to where packages share it; returns its digest."""
-    own = bundle_members(contents.members)
-    if not own:
-        return None
-    check_bundle(onnx, contents.members)
-    digest = own[DECODER_JSON].sha256
-    base = work / "base"
-    onnx.rename(base)
-    if (base / ADAPTER_FILE).exists():
-        onnx.mkdir()
-        (base / ADAPTER_FILE).rename(onnx / ADAPTER_FILE)
+def add_bundle(layout: Layout, bundle: BundleFiles, work: Path, place_file: PlaceFile) -> str:
+    """Put a bundle where packages share it, unless it is there and whole.
+
+    Args:
+        layout: Folders of a store whose lock is held.
+        bundle: Its files, each as its `decoder.json` says.
+        work: The work folder that came with the lock.
+        place_file: Puts a file of the bundle in a new folder.
+
+    Returns:
+        Its digest.
+
+    Raises:
+        OSError: The files cannot be placed.
+    """
+    digest = sha256_file(bundle.folder / DECODER_JSON)
     # Hashed, so that unpacking again heals a base that was damaged without changing its size.
-    if stored_fault(layout.bases / digest, FileChecks("digest")) is not None:
-        for name, member in own.items():
-            share(base / name, member.sha256, layout.blobs, work)
-        place(base, layout.bases / digest, work)
+    if stored_fault(layout.bases / digest, FileChecks("digest")) is None:
+        return digest
+    base = work / digest
+    for name, path in bundle.places.items():
+        (base / name).parent.mkdir(parents=True, exist_ok=True)
+        place_file(path, base / name)
+        share(
+            base / name, bundle.listed[name].sha256 if name in bundle.listed else digest, layout.blobs, work
+        )
+    place(base, layout.bases / digest, work)
     return digest
+
+
+def _add_bundles(layout: Layout, bundles: list[BundleFiles], work: Path) -> tuple[str, ...]:
+    """Put the bundles of an unpacked package where packages share them; returns their digests."""
+    owners = Counter(path for bundle in bundles for path in bundle.places.values())
+
+    def place_file(path: Path, target: Path) -> None:
+        if owners[path] > 1:
+            link(path, target)
+        else:
+            path.rename(target)
+
+    return tuple(add_bundle(layout, bundle, work, place_file) for bundle in bundles)
+
+
+def _remove_bundles(onnx: Path, work: Path) -> None:
+    """Leave only the adapter."""
+    for path in list(onnx.iterdir()) if onnx.is_dir() else []:
+        if path.name != ADAPTER_FILE:
+            discard(path, work)
+    with contextlib.suppress(OSError):  # it is missing, or the adapter is in it
+        onnx.rmdir()
 
 
 def _unpacked(layout: Layout, index: PackageIndex) -> UnpackedPackage:
@@ -125,7 +166,7 @@ def _unpacked(layout: Layout, index: PackageIndex) -> UnpackedPackage:
         root=root,
         sha256=contents.sha256,
         adapter=root / adapter if any(member.name == adapter for member in contents.members) else None,
-        bundle=None if index.bundle is None else layout.bases / index.bundle,
+        bundles=tuple(layout.bases / digest for digest in index.bundles),
         members=contents.members,
         skipped=contents.skipped,
         notes=contents.notes,

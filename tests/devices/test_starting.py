@@ -9,11 +9,18 @@ import pytest
 from fake_runtimes import COREML, CPU, CUDA, DML, Install, bundle
 
 from hivellm_ort import LoadError, ProviderError
-from hivellm_ort.contract import ADAPTER_GRAPH
+from hivellm_ort.contract import ADAPTER_GRAPH, DecoderConfig
 from hivellm_ort.engine.devices import Device
+from hivellm_ort.engine.placement import place
 from hivellm_ort.engine.session import Engine
 
 RECORD = "session.record_ep_graph_assignment_info"
+EXACT = {"session.x64quantprecision": "1"}
+
+
+def engine_on(device: Device, folder: Path, config: DecoderConfig, threads: int | None = None) -> Engine:
+    """An engine where `device` puts it."""
+    return Engine(folder, config, placement=place(device, config), threads=threads)
 
 
 @pytest.fixture
@@ -33,7 +40,7 @@ def test_cpu(folder: Path, runtime: Install) -> None:
     assert str(folder / ADAPTER_GRAPH) == call["path"]
     assert [CPU] == call["providers"]
     assert 0 == call["enable_fallback"]
-    assert {"log_severity_level": 3, "intra_op_num_threads": 3, "entries": {}} == vars(call["options"])
+    assert {"log_severity_level": 3, "intra_op_num_threads": 3, "entries": EXACT} == vars(call["options"])
     assert CPU == engine.provider
 
 
@@ -41,12 +48,12 @@ def test_cuda(folder: Path, runtime: Install, capsys: pytest.CaptureFixture[str]
     """Number and options reach CUDA, once, when the engine is made; its libraries are looked for first."""
     fake = runtime(CUDA, gpus=2)
     device = Device.of("cuda:1", {"gpu_mem_limit": 1 << 31, "enable_cuda_graph": True})
-    engine = Engine(folder, bundle("cuda", "float16"), device=device)
+    engine = engine_on(device, folder, bundle("cuda", "float16"))
     (call,) = fake.calls
     expected = {"device_id": "1", "enable_cuda_graph": "1", "gpu_mem_limit": "2147483648"}
     assert [(CUDA, expected)] == call["providers"]
     assert 0 == call["enable_fallback"]
-    assert {"log_severity_level": 3, "entries": {RECORD: "1"}} == vars(call["options"])
+    assert {"log_severity_level": 3, "entries": {**EXACT, RECORD: "1"}} == vars(call["options"])
     assert 1 == fake.preloads
     assert "" == capsys.readouterr().out
     engine._session(True)
@@ -57,7 +64,7 @@ def test_cuda(folder: Path, runtime: Install, capsys: pytest.CaptureFixture[str]
 def test_directml(folder: Path, runtime: Install) -> None:
     """DirectML runs one node after the other, without memory patterns."""
     fake = runtime(DML)
-    Engine(folder, bundle("dml", "float16"), device=Device.of("dml:1"))
+    engine_on(Device.of("dml:1"), folder, bundle("dml", "float16"))
     (call,) = fake.calls
     assert [(DML, {"device_id": "1"})] == call["providers"]
     assert ("sequential", False) == (call["options"].execution_mode, call["options"].enable_mem_pattern)
@@ -74,7 +81,7 @@ def test_directml(folder: Path, runtime: Install) -> None:
 def test_coreml(options: dict[str, str], expected: dict[str, str], folder: Path, runtime: Install) -> None:
     """CoreML gets the newer format unless another is asked for, and no number."""
     fake = runtime(COREML)
-    Engine(folder, bundle("portable"), device=Device.of("coreml", options))
+    engine_on(Device.of("coreml", options), folder, bundle("portable"))
     assert [(COREML, expected)] == fake.calls[0]["providers"]
 
 
@@ -96,7 +103,7 @@ def test_session_that_fails(
     fake = runtime(provider, gpus=2)
     fake.failure = RuntimeError(error)
     with pytest.raises(ProviderError, match=r"does not start for decoder\.adapters\.onnx") as caught:
-        Engine(folder, bundle(target), device=Device.of(device))
+        engine_on(Device.of(device), folder, bundle(target))
     for part in (provider, " ".join(error.split()), cure, "fallback=True"):
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -129,10 +136,10 @@ def test_fallback_when_it_does_not_start(
     fake = runtime(CUDA, gpus=1)
     setattr(fake, fault, {"failure": RuntimeError("no"), "started": [CPU], "nodes": {CPU: 3}}[fault])
     device = Device.of("cuda", {"gpu_mem_limit": 1}, fallback=True)
-    engine = Engine(folder, bundle("cuda"), device=device, threads=2)
+    engine = engine_on(device, folder, bundle("cuda"), 2)
     assert CPU == engine.provider
     assert [CPU] == fake.calls[-1]["providers"]
-    expected = {"log_severity_level": 3, "intra_op_num_threads": 2, "entries": {}}
+    expected = {"log_severity_level": 3, "intra_op_num_threads": 2, "entries": EXACT}
     assert expected == vars(fake.calls[-1]["options"])
     (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert "decoder.adapters.onnx runs on the CPU, as fallback allows: device 'cuda:0'" in record.getMessage()
@@ -142,6 +149,6 @@ def test_graph_that_the_cpu_cannot_run_either(folder: Path, runtime: Install) ->
     """Where the CPU cannot load the graph, what ONNX Runtime says of it is the error."""
     fake = runtime()
     fake.refusal = NotImplementedError("no kernel for GroupQueryAttention(1)")
-    engine = Engine(folder, bundle("cuda"), device=Device(fallback=True))
+    engine = engine_on(Device(fallback=True), folder, bundle("cuda"))
     with pytest.raises(LoadError, match="cannot be loaded: no kernel for GroupQueryAttention"):
         engine.decoder(adapters=True)

@@ -44,7 +44,8 @@ class Refusal:
     ) -> tuple[str, str]:
         """Type and message of the error."""
         place = output or self._parent / "new" / "out"
-        arguments = ["export", "--base", str(base), "--output", str(place), "--precision", "fp32", "--json"]
+        arguments = ["export", "--base", str(base), "--output", str(place), "--json"]
+        arguments += [] if "--precision" in options else ["--precision", "fp32"]
         for expert in experts:
             arguments += ["--expert", str(expert)]
         arguments += options

@@ -77,7 +77,7 @@ def unpacked(root: Path, files: Files) -> UnpackedPackage:
         root=root,
         sha256=hashlib.sha256("".join(m.sha256 for m in members).encode()).hexdigest(),
         adapter=None,
-        bundle=None,
+        bundles=(),
         members=tuple(m for m in members if not never_loaded(m.name)),
         skipped=tuple(m for m in members if never_loaded(m.name)),
         notes=(),
@@ -176,7 +176,7 @@ def folder(path: Path, files: Files) -> UnpackedPackage:
     for name, data in files.items():
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_bytes(data)
-    return UnpackedPackage(root=path, sha256="", adapter=None, bundle=None, members=(), skipped=(), notes=())
+    return UnpackedPackage(root=path, sha256="", adapter=None, bundles=(), members=(), skipped=(), notes=())
 
 
 def one_byte_changes(data: bytes, positions: Iterable[int], flip: int = 1) -> Iterator[tuple[int, bytes]]:

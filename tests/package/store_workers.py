@@ -67,5 +67,5 @@ def race(jobs: list[tuple[Path, Path]], start: Any, results: Any) -> None:
         start.wait(60)
         unpacked = Store(root).unpack(package)
         prepared = Store(root).prepared(KEY, lambda: PREPARED)
-        found.append((str(unpacked.bundle), prepared.read_bytes() == PREPARED))
+        found.append((str(*unpacked.bundles), prepared.read_bytes() == PREPARED))
     results.put(found)

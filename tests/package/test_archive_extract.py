@@ -58,7 +58,7 @@ def test_identical_duplicate(tmp_path: Path) -> None:
 
 NEVER_LOADED = [
     "training_args.bin", "a.PT", "a.pth", "a.pkl", "x/a.pickle", "a.ckpt", "a.joblib", "a.npy",
-    "a.npz", "a.h5", "a.keras", "weights.bin", "onnx/x/weights.bin", "x/onnx/weights.bin",
+    "a.npz", "a.h5", "a.keras", "weights.bin", "onnx/x/y/weights.bin", "x/onnx/weights.bin",
     "onnx/other.bin", "ONNX/weights.bin", "a.exe", "a.dll", "a.so", "a.so.1.2", "a.dylib", "a.pyd",
     "a.com", "a.scr", "a.msi", "a.jar", "tests/test_expert.py", "a.pyc", "a.sh", "a.bat", "a.CMD",
     "a.ps1", "a.vbs", "a.js"
@@ -75,7 +75,8 @@ def test_skips_pickles_programs_and_scripts(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["onnx/weights.bin", "a.json", "a.pt.json", "bin", "py/x.md", "a.safetensors"]
+    "name",
+    ["onnx/weights.bin", "onnx/cpu/weights.bin", "a.json", "a.pt.json", "bin", "py/x.md", "a.safetensors"],
 )
 def test_keeps_data(tmp_path: Path, name: str) -> None:
     """The base's external data is the one .bin that is kept, and only the ending of a name counts."""

@@ -69,7 +69,7 @@ def test_list_as_json(store: Store, invoke: Invoke) -> None:
         "name": "expert-demo",
         "version": "0.1.0",
         "precision": "",
-        "base": base["key"],
+        "bases": [base["key"]],
         "bytes": listing.entries[0].size,
         "path": str(listing.entries[0].path),
         "damaged": None,

@@ -44,7 +44,7 @@ def test_unpacks(tmp_path: Path, store: Store) -> None:
     assert MANIFEST == json.loads((root / "manifest.json").read_bytes())
     assert root / "onnx" / "adapter.safetensors" == unpacked.adapter
     assert b"adapter" == (root / "onnx" / "adapter.safetensors").read_bytes()
-    assert store.root / "bases" / BASE_DIGEST == unpacked.bundle
+    assert (store.root / "bases" / BASE_DIGEST,) == unpacked.bundles
     assert BASE == files_under(store.root / "bases" / BASE_DIGEST)
     names = ["manifest.json", "onnx/adapter.safetensors", *(f"onnx/{name}" for name in BASE)]
     assert names == [member.name for member in unpacked.members]
@@ -55,11 +55,11 @@ def test_unpacks(tmp_path: Path, store: Store) -> None:
 def test_thin_package(tmp_path: Path, store: Store) -> None:
     """A package without a base or without an adapter says so."""
     thin = store.unpack(expert(tmp_path / "thin.expert"))
-    assert (True, None) == (thin.adapter is not None, thin.bundle)
+    assert (True, ()) == (thin.adapter is not None, thin.bundles)
     bare = store.unpack(expert(tmp_path / "bare.expert", adapter=None))
-    assert (None, None) == (bare.adapter, bare.bundle)
+    assert (None, ()) == (bare.adapter, bare.bundles)
     base_only = store.unpack(expert(tmp_path / "base.expert", adapter=None, base=BASE))
-    assert (None, store.root / "bases" / BASE_DIGEST) == (base_only.adapter, base_only.bundle)
+    assert (None, (store.root / "bases" / BASE_DIGEST,)) == (base_only.adapter, base_only.bundles)
 
 
 def test_second_time_is_found(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,14 +137,14 @@ def test_open_folder(tmp_path: Path, store: Store) -> None:
     (folder / "onnx").mkdir(parents=True)
     (folder / "manifest.json").write_text("{}")
     thin = open_package(folder, store)
-    assert (folder, "", None, None) == (thin.root, thin.sha256, thin.adapter, thin.bundle)
+    assert (folder, "", None, ()) == (thin.root, thin.sha256, thin.adapter, thin.bundles)
     for name, data in {**BASE, "adapter.safetensors": b"x"}.items():
         (folder / "onnx" / name).write_bytes(data)
     expected = UnpackedPackage(
         root=folder,
         sha256="",
         adapter=folder / "onnx" / "adapter.safetensors",
-        bundle=folder / "onnx",
+        bundles=(folder / "onnx",),
         members=(),
         skipped=(),
         notes=(),
@@ -195,5 +195,5 @@ def test_published_packages_unpack(store: Store, package: Path | None) -> None:
     if package is None:
         pytest.skip("the published packages are not here")
     unpacked = store.unpack(package)
-    assert (None, None) == (unpacked.adapter, unpacked.bundle)
+    assert (None, ()) == (unpacked.adapter, unpacked.bundles)
     assert unpacked == store.unpack(package, check="digest")

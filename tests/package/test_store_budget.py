@@ -33,7 +33,7 @@ def _add(store: Store, name: str, *, used: int, base: bytes | None = None) -> Un
     adapter = (name * 10 * KB).encode()[: 10 * KB]
     expert(package, adapter=adapter, base=None if base is None else bundle(base))
     unpacked = store.unpack(package)
-    for path in (unpacked.root.parent, unpacked.bundle):
+    for path in (unpacked.root.parent, *unpacked.bundles):
         if path is not None:
             os.utime(path, (used, used))
     return unpacked
@@ -68,7 +68,7 @@ def test_least_recently_used_goes(root: Path) -> None:
 def test_use_keeps(root: Path) -> None:
     """Loading a package again makes it, with its base, the last to go."""
     store = Store(root, max_bytes=25 * KB)
-    base = _add(store, "a", used=10, base=b"w").bundle or root
+    base = _add(store, "a", used=10, base=b"w").bundles[0]
     _add(store, "b", used=20)
     store.unpack(root.parent / "a.expert")
     assert 20 < base.stat().st_mtime
@@ -82,7 +82,7 @@ def test_what_was_just_added_stays(root: Path) -> None:
     _add(store, "a", used=10, base=b"a" * KB)
     second = _add(store, "b", used=20, base=b"b" * KB)
     assert ["b"] == _left(store)
-    assert [second.bundle] == store.bundles()
+    assert [*second.bundles] == store.bundles()
     assert_whole(root)
 
 
@@ -92,10 +92,10 @@ def test_shared_base_counts_once_and_goes_last(root: Path) -> None:
     first = _add(store, "a", used=10, base=b"w" * 100 * KB)
     _add(store, "b", used=20, base=b"w" * 100 * KB)
     assert ["a", "b"] == _left(store)
-    os.utime(first.bundle or root, (1, 1))
+    os.utime(first.bundles[0], (1, 1))
     _add(store, "c", used=30)
     assert ["b", "c"] == _left(store)
-    assert [first.bundle] == store.bundles()
+    assert [*first.bundles] == store.bundles()
     # The last package of the base is next, and the base after it.
     _add(Store(root, max_bytes=105 * KB), "d", used=40)
     assert (["c", "d"], []) == (_left(store), store.bundles())
@@ -129,7 +129,7 @@ def test_prepared_adapters_take_part(root: Path) -> None:
 def test_found_bundle_counts_as_used(root: Path) -> None:
     """A base found for a thin package is used as if it were its own; listing bases uses none."""
     store = Store(root, max_bytes=25 * KB)
-    base = _add(store, "a", used=10, base=b"w" * 10 * KB).bundle or root
+    base = _add(store, "a", used=10, base=b"w" * 10 * KB).bundles[0]
     os.utime(base, (10, 10))
     assert [base] == store.bundles()
     assert 10 == base.stat().st_mtime

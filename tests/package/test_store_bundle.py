@@ -22,13 +22,13 @@ def store(tmp_path: Path) -> Store:
 def test_two_packages_share_a_base(tmp_path: Path, store: Store) -> None:
     """Two packages with equal bases keep one copy; another base gets its own."""
     one = store.unpack(expert(tmp_path / "1.expert", base=BASE))
-    stamp = (one.bundle or tmp_path).stat().st_ino
+    stamp = one.bundles[0].stat().st_ino
     two = store.unpack(expert(tmp_path / "2.expert", base=BASE, adapter=b"another"))
-    assert one.bundle == two.bundle
-    assert stamp == (two.bundle or tmp_path).stat().st_ino
+    assert one.bundles == two.bundles
+    assert stamp == two.bundles[0].stat().st_ino
     assert [store.root / "bases" / BASE_DIGEST] == store.bundles()
     other = store.unpack(expert(tmp_path / "3.expert", base=bundle(b"other")))
-    assert sorted([one.bundle, other.bundle], key=str) == store.bundles()
+    assert sorted([*one.bundles, *other.bundles], key=str) == store.bundles()
 
 
 @pytest.mark.parametrize("name", ["decoder.json", "weights.bin"])

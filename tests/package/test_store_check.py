@@ -12,9 +12,9 @@ from package_samples import BASE, BASE_DIGEST, MANIFEST, expert, files_under, no
 from store_samples import assert_whole
 
 from hivellm_ort.errors import IntegrityError, ManifestError
-from hivellm_ort.package.bundle import Check, check_folder
-from hivellm_ort.package.filecheck import FileChecks
+from hivellm_ort.package.filecheck import Check, FileChecks
 from hivellm_ort.package.store import Store, open_package
+from hivellm_ort.package.targets import check_folders
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_change_of_equal_size(tmp_path: Path, store: Store, where: str) -> None:
     """A changed byte is found and healed by check='digest', and only by that."""
     package = expert(tmp_path / "p.expert", base=BASE)
     first = store.unpack(package)
-    path = (first.bundle or tmp_path) / "weights.bin" if where == "base" else first.adapter or tmp_path
+    path = first.bundles[0] / "weights.bin" if where == "base" else first.adapter or tmp_path
     good = path.read_bytes()
     path.write_bytes(good.swapcase())
     store.unpack(package)
@@ -105,7 +105,7 @@ def test_whole_bundle_passes(tmp_path: Path, check: Check) -> None:
     """A bundle as exported passes, also with a file beside it that the list does not know."""
     bundle = _bundle(tmp_path / "bundle")
     (bundle / ".DS_Store").write_bytes(b"1")
-    check_folder(bundle, check)
+    check_folders([bundle], check)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_changed_bundle(tmp_path: Path, store: Store, data: bytes | None, check:
     (bundle / "weights.bin").unlink()
     if data is not None:
         (bundle / "weights.bin").write_bytes(data)
-    for opened in (lambda: check_folder(bundle, check), lambda: open_package(package, store, check=check)):
+    for opened in (lambda: check_folders([bundle], check), lambda: open_package(package, store, check=check)):
         with pytest.raises(IntegrityError, match=f"'weights.bin', listed in decoder.json, {words}") as caught:
             opened()
         assert str(caught.value).startswith(str(bundle))
@@ -134,7 +134,7 @@ def test_same_size_passes_by_size(tmp_path: Path) -> None:
     """The check by size reads no file."""
     bundle = _bundle(tmp_path / "bundle")
     (bundle / "weights.bin").write_bytes(b"WEIGHTS")
-    check_folder(bundle)
+    check_folders([bundle])
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "./weights.bin", "a\\b"])
@@ -144,13 +144,13 @@ def test_list_that_leads_out(tmp_path: Path, name: str) -> None:
     entry = {"size": 1, "sha256": "0" * 64}
     (bundle / "decoder.json").write_text(json.dumps({"files": {name: entry}}))
     with pytest.raises(IntegrityError, match=r"decoder\.json: /files"):
-        check_folder(bundle, "digest")
+        check_folders([bundle], "digest")
 
 
 def test_no_bundle(tmp_path: Path) -> None:
     """A folder without decoder.json is a ManifestError that names the folder."""
     with pytest.raises(ManifestError, match=r"decoder\.json") as caught:
-        check_folder(tmp_path)
+        check_folders([tmp_path])
     assert str(tmp_path) in str(caught.value)
 
 
@@ -160,5 +160,5 @@ def test_healed_base_reaches_every_package(tmp_path: Path, store: Store) -> None
     two = expert(tmp_path / "2.expert", base=BASE, adapter=b"another")
     (store.root / "bases" / BASE_DIGEST / "weights.bin").write_bytes(b"WEIGHTS")
     store.unpack(two)
-    assert BASE == files_under(one.bundle or tmp_path)
+    assert BASE == files_under(one.bundles[0])
     assert_whole(store.root)

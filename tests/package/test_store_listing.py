@@ -57,7 +57,8 @@ def test_entries(tmp_path: Path, store: Store) -> None:
     ] == found
     package, base, adapter, downloads = listing.entries
     assert hashlib.sha256((tmp_path / "p.expert").read_bytes()).hexdigest() == package.key
-    assert hashlib.sha256(_decoder).hexdigest() == base.key == package.base
+    assert hashlib.sha256(_decoder).hexdigest() == base.key
+    assert (base.key,) == package.bases
     assert (KEY, 2) == (adapter.key, downloads.size)
     assert sum(map(len, NAMED_BASE.values())) == base.size
     assert sum(map(len, files_under(package.path).values())) == package.size
@@ -93,7 +94,7 @@ def test_prune_removes_what_is_damaged(tmp_path: Path, store: Store) -> None:
     assert ["package", "base"] == [entry.kind for entry in store.prune()]
     assert ["adapter", "downloads"] == [entry.kind for entry in store.listing().entries]
     assert [] == list((store.root / "blobs").iterdir())
-    assert NAMED_BASE == files_under(store.unpack(tmp_path / "p.expert").bundle or tmp_path)
+    assert NAMED_BASE == files_under(store.unpack(tmp_path / "p.expert").bundles[0])
     assert_whole(store.root)
 
 

@@ -280,7 +280,7 @@ def test_what_cannot_be_loaded(
         }
     ]
     assert answer(pack("dora", {**SECOND, "base_models": right}, suffix="3"), cache, base=bundles["fp32"])
-    merged = Store(packages.cache).unpack(packages.merged).bundle
+    (merged,) = Store(packages.cache).unpack(packages.merged).bundles
     with pytest.raises(LoadError, match="merged in"):
         answer(pack("dora", suffix="4"), cache, base=merged)
     with pytest.raises(LoadError, match="not a base bundle"):

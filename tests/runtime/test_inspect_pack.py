@@ -198,8 +198,9 @@ def test_inspect_an_exported_package(invoke: Invoke, packages: Packages) -> None
     adapter = info["adapter"]
     assert ("prepared", "dora", 4) == (adapter["form"], adapter["kind"], adapter["rank"])
     assert {"q_proj", "down_proj"} < set(adapter["modules"])
+    (base,) = info["bases"]
     assert ("tiny", "fp32", "cpu", 2048) == tuple(
-        info["base"][key] for key in ("name", "precision", "target", "context")
+        base[key] for key in ("name", "precision", "target", "context")
     )
     assert "chat_template.jinja" == info["chat_template"]
     with tarfile.open(packages.dora) as archive:
@@ -219,7 +220,7 @@ def test_inspect_a_folder(invoke: Invoke, folder: Path) -> None:
     assert ("peft", "dora", 4) == tuple(info["adapter"][key] for key in ("form", "kind", "rank"))
     assert {"file": "grammar.gbnf", "bytes": 12, "type": "sql", "use": True} == info["grammar"]
     assert [{"name": "tiny", "sha256": None, "prompt_template": "qwen3"}] == info["base_models"]
-    assert ({"temperature": 0.7}, None) == (info["decoding"], info["base"])
+    assert ({"temperature": 0.7}, []) == (info["decoding"], info["bases"])
     assert ["select", "table"] == info["routing"]["keywords"]
     assert [] == info["warnings"]
     lines = invoke("inspect", folder).stdout.splitlines()
@@ -251,7 +252,7 @@ def test_inspect_published_packages(file: str, invoke: Invoke) -> None:
     signed = "signed by unknown key ed25519:52c0ce67092cae0c…" if "signed" in file else "unsigned"
     assert signed == info["signature"]["verdict"]
     assert ("expert-json" if "json" in file else "test-expert-v1") == info["name"]
-    assert info["base"] is None
+    assert [] == info["bases"]
     if "json" in file:
         assert ["training_args.bin"] == [member["name"] for member in info["skipped"]]
         assert (0.7, ["\n\n"]) == (info["decoding"]["temperature"], info["decoding"]["stop_sequences"])

@@ -1,0 +1,142 @@
+"""What a base's graphs can do where they run: the only thing that the decoder goes by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from hivellm_ort.contract import DecoderConfig
+from hivellm_ort.engine.cache import CacheForm
+from hivellm_ort.engine.placement import Placement
+from hivellm_ort.engine.tensors import FLOAT_TYPES, FloatType, Memory
+from hivellm_ort.errors import ProviderError
+
+__all__ = ["Capabilities"]
+
+_INPUTS = {"input_ids", "position_ids", "seqlens_k", "total_sequence_length", "logits_rows"}
+_SHAPES = {"batch_size", "sequence_length", "max_length", "rows"}
+_UPDATES = ("in_place", "new_tokens")
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """How the graphs of a bundle are run on one device.
+
+    Attributes:
+        batch: whether a run may have several rows; else each row has runs of its own.
+        append: whether a run may have several tokens on a row that is not empty.
+        buckets: the only numbers of tokens per row that a run may have, ascending, 1 among them; empty for any.
+        max_length: tokens of the cache, where the graph fixes that.
+        new_tokens: whether a run gives the keys and values of its own tokens only, to be copied into the cache;
+            else past and present are the same buffers.
+        one_logit: whether a run gives one row of logits only.
+        positions: whether the graph takes `position_ids`.
+        lengths: whether it takes `seqlens_k`.
+        total: shape of `total_sequence_length`; None where it takes none.
+        cache_type: float type of keys and values.
+        memory: of the device, where adapters are kept, and keys and values unless `new_tokens`; None for the host.
+            What is bound from the host is copied to a device when it is bound, so it is bound anew for each run.
+    """
+
+    batch: bool
+    append: bool
+    buckets: tuple[int, ...]
+    max_length: int | None
+    new_tokens: bool
+    one_logit: bool
+    positions: bool
+    lengths: bool
+    total: tuple[int, ...] | None
+    cache_type: FloatType
+    memory: Memory | None
+
+    @classmethod
+    def of(cls, config: DecoderConfig, placement: Placement) -> Capabilities:
+        """Those of a base's graphs where they are placed.
+
+        Raises:
+            ProviderError: `decoder.json` asks for something that this version does not know; the message names
+                the field.
+        """
+        form, read = config.graph, _Reader(config)
+        for name, known in (("inputs", _INPUTS), ("shapes", _SHAPES)):
+            found = getattr(form, name)
+            if not isinstance(found, Mapping):
+                read.refuse(name, found)
+            if unknown := found.keys() - known:
+                read.refuse(f"{name}.{min(unknown)}", found[min(unknown)])
+        if form.cache_update not in _UPDATES:
+            read.refuse("cache_update", form.cache_update)
+        for name in ("cache_dtype", "activation_dtype", "adapter_dtype"):
+            if getattr(form, name) not in tuple(FLOAT_TYPES):
+                read.refuse(name, getattr(form, name))
+        batch, buckets = read.dimensions("input_ids", 2)
+        tokens = list(form.inputs["input_ids"])
+        read.expect("position_ids", tokens)
+        read.expect("seqlens_k", tokens[:1])
+        read.expect("total_sequence_length", [], [1])
+        (rows,) = read.dimensions("logits_rows", 1)
+        limit = max(read.sizes("shapes.max_length", form.shapes.get("max_length", ())), default=None)
+        total, provider = form.inputs.get("total_sequence_length"), placement.provider
+        return cls(
+            batch=not batch,
+            append=form.multi_token_append is True,
+            buckets=tuple(size for size in buckets if limit is None or size <= limit),
+            max_length=limit,
+            new_tokens=form.cache_update == "new_tokens",
+            one_logit=bool(rows),
+            positions="position_ids" in form.inputs,
+            lengths="seqlens_k" in form.inputs,
+            total=None if total is None else (1,) * len(total),
+            cache_type=FLOAT_TYPES[form.cache_dtype],
+            memory=Memory(provider.memory, placement.number) if provider.memory else None,
+        )
+
+    @property
+    def cache(self) -> CacheForm:
+        """What the buffers of keys and values are."""
+        return CacheForm(self.cache_type, None if self.new_tokens else self.memory, self.batch)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads sizes of a form, which may be anything that JSON has."""
+
+    config: DecoderConfig
+
+    def dimensions(self, name: str, rank: int) -> list[tuple[int, ...]]:
+        """Of every dimension of an input the sizes that it may have, 1 among them; none for any size."""
+        form = self.config.graph
+        shape = form.inputs.get(name)
+        if not isinstance(shape, list | tuple) or len(shape) != rank:
+            self.refuse(f"inputs.{name}", shape)
+        found = []
+        for size in shape:
+            allowed = form.shapes.get(size, ()) if isinstance(size, str) else (size,)
+            where = f"shapes.{size}" if isinstance(size, str) else f"inputs.{name}"
+            sizes = self.sizes(where, allowed)
+            if sizes and sizes[0] != 1:
+                self.refuse(where, allowed)
+            found.append(sizes)
+        return found
+
+    def expect(self, name: str, *shapes: list[Any]) -> None:
+        """Refuse an input that is there and has none of these shapes."""
+        shape = self.config.graph.inputs.get(name, shapes[0])
+        if not isinstance(shape, list | tuple) or list(shape) not in shapes:
+            self.refuse(f"inputs.{name}", shape)
+
+    def sizes(self, where: str, allowed: object) -> tuple[int, ...]:
+        """Positive numbers, ascending."""
+        if not isinstance(allowed, list | tuple) or any(type(n) is not int or n < 1 for n in allowed):
+            self.refuse(where, allowed)
+        return tuple(sorted(set(allowed)))
+
+    def refuse(self, field: str, found: object) -> NoReturn:
+        """Raise the error for a field of the form."""
+        raise ProviderError(
+            f"base {self.config.name!r}: this version of hivellm-ort cannot run graphs of target "
+            f"{self.config.target!r} with {field} of decoder.json being {found!r}: update it, or export again with "
+            "--target cpu"
+        )

@@ -1,0 +1,77 @@
+"""The small arrays that change from run to run: tokens, positions, lengths, and the logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hivellm_ort.engine.capabilities import Capabilities
+from hivellm_ort.engine.providers import import_onnxruntime
+
+__all__ = ["Feeds"]
+
+
+class Feeds:
+    """Arrays of the host that are bound to an IOBinding; made and bound anew where their shape changes.
+
+    Args:
+        binding: of ONNX Runtime.
+        can: which of them the graph takes, and of what shape.
+        vocab_size: of the model.
+    """
+
+    def __init__(self, binding: Any, can: Capabilities, vocab_size: int):
+        self._binding, self._can, self._vocab = binding, can, vocab_size
+        self._value = import_onnxruntime().OrtValue.ortvalue_from_numpy
+        # On the CPU an OrtValue shares memory with its array: writing to the array is all an update takes.
+        self._arrays: dict[str, NDArray[Any]] = {}
+
+    def fill(
+        self, token_ids: Sequence[Sequence[int]], begins: Sequence[int], wanted: int, width: int
+    ) -> NDArray[np.float32]:
+        """Make everything ready for a run.
+
+        Args:
+            token_ids: for every row the same number of tokens.
+            begins: how many tokens each row has before.
+            wanted: how many positions at the end of the tokens give logits.
+            width: tokens of the run; what is above the tokens given is padding on the right.
+
+        Returns:
+            Where the logits will be: float32 [wanted, vocab_size].
+        """
+        rows, count = len(token_ids), len(token_ids[0])
+        ids = self._array("input_ids", (rows, width), np.int64)
+        ids[:, :count] = token_ids
+        ids[:, count:] = 0  # any token would do
+        if self._can.positions:
+            positions = self._array("position_ids", (rows, width), np.int64)
+            positions[...] = np.arange(width)
+            positions += np.array(begins)[:, None]
+        if self._can.lengths:
+            self._array("seqlens_k", (rows,), np.int32)[...] = begins
+            self._arrays["seqlens_k"] += count - 1
+        if self._can.total is not None:
+            self._array("total_sequence_length", self._can.total, np.int32)[...] = max(begins) + width
+        last = (rows - 1) * width + count
+        self._array("logits_rows", (wanted,), np.int64)[...] = np.arange(last - wanted, last)
+        if self._can.memory is not None:
+            # What a device needs was copied there when it was bound, not when the run begins.
+            for name, array in self._arrays.items():
+                if name != "logits":
+                    self._binding.bind_ortvalue_input(name, self._value(array))
+        return self._array("logits", (wanted, self._vocab), np.float32)
+
+    def _array(self, name: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        """The array bound as input or output `name`; made and bound anew when its shape changes."""
+        array = self._arrays.get(name)
+        if array is None or array.shape != shape:
+            array = self._arrays[name] = np.empty(shape, dtype)
+            if name == "logits":
+                self._binding.bind_ortvalue_output(name, self._value(array))
+            else:
+                self._binding.bind_ortvalue_input(name, self._value(array))
+        return array

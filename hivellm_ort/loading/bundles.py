@@ -1,0 +1,107 @@
+"""Base bundles, and which of several a device runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hivellm_ort.contract import DECODER_JSON, DecoderConfig
+from hivellm_ort.engine.devices import Device
+from hivellm_ort.engine.placement import FALLBACK_HINT, Placement, place
+from hivellm_ort.engine.targets import CPU, PROVIDERS, trouble
+from hivellm_ort.errors import ProviderError
+
+__all__ = ["Bundle", "best_first", "none_before"]
+
+_LOG = logging.getLogger("hivellm_ort")
+# Of one model's bundles for one provider: small and exact before exact before small.
+_PREFERRED = ("int8", "fp16", "bf16", "fp32", "w8a8", "int4")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A base bundle: its folder and its `decoder.json`."""
+
+    folder: Path
+    config: DecoderConfig
+
+    @classmethod
+    def open(cls, folder: Path) -> Bundle:
+        """Read a bundle's `decoder.json`.
+
+        Raises:
+            ManifestError: the folder is no base bundle, or one of another contract.
+        """
+        return cls(folder, DecoderConfig.from_file(folder / DECODER_JSON))
+
+
+def best_first(bundles: Sequence[Bundle], device: Device, *, whose: str, exact: str = "") -> list[Bundle]:
+    """Those of a base's bundles that a device runs, the one to take first. Between several, the log says why.
+
+    They come by provider, in the order in which `auto` tries them. Of one provider's, the bundle `exact` comes first,
+    then graphs made for it come before those for any runtime, and then it goes by precision. Where the device runs
+    none and fallback is allowed, they are those that the CPU is meant to run, or all.
+
+    Args:
+        bundles: at least one.
+        device: what was asked for.
+        whose: who has the bundles, for messages.
+        exact: digest of the bundle that an adapter was exported with.
+
+    Raises:
+        ProviderError: the device runs none of them; the message names their targets and what to do.
+    """
+    found, faults = _placed(bundles, dataclasses.replace(device, fallback=False))
+    if not found and device.fallback:
+        found = _placed(bundles, Device("cpu"))[0] or [(Placement(CPU), bundle) for bundle in bundles]
+    targets = ", ".join(dict.fromkeys(bundle.config.target for bundle in bundles))
+    if not found:
+        start, end = f"device {str(device)!r}: ", f"; {FALLBACK_HINT}"
+        causes = "; ".join(dict.fromkeys(fault.removeprefix(start).removesuffix(end) for fault in faults))
+        end = end if any(fault.endswith(end) for fault in faults) else ""
+        raise ProviderError(f"{start}{whose} has graphs for {targets}, which it does not run: {causes}{end}")
+    found.sort(key=lambda pair: _rank(pair[0], pair[1], exact))
+    if len(bundles) > 1:
+        first, *others = (
+            f"{bundle.config.target} {bundle.config.precision} on {placement.provider.name} ({placement.reason})"
+            for placement, bundle in found
+        )
+        rest = "".join(f"; not {each}" for each in [*others, *faults])
+        _LOG.info("%s has graphs for %s; taken are those for %s%s", whose, targets, first, rest)
+    return [bundle for _, bundle in found]
+
+
+def none_before(bundle: Bundle, device: Device) -> bool:
+    """Whether a device runs a bundle, and has no provider that would be better if there were another bundle.
+
+    Raises:
+        ProviderError: ONNX Runtime itself cannot be used.
+    """
+    found, _ = _placed([bundle], dataclasses.replace(device, fallback=False))
+    if not found or device.kind != "auto":
+        return bool(found)
+    chosen = found[0][0].provider
+    earlier = itertools.takewhile(lambda provider: provider is not chosen, PROVIDERS.values())
+    return all(trouble(provider) is not None for provider in earlier)
+
+
+def _placed(bundles: Sequence[Bundle], device: Device) -> tuple[list[tuple[Placement, Bundle]], list[str]]:
+    """The bundles that a device runs, each with where, and why it does not run the others."""
+    found, faults = [], []
+    for bundle in bundles:
+        try:
+            found.append((place(device, bundle.config), bundle))
+        except ProviderError as error:
+            faults.append(str(error))
+    return found, faults
+
+
+def _rank(placement: Placement, bundle: Bundle, exact: str) -> tuple[int, bool, bool, int, str]:
+    config, device = bundle.config, placement.provider.device
+    precision = _PREFERRED.index(config.precision) if config.precision in _PREFERRED else len(_PREFERRED)
+    order = list(PROVIDERS).index(device)
+    return order, config.sha256 != exact, config.target != device, precision, str(bundle.folder)

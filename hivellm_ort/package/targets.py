@@ -1,0 +1,190 @@
+"""The base bundles of a package: one in `onnx/`, or one for each target in `onnx/<target>/`.
+
+Of several, a file that is the same for two targets is there once. Each `decoder.json` lists all files of its bundle;
+one that is not beside it is the one of the same name, size and digest beside another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hivellm_ort.contract import ADAPTER_FILE, DECODER_JSON
+from hivellm_ort.errors import IntegrityError, ManifestError
+from hivellm_ort.package.archive import Limits, Member
+from hivellm_ort.package.bundle import FileRecord, listed_files
+from hivellm_ort.package.filecheck import Check, FileChecks
+from hivellm_ort.package.jsonfile import Node, read_json
+from hivellm_ort.package.names import shown
+
+__all__ = [
+    "FOLDER",
+    "MAX_TARGETS",
+    "BundleFiles",
+    "bundle_folders",
+    "bundle_members",
+    "check_folders",
+    "check_members",
+    "files_of",
+]
+
+FOLDER = "onnx"
+"""Folder of a package that holds the bundles and the prepared adapter, which is the same for every target."""
+
+MAX_TARGETS = 16
+"""Most bundles of one package."""
+
+
+@dataclass(frozen=True, slots=True)
+class BundleFiles:
+    """Where the files of one bundle are.
+
+    Attributes:
+        folder: Its folder, with its `decoder.json`.
+        listed: What that says about every other file.
+        places: The paths of all files by their names in the bundle, `decoder.json` first.
+    """
+
+    folder: Path
+    listed: Mapping[str, FileRecord]
+    places: Mapping[str, Path]
+
+    @property
+    def whole(self) -> bool:
+        """Whether all files are in the folder."""
+        return all(path == self.folder / name for name, path in self.places.items())
+
+
+def bundle_folders(onnx: Path) -> tuple[Path, ...]:
+    """The folders of a package's bundles: its `onnx/` itself, or those of its targets by name; empty without any."""
+    if (onnx / DECODER_JSON).is_file():
+        return (onnx,)
+    return tuple(sorted(path.parent for path in onnx.glob(f"*/{DECODER_JSON}") if path.is_file()))
+
+
+def files_of(folders: Sequence[Path]) -> list[BundleFiles]:
+    """Find the files of all bundles of one package; one that is nowhere has the path where it would be.
+
+    Raises:
+        IntegrityError: There are too many bundles, one of several is in a folder that is not called as its target,
+            or a `decoder.json` lists a name that is none of a file in its bundle.
+        ManifestError: A `decoder.json` is missing or malformed.
+    """
+    if len(folders) > MAX_TARGETS:
+        raise IntegrityError(f"{FOLDER}/ holds {len(folders)} bundles; {MAX_TARGETS} is the most")
+    lists = {folder: listed_files(folder) if len(folders) == 1 else _listed(folder) for folder in folders}
+    found: dict[tuple[str, FileRecord], Path] = {}
+    for folder, listed in lists.items():
+        for name, record in listed.items():
+            if (folder / name).is_file():
+                found.setdefault((name, record), folder / name)
+    result = []
+    for folder, listed in lists.items():
+        places = {DECODER_JSON: folder / DECODER_JSON}
+        for name, record in sorted(listed.items()):
+            own = folder / name
+            places[name] = own if own.is_file() else found.get((name, record), own)
+        result.append(BundleFiles(folder, listed, places))
+    return result
+
+
+def bundle_members(members: Sequence[Member]) -> dict[str, Member]:
+    """The members of a package that belong to its bundles, by name."""
+    own = {member.name: member for member in members if member.name.startswith(f"{FOLDER}/")}
+    own.pop(f"{FOLDER}/{ADAPTER_FILE}", None)
+    return own
+
+
+def check_members(root: Path, members: Sequence[Member], limits: Limits) -> list[BundleFiles]:
+    """Compare the extracted files of a package's bundles with their lists.
+
+    Args:
+        root: Folder that the package was extracted to.
+        members: All its members.
+        limits: What the package may unpack to; a file that several bundles share counts for each.
+
+    Raises:
+        IntegrityError: A file is missing, not listed, or differs in size or digest, or as `files_of`.
+        ManifestError: As `files_of`.
+    """
+    own = bundle_members(members)
+    folders = bundle_folders(root / FOLDER)
+    if own and not folders:
+        raise IntegrityError(
+            f"{FOLDER}/{DECODER_JSON} is missing beside {min(own)}; export the package again"
+        )
+    bundles = files_of(folders)
+    unlisted, total = set(own), 0
+    for bundle in bundles:
+        where = bundle.folder.relative_to(root).as_posix()
+        for name, path in bundle.places.items():
+            member = own.get(path.relative_to(root).as_posix())
+            if member is None:
+                raise _differs(where, name, f"is listed in {DECODER_JSON} but not in the package")
+            if name != DECODER_JSON:
+                _compare(where, name, member, bundle.listed[name])
+            unlisted.discard(member.name)
+            total += member.size
+    if unlisted:
+        raise _differs(FOLDER, min(unlisted).removeprefix(f"{FOLDER}/"), f"is not listed in {DECODER_JSON}")
+    if total > limits.max_total_bytes:
+        raise IntegrityError(
+            f"{FOLDER}/ has more than {limits.max_total_bytes} bytes (max_total_bytes) with the files that targets "
+            "share counted for each; raise the limit only for a package you trust"
+        )
+    return bundles
+
+
+def check_folders(folders: Sequence[Path], check: Check = "size") -> None:
+    """Compare the files of bundles that were opened in place with their lists; files beyond these do not matter.
+
+    Args:
+        folders: All bundles of one package, or a bundle by itself.
+        check: `size` reads no file, `digest` reads all.
+
+    Raises:
+        IntegrityError: A file is missing, or differs in size or digest, or as `files_of`.
+        ManifestError: As `files_of`.
+    """
+    checks = FileChecks(check)
+    try:
+        bundles = files_of(folders)
+    except (IntegrityError, ManifestError) as error:
+        where = folders[0] if len(folders) == 1 else folders[0].parent
+        raise type(error)(f"{where}: {error}") from error
+    for bundle in bundles:
+        for name, record in sorted(bundle.listed.items()):
+            fault = checks.fault(bundle.places[name], record.size, record.sha256)
+            if fault is not None:
+                raise IntegrityError(
+                    f"{bundle.folder}: file {shown(name)}, listed in {DECODER_JSON}, {fault}; "
+                    "fetch or export the bundle again"
+                )
+
+
+def _listed(folder: Path) -> Mapping[str, FileRecord]:
+    """The list of one bundle of several, which must be in a folder called as its target."""
+    where = f"{FOLDER}/{folder.name}/"
+    try:
+        target = Node(read_json(folder / DECODER_JSON), DECODER_JSON).required("target")
+        listed = listed_files(folder)
+    except (IntegrityError, ManifestError) as error:
+        raise type(error)(f"{where} {error}") from error
+    if target != folder.name:
+        raise IntegrityError(
+            f"{where} {DECODER_JSON} is for target {shown(target)}, and not for one of the folder's name; export the "
+            "package again"
+        )
+    return listed
+
+
+def _compare(where: str, name: str, member: Member, record: FileRecord) -> None:
+    if member.size != record.size:
+        raise _differs(where, name, f"has {member.size} bytes, {DECODER_JSON} lists {record.size}")
+    if member.sha256 != record.sha256:
+        raise _differs(where, name, f"differs from the SHA-256 in {DECODER_JSON}")
+
+
+def _differs(where: str, name: str, fault: str) -> IntegrityError:
+    return IntegrityError(f"{where}/ file {shown(name)} {fault}; fetch or export the package again")

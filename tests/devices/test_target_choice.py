@@ -1,0 +1,189 @@
+"""Which of several targets a device gets, on simulated runtimes."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import pytest
+from fake_runtimes import COREML, CUDA, DML, Install, bundle
+
+from hivellm_ort.engine.devices import Device
+from hivellm_ort.errors import ProviderError
+from hivellm_ort.loading.bundles import Bundle, best_first, none_before
+
+DTYPES = {"fp16": "float16", "bf16": "bfloat16"}
+
+
+def bundles(*forms: str) -> list[Bundle]:
+    """Bundles by target, and precision where it is another than fp32; the digest is the form."""
+    found = []
+    for form in forms:
+        target, _, precision = form.partition(" ")
+        config = bundle(target, DTYPES.get(precision, "float32"))
+        config = dataclasses.replace(config, precision=precision or "fp32", sha256=form)
+        found.append(Bundle(Path(form), config))
+    return found
+
+
+def best(device: str | None, *forms: str, fallback: bool = False, exact: str = "") -> str:
+    """The form that is taken."""
+    asked = Device.of(device, fallback=fallback)
+    return best_first(bundles(*forms), asked, whose="expert-sql", exact=exact)[0].config.sha256
+
+
+ALL = ("cpu int8", "cuda fp16", "dml fp16", "portable")
+
+
+@pytest.mark.parametrize(
+    ("offered", "gpus", "taken"),
+    [
+        ((), None, "cpu int8"),
+        ((CUDA,), 1, "cuda fp16"),
+        ((CUDA,), 0, "cpu int8"),
+        ((CUDA,), None, "cpu int8"),
+        ((DML,), None, "dml fp16"),
+        ((COREML,), None, "cpu int8"),
+    ],
+)
+def test_auto(offered: tuple[str, ...], gpus: int | None, taken: str, runtime: Install) -> None:
+    """The first provider that is there takes the graphs made for it, in whatever order they come."""
+    runtime(*offered, gpus=gpus)
+    assert taken == best(None, *ALL) == best("auto", *reversed(ALL))
+
+
+@pytest.mark.parametrize(
+    ("device", "forms", "taken"),
+    [
+        ("cpu", ALL, "cpu int8"),
+        ("cuda", ALL, "cuda fp16"),
+        ("cpu", ("portable", "cpu int4"), "cpu int4"),
+        ("cpu", ("cuda fp16", "portable"), "portable"),
+        ("cuda", ("cpu int8", "portable"), "portable"),
+        ("auto", ("cpu int8", "portable"), "portable"),
+        ("auto", ("cpu int8", "dml fp16"), "cpu int8"),
+        ("auto", ("portable",), "portable"),
+        ("auto", ("npu", "cpu"), "cpu"),
+    ],
+)
+def test_on_a_machine_with_a_gpu(device: str, forms: tuple[str, ...], taken: str, runtime: Install) -> None:
+    """Graphs for any runtime do where there are none for the device; unknown targets are passed over."""
+    runtime(CUDA, gpus=1)
+    assert taken == best(device, *forms)
+
+
+def test_half_floats_on_the_cpu(runtime: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an x86 CPU is slow at is not taken where there is something else."""
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    runtime()
+    assert "portable" == best(None, "cuda fp16", "portable")
+    with pytest.raises(
+        ProviderError, match=r"expert-sql has graphs for dml, portable, .*very slow.*fallback=True"
+    ):
+        best(None, "dml fp16", "portable fp16")
+    monkeypatch.setattr("platform.machine", lambda: "arm64")
+    assert "portable fp16" == best(None, "dml fp16", "portable fp16")
+
+
+def test_precisions_of_one_target(runtime: Install) -> None:
+    """Small and exact goes before exact, and that before small."""
+    runtime(CUDA, gpus=1)
+    assert "cpu int8" == best("cpu", "cpu int4", "cpu", "cpu int8")
+    assert "cpu" == best("cpu", "cpu int4", "cpu")
+    assert "cuda fp16" == best("cuda", "cuda int4", "cuda bf16", "cuda fp16", "portable")
+    assert "cuda bf16" == best("cuda", "cuda int4", "cuda bf16")
+
+
+def test_the_bundle_of_the_adapter(runtime: Install) -> None:
+    """The one it was exported with comes first on its provider."""
+    runtime()
+    assert "cpu int4" == best(None, "cpu int8", "cpu int4", exact="cpu int4")
+    assert "portable" == best(None, "cpu int8", "portable", exact="portable")
+
+
+def test_a_better_provider_than_that_of_the_adapter(runtime: Install) -> None:
+    """The provider counts before the bundle that the adapter was exported with."""
+    runtime(CUDA, gpus=1)
+    assert "cuda fp16" == best(None, "cpu int8", "cuda fp16", exact="cpu int8")
+
+
+@pytest.mark.parametrize(
+    ("device", "forms", "parts"),
+    [
+        (
+            "dml",
+            ("cpu", "cuda"),
+            ("device 'dml': expert-sql has graphs for cpu, cuda", "--target dml", "'cpu'"),
+        ),
+        (
+            "coreml",
+            ("cpu", "dml"),
+            ("device 'coreml'", "for cpu, dml", "--target portable", "use device='dml'"),
+        ),
+        (
+            "cuda:1",
+            ("cuda", "portable"),
+            ("device 'cuda:1'", "for cuda, portable", "there is no GPU number 1"),
+        ),
+        ("dml", ("cpu", "dml"), ("device 'dml'", "for cpu, dml", "it exists on Windows only")),
+        ("auto", ("npu", "tpu"), ("device 'auto'", "has graphs for npu, tpu", "target 'npu'", "update it")),
+    ],
+)
+def test_device_that_runs_none(
+    device: str,
+    forms: tuple[str, ...],
+    parts: tuple[str, ...],
+    runtime: Install,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The message has the device, the targets that there are, and each cure once."""
+    monkeypatch.setattr("sys.platform", "linux")
+    runtime(CUDA, gpus=1)
+    with pytest.raises(ProviderError) as caught:
+        best(device, *forms)
+    message = str(caught.value)
+    assert [] == [part for part in parts if part not in message]
+    assert 1 == message.count(f"device '{device}': ")
+    assert message.count("fallback=True") <= 1
+
+
+def test_fallback(runtime: Install) -> None:
+    """Where the CPU may take over, it gets what suits it, else anything."""
+    runtime(gpus=None)
+    assert "cpu" == best("cuda", "cuda fp16", "portable", "cpu", fallback=True)
+    assert "portable" == best("dml", "cuda fp16", "portable", fallback=True)
+    assert "cuda fp16" == best("dml", "cuda fp16", fallback=True)
+
+
+def test_the_log_says_why(runtime: Install, caplog: pytest.LogCaptureFixture) -> None:
+    """What was taken, on what, and why nothing else; nothing where there was no choice."""
+    runtime(gpus=None)
+    with caplog.at_level(logging.INFO, logger="hivellm_ort"):
+        best(None, "cpu int8")
+        assert [] == caplog.messages
+        best(None, *ALL)
+    (message,) = caplog.messages
+    start = "expert-sql has graphs for cpu, cuda, dml, portable; taken are those for cpu int8 on CPUExecutionProvider"
+    assert message.startswith(start)
+    assert "not portable fp32 on CPUExecutionProvider" in message
+    assert (
+        "CUDAExecutionProvider: the installed onnxruntime 1.99.0 offers only CPUExecutionProvider" in message
+    )
+
+
+@pytest.mark.parametrize(
+    ("device", "form", "expected"),
+    [
+        ("auto", "cuda fp16", True),
+        ("auto", "portable", True),
+        ("auto", "cpu", False),
+        ("cpu", "cpu", True),
+        ("cuda", "cpu", False),
+        ("auto", "dml", False),
+    ],
+)
+def test_nothing_could_be_better(device: str, form: str, expected: bool, runtime: Install) -> None:
+    """A bundle on the first provider that is there, or on the one asked for, needs no search for others."""
+    runtime(CUDA, gpus=1)
+    assert expected == none_before(bundles(form)[0], Device.of(device))

@@ -1,0 +1,258 @@
+"""Sessions that look at every run before ONNX Runtime does, and the rules of each provider.
+
+The CPU provider computes what others get wrong without a word: DirectML's GroupQueryAttention takes a run of several
+tokens for the first of its row, and never reads the past; CoreML and DirectML want the shapes they were compiled for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from hivellm_ort.contract import DecoderConfig
+from hivellm_ort.engine import session
+from hivellm_ort.engine.placement import Placement
+
+ITEM = {"float32": 4, "float16": 2, "bfloat16": 2}
+"""Bytes of the float types."""
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Something bound: where it is, and its shape."""
+
+    address: int
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as a provider gets it.
+
+    Attributes:
+        inputs: values of the small inputs by name.
+        past: keys and values that are read, in the order of the layers.
+        present: where new ones go, in the same order.
+        logits: where the logits go.
+    """
+
+    inputs: dict[str, np.ndarray]
+    past: list[Buffer]
+    present: list[Buffer]
+    logits: Buffer
+
+    @property
+    def rows(self) -> int:
+        """B."""
+        return int(self.inputs["input_ids"].shape[0])
+
+    @property
+    def width(self) -> int:
+        """S, with padding."""
+        return int(self.inputs["input_ids"].shape[1])
+
+    @property
+    def begin(self) -> int:
+        """Tokens that the longest row has before."""
+        if "position_ids" in self.inputs:
+            return int(self.inputs["position_ids"][:, 0].max())
+        return int(self.inputs["total_sequence_length"].max()) - self.width
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that the cache has room for."""
+        return self.past[0].shape[2]
+
+
+_SMALL = ("input_ids", "position_ids", "seqlens_k", "total_sequence_length", "logits_rows")
+
+Rules = Callable[[Run, DecoderConfig], Iterator[str]]
+
+
+def _everywhere(run: Run, config: DecoderConfig) -> Iterator[str]:
+    """What holds for every form."""
+    inputs, form, numbers = run.inputs, config.graph, config.architecture
+    if set(inputs) != set(form.inputs):
+        yield f"inputs {sorted(inputs)}"
+    for name, array in inputs.items():
+        if array.dtype != (np.int32 if name in ("seqlens_k", "total_sequence_length") else np.int64):
+            yield f"{name} is {array.dtype}"
+        if len(array.shape) != len(form.inputs[name]):
+            yield f"{name} has {len(array.shape)} dimensions"
+        for size, allowed in zip(array.shape, form.inputs[name], strict=False):
+            if isinstance(allowed, int) and size != allowed:
+                yield f"{name} has shape {array.shape}, not {form.inputs[name]}"
+    if run.begin + run.width > run.capacity:
+        yield f"{run.width} tokens at {run.begin} of {run.capacity}"
+    heads, size = numbers.num_key_value_heads, numbers.head_dim
+    for buffer in run.past:
+        if buffer.shape != (run.rows, heads, run.capacity, size):
+            yield f"past of shape {buffer.shape}"
+    wanted = inputs["logits_rows"]
+    if run.logits.shape != (len(wanted), numbers.vocab_size) or not len(wanted):
+        yield f"{len(wanted)} rows of logits in {run.logits.shape}"
+    if "seqlens_k" in inputs:
+        ends = inputs["seqlens_k"] + 1
+        if inputs["total_sequence_length"].max() != run.begin + run.width:
+            yield "total_sequence_length is not that of the longest row"
+        if ends.max() > run.begin + run.width or ends.max() <= run.begin:
+            yield f"seqlens_k {inputs['seqlens_k']} for {run.width} tokens at {run.begin}"
+        if run.rows == 1 and wanted.max() != ends.max() - run.begin - 1:
+            yield "logits of padding"
+    if "position_ids" in inputs:
+        expected = run.begin + np.arange(run.width)
+        if not np.array_equal(inputs["position_ids"], expected[None]):
+            yield f"position_ids {inputs['position_ids']}"
+
+
+def _shared(run: Run) -> Iterator[str]:
+    if run.past != run.present:
+        yield "past and present are not the same buffers"
+
+
+def _fixed(run: Run, config: DecoderConfig) -> Iterator[str]:
+    shapes = config.graph.shapes
+    if run.rows != 1:
+        yield f"{run.rows} rows"
+    if run.width not in shapes["sequence_length"]:
+        yield f"{run.width} tokens, which is no bucket"
+    if [run.capacity] != list(shapes["max_length"]):
+        yield f"a cache of {run.capacity}"
+
+
+def batched(run: Run, config: DecoderConfig) -> Iterator[str]:
+    """The forms `cpu` and `cuda`: GroupQueryAttention appends several tokens to one row only."""
+    yield from _everywhere(run, config)
+    yield from _shared(run)
+    if run.width > 1 and run.rows > 1:
+        yield f"{run.width} tokens on {run.rows} rows"
+
+
+def directml(run: Run, config: DecoderConfig) -> Iterator[str]:
+    """The form `dml`."""
+    yield from _everywhere(run, config)
+    yield from _shared(run)
+    yield from _fixed(run, config)
+    if run.width > 1 and run.begin > 0:
+        yield f"{run.width} tokens behind {run.begin}, as if they were the first"
+    if run.logits.shape[0] != 1:
+        yield f"{run.logits.shape[0]} rows of logits"
+
+
+def portable(run: Run, config: DecoderConfig) -> Iterator[str]:
+    """The form `portable`."""
+    yield from _everywhere(run, config)
+    yield from _fixed(run, config)
+    item = ITEM[config.graph.cache_dtype]
+    for past, present in zip(run.past, run.present, strict=True):
+        if present.shape != (*past.shape[:2], run.width, past.shape[3]):
+            yield f"present of shape {present.shape}"
+        ends = [buffer.address + item * int(np.prod(buffer.shape)) for buffer in (past, present)]
+        if past.address < ends[1] and present.address < ends[0]:
+            yield "past and present overlap"
+
+
+RULES: dict[str, Rules] = {"cpu": batched, "cuda": batched, "dml": directml, "portable": portable}
+
+
+class _Binding:
+    """An IOBinding that notes what is bound.
+
+    Attributes:
+        real: ONNX Runtime's.
+        copied: beginnings of the names of inputs of the host that a device takes a copy of when they are bound.
+        bound: the last value of each name.
+    """
+
+    def __init__(self, real: Any, copied: tuple[str, ...]):
+        self.real, self.copied = real, copied
+        self.bound: dict[str, Any] = {}
+
+    def bind_ortvalue_input(self, name: str, value: Any) -> None:
+        if name.startswith(self.copied):
+            value = onnxruntime.OrtValue.ortvalue_from_numpy(np.array(value.numpy()))
+        self.bound[name] = value
+        self.real.bind_ortvalue_input(name, value)
+
+    def bind_ortvalue_output(self, name: str, value: Any) -> None:
+        self.bound[name] = value
+        self.real.bind_ortvalue_output(name, value)
+
+    def bind_input(self, name: str, *where: Any) -> None:
+        self.bound[name] = Buffer(where[-1], tuple(where[-2]))
+        self.real.bind_input(name, *where)
+
+    def bind_output(self, name: str, *where: Any) -> None:
+        self.bound[name] = Buffer(where[-1], tuple(where[-2]))
+        self.real.bind_output(name, *where)
+
+    def run(self, config: DecoderConfig) -> Run:
+        """What a provider would get now."""
+        buffers = {
+            name: one if isinstance(one, Buffer) else Buffer(one.data_ptr(), tuple(one.shape()))
+            for name, one in self.bound.items()
+        }
+        small = {name: value for name, value in self.bound.items() if name in _SMALL}
+        return Run(
+            inputs={name: np.array(value.numpy()) for name, value in small.items()},
+            past=[buffer for name, buffer in sorted(buffers.items()) if name.startswith("past_key_values.")],
+            present=[buffer for name, buffer in sorted(buffers.items()) if name.startswith("present.")],
+            logits=buffers["logits"],
+        )
+
+
+class Recording:
+    """The sessions of engines made meanwhile; every run is noted, and what its rules forbid.
+
+    Where a provider has memory of its own, what is bound from the host's is copied there and then, as ONNX Runtime's
+    `IOBinding` does it.
+
+    Attributes:
+        runs: every run.
+        faults: what was forbidden.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, rules: Rules, config: DecoderConfig):
+        self.runs: list[Run] = []
+        self.faults: list[str] = []
+        self._rules, self._config = rules, config
+        start = session.start_session
+
+        def recorded(path: Path, placement: Placement, *, threads: int | None) -> Any:
+            copied: tuple[str, ...] = ()
+            if placement.provider.memory:
+                copied = _SMALL + (("past_key_values.",) if config.graph.cache_update == "new_tokens" else ())
+            return _Session(start(path, placement, threads=threads), self, copied)
+
+        monkeypatch.setattr(session, "start_session", recorded)
+
+    def note(self, run: Run) -> None:
+        """Look at a run."""
+        self.runs.append(run)
+        self.faults += self._rules(run, self._config)
+
+    @property
+    def shapes(self) -> list[tuple[int, int, int]]:
+        """Rows, tokens and begin of every run."""
+        return [(run.rows, run.width, run.begin) for run in self.runs]
+
+
+class _Session:
+    def __init__(self, real: Any, recording: Recording, copied: tuple[str, ...]):
+        self._real, self._recording, self._copied = real, recording, copied
+
+    def io_binding(self) -> _Binding:
+        return _Binding(self._real.io_binding(), self._copied)
+
+    def run_with_iobinding(self, binding: _Binding) -> None:
+        self._recording.note(binding.run(self._recording._config))
+        self._real.run_with_iobinding(binding.real)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)

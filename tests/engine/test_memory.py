@@ -1,0 +1,123 @@
+"""Caches in the host's memory and in a device's, rows together or apart, and what is let go of."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import numpy as np
+import pytest
+from forms import DEVICE, Bundles, tokens
+
+from hivellm_ort import OutOfMemoryError
+from hivellm_ort.contract import Architecture
+from hivellm_ort.engine.cache import CacheForm, KVCache
+from hivellm_ort.engine.placement import Placement
+from hivellm_ort.engine.targets import CPU
+from hivellm_ort.engine.tensors import FLOAT_TYPES, Memory
+
+NUMBERS = Architecture("llama", 8, 16, 3, 2, 2, 4, 32, 64)
+PLACES = [
+    CacheForm(kind, memory, together)
+    for kind in FLOAT_TYPES.values()
+    for memory, together in ((None, True), (Memory("cpu"), True), (Memory("cpu"), False))
+]
+
+
+def name_of(form: CacheForm) -> str:
+    """For the report."""
+    return (
+        f"{form.kind.name}-{'device' if form.memory else 'host'}-{'together' if form.together else 'apart'}"
+    )
+
+
+def filled(form: CacheForm, rows: int, capacity: int) -> tuple[KVCache, list[np.ndarray]]:
+    """A cache with random values, and what was put into each row."""
+    cache = KVCache(NUMBERS, form, rows=rows, capacity=capacity)
+    values = []
+    for row in range(rows):
+        shape = (6, 2, capacity, 4)
+        block = np.random.default_rng(row).integers(0, 1000, shape).astype(form.kind.storage)
+        cache.load(row, block, capacity)
+        values.append(block)
+    return cache, values
+
+
+@pytest.mark.parametrize("form", PLACES, ids=name_of)
+def test_rows_are_saved_loaded_and_moved(form: CacheForm) -> None:
+    """Every operation changes the positions that it is to, of the row that it is to, and no others."""
+    cache, values = filled(form, 3, 10)
+    cache.move(2, 0, 4)
+    values[0][:, :, :4] = values[2][:, :, :4]
+    cache.load(1, values[0], 7)
+    values[1][:, :, :7] = values[0][:, :, :7]
+    for row in range(3):
+        saved = cache.save(row, 9)
+        assert np.dtype(form.kind.storage) == saved.dtype
+        assert np.array_equal(values[row][:, :, :9], saved)
+
+
+@pytest.mark.parametrize("form", PLACES, ids=name_of)
+def test_a_cache_that_grows(form: CacheForm) -> None:
+    """More rows and more positions begin with what was there, the rest with zeros."""
+    old, values = filled(form, 2, 10)
+    new = KVCache(NUMBERS, form, rows=4, capacity=16)
+    new.copy_from(old, [10, 6])
+    assert np.array_equal(values[0], new.save(0, 16)[:, :, :10])
+    assert np.array_equal(values[1][:, :, :6], new.save(1, 16)[:, :, :6])
+    assert not new.save(0, 16)[:, :, 10:].any()
+    assert not new.save(1, 16)[:, :, 6:].any()
+    assert not any(new.save(row, 16).any() for row in (2, 3))
+    assert 2 * 3 * 4 * 2 * 16 * 4 * np.dtype(form.kind.storage).itemsize == new.nbytes
+
+
+@pytest.mark.parametrize("memory", [None, Memory("cpu")], ids=["host", "device"])
+def test_no_memory(memory: Memory | None) -> None:
+    """The message gives the size, wherever the memory is missing."""
+    form = CacheForm(FLOAT_TYPES["float16"], memory)
+    with pytest.raises(OutOfMemoryError, match=r"a cache for 8 x 1099511627776 tokens needs \d+ MiB"):
+        KVCache(NUMBERS, form, rows=8, capacity=1 << 40)
+
+
+@pytest.mark.parametrize("placement", [Placement(CPU), DEVICE], ids=["host", "device"])
+@pytest.mark.parametrize("form", [("cpu", "fp32"), ("portable", "fp32"), ("cuda", "bf16")], ids="-".join)
+def test_forgotten_adapters_and_rests(form: tuple[str, str], placement: Placement, bundles: Bundles) -> None:
+    """An adapter that is forgotten is freed, with its copies on the device; so are rows that are not used."""
+    engine = bundles.engine(*form, placement)
+    decoder, adapters = engine.decoder(adapters=True), bundles.adapters(*form, engine)
+    logits = []
+    for _ in range(2):
+        for row, name in enumerate(("lora", "dora")):
+            decoder.start(row, adapters[name], 100)
+            decoder.append(row, tokens(20, row))
+        logits.append(decoder.step([7, 8]).copy())
+        assert 2 == decoder.rows
+        decoder.rest()
+        assert (0, 0) == (decoder.rows, decoder.nbytes)
+    assert np.array_equal(*logits)
+    held: list[Any] = [weakref.ref(tensor) for tensor in adapters["lora"].own.values()]  # type: ignore[union-attr]
+    decoder.forget(adapters.pop("lora"))  # type: ignore[arg-type]
+    gc.collect()
+    assert [] == [one for one in held if one() is not None]
+
+
+def test_no_memory_for_an_adapter(bundles: Bundles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device without room for another adapter goes on with the one that is bound."""
+    engine = bundles.engine("cpu", "fp32", DEVICE)
+    decoder, adapters = engine.decoder(adapters=True), bundles.adapters("cpu", "fp32", engine)
+    decoder.start(0, adapters["lora"], 100)
+    expected = decoder.append(0, tokens(20, 1)).copy()
+    with monkeypatch.context() as patch:
+        put, count = Memory.put, iter(range(5))
+
+        def scarce(self: Memory, *arguments: Any) -> Any:
+            if next(count, None) is None:
+                raise RuntimeError("no more")
+            return put(self, *arguments)
+
+        patch.setattr(Memory, "put", scarce)
+        with pytest.raises(OutOfMemoryError, match=r"memory of cpu:0: no more"):
+            decoder.start(1, adapters["dora"], 100)
+    decoder.start(0, adapters["lora"], 100)
+    assert np.array_equal(expected, decoder.append(0, tokens(20, 1)))
