@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from hivellm_ort.engine.cpu import cpu_flags
 from hivellm_ort.engine.placement import FALLBACK_HINT, Placement
 from hivellm_ort.engine.providers import import_onnxruntime
 from hivellm_ort.engine.targets import CPU
@@ -83,8 +84,10 @@ def _on_device(ort: ModuleType, path: Path, placement: Placement, threads: int |
 def _options(ort: ModuleType, threads: int | None) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    # On x86 without VNNI sums of two 8-bit products would overflow 16 bits: w8a8 takes other kernels there.
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    # On x86 without VNNI sums of two 8-bit products overflow 16 bits: w8a8 then takes slower, exact kernels. ONNX
+    # Runtime would take them with AMX too, which has no such sums.
+    if not cpu_flags().get("amx_int8"):
+        options.add_session_config_entry("session.x64quantprecision", "1")
     if threads is not None:
         options.intra_op_num_threads = threads
     return options

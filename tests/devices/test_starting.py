@@ -10,12 +10,13 @@ from fake_runtimes import COREML, CPU, CUDA, DML, Install, bundle
 
 from hivellm_ort import LoadError, ProviderError
 from hivellm_ort.contract import ADAPTER_GRAPH, DecoderConfig
+from hivellm_ort.engine import starting
 from hivellm_ort.engine.devices import Device
 from hivellm_ort.engine.placement import place
 from hivellm_ort.engine.session import Engine
 
 RECORD = "session.record_ep_graph_assignment_info"
-EXACT = {"session.x64quantprecision": "1"}
+EXACT = "session.x64quantprecision"
 
 
 def engine_on(device: Device, folder: Path, config: DecoderConfig, threads: int | None = None) -> Engine:
@@ -30,6 +31,20 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture(autouse=True)
+def no_amx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Options are the same on every machine."""
+    monkeypatch.setattr(starting, "cpu_flags", lambda: {"avx2": True})
+
+
+def test_amx(folder: Path, runtime: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    """8-bit products overflow nowhere in AMX, and the exact kernels are slower."""
+    monkeypatch.setattr(starting, "cpu_flags", lambda: {"amx_int8": True})
+    fake = runtime()
+    Engine(folder, bundle("cpu"))._session(True)
+    assert {} == fake.calls[0]["options"].entries
+
+
 def test_cpu(folder: Path, runtime: Install) -> None:
     """The CPU's session is started when it is needed, with the CPU alone and nothing recorded."""
     fake = runtime()
@@ -40,7 +55,7 @@ def test_cpu(folder: Path, runtime: Install) -> None:
     assert str(folder / ADAPTER_GRAPH) == call["path"]
     assert [CPU] == call["providers"]
     assert 0 == call["enable_fallback"]
-    assert {"log_severity_level": 3, "intra_op_num_threads": 3, "entries": EXACT} == vars(call["options"])
+    assert {"log_severity_level": 3, "intra_op_num_threads": 3, "entries": {EXACT: "1"}} == vars(call["options"])
     assert CPU == engine.provider
 
 
@@ -53,7 +68,7 @@ def test_cuda(folder: Path, runtime: Install, capsys: pytest.CaptureFixture[str]
     expected = {"device_id": "1", "enable_cuda_graph": "1", "gpu_mem_limit": "2147483648"}
     assert [(CUDA, expected)] == call["providers"]
     assert 0 == call["enable_fallback"]
-    assert {"log_severity_level": 3, "entries": {**EXACT, RECORD: "1"}} == vars(call["options"])
+    assert {"log_severity_level": 3, "entries": {EXACT: "1", RECORD: "1"}} == vars(call["options"])
     assert 1 == fake.preloads
     assert "" == capsys.readouterr().out
     engine._session(True)
@@ -139,7 +154,7 @@ def test_fallback_when_it_does_not_start(
     engine = engine_on(device, folder, bundle("cuda"), 2)
     assert CPU == engine.provider
     assert [CPU] == fake.calls[-1]["providers"]
-    expected = {"log_severity_level": 3, "intra_op_num_threads": 2, "entries": EXACT}
+    expected = {"log_severity_level": 3, "intra_op_num_threads": 2, "entries": {EXACT: "1"}}
     assert expected == vars(fake.calls[-1]["options"])
     (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert "decoder.adapters.onnx runs on the CPU, as fallback allows: device 'cuda:0'" in record.getMessage()
