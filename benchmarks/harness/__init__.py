@@ -1,0 +1,1 @@
+"""The benchmark of `benchmarks/run.py`: environments, models, workers, suites, statistics, report."""
