@@ -55,7 +55,9 @@ def test_cpu(folder: Path, runtime: Install) -> None:
     assert str(folder / ADAPTER_GRAPH) == call["path"]
     assert [CPU] == call["providers"]
     assert 0 == call["enable_fallback"]
-    assert {"log_severity_level": 3, "intra_op_num_threads": 3, "entries": {EXACT: "1"}} == vars(call["options"])
+    assert {"log_severity_level": 3, "intra_op_num_threads": 3, "entries": {EXACT: "1"}} == vars(
+        call["options"]
+    )
     assert CPU == engine.provider
 
 
