@@ -39,8 +39,8 @@ __all__ = ["export", "quiet_imports"]
 )  # fmt: skip
 @click.option(
     "--precision", "precisions", metavar="[TARGET=]PRECISION", multiple=True,
-    help="Of the base's weights; with several targets it says for which, as portable=fp16, and may be repeated. By "
-    "target, the default first: "
+    help="Of the base's weights; with several targets it says for which, as portable=fp16, and may be repeated; auto "
+    "goes by the model's size and this machine's CPU. By target, the default first: "
     + "; ".join(f"{name} {', '.join(target.precisions)}" for name, target in TARGETS.items()) + ".",
 )  # fmt: skip
 @click.option(
@@ -86,6 +86,8 @@ def export(
         return
     for bundle in report.bundles:
         click.echo(f"base      {report.base} {bundle.precision} {bundle.target}  {bundle.sha256[:12]}")
+        if bundle.reason:
+            click.echo(f"precision {bundle.precision}: {bundle.reason}")
         if bundle.folder is not None:
             click.echo(f"bundle    {output / bundle.folder}")
     for package in report.packages:

@@ -23,6 +23,7 @@ from hivellm_ort.adapters.config import ADAPTER_CONFIG
 from hivellm_ort.adapters.prepare import ADAPTER_WEIGHTS, prepare
 from hivellm_ort.adapters.prepared import PreparedAdapter
 from hivellm_ort.contract import Site
+from hivellm_ort.engine.cpu import cpu_flags
 from hivellm_ort.errors import AdapterError, ExpertError, ExportError
 from hivellm_ort.package.archive import sha256_file
 
@@ -46,12 +47,21 @@ class PackageReport:
 
 @dataclass(frozen=True)
 class BundleReport:
-    """One base bundle that was made; `folder` is its place within the output, None where it is only in packages."""
+    """One base bundle that was made.
+
+    Attributes:
+        target: what its graphs are for.
+        precision: of its weights.
+        sha256: its digest.
+        folder: its place within the output; None where it is only in packages.
+        reason: why this precision; empty where it was asked for.
+    """
 
     target: str
     precision: str
     sha256: str
     folder: str | None
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,7 +97,8 @@ def export(
         base: a Hugging Face folder or a `.gguf` file.
         experts: folders, each with a manifest and a PEFT adapter.
         output: the folder to write to.
-        precision: of the weights, for several targets as `TARGET=PRECISION`; one or a list. A target has a default.
+        precision: of the weights, for several targets as `TARGET=PRECISION`; one or a list. A target has a default,
+            and `auto` goes by the model's size and this machine's CPU.
         target: what the graphs are for, one or several of `hivellm_export.targets.TARGETS`.
         context: tokens of the cache, for targets of fixed shapes.
         merged: fold the one expert into the weights.
@@ -111,6 +122,8 @@ def export(
         model = load_base(base)
         for source in sources:
             source.check_base(model.source_sha256)
+        count = sum(parameter.numel() for parameter in model.model.parameters())
+        plans = tuple(plan.settled(count, cpu_flags()) for plan in plans)
         report = _export(model, sources, work, plans, merged=merged, thin=thin)
     return dataclasses.replace(report, output=str(output), seconds=time.perf_counter() - begin)
 
@@ -149,7 +162,7 @@ def _export(
             form=form,
             merged=adapter_digest,
         )
-        made.append(BundleReport(config.target, config.precision, config.sha256, None))
+        made.append(BundleReport(config.target, config.precision, config.sha256, None, plan.reason))
     folders = [bundles / bundle.target for bundle in made]
     products.mkdir()
     packages = []
