@@ -62,6 +62,8 @@ class Lowering:
     def run(self) -> None:
         """Lower every placeholder, then drop what nothing uses."""
         self.begin()
+        self._siblings = _siblings(self.graph)
+        self._activations: dict[tuple[ir.Value, ir.Value], tuple[ir.Value, ir.Value]] = {}
         for node in tuple(self.graph):
             if node.domain != DOMAIN:
                 continue
@@ -163,7 +165,7 @@ class Lowering:
         x, name = node.inputs[0], attribute_text(node, "site")
         modules = tuple(attribute_text(node, "modules").split(","))
         columns, width = node.attributes["in_features"].as_int(), sum(node.attributes["sizes"].as_ints())
-        y = self._matmul(x, self.weights.linear(modules), columns, width)
+        y = self._matmul(x, self.weights.linear(modules, self._siblings[name]), columns, width)
         site = self.sites.get(name)
         if name == "lm_head" and self.dtype != ir.DataType.FLOAT:
             return (self.op("Cast", y, to=ir.DataType.FLOAT),)
@@ -202,19 +204,17 @@ class Lowering:
         """
         assert matrix.smoothing is not None
         assert matrix.scales is not None
-        x = self.op("Mul", x, self.initializer(matrix.smoothing), width=columns)
-        largest = self.op("ReduceMax", self.op("Abs", x), self.constant([-1]), keepdims=1, width=1)
         step = self.initializer(ir.tensor(np.array(1 / 127, np.float32), name="activation.scale"))
         zero = self.initializer(ir.tensor(np.array(128, np.uint8), name="activation.zero_point"))
-        y = self.op(
-            "MatMulIntegerToFloat",
-            self.op("QuantizeLinear", self.op("Div", x, largest, width=columns), step, zero),
-            self.initializer(matrix.weight),
-            step,
-            self.initializer(matrix.scales),
-            zero,
-            domain=DOMAIN_MS,
-        )
+        key = x, self.initializer(matrix.smoothing)
+        if key not in self._activations:  # gate and up have one input
+            x = self.op("Mul", *key, width=columns)
+            largest = self.op("ReduceMax", self.op("Abs", x), self.constant([-1]), keepdims=1, width=1)
+            x = self.op("QuantizeLinear", self.op("Div", x, largest, width=columns), step, zero)
+            self._activations[key] = x, largest
+        x, largest = self._activations[key]
+        weight, scales = self.initializer(matrix.weight), self.initializer(matrix.scales)
+        y = self.op("MatMulIntegerToFloat", x, weight, step, scales, zero, domain=DOMAIN_MS)
         return self.op("Mul", y, largest, width=width)
 
     def _adapted(self, x: ir.Value, y: ir.Value, site: Site, bias: ir.Value | None) -> ir.Value:
@@ -246,3 +246,18 @@ class Lowering:
 def attribute_text(node: ir.Node, attribute: str) -> str:
     """A text attribute of a placeholder."""
     return node.attributes[attribute].as_string()
+
+
+def _siblings(graph: ir.Graph) -> dict[str, tuple[str, ...]]:
+    """By site, the modules of all sites that have the same input."""
+    sites: dict[ir.Value, list[ir.Node]] = {}
+    for node in graph:
+        if (node.domain, node.op_type) == (DOMAIN, "Linear"):
+            sites.setdefault(node.inputs[0], []).append(node)
+    return {
+        attribute_text(node, "site"): tuple(
+            module for one in nodes for module in attribute_text(one, "modules").split(",")
+        )
+        for nodes in sites.values()
+        for node in nodes
+    }

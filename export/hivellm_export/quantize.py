@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnxruntime.quantization.neural_compressor.weight_only import quant_tensor_k_quant_cpu
 
-__all__ = ["BLOCK", "Quantized", "QuantizedChannels", "quantize", "quantize_channels"]
+__all__ = ["BLOCK", "Quantized", "QuantizedChannels", "quantize", "quantize_channels", "smoothing"]
 
 BLOCK = 32
 _MIGRATION = (
@@ -41,35 +41,35 @@ class Quantized:
 
 @dataclass(frozen=True)
 class QuantizedChannels:
-    """`values` int8 [K, N], `scales` float32 [N], `smoothing` float32 [K], which multiplies the activations.
-
-    W[n, k] = values[k, n] * scales[n] * smoothing[k].
-    """
+    """`values` int8 [K, N] and `scales` float32 [N]: W[n, k] = values[k, n] * scales[n] * smoothing[k]."""
 
     values: NDArray[np.int8]
     scales: Array
-    smoothing: Array
 
 
-def quantize_channels(weight: Array, ranges: Array) -> QuantizedChannels:
-    """Quantise `weight` float32 [N, K] to 8 bits, one symmetric scale per output.
+def smoothing(activations: Array, weights: Array) -> Array:
+    """What the activations are to be multiplied by, float32 [K], and the columns of the weights divided by.
 
     Columns whose activations are large are made larger, and the activations smaller by as much: what 8 bits lose is
     then shared between the two. SmoothQuant (Xiao et al., 2022), equation 4, with an exponent of 0.6.
 
     Args:
-        weight: the matrix.
-        ranges: float32 [K], the largest magnitude of each input.
+        activations: float32 [K], the largest magnitude of each input.
+        weights: float32 [K], the largest magnitude of each column, of all matrices that have this input.
     """
-    wanted = np.maximum(ranges, _LEAST) ** _MIGRATION
-    given = np.maximum(np.abs(weight).max(axis=0), _LEAST) ** (1 - _MIGRATION)
+    wanted = np.maximum(weights, _LEAST) ** (1 - _MIGRATION)
+    given = np.maximum(activations, _LEAST) ** _MIGRATION
     factors = (wanted / given).astype(np.float32)
-    factors /= np.exp(np.log(factors).mean())
-    smoothed = weight * factors
+    return factors / np.exp(np.log(factors).mean())
+
+
+def quantize_channels(weight: Array, smoothing: Array) -> QuantizedChannels:
+    """Quantise `weight` float32 [N, K], divided by `smoothing` float32 [K], to 8 bits, one scale per output."""
+    smoothed = weight / smoothing
     scales = np.abs(smoothed).max(axis=1) / np.float32(127)
     safe = np.where(scales == 0, np.float32(1), scales)
     values = np.rint(smoothed / safe[:, None]).clip(-127, 127).astype(np.int8)
-    return QuantizedChannels(np.ascontiguousarray(values.T), scales, 1 / factors)
+    return QuantizedChannels(np.ascontiguousarray(values.T), scales)
 
 
 def quantize(weight: Array, bits: int) -> Quantized:

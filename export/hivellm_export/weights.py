@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from hivellm_export.quantize import BLOCK, Quantized, quantize, quantize_channels
+from hivellm_export.quantize import BLOCK, Quantized, quantize, quantize_channels, smoothing
 from hivellm_export.shaping import FLOAT_TYPES
 from hivellm_export.targets import Precision
 from hivellm_ort.contract import WEIGHTS_FILE, Site, StoredWeights
@@ -93,16 +93,17 @@ class WeightWriter:
             ),
         )
 
-    def linear(self, modules: tuple[str, ...]) -> Matrix:
+    def linear(self, modules: tuple[str, ...], siblings: tuple[str, ...] = ()) -> Matrix:
         """The weights of linear `modules` that share an input, stacked along N.
 
-        Floats come as [K, N] for MatMul; the LM head as [N, K], to share the embedding's bytes where tied.
+        Floats come as [K, N] for MatMul; the LM head as [N, K], to share the embedding's bytes where tied. For 8-bit
+        activations `siblings` are all modules with that input, which is then quantised once for all.
         """
         if modules == ("lm_head",):
             return self._head()
         key = "+".join(modules)
         if self._activation_bits:
-            return self._channels(key, modules)
+            return self._channels(key, modules, siblings)
         if self._bits:
             return self._matrix(key, lambda: self._stack(modules), self._bits)
         weight = self._once(key, lambda: np.ascontiguousarray(self._stack(modules).T))
@@ -159,16 +160,21 @@ class WeightWriter:
             )
         return self._quantized[key]
 
-    def _channels(self, key: str, modules: tuple[str, ...]) -> Matrix:
+    def _channels(self, key: str, modules: tuple[str, ...], siblings: tuple[str, ...]) -> Matrix:
         if key not in self._quantized:
-            result = quantize_channels(self._stack(modules), self._ranges[modules[0]])  # one input for all
+            factors = self._smoothing(siblings)
+            result = quantize_channels(self._stack(modules), factors)
             self._quantized[key] = Matrix(
                 8,
                 self._once(f"{key}.quantized", lambda: result.values),
                 self._once(f"{key}.scales", lambda: result.scales),
-                smoothing=self._once(f"{key}.smoothing", lambda: result.smoothing),
+                smoothing=self._once(f"{'+'.join(siblings)}.smoothing", lambda: factors),
             )
         return self._quantized[key]
+
+    def _smoothing(self, modules: tuple[str, ...]) -> NDArray[np.float32]:
+        columns = [np.abs(self._tensor(f"{module}.weight")).max(axis=0) for module in modules]
+        return smoothing(self._ranges[modules[0]], np.maximum.reduce(columns))
 
     def _once(self, name: str, make: Callable[[], NDArray[Any]]) -> ir.ExternalTensor:
         if name not in self._cache:

@@ -230,6 +230,9 @@ def test_products_of_eight_bits(architecture: str, bundle: BundleFolder) -> None
         nodes = list(ir.load(folder / name).graph)
         products = [node for node in nodes if node.op_type == "MatMulIntegerToFloat"]
         assert len(config.sites) == len(products)
+        # Attention's and the feed-forward's two inputs: gate and up share theirs.
+        inputs = [node for node in nodes if node.op_type == "QuantizeLinear"]
+        assert 4 * config.architecture.num_hidden_layers == len(inputs)
         (head,) = [node for node in nodes if node.op_type == "MatMulNBits"]
         assert "logits" == head.outputs[0].name
         for node in products:
