@@ -26,6 +26,7 @@ __all__ = ["Decoder"]
 _GROWTH = 256  # cache capacities are multiples of this many tokens
 _KEPT_CAPACITY = 2048  # a larger cache is not kept while there is nothing to do
 _PREFILL_CHUNK = 1024  # tokens per forward pass of a prompt: bounds the activations' memory
+_KEPT_BINDINGS = 4  # to change back to one of the last adapters is then no work
 _FEW_TOKENS = 8  # are read one by one behind a kept prefix; more of them sooner in one run from the start
 
 Logits = NDArray[np.float32]
@@ -45,7 +46,7 @@ class Decoder:
         prefixes: what is kept of earlier rows.
 
     Attributes:
-        swap_seconds: time that the last `start` took to bind its adapter; 0.0 where it was bound already.
+        swap_seconds: time that the last `start` took to change to its adapter; 0.0 where it was that of the last run.
     """
 
     def __init__(self, session: Any, config: DecoderConfig, can: Capabilities, prefixes: PrefixCache):
@@ -56,7 +57,9 @@ class Decoder:
         self._adapters: list[BoundAdapter | None] = []
         self._cache: KVCache | None = None
         self._session = session
-        self._one = _Pass(session, config, can)
+        self._ones: dict[
+            BoundAdapter | None, _Pass
+        ] = {}  # of single rows, the one that was used last at the end
         self._all = _Pass(session, config, can)
         self._mixed: MixedAdapters | None = None
         self._mixed_rows: tuple[BoundAdapter, ...] = ()
@@ -96,9 +99,9 @@ class Decoder:
             self._lengths.append(0)
             self._adapters.append(None)
         self._lengths[row], self._adapters[row] = 0, adapter
-        begin = time.perf_counter()
-        swapped = self._one.use_adapter(adapter)
-        self.swap_seconds = time.perf_counter() - begin if swapped else 0.0
+        begin, last = time.perf_counter(), next(reversed(self._ones), None)
+        self._one(adapter)
+        self.swap_seconds = 0.0 if adapter is last else time.perf_counter() - begin
         try:
             self._reserve(capacity)
         except BaseException:
@@ -122,13 +125,13 @@ class Decoder:
         """
         length, count, found = self._lengths[row], len(token_ids), list[Logits]()
         self._reserve(length + count)
-        self._one.use_adapter(self._adapters[row])
-        self._one.use_rows(self._cache, slice(row, row + 1))
+        one = self._one(self._adapters[row])
+        one.use_rows(self._cache, slice(row, row + 1))
         sizes = {"length": length, "capacity": self.capacity, "wanted": wanted, "longest": _PREFILL_CHUNK}
         for piece in pieces(self._can, count, **sizes):
             self._lengths[row] = length + piece.end
             tokens = token_ids[piece.begin : piece.end]
-            logits = self._one.run([tokens], [self._lengths[row]], piece.wanted, piece.width)
+            logits = one.run([tokens], [self._lengths[row]], piece.wanted, piece.width)
             if count - wanted < piece.end < count:
                 found.append(logits.copy())
         return np.concatenate([*found, logits]) if found else logits
@@ -182,11 +185,21 @@ class Decoder:
         """Let go of an adapter that no row has any more, so that its memory can be freed."""
         self._adapters = [None if one is adapter else one for one in self._adapters]
         mixed = self._mixed is not None and adapter in self._mixed.adapters
-        if mixed or adapter in (self._one.adapter, self._all.adapter):
+        if mixed or adapter in self._ones or adapter is self._all.adapter:
             self._unbind()
 
+    def _one(self, adapter: BoundAdapter | None) -> _Pass:
+        """The binding of single rows with an adapter."""
+        one = self._ones.pop(adapter, None) or _Pass(self._session, self._config, self._can)
+        one.use_adapter(adapter)
+        self._ones[adapter] = one
+        if len(self._ones) > _KEPT_BINDINGS:
+            del self._ones[next(iter(self._ones))]
+        return one
+
     def _unbind(self) -> None:
-        self._one, self._all = (_Pass(self._session, self._config, self._can) for _ in range(2))
+        self._ones.clear()
+        self._all = _Pass(self._session, self._config, self._can)
         self._mixed, self._mixed_rows = None, ()
 
     def _use_adapters(self, adapters: Sequence[BoundAdapter | None]) -> None:
@@ -226,6 +239,8 @@ class Decoder:
         if self._cache is not None:
             cache.copy_from(self._cache, self._lengths[: self._cache.rows])
         self._cache = cache
+        while len(self._ones) > 1:  # they hold the smaller cache; the last one is the next to run
+            del self._ones[next(iter(self._ones))]
 
 
 class _Pass:
@@ -242,13 +257,11 @@ class _Pass:
         self._feeds = Feeds(self._binding, can, config.architecture.vocab_size)
         self._new = NewTokens(config.architecture, can.cache_type) if can.new_tokens else None
 
-    def use_adapter(self, adapter: BoundAdapter | None) -> bool:
-        """Bind an adapter; whether that was needed."""
-        if adapter is None or adapter is self.adapter:
-            return False
-        self.use_values(adapter.values)
-        self.adapter = adapter
-        return True
+    def use_adapter(self, adapter: BoundAdapter | None) -> None:
+        """Bind an adapter."""
+        if adapter is not None and adapter is not self.adapter:
+            self.use_values(adapter.values)
+            self.adapter = adapter
 
     def use_values(self, values: Mapping[str, Tensor]) -> None:
         """Bind adapter inputs that are not those of one adapter."""

@@ -136,13 +136,36 @@ def test_a_step_of_the_cpu_form_binds_nothing(bundles: Bundles, monkeypatch: pyt
     decoder.step([5, 6, 7])
     decoder.append(0, [5])
     calls: list[str] = []
-    for part in ("_one", "_all"):
-        bound = getattr(decoder, part)._binding
+    for part in (decoder._one(next(iter(adapters.values()))), decoder._all):
+        bound = part._binding
         for name in ("bind_ortvalue_input", "bind_ortvalue_output", "bind_input", "bind_output"):
             monkeypatch.setattr(bound, name, lambda *_, name=name: calls.append(name))
     decoder.step([8, 9, 10])
     decoder.append(0, [5])
     assert [] == calls
+
+
+def test_changing_back_binds_nothing(bundles: Bundles) -> None:
+    """The bindings of the last adapters stay; with a larger cache, of which they would hold the smaller, they go."""
+    engine = bundles.engine("cpu", "fp32")
+    decoder, adapters = engine.decoder(adapters=True), bundles.adapters("cpu", "fp32", engine)
+    one, other = list(adapters.values())[:2]
+    first = {}
+    for adapter in (one, other):
+        decoder.start(0, adapter, 100)
+        first[adapter] = decoder.append(0, tokens(5, 1)).copy()
+        assert decoder.swap_seconds > 0
+    kept = [decoder._ones[adapter]._binding for adapter in (one, other)]
+    for adapter in (one, other, one):
+        decoder.start(0, adapter, 100)
+        assert np.array_equal(first[adapter], decoder.append(0, tokens(5, 1)))
+    assert kept == [decoder._ones[adapter]._binding for adapter in (one, other)]
+    decoder.start(0, one, 100)
+    assert 0 == decoder.swap_seconds
+    decoder.start(0, one, 500)
+    assert [one] == list(decoder._ones)
+    decoder.forget(one)
+    assert {} == decoder._ones
 
 
 def run_of(config: DecoderConfig, width: int, begin: int, **changes: object) -> Run:
