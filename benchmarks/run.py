@@ -112,6 +112,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS), help="default: all")
     parser.add_argument("--suite", nargs="+", choices=SUITES, default=list(SUITES), help="default: all")
+    parser.add_argument("--case", nargs="+", help="only those of these names, such as 512 (default: all)")
     parser.add_argument(
         "--model", nargs="+", choices=list(MODELS), default=list(MODELS), help="default: both"
     )
@@ -163,6 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cases = make_plan(
             options.peers, options.suite, options.model, quick=options.quick, rounds=options.rounds
         )
+        cases = [case for case in cases if not options.case or case.name in options.case]
         fleet = Fleet(
             options.work,
             threads=options.threads,

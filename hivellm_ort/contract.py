@@ -232,7 +232,11 @@ class DecoderConfig:
     @property
     def context(self) -> int:
         """Most tokens of a prompt and its answer: what the model can, and what its graphs have room for."""
-        return min((self.architecture.max_position_embeddings, *self.graph.shapes.get("max_length", ())))
+        limit, shapes = self.architecture.max_position_embeddings, self.graph.shapes
+        # The engine says what is wrong with a form; until then it may be anything.
+        sizes = shapes.get("max_length") if isinstance(shapes, Mapping) else None
+        fixed = [size for size in sizes if isinstance(size, int)] if isinstance(sizes, list | tuple) else []
+        return min([limit, *fixed]) if isinstance(limit, int) else limit
 
     def to_bytes(self) -> bytes:
         """The file's content: sorted keys, two spaces, a final newline."""

@@ -53,6 +53,8 @@ class Worker:
             stderr=self._log,
             text=True,
             encoding="utf-8",
+            # A stopped process in a group whose shell has gone would have the whole group hung up.
+            start_new_session=True,
         )
         self.system = psutil.Process(self._process.pid)
         try:

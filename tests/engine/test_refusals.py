@@ -168,3 +168,14 @@ def test_row_beyond_a_fixed_cache(form: tuple[str, str], bundles: Bundles) -> No
     with pytest.raises(ContextLengthError, match="--context"):
         decoder.append(0, tokens(2, 2))
     assert (1, 288) == decoder.append(0, tokens(1, 2)).shape
+
+
+@pytest.mark.parametrize(
+    "shapes", [None, [], "x", {}, {"max_length": None}, {"max_length": "12"}, {"max_length": ["12"]}]
+)
+def test_context_of_a_strange_form(shapes: object, bundles: Bundles) -> None:
+    """Who only looks at a package learns the model's context; running it is refused by the engine."""
+    config = bundles.engine("cpu", "fp32").config
+    form = dataclasses.replace(config.graph, shapes=shapes)
+    strange = dataclasses.replace(config, graph=form)
+    assert config.architecture.max_position_embeddings == strange.context
