@@ -53,7 +53,7 @@ class Plan:
                 name = "w8a8"
                 reason = (
                     f"{size}: 4 bits lose too much; this CPU multiplies 8 bits ({found}), which halves the time "
-                    "for prompts and batches"
+                    "for prompts"
                 )
             else:
                 name = "int8"
