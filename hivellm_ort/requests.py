@@ -225,14 +225,12 @@ class Voice:
         context, model = config.context, config.architecture.max_position_embeddings
         room = context - len(prompt_ids)
         if room < (max_tokens or 1):
+            limit = f"model's context of {context} tokens"
+            if context < model:
+                limit = f"{context} tokens that the base was exported for (--context)"
             raise ContextLengthError(
-                f"a prompt of {len(prompt_ids)} tokens and max_tokens={max_tokens or 1} exceed the "
-                + (
-                    f"model's context of {context} tokens"
-                    if context == model
-                    else f"{context} tokens that the base was exported for (--context)"
-                )
-                + ": shorten the prompt or lower max_tokens"
+                f"a prompt of {len(prompt_ids)} tokens and max_tokens={max_tokens or 1} exceed the {limit}: shorten "
+                "the prompt or lower max_tokens"
             )
         return max_tokens or min(self.manifest.decoding.max_new_tokens or DEFAULT_MAX_TOKENS, room)
 

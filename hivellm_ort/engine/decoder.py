@@ -57,9 +57,8 @@ class Decoder:
         self._adapters: list[BoundAdapter | None] = []
         self._cache: KVCache | None = None
         self._session = session
-        self._ones: dict[
-            BoundAdapter | None, _Pass
-        ] = {}  # of single rows, the one that was used last at the end
+        # Of single rows; the one that was used last is at the end.
+        self._ones: dict[BoundAdapter | None, _Pass] = {}
         self._all = _Pass(session, config, can)
         self._mixed: MixedAdapters | None = None
         self._mixed_rows: tuple[BoundAdapter, ...] = ()
