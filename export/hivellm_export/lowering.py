@@ -9,7 +9,6 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from hivellm_export.quantize import BLOCK
 from hivellm_export.shaping import FLOAT_TYPES, dimension, site_shapes
 from hivellm_export.targets import DOMAIN_MS
 from hivellm_export.trace import DOMAIN
@@ -155,7 +154,7 @@ class Lowering:
                 self.initializer(matrix.scales),
                 domain=DOMAIN_MS,
                 bits=matrix.bits,
-                block_size=BLOCK,
+                block_size=matrix.block,
                 gather_axis=0,
                 quantize_axis=1,
             ),
@@ -190,7 +189,7 @@ class Lowering:
                 K=columns,
                 N=width,
                 bits=matrix.bits,
-                block_size=BLOCK,
+                block_size=matrix.block,
                 accuracy_level=self.accuracy_level,
             )
         if matrix.transposed:

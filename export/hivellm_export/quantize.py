@@ -1,8 +1,8 @@
 """Quantisation of one weight matrix, [N, K] as in PyTorch.
 
-By block, in the layout of `com.microsoft::MatMulNBits` (ONNX Runtime, ContribOperators): each run of `BLOCK` values
-along K has one scale and, where asymmetric, one zero point. By channel, for products with 8-bit activations: one
-scale per output.
+By block, in the layout of `com.microsoft::MatMulNBits` (ONNX Runtime, ContribOperators): each run of values along K
+has one scale and, where asymmetric, one zero point. By channel, for products with 8-bit activations: one scale per
+output.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from onnxruntime.quantization.neural_compressor.weight_only import quant_tensor_k_quant_cpu
 
-__all__ = ["BLOCK", "Quantized", "QuantizedChannels", "quantize", "quantize_channels", "smoothing"]
+__all__ = ["Quantized", "QuantizedChannels", "block_size", "quantize", "quantize_channels", "smoothing"]
 
-BLOCK = 32
+_SMALLEST_BLOCK = 32
+# 8 bits lose next to nothing with larger blocks, and products with several rows gain a fifth.
+_LARGEST_BLOCK = {8: 128, 4: 32}
 _MIGRATION = (
     0.6  # share of the activations' unevenness that goes to the weights; best of 0.3 to 0.8 on SmolLM2
 )
@@ -28,12 +30,13 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Quantized:
-    """`blob` uint8 [N, K / BLOCK, BLOCK * bits / 8], `scales` float32 [N, K / BLOCK], `zero_points` packed uint8.
+    """`blob` uint8 [N, K / block, block * bits / 8], `scales` float32 [N, K / block], `zero_points` packed uint8.
 
     Without zero points the zero is 2 ** (bits - 1).
     """
 
     bits: int
+    block: int
     blob: NDArray[np.uint8]
     scales: Array
     zero_points: NDArray[np.uint8] | None = None
@@ -72,37 +75,46 @@ def quantize_channels(weight: Array, smoothing: Array) -> QuantizedChannels:
     return QuantizedChannels(np.ascontiguousarray(values.T), scales)
 
 
+def block_size(columns: int, bits: int) -> int:
+    """Values along K that share a scale: the largest size that divides K, or the smallest, which pads it."""
+    size = _LARGEST_BLOCK[bits]
+    while size > _SMALLEST_BLOCK and columns % size:
+        size //= 2
+    return size
+
+
 def quantize(weight: Array, bits: int) -> Quantized:
-    """Quantise `weight` float32 [N, K]; K is padded with zeros to a multiple of `BLOCK`.
+    """Quantise `weight` float32 [N, K]; K is padded with zeros to a multiple of its `block_size`.
 
     8 bits: symmetric round to nearest. 4 bits: symmetric round to nearest or k-quant (asymmetric, scale and zero
     point searched for the least weighted error), whichever restores this matrix with the smaller squared error.
     """
     rows, columns = weight.shape
-    blocks = -(-columns // BLOCK)
-    if columns % BLOCK:
-        weight = np.pad(weight, ((0, 0), (0, blocks * BLOCK - columns)))
-    flat = weight.reshape(-1, BLOCK)
+    block = block_size(columns, bits)
+    blocks = -(-columns // block)
+    if columns % block:
+        weight = np.pad(weight, ((0, 0), (0, blocks * block - columns)))
+    flat = weight.reshape(-1, block)
     nearest = _chunked(lambda part: _round_to_nearest(part, bits), flat)
     if bits == 4:
         searched = _chunked(_k_quant, flat)
         if searched[3] < nearest[3]:
             nearest = searched
     values, scales, zeros, _ = nearest
-    blob = values.reshape(rows, blocks, BLOCK)
+    blob = values.reshape(rows, blocks, block)
     packed = _pack(blob) if bits == 4 else blob
     zero_points = None
     if zeros is not None:
         grid = zeros.reshape(rows, blocks)
         zero_points = _pack(np.pad(grid, ((0, 0), (0, blocks % 2))))
-    return Quantized(bits, packed, scales.reshape(rows, blocks), zero_points)
+    return Quantized(bits, block, packed, scales.reshape(rows, blocks), zero_points)
 
 
 _Result = tuple[NDArray[np.uint8], Array, "NDArray[np.uint8] | None", float]
 
 
 def _chunked(method: Callable[[Array], _Result], flat: Array) -> _Result:
-    step = _ROWS // BLOCK
+    step = _ROWS // flat.shape[1]
     results = [method(flat[i : i + step]) for i in range(0, len(flat), step)]
     values, scales, zeros, errors = zip(*results, strict=True)
     joined = None if zeros[0] is None else np.concatenate(zeros)
@@ -122,7 +134,7 @@ def _round_to_nearest(data: Array, bits: int) -> _Result:
 
 def _k_quant(data: Array) -> _Result:
     with np.errstate(divide="ignore", invalid="ignore"):  # a block of equal values divides by zero
-        values, scales, zeros = quant_tensor_k_quant_cpu(data, num_bits=4, group_size=BLOCK)
+        values, scales, zeros = quant_tensor_k_quant_cpu(data, num_bits=4, group_size=data.shape[1])
     values = np.nan_to_num(values).astype(np.uint8)
     scales = scales.astype(np.float32)
     error = float(np.square((values - zeros.astype(np.float32)) * scales - data).sum(dtype=np.float64))

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from hivellm_export.quantize import BLOCK, Quantized, quantize, quantize_channels, smoothing
+from hivellm_export.quantize import Quantized, quantize, quantize_channels, smoothing
 from hivellm_export.shaping import FLOAT_TYPES
 from hivellm_export.targets import Precision
 from hivellm_ort.contract import WEIGHTS_FILE, Site, StoredWeights
@@ -30,8 +30,8 @@ ALIGNMENT = 4096  # a memory page, so that ONNX Runtime can map tensors instead 
 class Matrix:
     """A weight as the graph's operators want it.
 
-    `bits` is 0 for floats, which are stored [K, N] if `transposed`, else [N, K]. With `smoothing` the values are
-    int8 [K, N] for 8-bit activations.
+    `bits` is 0 for floats, which are stored [K, N] if `transposed`, else [N, K]. Else `block` values along K share a
+    scale, or with `smoothing` all of them, and the values are int8 [K, N] for 8-bit activations.
     """
 
     bits: int
@@ -39,6 +39,7 @@ class Matrix:
     scales: ir.ExternalTensor | None = None
     zero_points: ir.ExternalTensor | None = None
     transposed: bool = False
+    block: int = 0
     smoothing: ir.ExternalTensor | None = None
 
 
@@ -115,7 +116,7 @@ class WeightWriter:
         return StoredWeights(
             weight=_offset(matrix.weight),
             bits=matrix.bits,
-            block=BLOCK if matrix.bits and matrix.smoothing is None else 0,
+            block=matrix.block,
             scales=None if matrix.scales is None else _offset(matrix.scales),
             zero_points=None if matrix.zero_points is None else _offset(matrix.zero_points),
             bias=_offset(self.bias(site)) if site.bias else None,
@@ -129,9 +130,8 @@ class WeightWriter:
             return Matrix(0, self._once(name, lambda: self._tensor(f"{name}.weight")))
         matrix = self._matrix(name, lambda: self._tensor(f"{name}.weight"), self._head_bits)
         rows, blocks, size = matrix.weight.shape
-        return Matrix(
-            self._head_bits, _view(matrix.weight, f"{name}.table", (rows, blocks * size)), matrix.scales
-        )
+        table = _view(matrix.weight, f"{name}.table", (rows, blocks * size))
+        return Matrix(self._head_bits, table, matrix.scales, block=matrix.block)
 
     def _head(self) -> Matrix:
         name = "model.embed_tokens" if self._tied else "lm_head"
@@ -146,17 +146,18 @@ class WeightWriter:
     def _matrix(self, key: str, weight: Callable[[], NDArray[np.float32]], bits: int) -> Matrix:
         if key not in self._quantized:
             values = weight()
-            if key == "model.embed_tokens" and values.shape[1] % BLOCK:
-                raise ExportError(
-                    f"hidden_size {values.shape[1]} is not a multiple of {BLOCK}: export with --precision fp32"
-                )
             result: Quantized = quantize(values, bits)
+            if key == "model.embed_tokens" and values.shape[1] % result.block:
+                raise ExportError(
+                    f"hidden_size {values.shape[1]} is not a multiple of {result.block}: export with --precision fp32"
+                )
             zeros = result.zero_points
             self._quantized[key] = Matrix(
                 bits,
                 self._once(f"{key}.quantized", lambda: result.blob),
                 self._once(f"{key}.scales", lambda: result.scales),
                 None if zeros is None else self._once(f"{key}.zero_points", lambda: zeros),
+                block=result.block,
             )
         return self._quantized[key]
 

@@ -25,7 +25,9 @@ __all__ = ["Decoder"]
 
 _GROWTH = 256  # cache capacities are multiples of this many tokens
 _KEPT_CAPACITY = 2048  # a larger cache is not kept while there is nothing to do
-_PREFILL_CHUNK = 1024  # tokens per forward pass of a prompt: bounds the activations' memory
+# Tokens per forward pass of a prompt. Attention on the CPU computes what it then masks: the fewer, the less of that,
+# down to where products lose by it. A device wants many; the number bounds the activations' memory.
+_HOST_CHUNK, _DEVICE_CHUNK = 256, 1024
 _KEPT_BINDINGS = 4  # to change back to one of the last adapters is then no work
 _FEW_TOKENS = 8  # are read one by one behind a kept prefix; more of them sooner in one run from the start
 
@@ -126,7 +128,8 @@ class Decoder:
         self._reserve(length + count)
         one = self._one(self._adapters[row])
         one.use_rows(self._cache, slice(row, row + 1))
-        sizes = {"length": length, "capacity": self.capacity, "wanted": wanted, "longest": _PREFILL_CHUNK}
+        longest = _HOST_CHUNK if self._can.memory is None else _DEVICE_CHUNK
+        sizes = {"length": length, "capacity": self.capacity, "wanted": wanted, "longest": longest}
         for piece in pieces(self._can, count, **sizes):
             self._lengths[row] = length + piece.end
             tokens = token_ids[piece.begin : piece.end]

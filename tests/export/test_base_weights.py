@@ -28,8 +28,8 @@ def opened(folder: Path) -> tuple[BaseWeights, DecoderConfig]:
     return BaseWeights(folder, config), config
 
 
-def one_step(weight: np.ndarray, precision: str) -> np.ndarray:
-    """[N, K]: by how much a value may be off: in a quantised block of 32, a step of its largest magnitude."""
+def one_step(weight: np.ndarray, precision: str, block: int = 32) -> np.ndarray:
+    """[N, K]: by how much a value may be off: in a quantised block, a step of its largest magnitude."""
     if precision == "fp32":
         return np.zeros_like(weight)
     if precision in ("fp16", "bf16"):
@@ -37,8 +37,8 @@ def one_step(weight: np.ndarray, precision: str) -> np.ndarray:
     if precision == "w8a8":  # smoothing makes some columns much coarser than others
         return np.broadcast_to(np.abs(weight).max(axis=1, keepdims=True) / 127 * 8, weight.shape)
     bits = int(precision[-1])
-    blocks = np.pad(weight, ((0, 0), (0, -weight.shape[1] % 32))).reshape(len(weight), -1, 32)
-    largest = np.repeat(np.abs(blocks).max(axis=2), 32, axis=1)[:, : weight.shape[1]]
+    blocks = np.pad(weight, ((0, 0), (0, -weight.shape[1] % block))).reshape(len(weight), -1, block)
+    largest = np.repeat(np.abs(blocks).max(axis=2), block, axis=1)[:, : weight.shape[1]]
     # k-quant, which int4 uses where it restores more, clips a little beyond one step.
     return largest / (1 << (bits - 1)) * (1.25 if bits == 4 else 1.001)
 
@@ -64,11 +64,12 @@ def test_every_module_is_read_back(
     source = load_file(model_folder(architecture) / "model.safetensors")
     weights, config = opened(target_bundle(architecture, target, precision))
     for site in config.sites:
+        block = (config.weights or config.half_weights)[site.name].block
         for part in site.parts:
             found = weights.tensor(f"{part.module}.weight")
             assert (np.float32, (part.size, site.in_features)) == (found.dtype, found.shape)
             wanted = source[f"{part.module}.weight"]
-            assert (np.abs(found - wanted) <= one_step(wanted, precision)).all()
+            assert (np.abs(found - wanted) <= one_step(wanted, precision, block)).all()
             if precision == "w8a8":
                 assert 0.015 * np.linalg.norm(wanted) > np.linalg.norm(found - wanted)
             if part.bias:

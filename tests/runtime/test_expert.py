@@ -231,7 +231,7 @@ def test_prefill_in_chunks(lora: Expert, monkeypatch: pytest.MonkeyPatch) -> Non
     token_ids = prompt_ids(lora, "select name from users where age > 30 " * 6)
     whole = list(greedy(lora, token_ids, steps=10, capacity=1))
     for chunk in (8, len(token_ids) - 1):
-        monkeypatch.setattr(decoder, "_PREFILL_CHUNK", chunk)
+        monkeypatch.setattr(decoder, "_HOST_CHUNK", chunk)
         pieces = list(greedy(lora, token_ids, steps=10, capacity=1))
         assert [token for token, _ in whole] == [token for token, _ in pieces]
         assert max(np.abs(a - b).max() for (_, a), (_, b) in zip(whole, pieces, strict=True)) < 1e-5
