@@ -25,7 +25,9 @@ _REFERENCE = System("transformers", "fp32")
 
 
 def workload(case: Case, fleet: Fleet, results: Results) -> None:
-    """Requests per minute. Those of a round are the same for all; their lengths are those of our own answers.
+    """Requests per minute, one after the other or all of a round at once.
+
+    Those of a round are the same for all; their lengths are those of our own answers.
 
     A peer without grammars generates as many tokens as our answer has, so that it does the same work.
     """
@@ -46,13 +48,19 @@ def workload(case: Case, fleet: Fleet, results: Results) -> None:
     def entrant(system: System, number: int) -> dict[str, Any]:
         worker = fleet.worker(system, case.model, EXPERTS)
         own = asked[count * (number + 1) : count * (number + 2)]
-        answers = [worker.ask({"op": "answer", "request": request}) for request in own]
+        if case.settings["together"]:
+            whole = worker.ask({"op": "answers", "requests": own})
+            answers, seconds, disturbed = whole["answers"], whole["seconds"], whole["disturbed"]
+        else:
+            answers = [worker.ask({"op": "answer", "request": request}) for request in own]
+            seconds = sum(answer["seconds"] for answer in answers)
+            disturbed = max(answer["disturbed"] for answer in answers)
         return {
-            "seconds": sum(answer["seconds"] for answer in answers),
+            "seconds": seconds,
             "tokens": sum(answer["tokens"] for answer in answers) / count,
             "valid": [_valid(request, answer) for request, answer in zip(own, answers, strict=True)],
             "cached_tokens": sum(answer.get("cached_tokens", 0) for answer in answers) / count,
-            "disturbed": max(answer["disturbed"] for answer in answers),
+            "disturbed": disturbed,
         }
 
     entrants = {system.name: partial(entrant, system) for system in case.systems}

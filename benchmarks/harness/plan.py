@@ -162,7 +162,10 @@ def _cases(suite: str, model: str, systems: tuple[System, ...], quick: bool) -> 
     merged = tuple(system for system in systems if system.name not in _NOT_MERGED)
     if suite == "workload":
         rounds, count = (1, 3) if quick else (5, 9)
-        return [case("three experts", rounds, merged, warm_up=not quick, requests=count)]
+        return [
+            case(name, rounds, merged, warm_up=not quick, requests=count, together=together)
+            for name, together in (("one by one", False), ("at once", True))
+        ]
     if suite == "load":
         return [case("first token", 1 if quick else 5, warm_up=not quick)]
     if suite == "memory":

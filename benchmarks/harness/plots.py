@@ -95,13 +95,18 @@ def _drawn(peer: str) -> tuple[str, ...]:
 
 
 def _bars(pyplot: Any, table: Table) -> bool:
-    rows = [row for row in table.results.rows if row.suite == "workload"]
+    rows = [
+        row
+        for row in table.results.rows
+        # Peers answer one by one in both cases.
+        if row.suite == "workload" and (row.case == "one by one" or parse_system(row.system).peer == "ours")
+    ]
     if not rows:
         return False
     values = [table.value(row) for row in rows]
     pyplot.figure(figsize=(6, 0.6 + 0.3 * len(rows)))
     pyplot.barh(
-        [row.system for row in rows],
+        [f"{row.system}, {row.case}" for row in rows],
         [value.median for value in values],
         xerr=(
             [value.median - value.least for value in values],

@@ -51,7 +51,9 @@ _NOTES = {
     "and transformers swap adapters; genai, llamacpp and openvino hold one merged model per expert; optimum answers "
     "with the base, which is the same work. Ours, genai, llamacpp and openvino enforce the grammars; transformers "
     "and optimum have none, and generate as many tokens as our answer has. What each keeps of earlier prompts by "
-    "itself stays on: ours and openvino the shared prefixes, llamacpp the prompt before.",
+    "itself stays on: ours and openvino the shared prefixes, llamacpp the prompt before. At once: all requests of a "
+    "round come together. Ours answers those of all experts in one batch; a peer with a model per expert answers one "
+    "after the other, and a batch per model is not tried.",
     "quality": "KL against transformers fp32 on the READMEs of `models/`, in nats per token; exact answers to "
     "held-out prompts, and how many equal the reference's token by token.",
     "install": "What running needs with all it requires, without what only conversion needs.",

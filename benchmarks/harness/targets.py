@@ -143,23 +143,24 @@ def _adapters(table: Table) -> Iterator[Check]:
 
 
 def _workload(table: Table) -> Iterator[Check]:
-    rows = {row.system: row for row in table.results.rows if row.suite == "workload"}
-    ours = [system for system in ("ours int8", "ours w8a8") if system in rows] or ["ours int8"]
-    for system in ours:
-        for other, target in (
-            ("transformers fp32", 4.0),
-            ("transformers bf16", 4.0),
-            ("genai int8", 2.0),
-            ("llamacpp q8_0", 1.5),
-        ):
-            found = table.ratio(rows.get(system), rows.get(other))
-            yield _at_least(f"expert workload, against {other}", system, found, target)
-    for system in (name for name in rows if name.startswith("ours")):
-        flags = [flag for answers in rows[system].extra["valid"] for flag in answers]
-        good = sum(bool(flag) for flag in flags)
-        yield Check(
-            "answers valid under their grammar", system, f"{good} of {len(flags)}", "all", good == len(flags)
-        )
+    rows = {(row.case, row.system): row for row in table.results.rows if row.suite == "workload"}
+    precisions = sorted({system for _, system in rows if system in ("ours int8", "ours w8a8")})
+    for case in ("one by one", "at once"):
+        for system in precisions or ["ours int8"]:
+            for other, target in (
+                ("transformers fp32", 4.0),
+                ("transformers bf16", 4.0),
+                ("genai int8", 2.0),
+                ("llamacpp q8_0", 1.5),
+            ):
+                found = table.ratio(rows.get((case, system)), rows.get((case, other)))
+                yield _at_least(f"expert workload, {case}, against {other}", system, found, target)
+    for (case, system), row in rows.items():
+        if system.startswith("ours"):
+            flags = [flag for answers in row.extra["valid"] for flag in answers]
+            good = sum(bool(flag) for flag in flags)
+            promise = f"answers valid under their grammar, {case}"
+            yield Check(promise, system, f"{good} of {len(flags)}", "all", good == len(flags))
 
 
 def _rest(table: Table) -> Iterator[Check]:

@@ -113,16 +113,34 @@ class Ours(Peer):
         if request["expert"] not in self.adapters:
             raise UnsupportedError("the experts are for another base")
         begin = time.perf_counter()
-        result = self.manager.generate(
-            request["expert"],
-            request["user"],
-            system=request["system"],
-            temperature=0,
-            max_tokens=request["max_tokens"],
-            grammar=request["grammar"]["gbnf"] if request["enforce"] else False,
+        result = self.manager.generate(request["expert"], request["user"], **self.options(request))
+        return {"seconds": time.perf_counter() - begin, **self.described(result)}
+
+    def answers(self, requests: list[dict[str, Any]]) -> dict[str, Any]:
+        """See `Peer`; requests of all experts share the steps of one batch."""
+        options = [self.options(request) for request in requests]
+        pairs = [(request["expert"], request["user"]) for request in requests]
+        begin = time.perf_counter()
+        results = self.manager.generate_batch(
+            pairs, **{name: [own[name] for own in options] for name in options[0]}
         )
+        seconds = time.perf_counter() - begin
+        return {"seconds": seconds, "answers": [self.described(result) for result in results]}
+
+    @staticmethod
+    def options(request: dict[str, Any]) -> dict[str, Any]:
+        """Those of a request in the public API."""
         return {
-            "seconds": time.perf_counter() - begin,
+            "system": request["system"],
+            "temperature": 0,
+            "max_tokens": request["max_tokens"],
+            "grammar": request["grammar"]["gbnf"] if request["enforce"] else False,
+        }
+
+    @staticmethod
+    def described(result: Any) -> dict[str, Any]:
+        """What the harness wants to know of an answer."""
+        return {
             "tokens": result.completion_tokens,
             "ids": list(result.tokens),
             "text": result.text,

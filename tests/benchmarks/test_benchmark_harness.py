@@ -215,9 +215,7 @@ def test_plots_are_drawn_of_what_was_measured(tmp_path: Path) -> None:
             row("decode", "16", "ours int8", 50.0, 60.0),
             row("decode", "256", "ours int8", 40.0, 45.0),
             row("prefill", "32", "ours int8", 500.0),
-            row(
-                "workload", "three experts", "ours int8", 70.0, 80.0, valid=[[True], [True]], tokens=[60, 61]
-            ),
+            row("workload", "one by one", "ours int8", 70.0, 80.0, valid=[[True], [True]], tokens=[60, 61]),
         ]
     )
     files = draw(document(results), tmp_path)
