@@ -1,6 +1,6 @@
 """The contract between exporter and runtime: names in the graphs and the form of `decoder.json`.
 
-Version 1.4. A change here changes `CONTRACT_VERSION`: the minor number for an addition that an older runtime
+Version 1.5. A change here changes `CONTRACT_VERSION`: the minor number for an addition that an older runtime
 can ignore, the major number for anything else. `docs/contract.md` states it in full.
 """
 
@@ -23,6 +23,8 @@ __all__ = [
     "BASE_GRAPH",
     "CONTRACT_VERSION",
     "DECODER_JSON",
+    "GREEDY_OUTPUT",
+    "LOGITS",
     "WEIGHTS_FILE",
     "Architecture",
     "DecoderConfig",
@@ -36,12 +38,14 @@ __all__ = [
 
 _T = TypeVar("_T")
 
-CONTRACT_VERSION = "1.4"
+CONTRACT_VERSION = "1.5"
 DECODER_JSON = "decoder.json"
 BASE_GRAPH = "decoder.onnx"
 ADAPTER_GRAPH = "decoder.adapters.onnx"
 WEIGHTS_FILE = "weights.bin"
 ADAPTER_FILE = "adapter.safetensors"
+LOGITS = "logits"
+GREEDY_OUTPUT = "token_ids"
 
 
 def past_names(layer: int) -> tuple[str, str]:
@@ -174,6 +178,8 @@ class GraphForm:
         multi_token_append: whether one row may take several tokens on a cache that is not empty.
         cache_update: `in_place`, `past_key_values.*` and `present.*` are the same buffers; or `new_tokens`,
             `present.*` holds the S new positions only, which the runtime copies into its own buffers.
+        greedy_output: whether there is an output `token_ids` beside `logits`: int64 [rows], of each row the first of
+            its greatest logits; since contract 1.5.
     """
 
     cache_dtype: str = "float32"
@@ -191,6 +197,7 @@ class GraphForm:
     shapes: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
     multi_token_append: bool = True
     cache_update: str = "in_place"
+    greedy_output: bool = False
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from hivellm_ort.contract import (
     ADAPTER_GRAPH,
     BASE_GRAPH,
     DECODER_JSON,
+    GREEDY_OUTPUT,
+    LOGITS,
     DecoderConfig,
     past_names,
     present_names,
@@ -75,7 +77,7 @@ _RULES = {
         {"": 18, DOMAIN_MS: 1},
     ),
     "cuda": _Rules(
-        {"": _COMMON | _ACTIVATIONS | _NORMS | {"Shape"}, DOMAIN_MS: _ATTENTION | {"MatMulNBits"}},
+        {"": _COMMON | _ACTIVATIONS | _NORMS | {"ArgMax", "Shape"}, DOMAIN_MS: _ATTENTION | {"MatMulNBits"}},
         {"": 18, DOMAIN_MS: 1},
     ),
     "dml": _Rules(
@@ -197,14 +199,17 @@ class _Checker:
             name for layer in range(config.architecture.num_hidden_layers) for name in present_names(layer)
         ]
         expected = dict.fromkeys(names, (FLOAT_TYPES[form.cache_dtype], present_shape(config)))
-        expected["logits"] = (ir.DataType.FLOAT, (dimension(config, "rows"), config.architecture.vocab_size))
+        rows = dimension(config, "rows")
+        expected[LOGITS] = (ir.DataType.FLOAT, (rows, config.architecture.vocab_size))
+        if form.greedy_output:
+            expected[GREEDY_OUTPUT] = (ir.DataType.INT64, (rows,))
         found = {str(value.name): value for value in self.model.graph.outputs}
         for name in sorted(expected.keys() ^ found.keys()):
             yield f"output {name}: rule output: {'is missing' if name in expected else 'the contract has it not'}"
         for name, (dtype, shape) in expected.items():
             if found[name].dtype != dtype:
                 yield f"output {name}: rule dtype: is {found[name].dtype}, not {dtype}"
-            if form.shapes:
+            if form.shapes or name == GREEDY_OUTPUT:
                 yield from _shape_faults(f"output {name}", found[name], shape, scalars=True)
 
     def _types(self) -> Iterator[str]:
@@ -217,10 +222,10 @@ class _Checker:
                 yield f"tensor {name}: rule dimension: is empty"
         for node in graph:
             half = wanted != ir.DataType.FLOAT and not self.rules.mixed
-            if node.op_type == "Cast" and half and node.outputs[0].name != "logits":
+            if node.op_type == "Cast" and half and node.outputs[0].name != LOGITS:
                 yield f"node {_name(node)}: rule dtype: only logits are cast"
             for value in node.outputs:
-                wrong = value.dtype in _FLOATS and value.dtype != wanted and value.name != "logits"
+                wrong = value.dtype in _FLOATS and value.dtype != wanted and value.name != LOGITS
                 if wrong and not (self.rules.mixed and value.dtype == ir.DataType.FLOAT):
                     yield f"node {_name(node)}: rule dtype: gives {value.dtype}, not {wanted}"
 

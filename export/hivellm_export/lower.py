@@ -13,7 +13,7 @@ from hivellm_export.lower_portable import PortableLowering
 from hivellm_export.lowering import Lowering, attribute_text
 from hivellm_export.trace import DOMAIN
 from hivellm_export.weights import WeightWriter
-from hivellm_ort.contract import DecoderConfig, Part, Site
+from hivellm_ort.contract import GREEDY_OUTPUT, LOGITS, DecoderConfig, Part, Site
 
 __all__ = ["lower", "sites_of"]
 
@@ -64,9 +64,23 @@ def lower(
     rows = config.graph.shapes.get("max_length", (None,))[0]
     caches = rotary[0][:rows], rotary[1][:rows]
     _LOWERINGS[config.target](model.graph, weights, config, adapters=adapters, rotary=caches).run()
+    if config.graph.greedy_output:
+        _add_greedy_output(model.graph)
     model.graph.name = name
     model.producer_name, model.producer_version = "hivellm_export", None
     model.ir_version = 10
     model.opset_imports.clear()
     model.opset_imports.update(config.graph.opsets)
     return model
+
+
+def _add_greedy_output(graph: ir.Graph) -> None:
+    """Give the most likely tokens as well, the first of equal ones, as numpy has it."""
+    logits = next(value for value in graph.outputs if value.name == LOGITS)
+    node = ir.node("ArgMax", [logits], {"axis": -1, "keepdims": 0, "select_last_index": 0}, name="ArgMax.0")
+    (token_ids,) = node.outputs
+    assert logits.shape is not None
+    token_ids.name, token_ids.dtype = GREEDY_OUTPUT, ir.DataType.INT64
+    token_ids.shape = ir.Shape(logits.shape[:1])
+    graph.append(node)
+    graph.outputs.append(token_ids)

@@ -74,7 +74,12 @@ _TARGETS = (
         ),
         _CONTRIB,
     ),
-    Target("cuda", _by_name(_FP16, Precision("bf16", "bfloat16"), Precision("int4", "float16", 4)), _CONTRIB),
+    Target(
+        "cuda",
+        _by_name(_FP16, Precision("bf16", "bfloat16"), Precision("int4", "float16", 4)),
+        _CONTRIB,
+        form={"greedy_output": True},
+    ),
     Target(
         "dml",
         _by_name(_FP16),

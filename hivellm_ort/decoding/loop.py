@@ -10,9 +10,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from hivellm_ort.decoding.answer import AnswerText
+from hivellm_ort.decoding.arrays import FloatArray, IntArray
 from hivellm_ort.decoding.logprobs import TokenLogprob, token_logprob
 from hivellm_ort.decoding.lookup import PromptLookup
-from hivellm_ort.decoding.sampler import FloatArray, LogitsProcessor, Sampler
+from hivellm_ort.decoding.sampler import LogitsProcessor, Sampler, chosen_by_graph, greedy
 from hivellm_ort.grammar.constraint import Constraint
 from hivellm_ort.grammar.matcher import fill_masks
 from hivellm_ort.result import FinishReason
@@ -28,11 +29,19 @@ class Model(Protocol):
     def start(self, row: int, adapter: Any, capacity: int, token_ids: Sequence[int]) -> int:
         """Begin a row anew, for these tokens; how many of them need not be read again."""
 
-    def append(self, row: int, token_ids: Sequence[int], wanted: int = 1) -> FloatArray:
-        """Read tokens into a row; the logits after the last `wanted`, [wanted, vocab], until the next call."""
+    def append(
+        self, row: int, token_ids: Sequence[int], wanted: int = 1, *, greedy: bool = False
+    ) -> FloatArray | IntArray:
+        """Read tokens into a row; the logits after the last `wanted`, [wanted, vocab], until the next call.
 
-    def step(self, token_ids: Sequence[int]) -> FloatArray:
-        """Read a token into each of the first rows; logits [rows, vocab], until the next call."""
+        With `greedy` it may give int64 [wanted] instead, of each position the most likely token, -1 for none.
+        """
+
+    def step(self, token_ids: Sequence[int], *, greedy: bool = False) -> FloatArray | IntArray:
+        """Read a token into each of the first rows; logits [rows, vocab], until the next call.
+
+        With `greedy` it may give tokens instead, int64 [rows], as `append`.
+        """
 
     def truncate(self, row: int, length: int) -> None:
         """Forget the last tokens of a row."""
@@ -169,7 +178,8 @@ class Loop:
             try:
                 for place, row in enumerate(rows):
                     row.catch_up(model, place)
-                logits = model.step([row.token_ids[-1] for row in rows])
+                plain = all(row.plain for row in rows)
+                logits = model.step([row.token_ids[-1] for row in rows], greedy=plain)
             except Exception as error:  # nothing of these rows can be trusted any more
                 for row in rows:
                     yield row.key, row.fail(error)
@@ -214,6 +224,9 @@ class _Row:
             0  # how many of the last tokens the model has not read; at least one between two passes
         )
         self._forced: deque[int] = deque()  # what the grammar says comes next
+        # Whether it needs no logits: the most likely token is always taken, and nothing is told of the others.
+        others = (request.process, request.constraint, request.logprobs)
+        self.plain = request.sampler is greedy and all(other is None for other in others)
 
     def begin(self, model: Model, place: int) -> Iterator[Step]:
         """Read the prompt, and generate the first token."""
@@ -228,7 +241,7 @@ class _Row:
         if request.constraint is not None:
             yield from self.accept(None)
         if not self.finished:
-            logits = model.append(place, self.token_ids[request.cached_tokens :])
+            logits = model.append(place, self.token_ids[request.cached_tokens :], greedy=self.plain)
             self._unread = 0
             yield from self.accept(logits[0])
 
@@ -242,7 +255,8 @@ class _Row:
         guess = lookup.guess(self.token_ids, self._end - start - 1) if lookup is not None else []
         if guess and request.constraint is not None:
             guess = guess[: request.constraint.fits(guess)]
-        logits = model.append(0, [*self.token_ids[-self._unread :], *guess], len(guess) + 1)
+        tokens = [*self.token_ids[-self._unread :], *guess]
+        logits = model.append(0, tokens, len(guess) + 1, greedy=self.plain)
         right, count = 0, 0
         while right == count <= len(guess) and not self.finished:
             yield from self.accept(logits[count])
@@ -257,19 +271,22 @@ class _Row:
     def catch_up(self, model: Model, place: int) -> None:
         """Read all tokens but the last."""
         if self._unread > 1:
-            model.append(place, self.token_ids[-self._unread : -1])
+            model.append(place, self.token_ids[-self._unread : -1], greedy=True)  # of no use either way
         self._unread = 0
 
-    def accept(self, logits: FloatArray | None) -> Iterator[Step]:
+    def accept(self, logits: FloatArray | np.int64 | None) -> Iterator[Step]:
         """Choose the next token from its logits, float32 [vocab], and take those that the grammar forces after it.
 
-        Without logits, as before the first token, only those that the grammar forces.
+        In place of logits it may be the token, as a graph chose it. Without, as before the first token, only those
+        that the grammar forces.
         """
         request = self.request
         if request.cancelled():
             yield self._cancel()
             return
-        if logits is not None:
+        if isinstance(logits, np.int64):
+            yield self._take(chosen_by_graph(int(logits)))
+        elif logits is not None:
             yield self._choose(logits)
         elif request.constraint is not None:
             self._forced.extend(request.constraint.forced())

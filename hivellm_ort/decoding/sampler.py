@@ -23,7 +23,9 @@ __all__ = [
     "LogitsProcessor",
     "Sampler",
     "SamplingParams",
+    "chosen_by_graph",
     "distribution",
+    "greedy",
     "make_sampler",
 ]
 
@@ -46,7 +48,7 @@ def make_sampler(params: SamplingParams) -> Sampler:
         hold NaN or +inf, or are all -inf.
     """
     if params.temperature == 0:
-        return _greedy
+        return greedy
     rng = np.random.default_rng(params.seed)
     warp = Warper(params)
 
@@ -58,7 +60,25 @@ def make_sampler(params: SamplingParams) -> Sampler:
     return sample
 
 
-def _greedy(logits: FloatArray) -> int:
+def greedy(logits: FloatArray) -> int:
+    """The sampler of temperature 0: the most likely token. A graph may choose it in its place."""
     token_id = int(logits.argmax())  # a NaN counts as the greatest, so it is seen here
     require_finite(logits[token_id])
+    return token_id
+
+
+def chosen_by_graph(token_id: int) -> int:
+    """The token that a graph gave as the most likely one, in place of `greedy`.
+
+    Of logits with NaN or +inf, which `greedy` refuses, a graph may give a token of the vocabulary as well: that is
+    not seen here.
+
+    Args:
+        token_id: -1 where it gave none of the vocabulary.
+
+    Raises:
+        InferenceError: It gave none.
+    """
+    if token_id < 0:
+        require_finite(np.float32(np.nan))
     return token_id

@@ -31,6 +31,7 @@ class Capabilities:
         new_tokens: whether a run gives the keys and values of its own tokens only, to be copied into the cache;
             else past and present are the same buffers.
         one_logit: whether a run gives one row of logits only.
+        greedy: whether a run can give the most likely tokens in place of logits.
         positions: whether the graph takes `position_ids`.
         lengths: whether it takes `seqlens_k`.
         total: shape of `total_sequence_length`; None where it takes none.
@@ -45,6 +46,7 @@ class Capabilities:
     max_length: int | None
     new_tokens: bool
     one_logit: bool
+    greedy: bool
     positions: bool
     lengths: bool
     total: tuple[int, ...] | None
@@ -86,6 +88,7 @@ class Capabilities:
             max_length=limit,
             new_tokens=form.cache_update == "new_tokens",
             one_logit=bool(rows),
+            greedy=form.greedy_output is True,
             positions="position_ids" in form.inputs,
             lengths="seqlens_k" in form.inputs,
             total=None if total is None else (1,) * len(total),

@@ -31,7 +31,8 @@ _HOST_CHUNK, _DEVICE_CHUNK = 256, 1024
 _KEPT_BINDINGS = 4  # to change back to one of the last adapters is then no work
 _FEW_TOKENS = 8  # are read one by one behind a kept prefix; more of them sooner in one run from the start
 
-Logits = NDArray[np.float32]
+Scores = NDArray[Any]
+"""float32 [n, vocab], the logits of n positions; or int64 [n], their most likely tokens."""
 
 
 class Decoder:
@@ -40,6 +41,10 @@ class Decoder:
     There are as many rows, and room for as many tokens, as were asked for since the last `rest`. GroupQueryAttention
     appends several tokens to one row only: `append` runs on a view of that row's cache, `step` on all rows together,
     one token each, or one after the other where a run has one row. Logits are overwritten by the next call.
+
+    Where nothing but the most likely token is wanted, `greedy`, and the graph gives it, only that is copied from a
+    device: of each position the first of the greatest logits. Of logits with NaN or infinities, which a sampler
+    refuses, a graph may give any token; -1 stands for what is none of the vocabulary.
 
     Args:
         session: of ONNX Runtime.
@@ -116,15 +121,17 @@ class Decoder:
             self._lengths[row] = length
         return self._lengths[row]
 
-    def append(self, row: int, token_ids: Sequence[int], wanted: int = 1) -> Logits:
+    def append(self, row: int, token_ids: Sequence[int], wanted: int = 1, *, greedy: bool = False) -> Scores:
         """Read tokens into one row; float32 [wanted, vocab], the logits after the last `wanted` of them.
+
+        With `greedy`, where the graph gives them, the most likely tokens in place of logits: int64 [wanted].
 
         Raises:
             ContextLengthError: the row would exceed the model's context.
             OutOfMemoryError: the cache cannot grow, or the pass cannot allocate.
             InferenceError: ONNX Runtime fails.
         """
-        length, count, found = self._lengths[row], len(token_ids), list[Logits]()
+        length, count, found = self._lengths[row], len(token_ids), list[Scores]()
         self._reserve(length + count)
         one = self._one(self._adapters[row])
         one.use_rows(self._cache, slice(row, row + 1))
@@ -133,27 +140,32 @@ class Decoder:
         for piece in pieces(self._can, count, **sizes):
             self._lengths[row] = length + piece.end
             tokens = token_ids[piece.begin : piece.end]
-            logits = one.run([tokens], [self._lengths[row]], piece.wanted, piece.width)
+            scores = one.run([tokens], [self._lengths[row]], piece.wanted, piece.width, greedy=greedy)
             if count - wanted < piece.end < count:
-                found.append(logits.copy())
-        return np.concatenate([*found, logits]) if found else logits
+                found.append(scores.copy())
+        return np.concatenate([*found, scores]) if found else scores
 
-    def forward(self, token_ids: Sequence[int]) -> Logits:
+    def forward(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Read tokens into the first row; float32 [vocab], the logits after the last."""
-        logits: Logits = self.append(0, token_ids)[0]
+        logits: NDArray[np.float32] = self.append(0, token_ids)[0]
         return logits
 
-    def step(self, token_ids: Sequence[int]) -> Logits:
-        """Read one token into each of the first rows; float32 [len(token_ids), vocab]. Raises as `append`."""
+    def step(self, token_ids: Sequence[int], *, greedy: bool = False) -> Scores:
+        """Read one token into each of the first rows; float32 [len(token_ids), vocab].
+
+        With `greedy` int64 [len(token_ids)], and raises, as `append`.
+        """
         count = len(token_ids)
         self._reserve(max(self._lengths[:count]) + 1)
         if not self._can.batch:
-            return np.concatenate([self.append(row, [token]).copy() for row, token in enumerate(token_ids)])
+            rows = enumerate(token_ids)
+            return np.concatenate([self.append(row, [token], greedy=greedy).copy() for row, token in rows])
         self._use_adapters(self._adapters[:count])
         self._all.use_rows(self._cache, slice(0, count))
         for row in range(count):
             self._lengths[row] += 1
-        return self._all.run([[token] for token in token_ids], self._lengths[:count], count)
+        tokens = [[token] for token in token_ids]
+        return self._all.run(tokens, self._lengths[:count], count, greedy=greedy)
 
     def truncate(self, row: int, length: int) -> None:
         """Forget the last tokens of a row."""
@@ -250,14 +262,13 @@ class _Pass:
 
     def __init__(self, session: Any, config: DecoderConfig, can: Capabilities):
         self.adapter: BoundAdapter | None = None
-        self._session, self._can = session, can
+        self._session, self._config, self._can = session, config, can
         self._binding = session.io_binding()
         # Held as long as it is bound: ONNX Runtime keeps the address of an array, not the array.
         self._values: Mapping[str, Tensor] = {}
         self._cache: KVCache | None = None
         self._rows = slice(0)
-        self._feeds = Feeds(self._binding, can, config.architecture.vocab_size)
-        self._new = NewTokens(config.architecture, can.cache_type) if can.new_tokens else None
+        self._give(greedy=False)
 
     def use_adapter(self, adapter: BoundAdapter | None) -> None:
         """Bind an adapter."""
@@ -273,12 +284,18 @@ class _Pass:
     def use_rows(self, cache: KVCache | None, rows: slice) -> None:
         """Bind the keys and values of a run of rows."""
         if cache is not None and (cache is not self._cache or rows != self._rows):
-            cache.bind(self._binding, rows, in_place=self._new is None)
             self._cache, self._rows = cache, rows
+            self._bind_cache()
 
     def run(
-        self, token_ids: Sequence[Sequence[int]], lengths: Sequence[int], wanted: int, width: int = 1
-    ) -> Logits:
+        self,
+        token_ids: Sequence[Sequence[int]],
+        lengths: Sequence[int],
+        wanted: int,
+        width: int = 1,
+        *,
+        greedy: bool,
+    ) -> Scores:
         """One forward pass.
 
         Args:
@@ -286,14 +303,21 @@ class _Pass:
             lengths: of the rows, these tokens included.
             wanted: how many positions at the end give logits.
             width: tokens of the run, padding on the right included.
+            greedy: whether their most likely tokens do, where the graph gives them.
         """
+        greedy = greedy and self._can.greedy
+        if greedy is not self._greedy:
+            # What is bound is copied from the device: never both.
+            self._binding.clear_binding_outputs()
+            self._give(greedy=greedy)
+            self._bind_cache()
         count = len(token_ids[0])
         begins = [length - count for length in lengths]
-        logits = self._feeds.fill(token_ids, begins, wanted, width)
+        scores = self._feeds.fill(token_ids, begins, wanted, width)
         if self._new is not None and self._cache is not None:
             self._new.bind(self._binding, len(begins), width)
             if self._can.memory is not None:  # bound is a copy from before the cache was changed
-                self._cache.bind(self._binding, self._rows, in_place=False)
+                self._bind_cache()
         try:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:  # ONNX Runtime raises a dozen types of its own
@@ -303,7 +327,21 @@ class _Pass:
             ) from error
         if self._new is not None and self._cache is not None:
             self._new.add_to(self._cache, self._rows, begins, count)
-        return logits
+        if greedy:
+            # Where no logit is greater than all others CUDA's ArgMax has been seen to give 2147483647.
+            scores[(scores < 0) | (scores >= self._config.architecture.vocab_size)] = -1
+        return scores
+
+    def _give(self, *, greedy: bool) -> None:
+        """Have runs give logits, or tokens; no output may be bound."""
+        numbers, can = self._config.architecture, self._can
+        self._greedy = greedy
+        self._feeds = Feeds(self._binding, can, numbers.vocab_size, greedy=greedy)
+        self._new = NewTokens(numbers, can.cache_type) if can.new_tokens else None
+
+    def _bind_cache(self) -> None:
+        if self._cache is not None:
+            self._cache.bind(self._binding, self._rows, in_place=self._new is None)
 
 
 def _digest(adapter: BoundAdapter | None) -> str:

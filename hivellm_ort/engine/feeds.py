@@ -1,4 +1,4 @@
-"""The small arrays that change from run to run: tokens, positions, lengths, and the logits."""
+"""The small arrays that change from run to run: tokens, positions, lengths, and what a run gives."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
+from hivellm_ort.contract import GREEDY_OUTPUT, LOGITS
 from hivellm_ort.engine.capabilities import Capabilities
 from hivellm_ort.engine.providers import import_onnxruntime
 
@@ -21,27 +22,31 @@ class Feeds:
         binding: of ONNX Runtime.
         can: which of them the graph takes, and of what shape.
         vocab_size: of the model.
+        greedy: whether runs give tokens in place of logits.
     """
 
-    def __init__(self, binding: Any, can: Capabilities, vocab_size: int):
-        self._binding, self._can, self._vocab = binding, can, vocab_size
+    def __init__(self, binding: Any, can: Capabilities, vocab_size: int, *, greedy: bool):
+        self._binding, self._can = binding, can
+        self._output = GREEDY_OUTPUT if greedy else LOGITS
+        self._width: tuple[int, ...] = () if greedy else (vocab_size,)
+        self._dtype: DTypeLike = np.int64 if greedy else np.float32
         self._value = import_onnxruntime().OrtValue.ortvalue_from_numpy
         # On the CPU an OrtValue shares memory with its array: writing to the array is all an update takes.
         self._arrays: dict[str, NDArray[Any]] = {}
 
     def fill(
         self, token_ids: Sequence[Sequence[int]], begins: Sequence[int], wanted: int, width: int
-    ) -> NDArray[np.float32]:
+    ) -> NDArray[Any]:
         """Make everything ready for a run.
 
         Args:
             token_ids: for every row the same number of tokens.
             begins: how many tokens each row has before.
-            wanted: how many positions at the end of the tokens give logits.
+            wanted: how many positions at the end of the tokens give logits, or a token.
             width: tokens of the run; what is above the tokens given is padding on the right.
 
         Returns:
-            Where the logits will be: float32 [wanted, vocab_size].
+            Where the logits will be, float32 [wanted, vocab_size], or the tokens, int64 [wanted].
         """
         rows, count = len(token_ids), len(token_ids[0])
         ids = self._array("input_ids", (rows, width), np.int64)
@@ -61,16 +66,16 @@ class Feeds:
         if self._can.memory is not None:
             # What a device needs was copied there when it was bound, not when the run begins.
             for name, array in self._arrays.items():
-                if name != "logits":
+                if name != self._output:
                     self._binding.bind_ortvalue_input(name, self._value(array))
-        return self._array("logits", (wanted, self._vocab), np.float32)
+        return self._array(self._output, (wanted, *self._width), self._dtype)
 
     def _array(self, name: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
         """The array bound as input or output `name`; made and bound anew when its shape changes."""
         array = self._arrays.get(name)
         if array is None or array.shape != shape:
             array = self._arrays[name] = np.empty(shape, dtype)
-            if name == "logits":
+            if name == self._output:
                 self._binding.bind_ortvalue_output(name, self._value(array))
             else:
                 self._binding.bind_ortvalue_input(name, self._value(array))

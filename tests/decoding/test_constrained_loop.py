@@ -2,49 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from looping import END_THINK, EOS, THINK, VOCABULARY, Letters, Model, request, run, text_of
 
-from hivellm_ort.decoding.answer import AnswerText
 from hivellm_ort.decoding.lookup import PromptLookup
-from hivellm_ort.decoding.loop import Loop, Request, Step
-from hivellm_ort.decoding.params import SamplingParams
-from hivellm_ort.decoding.sampler import make_sampler
-from hivellm_ort.decoding.stops import StopMatcher
+from hivellm_ort.decoding.loop import Request
 from hivellm_ort.errors import GrammarError
 from hivellm_ort.grammar.thinking import AfterThinking
-from hivellm_ort.text.detokenizer import IncrementalDetokenizer
-
-EOS, THINK, END_THINK, VOCABULARY = 0, 1, 2, 128
-
-
-class Letters:
-    """A tokenizer whose tokens are ASCII characters."""
-
-    vocab_size = VOCABULARY
-
-    def encode(self, text: str) -> list[int]:
-        """See `Tokenizer`."""
-        return [ord(character) for character in text]
-
-    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """See `Tokenizer`."""
-        return "".join(map(chr, token_ids))
-
-    def id_to_token(self, token_id: int) -> str | None:
-        """See `Tokenizer`."""
-        return chr(token_id)
-
-    def is_special(self, token_id: int) -> bool:
-        """See `Tokenizer`."""
-        return token_id < 3
-
-    def is_byte(self, token_id: int) -> bool:
-        """See `Tokenizer`."""
-        return False
 
 
 class Words:
@@ -100,87 +67,6 @@ class Words:
     def rollback(self, count: int) -> None:
         """See `Constraint`."""
         self.text = self.text[: len(self.text) - count]
-
-
-class Model:
-    """A model that likes some token best after every text, and counts what it reads."""
-
-    swap_seconds = 0.0
-
-    def __init__(self, likes: Callable[[str], str], rows: int = 1) -> None:
-        self.likes = likes
-        self.rows = rows
-        self.texts = [""] * rows
-        self.passes: list[int] = []
-
-    def _logits(self, text: str) -> np.ndarray:
-        logits = -np.arange(VOCABULARY, dtype=np.float32)
-        logits[ord(self.likes(text))] = 10
-        return logits
-
-    def start(self, row: int, adapter: Any, capacity: int, token_ids: Sequence[int]) -> int:
-        """See `Model`."""
-        self.texts[row] = ""
-        return 0
-
-    def append(self, row: int, token_ids: Sequence[int], wanted: int = 1) -> np.ndarray:
-        """See `Model`."""
-        self.passes.append(len(token_ids))
-        texts = []
-        for token in token_ids:
-            self.texts[row] += chr(token)
-            texts.append(self.texts[row])
-        return np.stack([self._logits(text) for text in texts[-wanted:]])
-
-    def step(self, token_ids: Sequence[int]) -> np.ndarray:
-        """See `Model`."""
-        self.passes.append(1)
-        for row, token in enumerate(token_ids):
-            self.texts[row] += chr(token)
-        return np.stack([self._logits(text) for text in self.texts[: len(token_ids)]])
-
-    def truncate(self, row: int, length: int) -> None:
-        """See `Model`."""
-        self.texts[row] = self.texts[row][:length]
-
-    def move(self, source: int, target: int) -> None:
-        """See `Model`."""
-        self.texts[target] = self.texts[source]
-
-    def keep(self, row: int, token_ids: Sequence[int]) -> None:
-        """What it has read is the beginning of what the loop says it has."""
-        text = "".join(map(chr, token_ids))
-        assert text.startswith(self.texts[row])
-
-
-def request(prompt: str = "p", **options: Any) -> Request:
-    """A greedy request that ends at `EOS`."""
-    stops = options.pop("stops", ())
-    fields = {"max_tokens": 50, "eos_token_ids": {EOS}, "adapter": None, **options}
-    return Request(
-        prompt_ids=Letters().encode(prompt),
-        sampler=make_sampler(SamplingParams()),
-        answer=AnswerText(IncrementalDetokenizer(Letters()), StopMatcher(stops)),
-        **fields,
-    )
-
-
-def run(model: Model, *requests: Request) -> list[list[Step]]:
-    """The steps of each request."""
-    steps: list[list[Step]] = [[] for _ in requests]
-    loop, waiting = Loop(model), list(enumerate(requests))
-    while waiting or loop.active:
-        while waiting and loop.active < model.rows:
-            for number, step in loop.begin(*waiting.pop(0)):
-                steps[number].append(step)
-        for number, step in loop.step():
-            steps[number].append(step)
-    return steps
-
-
-def text_of(steps: Sequence[Step]) -> str:
-    """What the steps say."""
-    return "".join(step.text for step in steps)
 
 
 def test_forced_tokens_are_read_with_the_next_pass() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from hivellm_ort.contract import DecoderConfig
+from hivellm_ort.contract import GREEDY_OUTPUT, LOGITS, DecoderConfig
 from hivellm_ort.engine import session
 from hivellm_ort.engine.placement import Placement
 
@@ -39,13 +39,13 @@ class Run:
         inputs: values of the small inputs by name.
         past: keys and values that are read, in the order of the layers.
         present: where new ones go, in the same order.
-        logits: where the logits go.
+        output: what it gives besides, by name: where that goes.
     """
 
     inputs: dict[str, np.ndarray]
     past: list[Buffer]
     present: list[Buffer]
-    logits: Buffer
+    output: dict[str, Buffer]
 
     @property
     def rows(self) -> int:
@@ -95,8 +95,14 @@ def _everywhere(run: Run, config: DecoderConfig) -> Iterator[str]:
         if buffer.shape != (run.rows, heads, run.capacity, size):
             yield f"past of shape {buffer.shape}"
     wanted = inputs["logits_rows"]
-    if run.logits.shape != (len(wanted), numbers.vocab_size) or not len(wanted):
-        yield f"{len(wanted)} rows of logits in {run.logits.shape}"
+    shapes = {LOGITS: (len(wanted), numbers.vocab_size), GREEDY_OUTPUT: (len(wanted),)}
+    if len(run.output) != 1:
+        yield f"it gives {sorted(run.output)}"
+    for name, buffer in run.output.items():
+        if buffer.shape != shapes[name] or not len(wanted):
+            yield f"{len(wanted)} rows of {name} in {buffer.shape}"
+        if name == GREEDY_OUTPUT and not form.greedy_output:
+            yield f"the graph has no {name}"
     if "seqlens_k" in inputs:
         ends = inputs["seqlens_k"] + 1
         if inputs["total_sequence_length"].max() != run.begin + run.width:
@@ -141,8 +147,8 @@ def directml(run: Run, config: DecoderConfig) -> Iterator[str]:
     yield from _fixed(run, config)
     if run.width > 1 and run.begin > 0:
         yield f"{run.width} tokens behind {run.begin}, as if they were the first"
-    if run.logits.shape[0] != 1:
-        yield f"{run.logits.shape[0]} rows of logits"
+    if len(run.inputs["logits_rows"]) != 1:
+        yield f"{len(run.inputs['logits_rows'])} rows of logits"
 
 
 def portable(run: Run, config: DecoderConfig) -> Iterator[str]:
@@ -159,6 +165,10 @@ def portable(run: Run, config: DecoderConfig) -> Iterator[str]:
 
 
 RULES: dict[str, Rules] = {"cpu": batched, "cuda": batched, "dml": directml, "portable": portable}
+
+
+def _is_output(name: str) -> bool:
+    return name in (LOGITS, GREEDY_OUTPUT) or name.startswith("present.")
 
 
 class _Binding:
@@ -192,6 +202,10 @@ class _Binding:
         self.bound[name] = Buffer(where[-1], tuple(where[-2]))
         self.real.bind_output(name, *where)
 
+    def clear_binding_outputs(self) -> None:
+        self.bound = {name: one for name, one in self.bound.items() if not _is_output(name)}
+        self.real.clear_binding_outputs()
+
     def run(self, config: DecoderConfig) -> Run:
         """What a provider would get now."""
         buffers = {
@@ -203,7 +217,7 @@ class _Binding:
             inputs={name: np.array(value.numpy()) for name, value in small.items()},
             past=[buffer for name, buffer in sorted(buffers.items()) if name.startswith("past_key_values.")],
             present=[buffer for name, buffer in sorted(buffers.items()) if name.startswith("present.")],
-            logits=buffers["logits"],
+            output={name: buffers[name] for name in (LOGITS, GREEDY_OUTPUT) if name in buffers},
         )
 
 

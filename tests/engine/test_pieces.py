@@ -19,6 +19,7 @@ def form(*, append: bool = True, buckets: tuple[int, ...] = (), one_logit: bool 
         max_length=None,
         new_tokens=False,
         one_logit=one_logit,
+        greedy=False,
         positions=True,
         lengths=True,
         total=(1,),

@@ -100,6 +100,7 @@ FIELDS = [
     "shapes",
     "multi_token_append",
     "cache_update",
+    "greedy_output",
 ]
 INNER = ["input_ids", "position_ids", "seqlens_k", "total_sequence_length", "logits_rows"]
 
@@ -133,7 +134,8 @@ def test_capabilities_of_the_targets(bundles: Bundles) -> None:
         }.items()
     }
     cpu, cuda, dml, coreml, other = found.values()
-    assert cuda == dataclasses.replace(cpu, cache_type=cuda.cache_type, memory=Memory("cuda", 1))
+    own = {"cache_type": cuda.cache_type, "memory": Memory("cuda", 1), "greedy": True}
+    assert cuda == dataclasses.replace(cpu, **own)
     assert (True, True, (), None, False, False, ()) == (
         cpu.batch, cpu.append, cpu.buckets, cpu.max_length, cpu.new_tokens, cpu.one_logit, cpu.total,
     )  # fmt: skip

@@ -12,7 +12,7 @@ from forms import DEVICE, FORMS, Bundles, course, difference, tokens
 from recording import RULES, Buffer, Recording, Run
 
 from hivellm_ort import InferenceError
-from hivellm_ort.contract import DECODER_JSON, DecoderConfig
+from hivellm_ort.contract import DECODER_JSON, LOGITS, DecoderConfig
 from hivellm_ort.engine.placement import Placement
 from hivellm_ort.engine.targets import CPU
 
@@ -188,7 +188,7 @@ def run_of(config: DecoderConfig, width: int, begin: int, **changes: object) -> 
         inputs={name: values[name] for name in form.inputs},
         past=past,
         present=new if form.cache_update == "new_tokens" else past,
-        logits=Buffer(1, (1, numbers.vocab_size)),
+        output={LOGITS: Buffer(1, (1, numbers.vocab_size))},
     )
     return dataclasses.replace(run, **changes)
 

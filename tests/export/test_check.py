@@ -103,6 +103,12 @@ def set_output(name: str, dtype: ir.DataType | None = None, shape: tuple[object,
     return change
 
 
+def give_tokens(graph: ir.Graph) -> None:
+    """Add an output that nobody was promised."""
+    value = ir.Value(name="token_ids", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(("rows",)))
+    graph.outputs.append(value)
+
+
 def set_attention(**attributes: int) -> Break:
     """Change attributes of the first attention."""
 
@@ -257,6 +263,20 @@ CASES: list[tuple[str, str, Break, str]] = [
     ),
     ("cuda", "extra", lambda g: setattr(input_of(g, "seqlens_k"), "name", "mask"), r"rule input"),
     ("cuda", "unused", unused_input, r"input .*\.scale: rule input: no node takes it"),
+    ("cuda", "no tokens", lambda g: g.outputs.pop(), r"output token_ids: rule output: is missing"),
+    (
+        "cuda",
+        "tokens in int32",
+        set_output("token_ids", ir.DataType.INT32),
+        r"output token_ids: rule dtype: is INT32, not INT64",
+    ),
+    (
+        "cuda",
+        "tokens with a dimension more",
+        set_output("token_ids", shape=("rows", 1)),
+        r"output token_ids: rule shape: is \['rows', 1\], not \['rows'\]",
+    ),
+    ("cpu", "tokens unpromised", give_tokens, r"output token_ids: rule output: the contract has it not"),
     ("cpu", "output", lambda g: g.outputs.pop(1), r"output present.0.key: rule output: is missing"),
     # Attention.
     (

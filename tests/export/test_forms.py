@@ -45,6 +45,7 @@ FORMS = {
         "shapes": {},
         "multi_token_append": True,
         "cache_update": "in_place",
+        "greedy_output": False,
     },
     ("cuda", "bf16"): {
         **types("bfloat16"),
@@ -53,6 +54,7 @@ FORMS = {
         "shapes": {},
         "multi_token_append": True,
         "cache_update": "in_place",
+        "greedy_output": True,
     },
     ("dml", "fp16"): {
         **types("float16"),
@@ -61,6 +63,7 @@ FORMS = {
         "shapes": {"batch_size": [1], "max_length": [128], "sequence_length": [1, 64, 128], "rows": [1]},
         "multi_token_append": False,
         "cache_update": "in_place",
+        "greedy_output": False,
     },
     ("portable", "fp32"): {
         **types("float32"),
@@ -69,6 +72,7 @@ FORMS = {
         "shapes": {"batch_size": [1], "max_length": [128], "sequence_length": [1, 16, 64, 128]},
         "multi_token_append": True,
         "cache_update": "new_tokens",
+        "greedy_output": False,
     },
 }
 
@@ -78,7 +82,7 @@ def test_form(target: str, precision: str, target_bundle: TargetBundle) -> None:
     """Types, opsets, inputs, shapes and what may be done, as data."""
     document = json.loads((target_bundle("qwen3", target, precision) / DECODER_JSON).read_text())
     assert FORMS[target, precision] == document["graph"]
-    assert ("1.4", target, precision) == tuple(
+    assert ("1.5", target, precision) == tuple(
         document[key] for key in ("contract_version", "target", "precision")
     )
 

@@ -193,11 +193,11 @@ def test_failing_pass(manager: ExpertManager, monkeypatch: pytest.MonkeyPatch) -
     expected = manager.generate("dora", PROMPT, max_tokens=10).tokens
     original, broken = decoder_module._Pass.run, threading.Event()
 
-    def run(self: Any, token_ids: Any, *others: Any) -> Any:
+    def run(self: Any, token_ids: Any, *others: Any, **options: Any) -> Any:
         if len(token_ids) == 8 and not broken.is_set():
             broken.set()
             raise InferenceError("broken")
-        return original(self, token_ids, *others)
+        return original(self, token_ids, *others, **options)
 
     monkeypatch.setattr(decoder_module._Pass, "run", run)
     streams = [manager.generate_stream("dora", PROMPT, max_tokens=10, processors=[slowed]) for _ in range(10)]

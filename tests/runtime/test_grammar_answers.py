@@ -135,9 +135,9 @@ def test_forced_tokens_save_passes(lora: Expert, monkeypatch: pytest.MonkeyPatch
     passes: list[int] = []
     run = decoder._Pass.run
 
-    def counted(self: Any, token_ids: Any, *rest: Any) -> Any:
+    def counted(self: Any, token_ids: Any, *rest: Any, **options: Any) -> Any:
         passes.append(len(token_ids[0]))
-        return run(self, token_ids, *rest)
+        return run(self, token_ids, *rest, **options)
 
     monkeypatch.setattr("hivellm_ort.engine.decoder._Pass.run", counted)
     result = lora.generate(PROMPT, json_schema=PLAN, max_tokens=200, prompt_lookup=False)

@@ -152,10 +152,10 @@ def test_a_pass_that_fails(lora: Expert, monkeypatch: pytest.MonkeyPatch) -> Non
     expected = lora.generate(PROMPT, max_tokens=20)
     run = decoder._Pass.run
 
-    def fail(self: Any, token_ids: Any, *rest: Any) -> Any:
+    def fail(self: Any, token_ids: Any, *rest: Any, **options: Any) -> Any:
         if len(token_ids) == 2:
             raise InferenceError("the pass failed")
-        return run(self, token_ids, *rest)
+        return run(self, token_ids, *rest, **options)
 
     monkeypatch.setattr(decoder._Pass, "run", fail)
     streams = [lora.generate_stream(PROMPT, max_tokens=20, processors=[slowed]) for _ in range(2)]
