@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -68,7 +69,10 @@ def write_bundle(
         graph=form,
     )
     count = sum(parameter.numel() for parameter in base.model.parameters())
-    with tqdm(total=count, desc=f"weights {precision.name}", unit="w", unit_scale=True, disable=None) as bar:
+    hidden = None if sys.stderr else True  # None: unless it is a terminal
+    with tqdm(
+        total=count, desc=f"weights {precision.name}", unit="w", unit_scale=True, disable=hidden
+    ) as bar:
         weights = WeightWriter(
             folder,
             _counted(base.tensor, bar),

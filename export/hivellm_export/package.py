@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +77,7 @@ def write_package(
         members.append((f"{FOLDER}/{ADAPTER_FILE}", adapter))
     members += bundle_members_of(bundles)
     total = sum(len(data) if isinstance(data, bytes) else data.stat().st_size for _, data in members)
-    with tqdm(total=total, desc=path.name, unit="B", unit_scale=True, disable=None) as bar:
+    hidden = None if sys.stderr else True  # None: unless it is a terminal
+    with tqdm(total=total, desc=path.name, unit="B", unit_scale=True, disable=hidden) as bar:
         # Weights hardly compress: a higher level takes longer and gains nothing.
         write(path, members, compresslevel=1, progress=bar.update)

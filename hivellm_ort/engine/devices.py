@@ -58,8 +58,8 @@ class Device:
         kind = found[1] if found else ""
         if found is None or not (kind in PROVIDERS or (kind == "auto" and found[2] is None)):
             raise ProviderError(
-                f"device {device!r} is unknown: use 'auto', 'cpu', 'cuda', 'dml' or 'coreml', with a number where "
-                "there are several, as in 'cuda:1'"
+                f"device {device!r} is unknown to this version of hivellm-ort, whatever ONNX Runtime offers: use "
+                "'auto', 'cpu', 'cuda', 'dml' or 'coreml', with a number where there are several, as in 'cuda:1'"
             )
         number = int(found[2] or 0)
         if number and not PROVIDERS[kind].numbered:

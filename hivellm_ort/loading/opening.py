@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from hivellm_ort.package.archive import DEFAULT_LIMITS, Limits
@@ -14,7 +15,7 @@ __all__ = ["open_with_progress"]
 def open_with_progress(
     path: Path, store: Store, *, limits: Limits = DEFAULT_LIMITS, checking: Check = "size"
 ) -> UnpackedPackage:
-    """As `open_package`, with a progress bar on a terminal."""
+    """As `open_package`, with a progress bar on a terminal; none where there is no standard error at all."""
     from tqdm import tqdm
 
     size = path.stat().st_size if path.is_file() else None
@@ -24,7 +25,7 @@ def open_with_progress(
         desc=f"unpacking {path.name}",
         unit="B",
         unit_scale=True,
-        disable=None,
+        disable=None if sys.stderr else True,  # None: unless it is a terminal
         delay=1,
         leave=False,
     ) as bar:

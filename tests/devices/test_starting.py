@@ -78,6 +78,26 @@ def test_cuda(folder: Path, runtime: Install, capsys: pytest.CaptureFixture[str]
     assert CUDA == engine.provider
 
 
+def test_without_standard_streams(
+    folder: Path, runtime: Install, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In a windowed application there are none: what ONNX Runtime prints of CUDA's libraries goes nowhere."""
+    fake = runtime(CUDA, gpus=1)
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(f"sys.{name}", None)
+    engine = engine_on(Device.of("cuda"), folder, bundle("cuda", "float16"))
+    assert (CUDA, 1) == (engine.provider, fake.preloads)
+    assert ("", "") == capfd.readouterr()
+
+
+@pytest.mark.parametrize("offered", [(CUDA,), ("QNNExecutionProvider",)], ids=["no driver", "unknown"])
+def test_other_providers_are_left_alone(offered: tuple[str, ...], folder: Path, runtime: Install) -> None:
+    """A session on the CPU is given the CPU alone, whatever else this ONNX Runtime offers."""
+    fake = runtime(*offered, gpus=None)
+    engine_on(Device(), folder, bundle("cpu"))._session(True)
+    assert ([CPU], 0) == (fake.calls[0]["providers"], fake.preloads)
+
+
 def test_directml(folder: Path, runtime: Install) -> None:
     """DirectML runs one node after the other, without memory patterns."""
     fake = runtime(DML)

@@ -73,6 +73,64 @@ def test_on_a_machine_with_a_gpu(device: str, forms: tuple[str, ...], taken: str
     assert taken == best(device, *forms)
 
 
+NO_DRIVER = (
+    "CUDAExecutionProvider: no NVIDIA driver was found: install the driver (in a container, give it the GPUs)"
+)
+
+
+def test_gpu_wheel_without_a_driver_and_graphs_for_it_alone(runtime: Install) -> None:
+    """What is missing is named, with both ways on: the driver, and the CPU where it is allowed."""
+    runtime(CUDA, distribution="onnxruntime-gpu", gpus=None)
+    for device in ("auto", "cuda"):
+        with pytest.raises(ProviderError) as caught:
+            best(device, "cuda fp16")
+        start = f"device {device!r}: expert-sql has graphs for cuda, which it does not run: "
+        assert f"{start}{NO_DRIVER}; or allow the CPU with fallback=True (--fallback)" == str(caught.value)
+    assert "cuda fp16" == best("auto", "cuda fp16", fallback=True)
+
+
+def test_gpu_wheel_without_a_driver_and_graphs_for_the_cpu_too(
+    runtime: Install, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Auto takes the CPU's, and the log says why; asked for by name the GPU is an error that names the CPU."""
+    runtime(CUDA, distribution="onnxruntime-gpu", gpus=None)
+    with caplog.at_level(logging.INFO, logger="hivellm_ort"):
+        assert "cpu int8" == best("auto", "cuda fp16", "cpu int8")
+    (message,) = caplog.messages
+    assert message.startswith("expert-sql has graphs for cuda, cpu; taken are those for cpu int8 on CPU")
+    assert NO_DRIVER in message
+    with pytest.raises(ProviderError) as caught:
+        best("cuda", "cuda fp16", "cpu int8")
+    assert [] == [part for part in (NO_DRIVER, "use device='cpu'") if part not in str(caught.value)]
+    assert "cpu int8" == best("cuda", "cuda fp16", "cpu int8", fallback=True)
+
+
+UNKNOWN = "QNNExecutionProvider"
+
+
+def test_provider_that_this_version_does_not_know(runtime: Install) -> None:
+    """Auto passes it over, and says what else is offered where nothing that it knows will do."""
+    runtime(UNKNOWN, distribution="onnxruntime-qnn")
+    assert "cpu int8" == best("auto", *ALL)
+    with pytest.raises(ProviderError) as caught:
+        best("auto", "cuda fp16")
+    message = str(caught.value)
+    assert f"onnxruntime-qnn 1.99.0 offers only {UNKNOWN}, CPUExecutionProvider: pip uninstall" in message
+    assert "pip uninstall onnxruntime-qnn, then pip install 'hivellm-ort[cuda]'" in message
+
+
+@pytest.mark.parametrize("device", ["qnn", UNKNOWN])
+def test_provider_that_is_not_known_asked_for_by_name(device: str, runtime: Install) -> None:
+    """That ONNX Runtime has it does not help; the message has the names that do."""
+    runtime(UNKNOWN, distribution="onnxruntime-qnn")
+    with pytest.raises(ProviderError) as caught:
+        best(device, "cpu int8")
+    assert str(caught.value).startswith(
+        f"device {device!r} is unknown to this version of hivellm-ort, whatever ONNX Runtime offers: use 'auto', "
+        "'cpu', 'cuda', 'dml' or 'coreml'"
+    )
+
+
 def test_half_floats_on_the_cpu(runtime: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     """What an x86 CPU is slow at is not taken where there is something else."""
     monkeypatch.setattr("platform.machine", lambda: "x86_64")

@@ -341,3 +341,12 @@ def test_external_data_stays_inside(location: str, bundle: BundleFolder, tmp_pat
     ir.save(model, folder / BASE_GRAPH)
     with pytest.raises(LoadError, match=r"decoder\.onnx .* cannot be loaded: .*[Ee]xternal data"):
         begun(Engine(folder, threads=1), None, 64)
+
+
+def test_without_standard_error(
+    model_folder: ModelFolder, expert_folder: ExpertFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Called from a windowed application, which has none, an export shows no bars and goes on."""
+    monkeypatch.setattr("sys.stderr", None)
+    report = export(model_folder("llama"), [expert_folder()], tmp_path / "out", precision="fp32")
+    assert (tmp_path / "out" / report.packages[0].file).is_file()
