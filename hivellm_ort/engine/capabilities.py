@@ -38,6 +38,8 @@ class Capabilities:
         cache_type: float type of keys and values.
         memory: of the device, where adapters are kept, and keys and values unless `new_tokens`; None for the host.
             What is bound from the host is copied to a device when it is bound, so it is bound anew for each run.
+        captured: whether the provider records runs and repeats them: every run then says which it is, or that it is
+            none (`engine.running`).
     """
 
     batch: bool
@@ -52,6 +54,7 @@ class Capabilities:
     total: tuple[int, ...] | None
     cache_type: FloatType
     memory: Memory | None
+    captured: bool
 
     @classmethod
     def of(cls, config: DecoderConfig, placement: Placement) -> Capabilities:
@@ -94,6 +97,7 @@ class Capabilities:
             total=None if total is None else (1,) * len(total),
             cache_type=FLOAT_TYPES[form.cache_dtype],
             memory=Memory(provider.memory, placement.number) if provider.memory else None,
+            captured=placement.captured,
         )
 
     @property

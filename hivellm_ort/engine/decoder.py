@@ -14,12 +14,14 @@ from hivellm_ort.contract import DecoderConfig
 from hivellm_ort.engine.adapters import BoundAdapter, bind_values
 from hivellm_ort.engine.cache import KVCache, NewTokens
 from hivellm_ort.engine.capabilities import Capabilities
+from hivellm_ort.engine.captured import CapturedSteps
 from hivellm_ort.engine.feeds import Feeds
 from hivellm_ort.engine.mixed import MixedAdapters
 from hivellm_ort.engine.pieces import pieces
 from hivellm_ort.engine.prefixes import PrefixCache
+from hivellm_ort.engine.running import NOT_RECORDED, run_bound, run_options, tokens_of_vocabulary
 from hivellm_ort.engine.tensors import Tensor
-from hivellm_ort.errors import ContextLengthError, InferenceError, OutOfMemoryError
+from hivellm_ort.errors import ContextLengthError, InferenceError
 
 __all__ = ["Decoder"]
 
@@ -67,6 +69,11 @@ class Decoder:
         # Of single rows; the one that was used last is at the end.
         self._ones: dict[BoundAdapter | None, _Pass] = {}
         self._all = _Pass(session, config, can)
+        self._captured = (
+            CapturedSteps(session, config, can, can.memory)
+            if can.captured and can.memory is not None and can.batch and not can.new_tokens
+            else None
+        )
         self._mixed: MixedAdapters | None = None
         self._mixed_rows: tuple[BoundAdapter, ...] = ()
 
@@ -134,6 +141,11 @@ class Decoder:
         length, count, found = self._lengths[row], len(token_ids), list[Scores]()
         self._reserve(length + count)
         one = self._one(self._adapters[row])
+        if row == 0 and count == 1 and length > 0:
+            self._lengths[0] += 1
+            repeated = self._repeated(one, token_ids, greedy=greedy)
+            if repeated is not None:
+                return repeated
         one.use_rows(self._cache, slice(row, row + 1))
         longest = _HOST_CHUNK if self._can.memory is None else _DEVICE_CHUNK
         sizes = {"length": length, "capacity": self.capacity, "wanted": wanted, "longest": longest}
@@ -161,9 +173,12 @@ class Decoder:
             rows = enumerate(token_ids)
             return np.concatenate([self.append(row, [token], greedy=greedy).copy() for row, token in rows])
         self._use_adapters(self._adapters[:count])
-        self._all.use_rows(self._cache, slice(0, count))
         for row in range(count):
             self._lengths[row] += 1
+        repeated = self._repeated(self._all, token_ids, greedy=greedy)
+        if repeated is not None:
+            return repeated
+        self._all.use_rows(self._cache, slice(0, count))
         tokens = [[token] for token in token_ids]
         return self._all.run(tokens, self._lengths[:count], count, greedy=greedy)
 
@@ -191,7 +206,8 @@ class Decoder:
         """Every row is free: give back the memory that many or long rows took."""
         self._lengths.clear()
         self._adapters.clear()
-        if self.rows > 1 or self.capacity > _KEPT_CAPACITY:
+        # What is recorded is of one cache, and can be neither freed nor recorded again without end.
+        if self._captured is None and (self.rows > 1 or self.capacity > _KEPT_CAPACITY):
             self._cache = None
             self._unbind()
 
@@ -201,6 +217,14 @@ class Decoder:
         mixed = self._mixed is not None and adapter in self._mixed.adapters
         if mixed or adapter in self._ones or adapter is self._all.adapter:
             self._unbind()
+
+    def _repeated(self, one: _Pass, token_ids: Sequence[int], *, greedy: bool) -> Scores | None:
+        """A step of the first rows by the device's recording, with the adapter of a pass; None where it has none."""
+        if self._captured is None or self._cache is None:
+            return None
+        lengths = self._lengths[: len(token_ids)]
+        greedy = greedy and self._can.greedy
+        return self._captured.run(self._cache, one.values, token_ids, lengths, greedy=greedy)
 
     def _one(self, adapter: BoundAdapter | None) -> _Pass:
         """The binding of single rows with an adapter."""
@@ -253,6 +277,8 @@ class Decoder:
         if self._cache is not None:
             cache.copy_from(self._cache, self._lengths[: self._cache.rows])
         self._cache = cache
+        if self._captured is not None:
+            self._captured.clear()
         while len(self._ones) > 1:  # they hold the smaller cache; the last one is the next to run
             del self._ones[next(iter(self._ones))]
 
@@ -265,9 +291,10 @@ class _Pass:
         self._session, self._config, self._can = session, config, can
         self._binding = session.io_binding()
         # Held as long as it is bound: ONNX Runtime keeps the address of an array, not the array.
-        self._values: Mapping[str, Tensor] = {}
+        self.values: Mapping[str, Tensor] = {}
         self._cache: KVCache | None = None
         self._rows = slice(0)
+        self._options = run_options(NOT_RECORDED) if can.captured else None
         self._give(greedy=False)
 
     def use_adapter(self, adapter: BoundAdapter | None) -> None:
@@ -278,8 +305,8 @@ class _Pass:
 
     def use_values(self, values: Mapping[str, Tensor]) -> None:
         """Bind adapter inputs that are not those of one adapter."""
-        bind_values(self._binding, values, self._values, self._can.memory)
-        self._values, self.adapter = values, None
+        bind_values(self._binding, values, self.values, self._can.memory)
+        self.values, self.adapter = values, None
 
     def use_rows(self, cache: KVCache | None, rows: slice) -> None:
         """Bind the keys and values of a run of rows."""
@@ -318,18 +345,12 @@ class _Pass:
             self._new.bind(self._binding, len(begins), width)
             if self._can.memory is not None:  # bound is a copy from before the cache was changed
                 self._bind_cache()
-        try:
-            self._session.run_with_iobinding(self._binding)
-        except Exception as error:  # ONNX Runtime raises a dozen types of its own
-            kind = OutOfMemoryError if "allocat" in str(error) else InferenceError
-            raise kind(
-                f"the model failed on {len(begins)} x {count} tokens at position {max(lengths)}: {error}"
-            ) from error
+        size = len(begins), count
+        run_bound(self._session, self._binding, self._options, size=size, position=max(lengths))
         if self._new is not None and self._cache is not None:
             self._new.add_to(self._cache, self._rows, begins, count)
         if greedy:
-            # Where no logit is greater than all others CUDA's ArgMax has been seen to give 2147483647.
-            scores[(scores < 0) | (scores >= self._config.architecture.vocab_size)] = -1
+            return tokens_of_vocabulary(scores, self._config.architecture.vocab_size)
         return scores
 
     def _give(self, *, greedy: bool) -> None:

@@ -53,6 +53,12 @@ class Placement:
         number = {"device_id": str(self.number)} if self.provider.numbered else {}
         return {**dict(self.provider.options), **number, **dict(self.options)}
 
+    @property
+    def captured(self) -> bool:
+        """Whether the provider is told to record runs and repeat them."""
+        told = self.provider_options.get(self.provider.recording, "")
+        return told.lower() in ("1", "true")
+
     def announce(self, base: str) -> None:
         """Log what runs where and why: a warning where it is not what was asked for."""
         if self.instead:

@@ -70,7 +70,7 @@ class Engine:
         session = self._session(adapters)
         can = self._can
         if session.get_providers()[0] != self._placement.provider.name:  # the CPU took over
-            can = dataclasses.replace(can, memory=None)
+            can = dataclasses.replace(can, memory=None, captured=False)
         return Decoder(session, self.config, can, self.prefixes)
 
     def close(self) -> None:

@@ -26,6 +26,7 @@ class Provider:
         numbered: whether there may be several of the device.
         options: provider options that it gets where the user gives no others.
         sequential: whether it needs sequential execution without memory patterns.
+        recording: the provider option with which it records runs and repeats them; empty where it cannot.
         memory: ONNX Runtime's name for the memory that adapters, keys and values are kept in; empty for the host's.
         cure: what to do where it does not start.
     """
@@ -38,6 +39,7 @@ class Provider:
     numbered: bool = False
     options: tuple[tuple[str, str], ...] = ()
     sequential: bool = False
+    recording: str = ""
     memory: str = ""
     cure: str = ""
 
@@ -55,6 +57,7 @@ PROVIDERS = {
             "cuda",
             systems=("linux", "win32"),
             numbered=True,
+            recording="enable_cuda_graph",
             memory="cuda",
             cure="it needs the libraries of CUDA and cuDNN in the versions it was built for: pip install "
             "'onnxruntime-gpu[cuda,cudnn]', or see https://onnxruntime.ai/docs/install/#cuda-and-cudnn",

@@ -28,6 +28,11 @@ TOLERANCES = {"fp32": 1e-4, "fp16": 0.05, "bf16": 0.3}
 DEVICE = Placement(replace(CPU, memory="cpu"))
 """The CPU as a device with memory of its own: buffers are OrtValues, bound whole or by their address."""
 
+CAPTURED = Placement(
+    replace(CPU, memory="cpu", recording="enable_cuda_graph"), options=(("enable_cuda_graph", "1"),)
+)
+"""The same as a device that records runs and repeats them, as CUDA does with CUDA graphs."""
+
 
 class Bundles:
     """Bundles of one model by target and precision, that the CPU provider runs, with its two adapters."""

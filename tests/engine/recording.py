@@ -7,7 +7,7 @@ tokens for the first of its row, and never reads the past; CoreML and DirectML w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import pytest
 from hivellm_ort.contract import GREEDY_OUTPUT, LOGITS, DecoderConfig
 from hivellm_ort.engine import session
 from hivellm_ort.engine.placement import Placement
+from hivellm_ort.engine.tensors import Memory
 
 ITEM = {"float32": 4, "float16": 2, "bfloat16": 2}
 """Bytes of the float types."""
@@ -40,12 +41,18 @@ class Run:
         past: keys and values that are read, in the order of the layers.
         present: where new ones go, in the same order.
         output: what it gives besides, by name: where that goes.
+        bound: everything that is bound, by name.
+        recording: number of the provider's recording that it is; None where the provider was told nothing.
+        copied: small inputs that a device has copies of, made when they were bound.
     """
 
     inputs: dict[str, np.ndarray]
     past: list[Buffer]
     present: list[Buffer]
     output: dict[str, Buffer]
+    bound: dict[str, Buffer] = field(default_factory=dict)
+    recording: int | None = None
+    copied: frozenset[str] = frozenset()
 
     @property
     def rows(self) -> int:
@@ -62,7 +69,14 @@ class Run:
         """Tokens that the longest row has before."""
         if "position_ids" in self.inputs:
             return int(self.inputs["position_ids"][:, 0].max())
+        if self.repeated:
+            return int(self.inputs["seqlens_k"].max()) + 1 - self.width
         return int(self.inputs["total_sequence_length"].max()) - self.width
+
+    @property
+    def repeated(self) -> bool:
+        """Whether the provider records it, or repeats what it recorded."""
+        return self.recording is not None and self.recording >= 0
 
     @property
     def capacity(self) -> int:
@@ -105,7 +119,8 @@ def _everywhere(run: Run, config: DecoderConfig) -> Iterator[str]:
             yield f"the graph has no {name}"
     if "seqlens_k" in inputs:
         ends = inputs["seqlens_k"] + 1
-        if inputs["total_sequence_length"].max() != run.begin + run.width:
+        longest = run.capacity if run.repeated else run.begin + run.width
+        if inputs["total_sequence_length"].max() != longest:
             yield "total_sequence_length is not that of the longest row"
         if ends.max() > run.begin + run.width or ends.max() <= run.begin:
             yield f"seqlens_k {inputs['seqlens_k']} for {run.width} tokens at {run.begin}"
@@ -164,6 +179,40 @@ def portable(run: Run, config: DecoderConfig) -> Iterator[str]:
             yield "past and present overlap"
 
 
+class Repetition:
+    """The rules `batched`, and those of a provider that records runs and repeats them.
+
+    Attributes:
+        recorded: by number the first run of each recording.
+    """
+
+    def __init__(self) -> None:
+        self.recorded: dict[int, Run] = {}
+
+    def __call__(self, run: Run, config: DecoderConfig) -> Iterator[str]:
+        """See `Rules`."""
+        yield from batched(run, config)
+        if run.recording is None:
+            yield "nothing says whether the run is to be recorded"
+        elif run.repeated:
+            yield from self._repeated(run, self.recorded.setdefault(run.recording, run))
+
+    def _repeated(self, run: Run, first: Run) -> Iterator[str]:
+        if run.width > 1 or run.begin == 0:
+            yield f"{run.width} tokens at {run.begin} are recorded"
+        for name in sorted(run.bound.keys() | first.bound.keys()):
+            if run.bound.get(name) != first.bound.get(name):
+                yield f"{name} is not where recording {run.recording} has it"
+        # Read on the host, and so frozen.
+        if run.copied != {"total_sequence_length"}:
+            yield f"{sorted(run.copied)} are not where the device reads them"
+        totals = [one.inputs["total_sequence_length"].tolist() for one in (run, first)]
+        if totals[0] != totals[1]:
+            yield f"total_sequence_length was {totals[1]} and is {totals[0]}"
+        if list(run.inputs["logits_rows"]) != list(range(run.rows)):
+            yield f"logits of {run.inputs['logits_rows']}"
+
+
 RULES: dict[str, Rules] = {"cpu": batched, "cuda": batched, "dml": directml, "portable": portable}
 
 
@@ -178,14 +227,23 @@ class _Binding:
         real: ONNX Runtime's.
         copied: beginnings of the names of inputs of the host that a device takes a copy of when they are bound.
         bound: the last value of each name.
+        copies: names of those that were copied.
+
+    Args:
+        real: ONNX Runtime's.
+        copied: see above.
+        device: values that are on the device already.
     """
 
-    def __init__(self, real: Any, copied: tuple[str, ...]):
-        self.real, self.copied = real, copied
+    def __init__(self, real: Any, copied: tuple[str, ...], device: list[Any]):
+        self.real, self.copied, self._device = real, copied, device
         self.bound: dict[str, Any] = {}
+        self.copies: set[str] = set()
 
     def bind_ortvalue_input(self, name: str, value: Any) -> None:
-        if name.startswith(self.copied):
+        self.copies.discard(name)
+        if name.startswith(self.copied) and not any(value is one for one in self._device):
+            self.copies.add(name)
             value = onnxruntime.OrtValue.ortvalue_from_numpy(np.array(value.numpy()))
         self.bound[name] = value
         self.real.bind_ortvalue_input(name, value)
@@ -206,8 +264,9 @@ class _Binding:
         self.bound = {name: one for name, one in self.bound.items() if not _is_output(name)}
         self.real.clear_binding_outputs()
 
-    def run(self, config: DecoderConfig) -> Run:
+    def run(self, options: Any) -> Run:
         """What a provider would get now."""
+        number = None if options is None else int(options.get_run_config_entry("gpu_graph_id"))
         buffers = {
             name: one if isinstance(one, Buffer) else Buffer(one.data_ptr(), tuple(one.shape()))
             for name, one in self.bound.items()
@@ -218,6 +277,9 @@ class _Binding:
             past=[buffer for name, buffer in sorted(buffers.items()) if name.startswith("past_key_values.")],
             present=[buffer for name, buffer in sorted(buffers.items()) if name.startswith("present.")],
             output={name: buffers[name] for name in (LOGITS, GREEDY_OUTPUT) if name in buffers},
+            bound=buffers,
+            recording=number,
+            copied=frozenset(self.copies),
         )
 
 
@@ -230,6 +292,7 @@ class Recording:
     Attributes:
         runs: every run.
         faults: what was forbidden.
+        device: what is in a device's memory, of what was made there as zeros.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, rules: Rules, config: DecoderConfig):
@@ -245,6 +308,15 @@ class Recording:
             return _Session(start(path, placement, threads=threads), self, copied)
 
         monkeypatch.setattr(session, "start_session", recorded)
+        self.device: list[Any] = []
+        zeros = Memory.zeros
+
+        def noted(memory: Memory, shape: tuple[int, ...], storage: Any) -> Any:
+            value = zeros(memory, shape, storage)
+            self.device.append(value)
+            return value
+
+        monkeypatch.setattr(Memory, "zeros", noted)
 
     def note(self, run: Run) -> None:
         """Look at a run."""
@@ -262,11 +334,11 @@ class _Session:
         self._real, self._recording, self._copied = real, recording, copied
 
     def io_binding(self) -> _Binding:
-        return _Binding(self._real.io_binding(), self._copied)
+        return _Binding(self._real.io_binding(), self._copied, self._recording.device)
 
-    def run_with_iobinding(self, binding: _Binding) -> None:
-        self._recording.note(binding.run(self._recording._config))
-        self._real.run_with_iobinding(binding.real)
+    def run_with_iobinding(self, binding: _Binding, options: Any = None) -> None:
+        self._recording.note(binding.run(options))
+        self._real.run_with_iobinding(binding.real, options)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)

@@ -25,6 +25,7 @@ def form(*, append: bool = True, buckets: tuple[int, ...] = (), one_logit: bool 
         total=(1,),
         cache_type=FLOAT_TYPES["float32"],
         memory=None,
+        captured=False,
     )
 
 
