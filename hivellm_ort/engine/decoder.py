@@ -138,7 +138,8 @@ class Decoder:
             OutOfMemoryError: the cache cannot grow, or the pass cannot allocate.
             InferenceError: ONNX Runtime fails.
         """
-        length, count, found = self._lengths[row], len(token_ids), list[Scores]()
+        length, count = self._lengths[row], len(token_ids)
+        found: list[Scores] = []
         self._reserve(length + count)
         one = self._one(self._adapters[row])
         if row == 0 and count == 1 and length > 0:
@@ -258,15 +259,15 @@ class Decoder:
         self._mixed_rows = rows
 
     def _reserve(self, tokens: int) -> None:
+        rows, capacity = max(self.rows, 1), self.capacity
+        if tokens <= capacity and len(self._lengths) <= rows:
+            return
         limit, fixed = self._config.architecture.max_position_embeddings, self._can.max_length
         if tokens > limit:
             raise ContextLengthError(f"{tokens} tokens exceed the model's context of {limit}")
         if fixed is not None and tokens > fixed:
             why = f"have room for, of the model's context of {limit}: export it again with a larger --context"
             raise ContextLengthError(f"{tokens} tokens exceed the {fixed} that the base's graphs {why}")
-        rows, capacity = max(self.rows, 1), self.capacity
-        if tokens <= capacity and len(self._lengths) <= rows:
-            return
         # Doubling keeps the copies of a long answer, and of many rows, linear.
         if tokens > capacity:
             wanted = max(tokens, 2 * capacity if any(self._lengths) else 0)

@@ -33,6 +33,7 @@ class Feeds:
         self._value = import_onnxruntime().OrtValue.ortvalue_from_numpy
         # On the CPU an OrtValue shares memory with its array: writing to the array is all an update takes.
         self._arrays: dict[str, NDArray[Any]] = {}
+        self._wanted = (0, 0)
 
     def fill(
         self, token_ids: Sequence[Sequence[int]], begins: Sequence[int], wanted: int, width: int
@@ -50,19 +51,23 @@ class Feeds:
         """
         rows, count = len(token_ids), len(token_ids[0])
         ids = self._array("input_ids", (rows, width), np.int64)
-        ids[:, :count] = token_ids
-        ids[:, count:] = 0  # any token would do
+        if count < width:
+            ids[:, count:] = 0  # any token would do
+            ids = ids[:, :count]
+        ids[...] = token_ids
         if self._can.positions:
             positions = self._array("position_ids", (rows, width), np.int64)
             positions[...] = np.arange(width)
             positions += np.array(begins)[:, None]
         if self._can.lengths:
-            self._array("seqlens_k", (rows,), np.int32)[...] = begins
-            self._arrays["seqlens_k"] += count - 1
+            self._array("seqlens_k", (rows,), np.int32)[...] = [begin + count - 1 for begin in begins]
         if self._can.total is not None:
             self._array("total_sequence_length", self._can.total, np.int32)[...] = max(begins) + width
         last = (rows - 1) * width + count
-        self._array("logits_rows", (wanted,), np.int64)[...] = np.arange(last - wanted, last)
+        wanted_rows = self._array("logits_rows", (wanted,), np.int64)
+        if (last, wanted) != self._wanted:  # from step to step they are the same
+            wanted_rows[...] = np.arange(last - wanted, last)
+            self._wanted = last, wanted
         if self._can.memory is not None:
             # What a device needs was copied there when it was bound, not when the run begins.
             for name, array in self._arrays.items():

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from hivellm_ort.engine.capabilities import Capabilities
 
 __all__ = ["Piece", "pieces"]
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """The tokens of one run.
 
     Attributes:
