@@ -134,7 +134,10 @@ def _divergence(case: Case, fleet: Fleet, results: Results) -> None:
 
 
 def _answers(case: Case, fleet: Fleet, results: Results) -> None:
-    """Exact answers, and answers equal to the reference's token by token, of the experts' held-out prompts."""
+    """Exact answers to the experts' held-out prompts, and how many equal those of transformers token by token.
+
+    The latter where transformers is among the peers.
+    """
     folder, source = fleet.heldout, fleet.source(case.model)
     if folder is None:
         results.fail(
@@ -148,8 +151,9 @@ def _answers(case: Case, fleet: Fleet, results: Results) -> None:
     tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
     prompts = {expert: heldout(folder, source, expert) for expert in EXPERTS}
     answers: dict[str, dict[str, list[list[int]]]] = {}
-    systems = [_REFERENCE, *(system for system in case.systems if system != _REFERENCE)]
-    for system in systems:
+    for system in case.systems:
+        if system.peer != "ours" and system != _REFERENCE:
+            continue
         try:
             worker = fleet.worker(system, case.model, EXPERTS)
             answers[system.name] = {

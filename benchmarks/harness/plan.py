@@ -176,5 +176,5 @@ def _cases(suite: str, model: str, systems: tuple[System, ...], quick: bool) -> 
         first = tuple({system.peer: system for system in reversed(systems)}.values())
         return [] if quick else [case("size", 1, first, warm_up=False)]
     return [case("kl", 1, warm_up=False, windows=1 if quick else 4, window=256)] + (
-        [] if quick else [case("held-out", 1, only("ours"), warm_up=False)]
+        [] if quick else [case("held-out", 1, only("ours", "transformers"), warm_up=False)]
     )

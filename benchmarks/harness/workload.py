@@ -19,7 +19,7 @@ from harness.models import EXPERTS, ROOT
 
 __all__ = ["MAX_TOKENS", "encode", "heldout", "requests"]
 
-MAX_TOKENS = 256
+MAX_TOKENS = 160
 _MONTHS = [
     "January",
     "February",

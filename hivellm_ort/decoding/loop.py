@@ -20,6 +20,10 @@ from hivellm_ort.result import FinishReason
 
 __all__ = ["Loop", "Model", "Request", "Step"]
 
+# So many forced tokens per row of a batch go with the steps of all rows: one more row makes a step little longer, and
+# a pass for the tokens of one row alone takes as long as a step of several.
+_FEW_PER_ROW = 2
+
 
 class Model(Protocol):
     """What the loop needs of the engine: rows of tokens, each with an adapter of its own."""
@@ -177,16 +181,17 @@ class Loop:
         elif rows:
             try:
                 for place, row in enumerate(rows):
-                    row.catch_up(model, place)
+                    row.catch_up(model, place, _FEW_PER_ROW * len(rows))
                 plain = all(row.plain for row in rows)
-                logits = model.step([row.token_ids[-1] for row in rows], greedy=plain)
+                logits = model.step([row.next_unread for row in rows], greedy=plain)
             except Exception as error:  # nothing of these rows can be trusted any more
                 for row in rows:
                     yield row.key, row.fail(error)
             else:
-                fill_masks([row.request.constraint for row in rows if row.request.constraint is not None])
+                choosing = [row.request.constraint for row in rows if row.chooses]
+                fill_masks([constraint for constraint in choosing if constraint is not None])
                 for row, scores in zip(rows, logits, strict=True):
-                    for step in _guarded(row, row.accept(scores)):
+                    for step in _guarded(row, row.read(scores)):
                         yield row.key, step
 
     def _remove_finished(self) -> None:
@@ -268,11 +273,29 @@ class _Row:
             model.truncate(0, start + right)
             lookup.record(len(guess), right)
 
-    def catch_up(self, model: Model, place: int) -> None:
-        """Read all tokens but the last."""
-        if self._unread > 1:
+    @property
+    def next_unread(self) -> int:
+        """The first token that the model has not read."""
+        return self.token_ids[-self._unread]
+
+    @property
+    def chooses(self) -> bool:
+        """Whether that is the last one, so that a token is chosen after it."""
+        return self._unread == 1
+
+    def catch_up(self, model: Model, place: int, few: int) -> None:
+        """Read all tokens but the last, where they are more than a few."""
+        if self._unread - 1 > few:
             model.append(place, self.token_ids[-self._unread : -1], greedy=True)  # of no use either way
-        self._unread = 0
+            self._unread = 1
+
+    def read(self, logits: FloatArray) -> Iterator[Step]:
+        """Generate the next token from what came after the first unread one, if that was the last of them."""
+        self._unread -= 1
+        if not self._unread:
+            yield from self.accept(logits)
+        elif self.request.cancelled():
+            yield self._cancel()
 
     def accept(self, logits: FloatArray | np.int64 | None) -> Iterator[Step]:
         """Choose the next token from its logits, float32 [vocab], and take those that the grammar forces after it.

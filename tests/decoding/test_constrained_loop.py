@@ -98,6 +98,17 @@ def test_rows_catch_up(rows: int) -> None:
     assert ["aXbZc", "longer than that 2", "q"] == [text_of(together[i]) for i in (0, 2, 3)]
 
 
+@pytest.mark.parametrize(("forced", "own_passes"), [("1234", []), ("123456", [6])])
+def test_few_forced_tokens_go_with_the_steps_of_all(forced: str, own_passes: list[int]) -> None:
+    """Two rows read up to four forced tokens of one step by step; more of them take a pass of their own."""
+    word = Words(f"a{forced}x", f"a{forced}y", "b")
+    likes = lambda text: "y" if text.endswith(forced) else "a"  # noqa: E731
+    model = Model(likes, 2)
+    steps = run(model, request("p", constraint=word), request("p", max_tokens=20))
+    assert (f"a{forced}y", "a" * 20) == (text_of(steps[0]), text_of(steps[1]))
+    assert own_passes == [count for count in model.passes if count > 1]
+
+
 def test_guesses_are_cut_to_what_the_grammar_allows() -> None:
     """A guess of the prompt is taken as far as it fits, and never leads out of the grammar."""
     model = Model(lambda text: "b" if text[-1] == "a" else "a")
