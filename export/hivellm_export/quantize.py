@@ -36,7 +36,6 @@ class Quantized:
     """
 
     bits: int
-    block: int
     blob: NDArray[np.uint8]
     scales: Array
     zero_points: NDArray[np.uint8] | None = None
@@ -107,7 +106,7 @@ def quantize(weight: Array, bits: int) -> Quantized:
     if zeros is not None:
         grid = zeros.reshape(rows, blocks)
         zero_points = _pack(np.pad(grid, ((0, 0), (0, blocks % 2))))
-    return Quantized(bits, block, packed, scales.reshape(rows, blocks), zero_points)
+    return Quantized(bits, packed, scales.reshape(rows, blocks), zero_points)
 
 
 _Result = tuple[NDArray[np.uint8], Array, "NDArray[np.uint8] | None", float]

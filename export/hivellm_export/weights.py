@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from hivellm_export.quantize import Quantized, quantize, quantize_channels, smoothing
+from hivellm_export.quantize import Quantized, block_size, quantize, quantize_channels, smoothing
 from hivellm_export.shaping import FLOAT_TYPES
 from hivellm_export.targets import Precision
 from hivellm_ort.contract import WEIGHTS_FILE, Site, StoredWeights
@@ -146,18 +146,20 @@ class WeightWriter:
     def _matrix(self, key: str, weight: Callable[[], NDArray[np.float32]], bits: int) -> Matrix:
         if key not in self._quantized:
             values = weight()
-            result: Quantized = quantize(values, bits)
-            if key == "model.embed_tokens" and values.shape[1] % result.block:
+            columns = values.shape[1]
+            block = block_size(columns, bits)
+            if key == "model.embed_tokens" and columns % block:
                 raise ExportError(
-                    f"hidden_size {values.shape[1]} is not a multiple of {result.block}: export with --precision fp32"
+                    f"hidden_size {columns} is not a multiple of {block}: export with --precision fp32"
                 )
+            result: Quantized = quantize(values, bits)
             zeros = result.zero_points
             self._quantized[key] = Matrix(
                 bits,
                 self._once(f"{key}.quantized", lambda: result.blob),
                 self._once(f"{key}.scales", lambda: result.scales),
                 None if zeros is None else self._once(f"{key}.zero_points", lambda: zeros),
-                block=result.block,
+                block=block,
             )
         return self._quantized[key]
 

@@ -109,5 +109,6 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(examples: Examples) -> None
         timeout=60,
     )
     assert 0 == result.returncode, result.stderr
+    assert result.stdout.startswith(b"> ")
     assert b"(stopped)\n" in result.stderr
     assert b"1 requests" in result.stderr
