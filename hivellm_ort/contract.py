@@ -1,6 +1,6 @@
 """The contract between exporter and runtime: names in the graphs and the form of `decoder.json`.
 
-Version 1.5. A change here changes `CONTRACT_VERSION`: the minor number for an addition that an older runtime
+Version 1.6. A change here changes `CONTRACT_VERSION`: the minor number for an addition that an older runtime
 can ignore, the major number for anything else. `docs/contract.md` states it in full.
 """
 
@@ -38,7 +38,7 @@ __all__ = [
 
 _T = TypeVar("_T")
 
-CONTRACT_VERSION = "1.5"
+CONTRACT_VERSION = "1.6"
 DECODER_JSON = "decoder.json"
 BASE_GRAPH = "decoder.onnx"
 ADAPTER_GRAPH = "decoder.adapters.onnx"
@@ -168,7 +168,8 @@ class GraphForm:
     """What a runtime must know to run the graphs of a bundle; the defaults are those of target `cpu`.
 
     Attributes:
-        cache_dtype: float type of `past_key_values.*` and `present.*`: `float32`, `float16` or `bfloat16`.
+        cache_dtype: type of `past_key_values.*` and `present.*`: `float32`, `float16`, `bfloat16`, or since contract
+            1.6 `int8` with scales that the graph has.
         activation_dtype: float type that the graph computes in.
         adapter_dtype: float type of the adapter inputs. Logits are float32 everywhere.
         opsets: version of each operator domain; `""` is ai.onnx.

@@ -161,8 +161,9 @@ def _digest(path: Path) -> str:
 
 def _export(work: Path, model: str, precision: str, folder: Path) -> None:
     base = _gguf() if model == "smollm2" else make_source(work, model, only_ready=False)
-    command = [sys.executable, "-m", "hivellm_ort", "export", "--base", str(base), "--precision", precision]
-    command += ["--output", str(folder), "--force"]
+    weights, _, cache = precision.partition("+")
+    command = [sys.executable, "-m", "hivellm_ort", "export", "--base", str(base), "--precision", weights]
+    command += ["--output", str(folder), "--force", *(["--cache", "int8"] if cache else [])]
     if experts_of(model):
         command.append("--thin")
     for expert in experts_of(model):

@@ -11,26 +11,34 @@ from harness.environments import PEERS
 __all__ = ["PRECISIONS", "SUITES", "Case", "System", "make_plan", "parse_system"]
 
 PRECISIONS = {
-    "ours": ("int8", "int4", "fp32", "w8a8"),
+    "ours": ("int8", "int4", "fp32", "w8a8", "int8+kv8", "w8a8+kv8"),
     "transformers": ("bf16", "fp32"),
-    "genai": ("int8", "int4", "fp32"),
+    "genai": ("int8", "int4", "int4+head8", "fp32"),
     "llamacpp": ("q8_0", "q4_0", "q4_1"),
     "optimum": ("fp32",),
     "openvino": ("int8", "int4"),
     "onnx-genai": ("int8", "int4"),
 }
-"""As each peer names them; the first is the one of `--quick`."""
+"""As each peer names them; the first is the one of `--quick`. `+kv8` has keys and values in 8 bits, `+head8` the LM head,
+as ours has in int4."""
 
 # Six copies of 2.4 GB beside each other would swap: the large model runs in the precisions it is used in.
 _LARGE = {
-    "ours": ("int8", "int4", "w8a8"),
+    "ours": ("int8", "int4", "w8a8", "w8a8+kv8"),
     "transformers": ("bf16",),
-    "genai": ("int8", "int4"),
+    "genai": ("int8", "int4", "int4+head8"),
     "llamacpp": ("q8_0", "q4_0"),
     "openvino": ("int8", "int4"),
     "onnx-genai": ("int8",),
 }
-_NOT_MERGED = ("genai int4", "genai fp32", "llamacpp q4_0", "llamacpp q4_1", "openvino int4")
+_NOT_MERGED = (
+    "genai int4",
+    "genai int4+head8",
+    "genai fp32",
+    "llamacpp q4_0",
+    "llamacpp q4_1",
+    "openvino int4",
+)
 SUITES = (
     "prefill",
     "decode",

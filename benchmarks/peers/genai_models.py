@@ -3,7 +3,8 @@
 The options are the builder's defaults for the CPU, written out so that another version cannot change them unseen, and
 `prune_lm_head`, which it leaves off: logits for the last token of a prompt only, which is faster. Of SmolLM2-135M
 it makes 151 projections, the LM head included, all of them MatMulNBits in int8 and int4; in int8 the embedding is a
-second copy in fp32, in int4 it is shared with the LM head.
+second copy in fp32, in int4 it is shared with the LM head. `int4+head8` is its `rtn_last`: the LM head in 8 bits, the
+projections in 4, which is what our int4 has.
 """
 
 from __future__ import annotations
@@ -17,8 +18,13 @@ from pathlib import Path
 import onnx
 
 _QUANTISED = {"block_size": "32", "accuracy_level": "4", "is_symmetric": "true", "algo_config": "default"}
-OPTIONS = {"fp32": {}, "int8": _QUANTISED, "int4": _QUANTISED}
-BITS = {"int8": 8, "int4": 4}
+OPTIONS = {
+    "fp32": {},
+    "int8": _QUANTISED,
+    "int4": _QUANTISED,
+    "int4+head8": {**_QUANTISED, "algo_config": "rtn_last"},
+}
+BITS = {"fp32": set(), "int8": {8}, "int4": {4}, "int4+head8": {4, 8}}
 
 
 def build(spec: dict[str, str]) -> None:
@@ -33,7 +39,15 @@ def build(spec: dict[str, str]) -> None:
         "-o",
         spec["output"],
     ]
-    command += ["-p", spec["precision"], "-e", "cpu", "-c", spec["output"] + "/cache", "--extra_options"]
+    command += [
+        "-p",
+        spec["precision"].partition("+")[0],
+        "-e",
+        "cpu",
+        "-c",
+        spec["output"] + "/cache",
+        "--extra_options",
+    ]
     command += [f"{key}={value}" for key, value in options.items()]
     subprocess.run(command, check=True, stdout=sys.stderr)
 
@@ -53,7 +67,7 @@ def check(folder: Path, precision: str) -> None:
         for attribute in node.attribute
         if attribute.name == "bits"
     )
-    wanted = {BITS[precision]} if precision in BITS else set()
+    wanted = BITS[precision]
     if set(bits) != wanted or (wanted and operators["MatMul"]):
         raise SystemExit(
             f"{precision}: MatMulNBits by bits {dict(bits)}, and {operators['MatMul']} MatMul left"

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from hivellm_export.check import check_bundle
 from hivellm_export.lower import lower
-from hivellm_export.smoothing import activation_ranges
+from hivellm_export.ranges import activation_ranges, cache_scales
 from hivellm_export.source import BaseModel
 from hivellm_export.targets import Precision, Target
 from hivellm_export.weights import WeightWriter
@@ -68,6 +68,7 @@ def write_bundle(
         merged=merged,
         graph=form,
     )
+    scales = cache_scales(base) if form.cache_dtype == "int8" else {}
     count = sum(parameter.numel() for parameter in base.model.parameters())
     hidden = None if sys.stderr else True  # None: unless it is a terminal
     with tqdm(
@@ -82,7 +83,15 @@ def write_bundle(
         )
         try:
             models = {
-                name: lower(trace, weights, config, adapters=adapters, rotary=base.rotary(), name=name)
+                name: lower(
+                    trace,
+                    weights,
+                    config,
+                    adapters=adapters,
+                    rotary=base.rotary(),
+                    cache_scales=scales,
+                    name=name,
+                )
                 for name, adapters in graphs.items()
             }
             stored = {} if merged else {site.name: weights.stored(site) for site in sites}

@@ -12,7 +12,14 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from hivellm_export.shaping import FLOAT_TYPES, cache_shape, dimension, present_shape, site_shapes
+from hivellm_export.shaping import (
+    CACHE_TYPES,
+    FLOAT_TYPES,
+    cache_shape,
+    dimension,
+    present_shape,
+    site_shapes,
+)
 from hivellm_export.targets import DOMAIN_MS
 from hivellm_ort.contract import (
     ADAPTER_GRAPH,
@@ -47,6 +54,31 @@ _COMMON = {
 _ACTIVATIONS = {"Clip", "Div", "Erf", "LeakyRelu", "Pow", "Relu", "Softplus", "Sqrt", "Sub", "Tanh"}
 _NORMS = {"SimplifiedLayerNormalization"}
 _ATTENTION = {"GroupQueryAttention", "SkipSimplifiedLayerNormalization"}
+_CACHED = {
+    "": {
+        "And",
+        "DequantizeLinear",
+        "Div",
+        "Equal",
+        "Expand",
+        "Greater",
+        "GreaterOrEqual",
+        "Identity",
+        "If",
+        "LessOrEqual",
+        "Max",
+        "QuantizeLinear",
+        "Range",
+        "ScatterND",
+        "Slice",
+        "Softmax",
+        "Sub",
+        "Transpose",
+        "Unsqueeze",
+        "Where",
+    },
+    DOMAIN_MS: {"FusedMatMul", "RotaryEmbedding"},
+}
 
 
 @dataclass(frozen=True)
@@ -59,6 +91,8 @@ class _Rules:
         scalars: whether inputs of rank zero are allowed.
         mixed: whether float32 values are allowed inside a graph of another float type, as far as no matrix is.
         attention: attributes of GroupQueryAttention that may have one value only; q, k and v are then apart.
+        branches: operators by domain that are allowed, besides the others, where keys and values have
+            8 bits, and then within the branches of `If` too.
     """
 
     operators: Mapping[str, set[str]]
@@ -66,6 +100,7 @@ class _Rules:
     scalars: bool = True
     mixed: bool = False
     attention: Mapping[str, int] = field(default_factory=dict)
+    branches: Mapping[str, set[str]] = field(default_factory=dict)
 
 
 _RULES = {
@@ -75,6 +110,7 @@ _RULES = {
             DOMAIN_MS: _ATTENTION | {"GatherBlockQuantized", "MatMulIntegerToFloat", "MatMulNBits"},
         },
         {"": 18, DOMAIN_MS: 1},
+        branches=_CACHED,
     ),
     "cuda": _Rules(
         {"": _COMMON | _ACTIVATIONS | _NORMS | {"ArgMax", "Shape"}, DOMAIN_MS: _ATTENTION | {"MatMulNBits"}},
@@ -146,7 +182,7 @@ class _Checker:
     def _expected_inputs(self) -> dict[str, tuple[ir.DataType, tuple[int | str, ...]]]:
         """Type and shape by name."""
         form, config = self.config.graph, self.config
-        cache, adapter = FLOAT_TYPES[form.cache_dtype], FLOAT_TYPES[form.adapter_dtype]
+        cache, adapter = CACHE_TYPES[form.cache_dtype], FLOAT_TYPES[form.adapter_dtype]
         inputs = {
             name: (ir.DataType.INT32 if name in _INT32 else ir.DataType.INT64, tuple(shape))
             for name, shape in form.inputs.items()
@@ -169,11 +205,13 @@ class _Checker:
             yield f"rule opset: the graph has {found}, {DECODER_JSON} says {dict(self.config.graph.opsets)}"
 
     def _operators(self) -> Iterator[str]:
-        for node in self.model.graph:
-            if node.op_type not in self.rules.operators.get(node.domain, ()):
+        branches = self.rules.branches if self.config.graph.cache_dtype == "int8" else {}
+        for node in self.model.graph.all_nodes() if branches else self.model.graph:
+            known = self.rules.operators.get(node.domain, set()) | branches.get(node.domain, set())
+            if node.op_type not in known:
                 operator = f"{node.domain or 'ai.onnx'}::{node.op_type}"
                 yield f"node {_name(node)}: rule operator: the target has no {operator}"
-            if any(attribute.type in _SUBGRAPHS for attribute in node.attributes.values()):
+            if not branches and any(attribute.type in _SUBGRAPHS for attribute in node.attributes.values()):
                 yield f"node {_name(node)}: rule operator: no graphs inside of nodes"
 
     def _inputs(self) -> Iterator[str]:
@@ -198,7 +236,7 @@ class _Checker:
         names = [
             name for layer in range(config.architecture.num_hidden_layers) for name in present_names(layer)
         ]
-        expected = dict.fromkeys(names, (FLOAT_TYPES[form.cache_dtype], present_shape(config)))
+        expected = dict.fromkeys(names, (CACHE_TYPES[form.cache_dtype], present_shape(config)))
         rows = dimension(config, "rows")
         expected[LOGITS] = (ir.DataType.FLOAT, (rows, config.architecture.vocab_size))
         if form.greedy_output:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -45,6 +45,7 @@ def lower(
     *,
     adapters: bool,
     rotary: tuple[NDArray[np.float32], NDArray[np.float32]],
+    cache_scales: Mapping[str, NDArray[np.float32]],
     name: str,
 ) -> ir.Model:
     """Lower `trace` for the target of `config`; the trace itself is left as it is.
@@ -55,6 +56,7 @@ def lower(
         config: sites, numbers and form of the bundle; its files are not known yet.
         adapters: whether the graph takes adapter weights at its sites.
         rotary: cosine and sine caches, each float32 [max_position_embeddings, head_dim / 2].
+        cache_scales: of keys and values in 8 bits, float32 [kv_heads, head_dim] by input; else empty.
         name: the graph's name.
 
     Raises:
@@ -63,7 +65,8 @@ def lower(
     model = trace.clone()
     rows = config.graph.shapes.get("max_length", (None,))[0]
     caches = rotary[0][:rows], rotary[1][:rows]
-    _LOWERINGS[config.target](model.graph, weights, config, adapters=adapters, rotary=caches).run()
+    lowering = _LOWERINGS[config.target]
+    lowering(model.graph, weights, config, adapters=adapters, rotary=caches, cache_scales=cache_scales).run()
     if config.graph.greedy_output:
         _add_greedy_output(model.graph)
     model.graph.name = name

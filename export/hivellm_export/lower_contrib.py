@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from hivellm_export.lower_cached import CachedAttention
 from hivellm_export.lowering import Lowering, attribute_text
-from hivellm_export.shaping import apply_form
+from hivellm_export.shaping import CACHE_TYPES, apply_form
 from hivellm_export.targets import DOMAIN_MS
+from hivellm_ort.contract import past_names, present_names
 from hivellm_ort.errors import ExportError
 
 __all__ = ["CpuLowering", "CudaLowering", "DmlLowering"]
@@ -26,6 +28,7 @@ class CpuLowering(Lowering):
     """For the CPU provider."""
 
     rows: ir.Value | None = None
+    cached: CachedAttention | None = None
 
     def begin(self) -> None:
         """Forget the shapes of the trace's inner values, which have a name of their own for every size."""
@@ -33,6 +36,14 @@ class CpuLowering(Lowering):
             for value in node.outputs:
                 if not value.is_graph_output():
                     value.shape = None
+        if self.form.cache_dtype == "int8":
+            layers = range(self.config.architecture.num_hidden_layers)
+            names = {name for layer in layers for name in (*past_names(layer), *present_names(layer))}
+            for value in (*self.graph.inputs, *self.graph.outputs):
+                if value.name in names:
+                    value.type = ir.TensorType(CACHE_TYPES[self.form.cache_dtype])
+            windows = [self.window(node) for node in self.graph if node.op_type == "Attention"]
+            self.cached = CachedAttention(self, self.cache_scales, windows)
 
     def _RMSNorm(self, node: ir.Node) -> tuple[ir.Value, ...]:
         weight = self.vector(attribute_text(node, "weight"))
@@ -75,6 +86,8 @@ class CpuLowering(Lowering):
             # [B, S, -1]: the operator wants its three dimensions back.
             sizes = self.op("Shape", input_ids)
             self.rows = self.op("Concat", sizes, self.constant([-1]), axis=0)
+        if self.cached is not None:
+            return tuple(self.cached.attended(node, qkv, window=self.window(node), rows=self.rows))
         queries = [self.op("Reshape", value, self.rows) for value in qkv]
         query, key, value = queries if len(queries) == 3 else (queries[0], None, None)
         caches = self.rotary_caches()

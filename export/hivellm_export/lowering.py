@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ class Lowering:
         config: sites, numbers and form of the bundle; its files are not known yet.
         adapters: whether the graph takes adapter weights at its sites.
         rotary: cosine and sine caches, each float32 [positions, head_dim / 2].
+        cache_scales: of keys and values in 8 bits, float32 [kv_heads, head_dim] by input; else empty.
     """
 
     accuracy_level = 4
@@ -41,10 +42,11 @@ class Lowering:
         *,
         adapters: bool,
         rotary: tuple[Array, Array],
+        cache_scales: Mapping[str, Array],
     ):
         self.graph, self.weights, self.config, self.adapters = graph, weights, config, adapters
         self.sites = {site.name: site for site in config.sites}
-        self.rotary = rotary
+        self.rotary, self.cache_scales = rotary, cache_scales
         self.dtype = FLOAT_TYPES[config.graph.activation_dtype]
         self.at: ir.Node  # new nodes go before this one
 

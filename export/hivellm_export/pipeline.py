@@ -84,6 +84,7 @@ def export(
     precision: str | Sequence[str] | None = None,
     target: str | Sequence[str] = "cpu",
     context: int | None = None,
+    cache: str | None = None,
     merged: bool = False,
     thin: bool = False,
     force: bool = False,
@@ -101,6 +102,7 @@ def export(
             and `auto` goes by the model's size and this machine's CPU.
         target: what the graphs are for, one or several of `hivellm_export.targets.TARGETS`.
         context: tokens of the cache, for targets of fixed shapes.
+        cache: type of keys and values of target `cpu`, `int8` or None for that of the precision.
         merged: fold the one expert into the weights.
         thin: leave the bundle out of the packages.
         force: replace what `output` holds of the same names.
@@ -111,7 +113,7 @@ def export(
     begin = time.perf_counter()
     if merged and (len(experts) != 1 or thin):
         raise ExportError("--merge takes exactly one --expert and no --thin: the merged base is the expert")
-    plans = plan_bundles(_listed(target), _listed(precision or ()), context)
+    plans = plan_bundles(_listed(target), _listed(precision or ()), context, cache)
     sources = [ExpertSource.from_folder(folder) for folder in experts]
     _check_names(sources)
     if output.exists() and (not output.is_dir() or any(output.iterdir())) and not force:

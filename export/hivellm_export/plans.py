@@ -26,6 +26,7 @@ class Plan:
         target: what its graphs are for.
         precision: of its weights; the target's default as long as `automatic` is not settled.
         context: tokens of the cache, for targets of fixed shapes.
+        cache: type of keys and values, `int8` or None for that of the precision.
         automatic: whether the precision is to be chosen.
         reason: why this one, where it was chosen.
     """
@@ -33,6 +34,7 @@ class Plan:
     target: Target
     precision: Precision
     context: int | None
+    cache: str | None = None
     automatic: bool = False
     reason: str = ""
 
@@ -66,11 +68,14 @@ class Plan:
         Raises:
             ExportError: the context does not fit the model.
         """
-        return graph_form(self.target, self.precision, architecture, self.context)
+        return graph_form(self.target, self.precision, architecture, self.context, self.cache)
 
 
 def plan_bundles(
-    targets: Sequence[str], precisions: Sequence[str] = (), context: int | None = None
+    targets: Sequence[str],
+    precisions: Sequence[str] = (),
+    context: int | None = None,
+    cache: str | None = None,
 ) -> tuple[Plan, ...]:
     """The bundles of an export, in the order of `TARGETS` however they were asked for.
 
@@ -79,14 +84,20 @@ def plan_bundles(
         precisions: `TARGET=PRECISION`, or `PRECISION` alone where there is one target; `auto` goes by model and
             CPU. A target that has none gets its default.
         context: tokens of the cache, for the targets of fixed shapes among them.
+        cache: type of keys and values, `int8` or None for that of the precision; for target `cpu` alone.
 
     Raises:
-        ExportError: a target is not known or doubled, a precision is doubled or not one of its target, or none of
-            the targets has a cache of fixed length.
+        ExportError: a target is not known or doubled, a precision is doubled or not one of its target, none of
+            the targets has a cache of fixed length, or one that `cache` is for is not among them.
     """
     for name in targets:
         if targets.count(name) > 1:
             raise ExportError(f"--target {name} is there twice: a package has one bundle for a target")
+    if cache is not None and "cpu" not in targets:
+        raise ExportError(
+            f"--cache {cache} is for target cpu, and this export is for {', '.join(targets)}: leave it out, or add "
+            "--target cpu"
+        )
     chosen = _by_target(targets, precisions)
     fixed = [name for name in targets if name in TARGETS and TARGETS[name].buckets]
     plans = []
@@ -94,7 +105,8 @@ def plan_bundles(
         # Where no target has fixed shapes, the first one says so.
         own = context if name in fixed or not fixed else None
         automatic = chosen.get(name) == AUTO
-        plans.append(Plan(*choose_target(name, None if automatic else chosen.get(name), own), own, automatic))
+        target, precision = choose_target(name, None if automatic else chosen.get(name), own)
+        plans.append(Plan(target, precision, own, cache if name == "cpu" else None, automatic))
     return tuple(plans)
 
 

@@ -6,13 +6,22 @@ import onnx_ir as ir
 
 from hivellm_ort.contract import DecoderConfig, Site, past_names, present_names
 
-__all__ = ["FLOAT_TYPES", "apply_form", "cache_shape", "dimension", "present_shape", "site_shapes"]
+__all__ = [
+    "CACHE_TYPES",
+    "FLOAT_TYPES",
+    "apply_form",
+    "cache_shape",
+    "dimension",
+    "present_shape",
+    "site_shapes",
+]
 
 FLOAT_TYPES = {
     "float32": ir.DataType.FLOAT,
     "float16": ir.DataType.FLOAT16,
     "bfloat16": ir.DataType.BFLOAT16,
 }
+CACHE_TYPES = {**FLOAT_TYPES, "int8": ir.DataType.INT8}
 
 
 def dimension(config: DecoderConfig, name: str) -> int | str:
@@ -57,7 +66,7 @@ def apply_form(graph: ir.Graph, config: DecoderConfig) -> None:
     copies of a trace share them.
     """
     form, layers = config.graph, range(config.architecture.num_hidden_layers)
-    activations, cache = FLOAT_TYPES[form.activation_dtype], FLOAT_TYPES[form.cache_dtype]
+    activations, cache = FLOAT_TYPES[form.activation_dtype], CACHE_TYPES[form.cache_dtype]
     for node in graph:
         for value in node.outputs:
             value.shape = None

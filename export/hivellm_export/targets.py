@@ -149,7 +149,11 @@ def choose_target(
 
 
 def graph_form(
-    target: Target, precision: Precision, architecture: Architecture, context: int | None = None
+    target: Target,
+    precision: Precision,
+    architecture: Architecture,
+    context: int | None = None,
+    cache: str | None = None,
 ) -> GraphForm:
     """The form of the graphs of one export.
 
@@ -158,12 +162,15 @@ def graph_form(
         precision: from `choose_target`.
         architecture: of the base model.
         context: tokens of the cache, for targets of fixed shapes only; None is 2048 or what the model has.
+        cache: type of keys and values, `int8` or None for that of the precision.
 
     Raises:
         ExportError: `context` does not fit the model.
     """
     types = dict.fromkeys(("cache_dtype", "activation_dtype", "adapter_dtype"), precision.dtype)
     form = {**types, "opsets": target.opsets, **target.form}
+    if cache is not None:
+        form["cache_dtype"] = cache
     limit = architecture.max_position_embeddings
     if not target.buckets:
         return GraphForm(**form)

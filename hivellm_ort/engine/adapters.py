@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hivellm_ort.adapters.prepared import PreparedAdapter, PreparedModule
 from hivellm_ort.contract import DecoderConfig, Part, Site
-from hivellm_ort.engine.tensors import FLOAT_TYPES, Array, FloatType, Memory, Tensor
+from hivellm_ort.engine.tensors import FLOAT_TYPES, Array, ElementType, Memory, Tensor
 from hivellm_ort.errors import AdapterError, BaseMismatchError
 
 __all__ = ["BoundAdapter", "bind_values"]
@@ -103,7 +103,7 @@ def bind_values(
         binding.bind_ortvalue_input(name, value)
 
 
-def _in_one_block(plans: Mapping[str, _Plan], kind: FloatType) -> tuple[dict[str, Array], int]:
+def _in_one_block(plans: Mapping[str, _Plan], kind: ElementType) -> tuple[dict[str, Array], int]:
     """Arrays as planned, as aligned views of one block, and its bytes.
 
     Hundreds of small arrays would pin the heap around what loading leaves behind.
@@ -122,7 +122,7 @@ def _in_one_block(plans: Mapping[str, _Plan], kind: FloatType) -> tuple[dict[str
     return views, block.nbytes
 
 
-def _fill(view: Array, name: str, plan: _Plan, kind: FloatType) -> None:
+def _fill(view: Array, name: str, plan: _Plan, kind: ElementType) -> None:
     if view.dtype == np.float32:
         plan.fill(view)
         return
@@ -139,7 +139,7 @@ def _fill(view: Array, name: str, plan: _Plan, kind: FloatType) -> None:
 
 def _add_site(
     site: Site,
-    kind: FloatType,
+    kind: ElementType,
     modules: Mapping[str, PreparedModule],
     own: dict[str, _Plan],
     shared: dict[str, Tensor],
@@ -216,6 +216,6 @@ def _fill_vector(parts: Sequence[Part], values: Sequence[Floats | None], default
 
 
 @lru_cache(maxsize=64)
-def _constant(value: int, kind: FloatType, *shape: int) -> Tensor:
+def _constant(value: int, kind: ElementType, *shape: int) -> Tensor:
     """Zeros or ones; equal ones exist once, so that a swap leaves them bound."""
     return Tensor(kind.cast(np.full(shape, value, np.float32)), kind)

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from hivellm_ort.engine.tensors import Array, FloatType, Memory, host_value
+from hivellm_ort.engine.tensors import Array, ElementType, Memory, host_value
 
 __all__ = ["Block", "DeviceBlock", "HostBlock"]
 
@@ -28,7 +28,7 @@ class Block(Protocol):
 class HostBlock:
     """A numpy array."""
 
-    def __init__(self, shape: tuple[int, ...], kind: FloatType):
+    def __init__(self, shape: tuple[int, ...], kind: ElementType):
         self._array: Array = np.zeros(shape, kind.storage)
         self._kind = kind
 
@@ -54,7 +54,7 @@ class DeviceBlock:
         MemoryError: the device has no room for it.
     """
 
-    def __init__(self, shape: tuple[int, ...], kind: FloatType, memory: Memory):
+    def __init__(self, shape: tuple[int, ...], kind: ElementType, memory: Memory):
         self._shape, self._kind, self._memory = shape, kind, memory
         try:
             self._value = memory.zeros(shape, kind.storage)

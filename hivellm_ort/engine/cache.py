@@ -11,7 +11,7 @@ import numpy as np
 
 from hivellm_ort.contract import Architecture, past_names, present_names
 from hivellm_ort.engine.blocks import Block, DeviceBlock, HostBlock
-from hivellm_ort.engine.tensors import FLOAT_TYPES, Array, FloatType, Memory, host_value
+from hivellm_ort.engine.tensors import FLOAT_TYPES, Array, ElementType, Memory, host_value
 from hivellm_ort.errors import OutOfMemoryError
 
 __all__ = ["CacheForm", "KVCache", "NewTokens"]
@@ -22,13 +22,13 @@ class CacheForm:
     """What the buffers of a cache are.
 
     Attributes:
-        kind: float type of the graph's caches.
+        kind: type of the graph's caches.
         memory: of a device that keeps them; None for the host.
         together: whether a run may have several rows, whose buffers must then lie one behind the other. Else each
             row of a device has buffers of its own, since not every device tells addresses.
     """
 
-    kind: FloatType = FLOAT_TYPES["float32"]
+    kind: ElementType = FLOAT_TYPES["float32"]
     memory: Memory | None = None
     together: bool = True
 
@@ -151,7 +151,7 @@ class NewTokens:
         kind: float type of the graph's caches.
     """
 
-    def __init__(self, architecture: Architecture, kind: FloatType):
+    def __init__(self, architecture: Architecture, kind: ElementType):
         self._heads, self._width = architecture.num_key_value_heads, architecture.head_dim
         self._kind = kind
         layers = range(architecture.num_hidden_layers)

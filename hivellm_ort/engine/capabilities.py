@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 from hivellm_ort.contract import DecoderConfig
 from hivellm_ort.engine.cache import CacheForm
 from hivellm_ort.engine.placement import Placement
-from hivellm_ort.engine.tensors import FLOAT_TYPES, FloatType, Memory
+from hivellm_ort.engine.providers import import_onnxruntime
+from hivellm_ort.engine.tensors import CACHE_TYPES, FLOAT_TYPES, ElementType, Memory
 from hivellm_ort.errors import ProviderError
 
 __all__ = ["Capabilities"]
@@ -17,6 +18,7 @@ __all__ = ["Capabilities"]
 _INPUTS = {"input_ids", "position_ids", "seqlens_k", "total_sequence_length", "logits_rows"}
 _SHAPES = {"batch_size", "sequence_length", "max_length", "rows"}
 _UPDATES = ("in_place", "new_tokens")
+_INT8_CACHE = (1, 28)  # the first ONNX Runtime whose CPU provider has it
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Capabilities:
         positions: whether the graph takes `position_ids`.
         lengths: whether it takes `seqlens_k`.
         total: shape of `total_sequence_length`; None where it takes none.
-        cache_type: float type of keys and values.
+        cache_type: type of keys and values.
         memory: of the device, where adapters are kept, and keys and values unless `new_tokens`; None for the host.
             What is bound from the host is copied to a device when it is bound, so it is bound anew for each run.
         captured: whether the provider records runs and repeats them: every run then says which it is, or that it is
@@ -52,7 +54,7 @@ class Capabilities:
     positions: bool
     lengths: bool
     total: tuple[int, ...] | None
-    cache_type: FloatType
+    cache_type: ElementType
     memory: Memory | None
     captured: bool
 
@@ -74,8 +76,11 @@ class Capabilities:
         if form.cache_update not in _UPDATES:
             read.refuse("cache_update", form.cache_update)
         for name in ("cache_dtype", "activation_dtype", "adapter_dtype"):
-            if getattr(form, name) not in tuple(FLOAT_TYPES):
+            types = CACHE_TYPES if name == "cache_dtype" else FLOAT_TYPES
+            if getattr(form, name) not in tuple(types):
                 read.refuse(name, getattr(form, name))
+        if form.cache_dtype == "int8":
+            _check_runtime(config)
         batch, buckets = read.dimensions("input_ids", 2)
         tokens = list(form.inputs["input_ids"])
         read.expect("position_ids", tokens)
@@ -95,7 +100,7 @@ class Capabilities:
             positions="position_ids" in form.inputs,
             lengths="seqlens_k" in form.inputs,
             total=None if total is None else (1,) * len(total),
-            cache_type=FLOAT_TYPES[form.cache_dtype],
+            cache_type=CACHE_TYPES[form.cache_dtype],
             memory=Memory(provider.memory, placement.number) if provider.memory else None,
             captured=placement.captured,
         )
@@ -104,6 +109,17 @@ class Capabilities:
     def cache(self) -> CacheForm:
         """What the buffers of keys and values are."""
         return CacheForm(self.cache_type, None if self.new_tokens else self.memory, self.batch)
+
+
+def _check_runtime(config: DecoderConfig) -> None:
+    """Refuse an ONNX Runtime whose attention takes no keys and values in 8 bits: it would fail in its first run."""
+    version = import_onnxruntime().__version__
+    if tuple(map(int, version.split(".")[:2])) < _INT8_CACHE:
+        raise ProviderError(
+            f"base {config.name!r} keeps keys and values in 8 bits, which needs ONNX Runtime "
+            f"{'.'.join(map(str, _INT8_CACHE))}, and {version} is installed: update it, or export again without "
+            "--cache int8"
+        )
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Float types of graphs, memory of devices, and the tensors that a graph takes from them."""
+"""Types of values in graphs, memory of devices, and the tensors that a graph takes from them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from numpy.typing import DTypeLike, NDArray
 from hivellm_ort.engine.providers import import_onnxruntime
 from hivellm_ort.errors import OutOfMemoryError
 
-__all__ = ["FLOAT_TYPES", "Array", "FloatType", "Memory", "Tensor", "host_value"]
+__all__ = ["CACHE_TYPES", "FLOAT_TYPES", "Array", "ElementType", "Memory", "Tensor", "host_value"]
 
 Array = NDArray[Any]
-"""Values of a float type, as numpy keeps them."""
+"""Values of an element type, as numpy keeps them."""
 
 
 @dataclass(frozen=True)
-class FloatType:
-    """A float type as a graph has it and as numpy keeps it.
+class ElementType:
+    """A type of values as a graph has it and as numpy keeps it.
 
     Attributes:
         name: as in `decoder.json`.
@@ -34,7 +34,7 @@ class FloatType:
     @property
     def in_numpy(self) -> bool:
         """Whether numpy has this type."""
-        return np.dtype(self.storage).kind == "f"
+        return np.dtype(self.storage).kind != "u"
 
     def cast(self, values: NDArray[np.float32]) -> Array:
         """Finite float32 values, rounded to the nearest of this type.
@@ -65,15 +65,18 @@ class FloatType:
 FLOAT_TYPES = {
     kind.name: kind
     for kind in (
-        FloatType("float32", np.float32, 1),
-        FloatType("float16", np.float16, 10),
-        FloatType("bfloat16", np.uint16, 16),
+        ElementType("float32", np.float32, 1),
+        ElementType("float16", np.float16, 10),
+        ElementType("bfloat16", np.uint16, 16),
     )
 }
 """Every float type that a graph may have, by name."""
 
+CACHE_TYPES = {**FLOAT_TYPES, "int8": ElementType("int8", np.int8, 3)}
+"""Every type that keys and values may have, by name; scales of integers are the graph's own."""
 
-def host_value(array: Array, kind: FloatType) -> Any:
+
+def host_value(array: Array, kind: ElementType) -> Any:
     """An OrtValue that shares its memory with an array of `kind.storage`."""
     values = import_onnxruntime().OrtValue
     if kind.in_numpy:
@@ -93,7 +96,7 @@ class Memory:
     device: str
     number: int = 0
 
-    def put(self, array: Array, kind: FloatType) -> Any:
+    def put(self, array: Array, kind: ElementType) -> Any:
         """An OrtValue there with the values of an array of `kind.storage`."""
         values = import_onnxruntime().OrtValue
         if kind.in_numpy:
@@ -119,7 +122,7 @@ class Tensor:
         kind: their type.
     """
 
-    def __init__(self, array: Array, kind: FloatType):
+    def __init__(self, array: Array, kind: ElementType):
         self.array, self.kind = array, kind
         self._value = host_value(array, kind)
         self._copies: dict[Memory, Any] = {}

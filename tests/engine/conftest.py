@@ -58,14 +58,15 @@ def experts(model: Path, work: Path) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def package(model: Path, experts: list[Path], work: Path) -> Callable[..., Path]:
-    """The folder of packages, one an expert, by target and precision."""
+    """The folder of packages, one an expert, by target and precision, with the cache's type behind a plus."""
     made: dict[tuple[str, ...], Path] = {}
 
     def make(target: str, precision: str) -> Path:
         key = (target, precision)
         if key not in made:
             made[key] = work / "-".join(key)
-            export(model, experts, made[key], target=target, precision=precision)
+            weights, _, cache = precision.partition("+")
+            export(model, experts, made[key], target=target, precision=weights, cache=cache or None)
         return made[key]
 
     return make

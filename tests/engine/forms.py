@@ -17,6 +17,7 @@ from hivellm_ort.engine.targets import CPU
 
 FORMS = [
     ("cpu", "fp32"),
+    ("cpu", "fp32+int8"),
     ("portable", "fp32"),
     ("portable", "fp16"),
     ("dml", "fp16"),
@@ -24,7 +25,7 @@ FORMS = [
     ("cuda", "bf16"),
 ]
 # Largest difference of a logit; logits are -5 to 5, and half floats have 11 and 8 bits.
-TOLERANCES = {"fp32": 1e-4, "fp16": 0.05, "bf16": 0.3}
+TOLERANCES = {"fp32": 1e-4, "fp32+int8": 0.3, "fp16": 0.05, "bf16": 0.3}
 DEVICE = Placement(replace(CPU, memory="cpu"))
 """The CPU as a device with memory of its own: buffers are OrtValues, bound whole or by their address."""
 

@@ -1,4 +1,4 @@
-"""How large the inputs of a model's projections get, measured on a little text of many kinds."""
+"""How large a model's values get, measured on a little text of many kinds."""
 
 from __future__ import annotations
 
@@ -8,10 +8,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from transformers import DynamicCache
 
 from hivellm_export.source import BaseModel
+from hivellm_ort.contract import past_names
 
-__all__ = ["activation_ranges"]
+__all__ = ["activation_ranges", "cache_scales"]
+
+# Room above what this text needs, for other texts and for adapters: what is beyond is cut off.
+_KEY_ROOM, _VALUE_ROOM = 1.5, 2.0
+_LEAST = 0.01  # of a head's largest value: a channel that this text leaves at zero is not always zero
 
 _TEXT = """\
 SELECT u.name, COUNT(*) AS orders FROM users u JOIN orders o ON o.user_id = u.id
@@ -45,11 +51,42 @@ def activation_ranges(base: BaseModel) -> dict[str, NDArray[np.float32]]:
         for name, module in base.model.named_modules()
         if isinstance(module, nn.Linear) and name != "lm_head"
     ]
-    token_ids = base.tokenizer(_TEXT, return_tensors="pt", add_special_tokens=False)["input_ids"]
     try:
         with torch.no_grad():
-            base.model(token_ids[:, : base.architecture.max_position_embeddings], use_cache=False)
+            base.model(_token_ids(base), use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
     return {name: largest.numpy() for name, largest in ranges.items()}
+
+
+def cache_scales(base: BaseModel) -> dict[str, NDArray[np.float32]]:
+    """Scales for keys and values in 8 bits, float32 [kv_heads, head_dim] by the name of the graph's input.
+
+    A key's channels are rotated in pairs, by angles that grow with its position: both have the scale of the length
+    of the two together, which no position changes.
+    """
+    cache = DynamicCache()
+    with torch.no_grad():
+        base.model(_token_ids(base), past_key_values=cache, use_cache=True)
+    scales = {}
+    for index, layer in enumerate(cache.layers):
+        first, second = layer.keys.chunk(2, dim=-1)
+        lengths = torch.hypot(first, second)
+        for name, values, room in zip(
+            past_names(index),
+            (torch.cat((lengths, lengths), dim=-1), layer.values.abs()),
+            (_KEY_ROOM, _VALUE_ROOM),
+            strict=True,
+        ):
+            largest = values[0].amax(dim=1)
+            floor = largest.amax(dim=-1, keepdim=True) * _LEAST
+            scales[name] = (torch.maximum(largest, floor).clamp(min=1e-6) * (room / 127)).numpy()
+    return scales
+
+
+def _token_ids(base: BaseModel) -> torch.Tensor:
+    token_ids: torch.Tensor = base.tokenizer(_TEXT, return_tensors="pt", add_special_tokens=False)[
+        "input_ids"
+    ]
+    return token_ids[:, : base.architecture.max_position_embeddings]
