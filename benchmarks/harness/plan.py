@@ -19,8 +19,8 @@ PRECISIONS = {
     "openvino": ("int8", "int4"),
     "onnx-genai": ("int8", "int4"),
 }
-"""As each peer names them; the first is the one of `--quick`. `+kv8` has keys and values in 8 bits, `+head8` the LM head,
-as ours has in int4."""
+"""As each peer names them; the first is the one of `--quick`. `+kv8` has keys and values in 8 bits, and
+`+head8` the LM head, as ours has it in int4."""
 
 # Six copies of 2.4 GB beside each other would swap: the large model runs in the precisions it is used in.
 _LARGE = {
