@@ -39,15 +39,8 @@ def build(spec: dict[str, str]) -> None:
         "-o",
         spec["output"],
     ]
-    command += [
-        "-p",
-        spec["precision"].partition("+")[0],
-        "-e",
-        "cpu",
-        "-c",
-        spec["output"] + "/cache",
-        "--extra_options",
-    ]
+    weights = spec["precision"].partition("+")[0]
+    command += ["-p", weights, "-e", "cpu", "-c", spec["output"] + "/cache", "--extra_options"]
     command += [f"{key}={value}" for key, value in options.items()]
     subprocess.run(command, check=True, stdout=sys.stderr)
 

@@ -21,7 +21,7 @@ from hivellm_ort.contract import past_names
 
 __all__ = ["CachedAttention"]
 
-_PROMPT = 16  # tokens of one row from which on products are faster
+_PROMPT = 8  # tokens of one row from which on products are faster
 # Below the first token's score, which every token sees: e ** -70 of a weight is nothing, but not so small that CPUs
 # take their slow way for it, as they do for what masked scores would give.
 _FAR = 70

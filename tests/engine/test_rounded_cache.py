@@ -28,7 +28,7 @@ def read(decoder: Decoder, adapter: object, *cuts: int) -> np.ndarray:
     return np.stack([logits[0].copy(), *(decoder.append(0, [token])[0].copy() for token in tokens(4, 2))])
 
 
-@pytest.mark.parametrize("cuts", [(45,), (80,), range(10, 90, 10), range(1, 90)], ids=len)
+@pytest.mark.parametrize("cuts", [(45,), (80,), range(10, 90, 10), range(6, 90, 6), range(1, 90)], ids=len)
 def test_parts(cuts: tuple[int, ...], bundles: Bundles) -> None:
     """Products for many tokens and the operator for few, down to single ones, read and write the same cache."""
     decoder, adapter = begun(bundles)
