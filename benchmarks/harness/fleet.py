@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.environments import SetupError, make_environment
 from harness.models import ROOT, make_folder, make_source
-from harness.plan import System
+from harness.plan import LOOKUP, System
 from harness.workers import Worker, WorkerError
 
 __all__ = ["Fleet"]
@@ -119,9 +119,8 @@ class Fleet:
                 only_ready=ready,
                 merged=merged,
             )
-        return make_folder(
-            self.work, python, system.peer, model, system.precision, only_ready=ready, merged=merged
-        )
+        precision = system.precision.removesuffix(LOOKUP)
+        return make_folder(self.work, python, system.peer, model, precision, only_ready=ready, merged=merged)
 
     def _expert(self, python: Path, system: System, model: str, name: str) -> Path | None:
         """Where a peer reads an expert: a PEFT folder, or a model with the expert folded in."""

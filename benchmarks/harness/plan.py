@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.environments import PEERS
 
-__all__ = ["PRECISIONS", "SUITES", "Case", "System", "make_plan", "parse_system"]
+__all__ = ["LOOKUP", "PRECISIONS", "SUITES", "Case", "System", "make_plan", "parse_system"]
 
 PRECISIONS = {
     "ours": ("int8", "int4", "fp32", "w8a8", "int8+kv8", "w8a8+kv8"),
@@ -21,6 +21,9 @@ PRECISIONS = {
 }
 """As each peer names them; the first is the one of `--quick`. `+kv8` has keys and values in 8 bits, and
 `+head8` the LM head, as ours has it in int4."""
+
+LOOKUP = "+lookup"
+"""Behind one of our precisions: the same with prompt lookup, which is off by default but in fp32."""
 
 # Six copies of 2.4 GB beside each other would swap: the large model runs in the precisions it is used in.
 _LARGE = {
@@ -170,9 +173,11 @@ def _cases(suite: str, model: str, systems: tuple[System, ...], quick: bool) -> 
     merged = tuple(system for system in systems if system.name not in _NOT_MERGED)
     if suite == "workload":
         rounds, count = (1, 3) if quick else (5, 9)
+        # Guesses are checked with rows of their own, so they are for one request at a time.
+        guessing = () if quick else (System("ours", f"w8a8+kv8{LOOKUP}"),)
         return [
-            case(name, rounds, merged, warm_up=not quick, requests=count, together=together)
-            for name, together in (("one by one", False), ("at once", True))
+            case(name, rounds, who, warm_up=not quick, requests=count, together=together)
+            for name, who, together in (("one by one", merged + guessing, False), ("at once", merged, True))
         ]
     if suite == "load":
         return [case("first token", 1 if quick else 5, warm_up=not quick)]

@@ -22,6 +22,7 @@ class Ours(Peer):
         folder, threads = Path(spec["folder"]), spec["threads"]
         self.base = folder / "base" if (folder / "base").is_dir() else folder
         self.adapters: dict[str | None, Any] = {None: None}
+        self.lookup = True if spec["precision"].endswith("+lookup") else None
         self.manager = hivellm_ort.ExpertManager(threads=threads, trust="off")
         for name in spec["experts"]:
             (package,) = folder.glob(f"expert-{name}-*.expert")
@@ -127,14 +128,14 @@ class Ours(Peer):
         seconds = time.perf_counter() - begin
         return {"seconds": seconds, "answers": [self.described(result) for result in results]}
 
-    @staticmethod
-    def options(request: dict[str, Any]) -> dict[str, Any]:
+    def options(self, request: dict[str, Any]) -> dict[str, Any]:
         """Those of a request in the public API."""
         return {
             "system": request["system"],
             "temperature": 0,
             "max_tokens": request["max_tokens"],
             "grammar": request["grammar"]["gbnf"] if request["enforce"] else False,
+            "prompt_lookup": self.lookup,
         }
 
     @staticmethod

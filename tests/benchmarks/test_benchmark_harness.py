@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from harness.measure import Results, Row, take_turns
 from harness.models import MODELS
-from harness.plan import PRECISIONS, SUITES, System, make_plan, parse_system
+from harness.plan import LOOKUP, PRECISIONS, SUITES, System, make_plan, parse_system
 from harness.plots import draw
 from harness.report import limit, markdown
 from harness.stats import Spread, quiet_rounds, ratio, spread
@@ -101,7 +101,9 @@ def test_a_full_plan_has_every_suite_and_precision() -> None:
     plan = make_plan(list(PRECISIONS), SUITES, list(MODELS), quick=False, rounds=None)
     assert set(SUITES) == {case.suite for case in plan}
     wanted = {System(peer, name) for peer, names in PRECISIONS.items() for name in names}
-    assert wanted == {system for case in plan if case.model == "smollm2" for system in case.systems}
+    guessing = {System("ours", f"w8a8+kv8{LOOKUP}")}
+    assert wanted | guessing == {system for case in plan if case.model == "smollm2" for system in case.systems}
+    assert {"one by one"} == {case.name for case in plan if guessing & {*case.systems}}
 
 
 def test_a_system_is_known_by_its_name() -> None:
