@@ -67,6 +67,7 @@ _CACHED = {
         "If",
         "LessOrEqual",
         "Max",
+        "Min",
         "QuantizeLinear",
         "Range",
         "ScatterND",

@@ -21,6 +21,8 @@ from hivellm_ort.contract import past_names
 
 __all__ = ["CachedAttention"]
 
+_TILE = 128  # the first tokens of a run, that need no scores for the keys of those behind them
+_ALL = np.iinfo(np.int64).max
 _PROMPT = 8  # tokens of one row from which on products are faster
 # Below the first token's score, which every token sees: e ** -70 of a weight is nothing, but not so small that CPUs
 # take their slow way for it, as they do for what masked scores would give.
@@ -133,25 +135,59 @@ class CachedAttention:
             self._constant(f"{name}.scale.by_head", self._scales[name][:, None]) for name in names
         )
         query = many.op("Mul", many.op("Reshape", query, by_group), key_scale)
-        # [tokens, kv_heads, group * head_dim] to [kv_heads, tokens * group, head_dim]
         query = many.op("Reshape", query, self._shape(-1, heads, group * width))
         query = many.op("Transpose", query, perm=[1, 0, 2])
-        query = many.op("Reshape", query, self._shape(heads, -1, width))
-        scores = many.op("FusedMatMul", query, tokens[0], domain=DOMAIN_MS, transB=1, alpha=scale)
-        scores = many.op("Reshape", scores, shared["by_token"])
-        least = None
-        if window < 0:
-            first = many.op("Slice", scores, self._shape(0), self._shape(1), self._shape(3))
-            least = many.op("Sub", first, shared["far"])
-        scores = many.op("Add", scores, shared[f"mask.{window}"])
-        if least is not None:
-            scores = many.op("Max", scores, least)
-        shares = many.op("Softmax", scores, axis=-1)
-        mixed = many.op("MatMul", many.op("Reshape", shares, shared["by_head"]), tokens[1])
-        mixed = many.op("Reshape", mixed, self._shape(heads, -1, group * width))
-        mixed = many.op("Transpose", mixed, perm=[1, 0, 2])
+        parts = [self._tile(many, tile, query, *tokens, scale=scale, window=window) for tile in range(2)]
+        mixed = many.op("Transpose", many.op("Concat", *parts, axis=1), perm=[1, 0, 2])
         mixed = many.op("Mul", many.op("Reshape", mixed, by_group), value_scale)
         return many.graph(many.op("Reshape", mixed, self._shape(-1, heads * group * width)), *present)
+
+    def _tile(
+        self,
+        many: _Branch,
+        tile: int,
+        query: ir.Value,
+        key: ir.Value,
+        value: ir.Value,
+        *,
+        scale: float,
+        window: int,
+    ) -> ir.Value:
+        """What the first `_TILE` tokens take from the keys that they see, or the others from all.
+
+        Args:
+            many: the branch.
+            tile: 0 or 1.
+            query: [kv_heads, tokens, group * head_dim].
+            key: [kv_heads, positions, head_dim].
+            value: as `key`.
+            scale: of scores.
+            window: positions that a token sees; -1 for all.
+        """
+        shared, axis = self._shared, self._shape(1)
+        query = many.op("Slice", query, *self._rows(tile), axis)
+        if tile == 0:
+            key, value = (
+                many.op("Slice", one, self._shape(0), shared["end.0"], axis) for one in (key, value)
+            )
+        query = many.op("Reshape", query, self._shape(self._heads, -1, self._width))
+        scores = many.op("FusedMatMul", query, key, domain=DOMAIN_MS, transB=1, alpha=scale)
+        scores = many.op("Reshape", scores, shared[f"by_token.{tile}"])
+        masked = many.op("Add", scores, shared[f"mask.{tile}.{window}"])
+        if window < 0:
+            first = many.op("Slice", scores, self._shape(0), self._shape(1), self._shape(3))
+            masked = many.op("Max", masked, many.op("Sub", first, shared["far"]))
+        shares = many.op("Reshape", many.op("Softmax", masked, axis=-1), shared[f"by_head.{tile}"])
+        result: ir.Value = many.op(
+            "Reshape",
+            many.op("MatMul", shares, value),
+            self._shape(self._heads, -1, self._group * self._width),
+        )
+        return result
+
+    def _rows(self, tile: int) -> tuple[ir.Value, ir.Value]:
+        """Begin and end of a tile's tokens within the run."""
+        return (self._shape(_TILE), self._shape(_ALL)) if tile else (self._shape(0), self._shape(_TILE))
 
     def _share(self, input_ids: ir.Value, total: ir.Value) -> None:
         """What all layers need: whether this run is a prompt, and then its places and masks."""
@@ -172,8 +208,15 @@ class CachedAttention:
         visible = many.op("LessOrEqual", seen, column)
         made = {"positions": many.op("Unsqueeze", positions, self._shape(0))}
         made["total"] = many.op("Unsqueeze", end, self._shape(0))
-        made["by_token"] = many.op("Concat", self._shape(self._heads, -1, self._group), made["total"], axis=0)
-        made["by_head"] = many.op("Concat", self._shape(self._heads, -1), made["total"], axis=0)
+        begin = many.op("Unsqueeze", many.op("Sub", end, count), self._shape(0))
+        ahead = many.op("Min", many.op("Shape", positions), self._shape(_TILE))
+        made["end.0"], made["end.1"] = many.op("Add", begin, ahead), many.op("Identity", made["total"])
+        for tile in range(2):
+            last = made[f"end.{tile}"]
+            made[f"by_token.{tile}"] = many.op(
+                "Concat", self._shape(self._heads, -1, self._group), last, axis=0
+            )
+            made[f"by_head.{tile}"] = many.op("Concat", self._shape(self._heads, -1), last, axis=0)
         # (row, head, position) of each new key: [1, tokens, kv_heads, 3]
         grid = many.op("Concat", many.op("Shape", positions), self._shape(self._heads), axis=0)
         head = self._constant("cache.heads", np.arange(self._heads))
@@ -188,8 +231,11 @@ class CachedAttention:
             if window > 0:
                 first = many.op("Sub", column, self._number(window))
                 within = many.op("And", visible, many.op("Greater", seen, first))
-            masked = many.op("Where", within, near, far)
-            made[f"mask.{window}"] = many.op("Unsqueeze", masked, self._shape(1))
+            masked = many.op("Unsqueeze", many.op("Where", within, near, far), self._shape(1))
+            for tile in range(2):
+                mask = many.op("Slice", masked, *self._rows(tile), self._shape(0))
+                mask = many.op("Slice", mask, self._shape(0), made[f"end.{tile}"], self._shape(2))
+                made[f"mask.{tile}.{window}"] = mask
         few = _Branch("step")
         nothing = {
             kind: few.op("Constant", value=ir.tensor(np.zeros(0, kind))) for kind in (np.int64, np.float32)

@@ -102,7 +102,9 @@ def test_a_full_plan_has_every_suite_and_precision() -> None:
     assert set(SUITES) == {case.suite for case in plan}
     wanted = {System(peer, name) for peer, names in PRECISIONS.items() for name in names}
     guessing = {System("ours", f"w8a8+kv8{LOOKUP}")}
-    assert wanted | guessing == {system for case in plan if case.model == "smollm2" for system in case.systems}
+    assert wanted | guessing == {
+        system for case in plan if case.model == "smollm2" for system in case.systems
+    }
     assert {"one by one"} == {case.name for case in plan if guessing & {*case.systems}}
 
 

@@ -11,7 +11,7 @@ from hivellm_ort.engine.decoder import Decoder
 from hivellm_ort.engine.providers import import_onnxruntime
 
 FORM = ("cpu", "fp32+int8")
-PROMPT = tokens(90, 1)
+PROMPT = tokens(200, 1)
 
 
 def begun(bundles: Bundles) -> tuple[Decoder, object]:
@@ -22,13 +22,15 @@ def begun(bundles: Bundles) -> tuple[Decoder, object]:
 
 def read(decoder: Decoder, adapter: object, *cuts: int) -> np.ndarray:
     """The logits after the prompt, read in parts, and after four steps."""
-    decoder.start(0, adapter, 120)  # type: ignore[arg-type]
+    decoder.start(0, adapter, 220)  # type: ignore[arg-type]
     for begin, end in zip((0, *cuts), (*cuts, len(PROMPT)), strict=True):
         logits = decoder.append(0, PROMPT[begin:end])
     return np.stack([logits[0].copy(), *(decoder.append(0, [token])[0].copy() for token in tokens(4, 2))])
 
 
-@pytest.mark.parametrize("cuts", [(45,), (80,), range(10, 90, 10), range(6, 90, 6), range(1, 90)], ids=len)
+@pytest.mark.parametrize(
+    "cuts", [(45,), (150,), range(10, 200, 10), range(6, 200, 6), range(1, 200)], ids=len
+)
 def test_parts(cuts: tuple[int, ...], bundles: Bundles) -> None:
     """Products for many tokens and the operator for few, down to single ones, read and write the same cache."""
     decoder, adapter = begun(bundles)
@@ -44,7 +46,7 @@ def test_a_kept_prefix(bundles: Bundles) -> None:
     decoder, adapter = begun(bundles)
     whole = read(decoder, adapter)
     decoder.keep(0, PROMPT)
-    taken = decoder.start(0, adapter, 120, PROMPT)  # type: ignore[arg-type]
+    taken = decoder.start(0, adapter, 220, PROMPT)  # type: ignore[arg-type]
     assert len(PROMPT) - 2 == taken
     logits = decoder.append(0, PROMPT[taken:])
     assert np.abs(whole[0] - logits[0]).max() < 1e-4
@@ -56,7 +58,7 @@ def test_rows_together(bundles: Bundles) -> None:
     prompts = [tokens(count, count) for count in (70, 33, 7)]
     alone = []
     for prompt in prompts:
-        decoder.start(0, adapter, 120)  # type: ignore[arg-type]
+        decoder.start(0, adapter, 220)  # type: ignore[arg-type]
         decoder.append(0, prompt)
         alone.append([decoder.append(0, [token])[0].copy() for token in tokens(4, 3)])
     decoder.rest()
