@@ -92,7 +92,8 @@ def export(
         click.echo(json.dumps(dataclasses.asdict(report), indent=2))
         return
     for bundle in report.bundles:
-        click.echo(f"base      {report.base} {bundle.precision} {bundle.target}  {bundle.sha256[:12]}")
+        cache = f" with keys and values in {bundle.cache}" if bundle.cache == "int8" else ""
+        click.echo(f"base      {report.base} {bundle.precision} {bundle.target}{cache}  {bundle.sha256[:12]}")
         if bundle.reason:
             click.echo(f"precision {bundle.precision}: {bundle.reason}")
         if bundle.folder is not None:

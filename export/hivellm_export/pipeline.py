@@ -52,6 +52,7 @@ class BundleReport:
     Attributes:
         target: what its graphs are for.
         precision: of its weights.
+        cache: type of keys and values.
         sha256: its digest.
         folder: its place within the output; None where it is only in packages.
         reason: why this precision; empty where it was asked for.
@@ -59,6 +60,7 @@ class BundleReport:
 
     target: str
     precision: str
+    cache: str
     sha256: str
     folder: str | None
     reason: str = ""
@@ -164,7 +166,8 @@ def _export(
             form=form,
             merged=adapter_digest,
         )
-        made.append(BundleReport(config.target, config.precision, config.sha256, None, plan.reason))
+        cache = config.graph.cache_dtype
+        made.append(BundleReport(config.target, config.precision, cache, config.sha256, None, plan.reason))
     folders = [bundles / bundle.target for bundle in made]
     products.mkdir()
     packages = []

@@ -62,6 +62,7 @@ def _base_texts(bases: list[dict[str, Any]]) -> list[str]:
     """One line for each target."""
     return [
         f"{base['name']} {base['precision']} for {base['target']}, context {base['context']}"
+        + (f", keys and values in {base['cache']}" if base["cache"] == "int8" else "")
         for base in bases
     ] or ["none: needs a bundle of the base model"]
 

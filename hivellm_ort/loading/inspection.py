@@ -78,6 +78,7 @@ def _bases(package: UnpackedPackage, warnings: list[str]) -> list[dict[str, Any]
             "precision": config.precision,
             "target": config.target,
             "context": config.context,
+            "cache": config.graph.cache_dtype,
             "sha256": config.sha256,
             "source_sha256": config.source_sha256,
             "merged": config.merged,

@@ -13,6 +13,7 @@ import peft
 import pytest
 import tiny
 import torch
+from click.testing import CliRunner
 from exporting import WEIGHTS, Refusal, edit_tensors
 from rows import begun
 from transformers import DynamicCache
@@ -20,6 +21,7 @@ from transformers import DynamicCache
 from hivellm_export.check import check_graph
 from hivellm_export.pipeline import export
 from hivellm_ort import Expert, ExportError
+from hivellm_ort.cli.main import main
 from hivellm_ort.contract import ADAPTER_GRAPH, BASE_GRAPH, DECODER_JSON, DecoderConfig, past_names
 from hivellm_ort.engine.session import Engine
 
@@ -153,3 +155,16 @@ def test_branches_are_checked(model_folder: Callable[[str], Path], tmp_path: Pat
         ExportError, match=r"prompt\.Softmax.*rule operator: the target has no ai.onnx::Hardmax"
     ):
         check_graph(model, config, adapters=False)
+
+
+def test_it_is_told(tmp_path: Path) -> None:
+    """The export's report and `inspect` name what a base keeps keys and values in."""
+    model = tiny.save_model(tmp_path / "model", "llama")
+    adapter = tiny.with_manifest(tiny.save_adapter(tmp_path / "expert", model, tiny.adapter_config("lora")))
+    command = ["export", "--base", str(model), "--expert", str(adapter), "--output", str(tmp_path / "out")]
+    result = CliRunner().invoke(main, [*command, "--precision", "w8a8", "--cache", "int8"])
+    assert 0 == result.exit_code, result.output
+    assert f"base      {model.name} w8a8 cpu with keys and values in int8  " in result.stdout
+    (package,) = (tmp_path / "out").glob("*.expert")
+    inspected = CliRunner().invoke(main, ["inspect", str(package)])
+    assert "model w8a8 for cpu, context 128, keys and values in int8\n" in inspected.stdout
