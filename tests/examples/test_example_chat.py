@@ -82,9 +82,16 @@ def test_a_package_that_is_not_there(examples: Examples) -> None:
     assert "missing.expert" in result.stderr
 
 
-# Ctrl-C at the third piece of an answer: a signal from outside may come when the answer has ended.
+# Ctrl-C at the third piece of an answer: a signal from outside may come when the answer has ended. Its passes take
+# longer than they need, or all of it would be made before a busy machine prints three pieces.
 _INTERRUPTED = """
-import os, runpy, signal, sys, click
+import os, runpy, signal, sys, time, click
+from hivellm_ort.engine.decoder import Decoder
+append = Decoder.append
+def slow(*arguments, **options):
+    time.sleep(0.05)
+    return append(*arguments, **options)
+Decoder.append = slow
 pieces, echo = [], click.echo
 def interrupted(message=None, **options):
     echo(message, **options)
