@@ -83,10 +83,12 @@ def test_a_package_that_is_not_there(examples: Examples) -> None:
 
 
 # Ctrl-C at the third piece of an answer: a signal from outside may come when the answer has ended. Its passes take
-# longer than they need, or all of it would be made before a busy machine prints three pieces.
+# longer than they need, or all of it would be made before a busy machine prints three pieces. Where tests run in the
+# background the signal may be ignored, which children inherit.
 _INTERRUPTED = """
 import os, runpy, signal, sys, time, click
 from hivellm_ort.engine.decoder import Decoder
+signal.signal(signal.SIGINT, signal.default_int_handler)
 append = Decoder.append
 def slow(*arguments, **options):
     time.sleep(0.05)
