@@ -125,7 +125,7 @@ class CachedAttention:
             stored = many.op("QuantizeLinear", finer, shared["one"], shared["zero"])
             stored = many.op("Reshape", stored, self._shape(1, -1, heads, width))
             present.append(many.op("ScatterND", cache, shared["places"], stored))
-            seen = many.op("Slice", present[-1], self._shape(0), shared["total"], self._shape(2))
+            seen = many.op("Slice", present[-1], self._shape(0), shared["end.1"], self._shape(2))
             seen = many.op("DequantizeLinear", seen, shared["one"], shared["zero"])
             tokens.append(many.op("Reshape", seen, self._shape(heads, -1, width)))
         # The scales of keys go with the queries, those of values with the result: there are fewer of them.
@@ -202,15 +202,15 @@ class CachedAttention:
         shared["prompt"] = op("And", alone, op("GreaterOrEqual", count, self._number(_PROMPT)))
         many = _Branch("prompt")
         end = many.op("Cast", total, to=ir.DataType.INT64)
-        positions = many.op("Range", many.op("Sub", end, count), end, self._number(1))
+        begin = many.op("Sub", end, count)
+        positions = many.op("Range", begin, end, self._number(1))
         column = many.op("Unsqueeze", positions, self._shape(1))
         seen = many.op("Range", self._number(0), end, self._number(1))
         visible = many.op("LessOrEqual", seen, column)
         made = {"positions": many.op("Unsqueeze", positions, self._shape(0))}
-        made["total"] = many.op("Unsqueeze", end, self._shape(0))
-        begin = many.op("Unsqueeze", many.op("Sub", end, count), self._shape(0))
         ahead = many.op("Min", many.op("Shape", positions), self._shape(_TILE))
-        made["end.0"], made["end.1"] = many.op("Add", begin, ahead), many.op("Identity", made["total"])
+        made["end.0"] = many.op("Add", begin, ahead)
+        made["end.1"] = many.op("Unsqueeze", end, self._shape(0))
         for tile in range(2):
             last = made[f"end.{tile}"]
             made[f"by_token.{tile}"] = many.op(

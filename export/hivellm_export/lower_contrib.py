@@ -16,9 +16,8 @@ import onnx_ir as ir
 
 from hivellm_export.lower_cached import CachedAttention
 from hivellm_export.lowering import Lowering, attribute_text
-from hivellm_export.shaping import CACHE_TYPES, apply_form
+from hivellm_export.shaping import apply_form
 from hivellm_export.targets import DOMAIN_MS
-from hivellm_ort.contract import past_names, present_names
 from hivellm_ort.errors import ExportError
 
 __all__ = ["CpuLowering", "CudaLowering", "DmlLowering"]
@@ -37,11 +36,7 @@ class CpuLowering(Lowering):
                 if not value.is_graph_output():
                     value.shape = None
         if self.form.cache_dtype == "int8":
-            layers = range(self.config.architecture.num_hidden_layers)
-            names = {name for layer in layers for name in (*past_names(layer), *present_names(layer))}
-            for value in (*self.graph.inputs, *self.graph.outputs):
-                if value.name in names:
-                    value.type = ir.TensorType(CACHE_TYPES[self.form.cache_dtype])
+            apply_form(self.graph, self.config)
             windows = [self.window(node) for node in self.graph if node.op_type == "Attention"]
             self.cached = CachedAttention(self, self.cache_scales, windows)
 

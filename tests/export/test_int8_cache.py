@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -149,6 +150,9 @@ def test_branches_are_checked(model_folder: Callable[[str], Path], tmp_path: Pat
     config = DecoderConfig.from_file(tmp_path / DECODER_JSON)
     model = ir.load(tmp_path / BASE_GRAPH)
     check_graph(model, config, adapters=False)
+    plain = dataclasses.replace(config, graph=dataclasses.replace(config.graph, cache_dtype="float32"))
+    with pytest.raises(ExportError, match="rule operator: the target has no "):
+        check_graph(model, plain, adapters=False)
     inner = next(node for node in model.graph.all_nodes() if node.op_type == "Softmax")
     inner.op_type = "Hardmax"
     with pytest.raises(
