@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -59,7 +60,10 @@ class Results:
 def take_turns(
     entrants: Mapping[str, Callable[[int], dict[str, Any]]], rounds: int, *, warm_up: bool
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]:
-    """Let every entrant do its work once a round, each round beginning with the next one.
+    """Let every entrant do its work once a round, in another order every time, the same in every run.
+
+    What a turn leaves behind slows the next one (caches of the processor, its clock), so nobody may always follow the
+    same other.
 
     Args:
         entrants: by name; called with the number of the round.
@@ -73,8 +77,9 @@ def take_turns(
     failures: dict[str, str] = {}
     for number in range(-1 if warm_up else 0, rounds):
         names = [name for name in entrants if name not in failures]
-        first = max(number, 0) % max(len(names), 1)
-        for name in names[first:] + names[:first]:
+        if number >= 0:
+            random.Random(number).shuffle(names)
+        for name in names:
             try:
                 answer = entrants[name](number)
             except WorkerError as error:
