@@ -175,5 +175,5 @@ def _rest(table: Table) -> Iterator[Check]:
     median = None if load is None else table.value(load).median
     yield _at_most("loaded package to first token", "ours int8", median, 1.0, " s")
     size = table.row("install", "smollm2", "size", "ours")
-    yield _at_most("import hivellm_ort", "ours", size and size.extra["import_seconds"], 0.2, " s")
+    yield _at_most("from hivellm_ort import Expert", "ours", size and size.extra["import_seconds"], 0.2, " s")
     yield _at_most("installed size of hivellm-ort[cpu]", "ours", size and size.values[0], 170, " MB")

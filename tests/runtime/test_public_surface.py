@@ -86,7 +86,12 @@ def test_all_is_sorted_and_true() -> None:
     names = hivellm_ort.__all__
     # Capitals first, as ruff sorts classes before dunders.
     assert sorted(names) == names
-    modules = {room for room in ROOMS if room != "__init__"} | {"annotations", "Any", "TYPE_CHECKING"}
+    modules = {room for room in ROOMS if room != "__init__"} | {
+        "annotations",
+        "importlib",
+        "Any",
+        "TYPE_CHECKING",
+    }
     public = {name for name in dir(hivellm_ort) if not name.startswith("_")} - modules
     assert public | {"__version__"} == set(names)
     assert [] == [name for name in names if name != "__version__" and not getattr(hivellm_ort, name).__doc__]
@@ -165,3 +170,17 @@ def test_import_alone_is_light(script: str) -> None:
         [sys.executable, "-c", check], capture_output=True, text=True, timeout=60, check=True
     )
     assert set() == (BUILD_TIME | {"onnxruntime"}) & set(done.stdout.split())
+
+
+def test_names_bring_their_modules() -> None:
+    """The package alone brings not even numpy; a name brings what it needs, and a wrong one is an error."""
+    check = (
+        "import sys, hivellm_ort as package\n"
+        "alone = 'numpy' in sys.modules\n"
+        "from hivellm_ort import *\n"
+        "print(alone, Expert is package.Expert, 'numpy' in sys.modules, hasattr(package, 'Experts'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", check], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert ["False", "True", "True", "False"] == done.stdout.split()
