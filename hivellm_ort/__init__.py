@@ -70,7 +70,8 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-# Imported when they are asked for: a command that only checks a signature needs no decode loop.
+# Imported when they are asked for: who names the package pays for what it uses. Tools that freeze applications find
+# the modules by the imports above.
 _HOMES = {
     "Expert": "expert",
     "ExpertInfo": "manager",
@@ -85,7 +86,6 @@ _HOMES = {
     "Trust": "integrity",
     "Verdict": "integrity",
 }
-
 
 if not TYPE_CHECKING:  # a checker that saw it would take every name for one of ours
 

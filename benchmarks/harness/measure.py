@@ -62,7 +62,7 @@ def take_turns(
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]:
     """Let every entrant do its work once a round, in another order every time, the same in every run.
 
-    What a turn leaves behind slows the next one (caches of the processor, its clock), so nobody may always follow the
+    What a turn leaves behind (caches of the processor, its clock) may slow the next one, so nobody always follows the
     same other.
 
     Args:
