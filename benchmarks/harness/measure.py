@@ -77,8 +77,7 @@ def take_turns(
     failures: dict[str, str] = {}
     for number in range(-1 if warm_up else 0, rounds):
         names = [name for name in entrants if name not in failures]
-        if number >= 0:
-            random.Random(number).shuffle(names)
+        random.Random(number).shuffle(names)
         for name in names:
             try:
                 answer = entrants[name](number)
