@@ -11,6 +11,7 @@ import click
 from hivellm_ort.cli.output import json_option, printable
 from hivellm_ort.errors import LoadError
 from hivellm_ort.grammar.grammar import Grammar, Kind
+from hivellm_ort.textfile import decode_text
 
 __all__ = ["KINDS", "grammar"]
 
@@ -96,7 +97,7 @@ def _lines(text: str) -> list[str]:
 
 def _content(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8-sig")
+        return decode_text(file.read_bytes())
     except OSError as error:
         raise LoadError(f"{file}: cannot be read ({error.strerror}); name a file with text") from error
     except UnicodeDecodeError as error:

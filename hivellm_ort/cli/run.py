@@ -11,6 +11,7 @@ import click
 from hivellm_ort.cli.output import json_option
 from hivellm_ort.expert import Expert
 from hivellm_ort.integrity import Policy
+from hivellm_ort.textfile import decode_text
 
 __all__ = ["loading_options", "run", "text_or_file"]
 
@@ -20,7 +21,7 @@ def text_or_file(_ctx: click.Context, param: click.Parameter, value: str | None)
     if value is None or not value.startswith("@"):
         return value
     try:
-        return Path(value[1:]).read_text(encoding="utf-8")
+        return decode_text(Path(value[1:]).read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise click.BadParameter(f"{value[1:]} cannot be read: {error}", param=param) from error
 
