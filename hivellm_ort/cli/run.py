@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, get_args
 
 import click
 
-from hivellm_ort.cli.output import json_option
+from hivellm_ort.cli.output import json_option, print_json
 from hivellm_ort.expert import Expert
 from hivellm_ort.integrity import Policy
 from hivellm_ort.textfile import decode_text
@@ -41,7 +40,7 @@ def loading_options(command: Any) -> Any:
         click.option(
             "--threads", type=click.IntRange(min=1), help="Threads; one per physical core by default."
         ),
-        click.option("--fallback", is_flag=True, help="Run on the CPU where the device is not to be had."),
+        click.option("--fallback", is_flag=True, help="Run on the CPU where the device is unavailable."),
         click.option(
             "--provider-option",
             "provider_options",
@@ -116,6 +115,6 @@ def run(
                 if not as_json:
                     click.echo(piece, nl=False)
         if as_json:
-            click.echo(json.dumps(stream.result.to_dict(), indent=2, ensure_ascii=False))
+            print_json(stream.result.to_dict())
         else:
             click.echo()

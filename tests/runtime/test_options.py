@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from running import PROMPT, Packages, engine_of, greedy, prompt_ids
 
-from hivellm_ort import Expert, ExpertManager
+from hivellm_ort import Expert, ExpertManager, OptionError, OptionTypeError
 from hivellm_ort.options import options_of_rows
 from hivellm_ort.package.archive import extract
 
@@ -154,10 +154,13 @@ def test_options_of_rows() -> None:
         options_of_rows({"messages": [[turn]]}, 2)
 
 
-@pytest.mark.parametrize("batch_size", [0, -1, 1.5])
-def test_bad_batch(batch_size: Any, lora: Expert) -> None:
+@pytest.mark.parametrize(
+    ("batch_size", "error"),
+    [(0, OptionError), (-1, OptionError), (1.5, OptionTypeError), (True, OptionTypeError)],
+)
+def test_bad_batch(batch_size: Any, error: type[Exception], lora: Expert) -> None:
     """A batch of no rows is an error; one of no prompts has no results."""
-    with pytest.raises(ValueError, match="batch_size is"):
+    with pytest.raises(error, match="batch_size is"):
         lora.generate_batch([PROMPT], batch_size=batch_size)
     assert [] == lora.generate_batch([])
 

@@ -22,7 +22,7 @@ ROOMS: dict[str, set[str]] = {
     "errors": set(),
     "textfile": set(),
     "grammar": {"errors"},
-    "options": {"grammar"},
+    "options": {"errors", "grammar"},
     "result": set(),
     "contract": {"errors"},
     "adapters": {"contract", "errors"},
