@@ -14,15 +14,51 @@ from hivellm_ort.textfile import decode_text
 
 __all__ = ["loading_options", "run", "text_or_file"]
 
+_TEXT_FILES = frozenset(
+    (
+        ".cypher",
+        ".ddl",
+        ".ebnf",
+        ".gbnf",
+        ".graphql",
+        ".json",
+        ".lark",
+        ".md",
+        ".sql",
+        ".txt",
+        ".yaml",
+        ".yml",
+    )
+)
+_LONGEST_PATH = 1024
+
 
 def text_or_file(_ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """The text itself, or with a leading @ the contents of a file."""
-    if value is None or not value.startswith("@"):
+    """The text itself, or with a leading @ the contents of a file; the name of a file alone is refused."""
+    if value is None:
+        return value
+    if not value.startswith("@"):
+        if _is_named_like_a_file(value):
+            raise click.BadParameter(
+                f"{value!r} is the name of a file; for what is in it write @{value}", param=param
+            )
         return value
     try:
         return decode_text(Path(value[1:]).read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise click.BadParameter(f"{value[1:]} cannot be read: {error}", param=param) from error
+
+
+def _is_named_like_a_file(text: str) -> bool:
+    """Whether a text is the path of a file that there is, or is one word with the ending of a text file."""
+    if len(text) > _LONGEST_PATH or "\n" in text:
+        return False
+    if not any(map(str.isspace, text)) and Path(text).suffix.lower() in _TEXT_FILES:
+        return True
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # no path at all
+        return False
 
 
 def _name_and_value(_ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
