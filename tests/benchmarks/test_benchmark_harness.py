@@ -260,6 +260,6 @@ def test_llama_cpp_is_compiled_for_the_machine(tmp_path: Path, monkeypatch: pyte
     assert [native, native] == installed[:2]
     assert "-mno-amx-int8" in installed[2]["CFLAGS"].split()
     assert installed[2]["CFLAGS"] == installed[2]["CXXFLAGS"]
+    monkeypatch.setattr(environments, "processor", lambda: ("another", set[str]()))
     with pytest.raises(environments.SetupError, match="not set up"):
-        monkeypatch.setattr(environments, "processor", lambda: ("another", set[str]()))
         environments.make_environment(tmp_path, "llamacpp", torch_index=None, only_ready=True)
