@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from named_experts import expert_options, load
+from named_experts import expert_options, load, take_any_console
 
 from hivellm_ort import ExpertError, ExpertManager
 
@@ -137,9 +137,10 @@ def main(
     temperature: float | None,
 ) -> None:
     """Talk with several experts. /help lists the commands; Ctrl-C stops an answer."""
+    take_any_console()
     try:
         manager = load(experts, base=base, threads=threads, trust=trust)
-    except (ExpertError, ValueError) as error:
+    except ExpertError as error:
         raise click.ClickException(str(error)) from error
     with manager:
         click.echo(f"{', '.join(experts)} loaded; /help lists the commands", err=True)
@@ -151,7 +152,7 @@ def main(
                         break
                 elif line:
                     chat.answer(line)
-            except (ExpertError, ValueError) as error:
+            except ExpertError as error:
                 click.echo(f"error: {error}", err=True)
             except KeyboardInterrupt:  # before the answer began
                 click.echo(err=True)

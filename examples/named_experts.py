@@ -1,7 +1,9 @@
-"""The options `--expert NAME=PATH` and how to load them, which the command line examples share."""
+"""What the command line examples share: the options `--expert NAME=PATH`, loading them, and consoles."""
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +12,7 @@ import click
 
 from hivellm_ort import ExpertManager
 
-__all__ = ["expert_options", "load"]
+__all__ = ["expert_options", "load", "take_any_console"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -54,6 +56,13 @@ def load(experts: dict[str, Path], *, base: Path | None, threads: int | None, tr
         manager.close()
         raise
     return manager
+
+
+def take_any_console() -> None:
+    r"""Have a console of another encoding, as a pipe on Windows, show `\u2192` for a character that it lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _named(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, Path]:

@@ -3,12 +3,14 @@
 The tree, with the built-in that a leaf also is::
 
     ExpertError
+    ├── OptionError (ValueError)        an argument or option has a value that it cannot have
+    ├── OptionTypeError (TypeError)     one has a wrong type, or does not exist
     ├── LoadError                       a package, bundle or adapter cannot be used
     │   ├── ManifestError (ValueError)          manifest.json or decoder.json is wrong
     │   ├── IntegrityError (ValueError)         bytes differ from their digest, or the archive is unsafe
     │   ├── AdapterError (ValueError)           an adapter's config or tensors are wrong
     │   │   └── BaseMismatchError               the adapter was trained or prepared for another base
-    │   └── ProviderError (RuntimeError)        no ONNX Runtime, two of them, or the device is not to be had
+    │   └── ProviderError (RuntimeError)        no ONNX Runtime, two of them, or the device is unavailable
     ├── InferenceError                  a request cannot be answered
     │   ├── UnknownExpertError (LookupError)    no expert of that name is loaded
     │   ├── ContextLengthError (ValueError)     prompt and answer do not fit the model's context
@@ -17,10 +19,15 @@ The tree, with the built-in that a leaf also is::
     └── ExportError                     the exporter cannot do what was asked
         └── UnsupportedArchitectureError (ValueError)
 
-A message says what is wrong, where (file, manifest field, tensor) and what to do about it.
+A message says what is wrong, where (file, manifest field, tensor) and what to do about it. It names arguments with
+`argument`, as its reader gives them: a shell has flags.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 __all__ = [
     "AdapterError",
@@ -33,15 +40,28 @@ __all__ = [
     "IntegrityError",
     "LoadError",
     "ManifestError",
+    "Naming",
+    "OptionError",
+    "OptionTypeError",
     "OutOfMemoryError",
     "ProviderError",
     "UnknownExpertError",
     "UnsupportedArchitectureError",
+    "argument",
+    "arguments_named_by",
 ]
 
 
 class ExpertError(Exception):
     """Root of all errors of this package."""
+
+
+class OptionError(ExpertError, ValueError):
+    """An argument or option has a value that it cannot have, or two of them exclude each other."""
+
+
+class OptionTypeError(ExpertError, TypeError):
+    """An argument or option has a value of a wrong type, or does not exist."""
 
 
 class LoadError(ExpertError):
@@ -120,3 +140,31 @@ class ExportError(ExpertError):
 
 class UnsupportedArchitectureError(ExportError, ValueError):
     """The base model's architecture is not one the exporter knows."""
+
+
+Naming = Callable[[str, str | int | None], str | None]
+"""From an argument's name in Python, and a value or None, to how a message has them; None for as Python has them."""
+
+_NAMING: ContextVar[Naming | None] = ContextVar("hivellm_ort.naming", default=None)
+
+
+def argument(name: str, value: str | int | None = None) -> str:
+    """How a message names an argument, with a value where it says which: `trust='off'`, or in a shell `--trust off`.
+
+    Args:
+        name: its name in Python.
+        value: what to give it.
+    """
+    naming = _NAMING.get()
+    named = naming(name, value) if naming is not None else None
+    return named or (name if value is None else f"{name}={value!r}")
+
+
+@contextmanager
+def arguments_named_by(naming: Naming) -> Iterator[None]:
+    """Have `argument` ask another function meanwhile, in this thread."""
+    token = _NAMING.set(naming)
+    try:
+        yield
+    finally:
+        _NAMING.reset(token)

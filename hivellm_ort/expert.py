@@ -13,13 +13,13 @@ from hivellm_ort.contract import DecoderConfig
 from hivellm_ort.decoding.stream import AsyncTextStream, TextStream
 from hivellm_ort.engine.adapters import BoundAdapter
 from hivellm_ort.engine.devices import Device, ProviderOptions
-from hivellm_ort.errors import InferenceError
+from hivellm_ort.errors import InferenceError, OptionTypeError
 from hivellm_ort.grammar.grammar import Grammar
 from hivellm_ort.integrity import Policy, Trust, Verdict, check
 from hivellm_ort.loading.grammars import find_grammar
 from hivellm_ort.loading.opening import open_with_progress
 from hivellm_ort.loading.parts import ExpertParts, find_parts
-from hivellm_ort.options import GenerateOptions, options_of_rows
+from hivellm_ort.options import GenerateOptions, check_loading, check_prompts, options_of_rows
 from hivellm_ort.package.archive import DEFAULT_LIMITS, Limits
 from hivellm_ort.package.filecheck import Check
 from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
@@ -109,7 +109,7 @@ class Expert:
                 "dml", "dml:0" or "coreml". One that does not start is an error. Of a package for several targets the
                 graphs are taken that suit the device.
             provider_options: options of ONNX Runtime's execution provider, as `{"gpu_mem_limit": 2 << 30}`.
-            fallback: run on the CPU, with a warning, where the device is not to be had.
+            fallback: run on the CPU, with a warning, where the device is unavailable.
             base: a base bundle to use instead of the packaged one. A package without a base needs it, unless a
                 bundle of the base its manifest names is in the cache or in the folder `models` there.
             cache_dir: where packages are unpacked; the platform's cache folder, or `HIVELLM_HOME`, by default.
@@ -124,9 +124,16 @@ class Expert:
         Raises:
             LoadError: the package, its signature, its manifest, its adapter, its grammar, its base or the device
                 cannot be used; nothing stays loaded.
-            TypeError, ValueError: `provider_options` are malformed.
+            OptionTypeError, OptionError (TypeError, ValueError): an argument has a wrong type or value.
         """
+        check_loading(fallback=fallback, threads=threads, prefix_cache_bytes=prefix_cache_bytes)
         asked = Device.of(device, provider_options, fallback=fallback)
+        if not isinstance(trust, str | Trust):
+            raise OptionTypeError(
+                f"trust is {type(trust).__name__}: pass 'require', 'warn', 'off' or a Trust"
+            )
+        if not isinstance(limits, Limits):
+            raise OptionTypeError(f"limits is {type(limits).__name__}: pass a Limits")
         trust = Trust(trust) if isinstance(trust, str) else trust
         store = Store(Path(cache_dir) if cache_dir is not None else None)
         checking: Check = "digest" if trust.policy == "require" else "size"
@@ -166,8 +173,8 @@ class Expert:
         The options are those of `GenerateOptions`.
 
         Raises:
-            TypeError: an option does not exist.
-            ValueError: an option is out of range.
+            OptionTypeError (TypeError): an option does not exist, or has a value of a wrong type.
+            OptionError (ValueError): an option is out of range.
             ContextLengthError: prompt and `max_tokens` do not fit the model's context.
             GrammarError: a grammar has a fault, or the answer cannot go on under it; its `text` is the answer so far.
             InferenceError: the expert is closed, or its chat template fails.
@@ -186,15 +193,16 @@ class Expert:
         Args:
             prompts: the prompts, of any lengths.
             batch_size: most rows in memory; further prompts wait for a free one.
-            options: those of `GenerateOptions`. A list has one value per prompt (see `options_of_rows`), any other
-                value holds for all.
+            options: those of `GenerateOptions`, which says when a list has one value per prompt; any other value
+                holds for all.
 
         Returns:
             The results, in the order of the prompts.
 
         Raises:
-            TypeError, ValueError, ContextLengthError, InferenceError: as `generate`; no prompt is answered then.
+            ExpertError: as `generate`; no prompt is answered then.
         """
+        check_prompts(prompts)
         rows = options_of_rows(options, len(prompts))
         return answer_all(
             [self.ask(prompt, own) for prompt, own in zip(prompts, rows, strict=True)], batch_size

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypedDict, cast
+from difflib import get_close_matches
+from numbers import Integral, Real
+from typing import Any, NamedTuple, TypedDict, cast
 
+from hivellm_ort.errors import OptionError, OptionTypeError, argument
 from hivellm_ort.grammar.grammar import Grammar
 
-__all__ = ["GenerateOptions", "check_options", "options_of_rows"]
+__all__ = [
+    "GenerateOptions",
+    "check_loading",
+    "check_options",
+    "check_prompt",
+    "check_prompts",
+    "check_requests",
+    "options_of_rows",
+]
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -15,107 +26,269 @@ class GenerateOptions(TypedDict, total=False):
 
     Sampling options mean what they mean in transformers and vLLM; `SamplingParams` gives their ranges. Where nothing
     is said the manifest's value holds, and where it has none the neutral one.
+
+    In a batch a list has one value per prompt, and any other value holds for all prompts. `messages`, `stop`,
+    `bad_words`, `choice` and `processors` are lists themselves: a flat list holds for all prompts, and a list with
+    lists or None in it has one of them per prompt.
+
+    Attributes:
+        schema: What the answer is about (DDL, graph schema, JSON schema), put into the system message.
+        system: The system message, instead of the one made from the expert's capabilities.
+        messages: Earlier turns, `role` and `content` each.
+        enable_thinking: Whether a thinking model may think before it answers; off by default.
+        temperature: 0 is greedy, the default.
+        top_p: Nucleus in (0, 1].
+        top_k: 0 is off.
+        min_p: Least probability, as a share of the best token's; 0 is off.
+        typical_p: Locally typical sampling; 1 is off.
+        repetition_penalty: Divides the logits of tokens in prompt and answer; 1 is off.
+        presence_penalty: Subtracted from the logits of generated tokens; 0 is off.
+        frequency_penalty: Subtracted from the logits of generated tokens as often as each was; 0 is off.
+        no_repeat_ngram_size: No run of so many tokens twice; 0 is off.
+        logit_bias: Added to the logits, by token id; -inf forbids a token.
+        bad_words: Words that the answer must not hold.
+        min_tokens: No end of the answer before so many tokens.
+        max_tokens: Most tokens to generate. Default: the manifest's `max_new_tokens`, else 512, where the context has
+            room.
+        stop: A string, or several, that ends the answer and is not part of it; those of the manifest hold too.
+        include_stop: Whether such a string is part of the answer after all.
+        timeout: Most seconds from now on, waiting included; then the answer ends as if cancelled.
+        seed: Of the random numbers; the same request with the same seed gives the same tokens.
+        logprobs: Give the log probability of every token, and of so many of the likeliest in its place, 0 to 20.
+        grammar: What the answer must look like: a GBNF text or a `Grammar`; True for the package's own, False for
+            none. Default: the package's, where its manifest says `use_grammar`. Of this and the next three give only
+            one.
+        json_schema: The answer must be JSON of this schema, written with ", " and ": " on one line; True is any JSON.
+        regex: The answer must match this regular expression from its beginning to its end.
+        choice: The answer must be one of these texts.
+        processors: Functions `(token_ids int64 [n], logits float32 [vocab]) -> logits float32 [vocab]`, called in
+            order after the penalties. One may also change the logits in place and return nothing.
+        prompt_lookup: Whether to guess tokens from the prompt and check several at once. In fp32 the answer is the
+            same, and it is on by default; quantised kernels compute several tokens a little differently from one, and
+            it is off.
     """
 
     schema: str | None
-    """What the answer is about (DDL, graph schema, JSON schema), put into the system message."""
     system: str | None
-    """The system message, instead of the one made from the expert's capabilities."""
     messages: Sequence[Mapping[str, str]] | None
-    """Earlier turns, `role` and `content` each."""
     enable_thinking: bool | None
-    """Whether a thinking model may think before it answers; off by default."""
     temperature: float | None
-    """0 is greedy, the default."""
     top_p: float | None
-    """Nucleus in (0, 1]."""
     top_k: int | None
-    """0 is off."""
     min_p: float | None
-    """Least probability, as a share of the best token's; 0 is off."""
     typical_p: float | None
-    """Locally typical sampling; 1 is off."""
     repetition_penalty: float | None
-    """Divides the logits of tokens in prompt and answer; 1 is off."""
     presence_penalty: float | None
-    """Subtracted from the logits of generated tokens; 0 is off."""
     frequency_penalty: float | None
-    """Subtracted from the logits of generated tokens as often as each was; 0 is off."""
     no_repeat_ngram_size: int | None
-    """No run of so many tokens twice; 0 is off."""
     logit_bias: Mapping[int, float] | None
-    """Added to the logits, by token id; -inf forbids a token."""
     bad_words: Sequence[str] | None
-    """Words that the answer must not hold."""
     min_tokens: int | None
-    """No end of the answer before so many tokens."""
     max_tokens: int | None
-    """Most tokens to generate. Default: the manifest's `max_new_tokens`, else 512, where the context has room."""
     stop: str | Sequence[str] | None
-    """Strings that end the answer and are not part of it, beside those of the manifest."""
     include_stop: bool | None
-    """Whether such a string is part of the answer after all."""
     timeout: float | None
-    """Most seconds from now on, waiting included; then the answer ends as if cancelled."""
     seed: int | None
-    """Of the random numbers; the same request with the same seed gives the same tokens."""
     logprobs: int | None
-    """Give the log probability of every token, and of so many of the likeliest in its place, 0 to 20."""
     grammar: Grammar | str | bool | None
-    """What the answer must look like: a GBNF text or a `Grammar`; True for the package's own, False for none.
-    Default: the package's, where its manifest says `use_grammar`. Of this and the next three give only one."""
     json_schema: Mapping[str, Any] | str | bool | None
-    """The answer must be JSON of this schema, written with ", " and ": " on one line; True is any JSON."""
     regex: str | None
-    """The answer must match this regular expression from its beginning to its end."""
     choice: Sequence[str] | None
-    """The answer must be one of these texts."""
     processors: Sequence[Callable[[Any, Any], Any]] | None
-    """Functions `(token_ids int64 [n], logits float32 [vocab]) -> logits`, called in order after the penalties."""
     prompt_lookup: bool | None
-    """Whether to guess tokens from the prompt and check several at once. In fp32 the answer is the same, and it is on
-    by default; quantised kernels compute several tokens a little differently from one, and it is off."""
 
 
-# A value of these is a list itself.
+# A value of these is a list itself; what is in it.
 _LISTS: dict[str, type | tuple[type, ...]] = {
     "messages": Mapping,
-    "stop": (),
+    "stop": str,
     "bad_words": str,
     "choice": str,
     "processors": Callable,  # type: ignore[dict-item]
 }
 
 
+class _Kind(NamedTuple):
+    """What a value must be, and how a message says it."""
+
+    types: type | tuple[type, ...]
+    wanted: str
+    boolean: bool = False  # whether True and False are values of it
+
+
+_TEXT = _Kind(str, "a text (str)")
+_FLAG = _Kind(bool, "True or False", boolean=True)
+_NUMBER = _Kind(Real, "a number (float)")
+_WHOLE = _Kind(Integral, "a whole number (int)")
+_KINDS = {
+    "schema": _TEXT,
+    "system": _TEXT,
+    "messages": _Kind(Sequence, "a list of turns, such as [{'role': 'user', 'content': 'Count all orders'}]"),
+    "enable_thinking": _FLAG,
+    "temperature": _NUMBER,
+    "top_p": _NUMBER,
+    "top_k": _WHOLE,
+    "min_p": _NUMBER,
+    "typical_p": _NUMBER,
+    "repetition_penalty": _NUMBER,
+    "presence_penalty": _NUMBER,
+    "frequency_penalty": _NUMBER,
+    "no_repeat_ngram_size": _WHOLE,
+    "logit_bias": _Kind(Mapping, "a dict of token ids (int) and numbers, such as {42: -1.5}"),
+    "bad_words": _Kind(Sequence, "a list of texts, such as ['DROP']"),
+    "min_tokens": _WHOLE,
+    "max_tokens": _WHOLE,
+    "stop": _Kind(Sequence, "a text or a list of texts, such as [';']"),
+    "include_stop": _FLAG,
+    "timeout": _NUMBER,
+    "seed": _WHOLE,
+    "logprobs": _WHOLE,
+    "grammar": _Kind((str, Grammar), "a GBNF text, a Grammar, True or False", boolean=True),
+    # Grammar.json_schema says what a schema may be.
+    "regex": _TEXT,
+    "choice": _Kind(Sequence, "a list of texts, such as ['yes', 'no']"),
+    "processors": _Kind(Sequence, "a list of functions, such as [f]"),
+    "prompt_lookup": _FLAG,
+}
+
+
 def check_options(options: Mapping[str, Any]) -> None:
-    """Raise TypeError for a name that is no option."""
-    unknown = sorted(options.keys() - GenerateOptions.__annotations__.keys())
-    if unknown:
-        raise TypeError(f"{', '.join(unknown)}: no option of a generation; see hivellm_ort.GenerateOptions")
+    """Check names and types; ranges are checked where the values are used.
+
+    Raises:
+        OptionTypeError: a name is no option, or a value has a wrong type.
+    """
+    known = GenerateOptions.__annotations__
+    for name in options.keys() - known.keys():
+        near = get_close_matches(str(name), known, 1)
+        hint = f"; did you mean {near[0]}?" if near else "; see help(hivellm_ort.GenerateOptions)"
+        raise OptionTypeError(f"{name}: no option of a generation{hint}")
+    for name, value in options.items():
+        _check(name, value, argument(name))
+
+
+def check_prompt(prompt: object, where: str = "prompt") -> None:
+    """Check that a prompt is a text or None.
+
+    Raises:
+        OptionTypeError: it is not.
+    """
+    if prompt is not None and not isinstance(prompt, str):
+        raise OptionTypeError(f"{where} is {_described(prompt)}: pass {_TEXT.wanted}")
+
+
+def check_prompts(prompts: object) -> None:
+    """Check the prompts of a batch.
+
+    Raises:
+        OptionTypeError: they are no list of texts.
+    """
+    if isinstance(prompts, str | bytes) or not isinstance(prompts, Sequence):
+        raise OptionTypeError(
+            f"prompts is {type(prompts).__name__}: pass a list of texts, such as ['Count all orders']"
+        )
+    for index, prompt in enumerate(prompts):
+        check_prompt(prompt, f"prompts[{index}]")
+
+
+def check_requests(requests: object) -> None:
+    """Check the requests of a batch to several experts.
+
+    Raises:
+        OptionTypeError: they are no list of pairs of texts.
+    """
+    wanted = "pass a list of pairs (expert, prompt), such as [('sql', 'Count all orders')]"
+    if isinstance(requests, str | bytes) or not isinstance(requests, Sequence):
+        raise OptionTypeError(f"requests is {type(requests).__name__}: {wanted}")
+    for index, pair in enumerate(requests):
+        if not isinstance(pair, tuple | list):
+            raise OptionTypeError(f"requests[{index}] is {_described(pair)}: {wanted}")
+        if len(pair) != 2:
+            raise OptionTypeError(f"requests[{index}] has {len(pair)} parts and not two: {wanted}")
+        name, prompt = pair
+        if not isinstance(name, str):
+            raise OptionTypeError(f"requests[{index}]: the expert is {_described(name)}: {wanted}")
+        check_prompt(prompt, f"requests[{index}]: the prompt")
+
+
+def check_loading(*, fallback: object, threads: object, prefix_cache_bytes: object) -> None:
+    """Check arguments of `Expert.load` that nothing else checks.
+
+    Raises:
+        OptionTypeError: one has a wrong type.
+        OptionError: a number is too small.
+    """
+    if not isinstance(fallback, bool):
+        raise OptionTypeError(f"{argument('fallback')} is {_described(fallback)}: pass {_FLAG.wanted}")
+    for name, value, least in (("threads", threads, 1), ("prefix_cache_bytes", prefix_cache_bytes, 0)):
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise OptionTypeError(f"{argument(name)} is {_described(value)}: pass {_WHOLE.wanted}, or None")
+        if value < least:
+            raise OptionError(f"{argument(name)} is {value}: it must be an integer from {least}, or None")
 
 
 def options_of_rows(options: Mapping[str, Any], rows: int) -> list[GenerateOptions]:
-    """The options of each row of a batch.
-
-    A list has one value per row, any other value holds for every row. Of an option whose value is a list itself
-    (`messages`, `bad_words`, `processors`) a list of lists has one per row. A list of as many stop strings as there
-    are rows has one per row; one of another length, or a tuple, holds for every row.
+    """The options of each row of a batch, as `GenerateOptions` says.
 
     Raises:
-        ValueError: a list has another length than the batch.
-        TypeError: as `check_options`.
+        OptionError: a list has another length than the batch.
+        OptionTypeError: as `check_options`.
     """
-    check_options(options)
     columns = {name: _column(name, value, rows) for name, value in options.items()}
+    if not rows:
+        check_options({name: value for name, value in options.items() if not isinstance(value, list)})
     return [cast(GenerateOptions, {name: column[i] for name, column in columns.items()}) for i in range(rows)]
 
 
 def _column(name: str, value: Any, rows: int) -> Sequence[Any]:
+    if not isinstance(value, list) or (name in _LISTS and not any(_is_of_one_row(one) for one in value)):
+        check_options({name: value})
+        return [value] * rows
+    if len(value) != rows:
+        raise OptionError(
+            f"{name} is a list of {len(value)} values for a batch of {rows}: pass one for each prompt"
+        )
+    check_options({name: None})
+    for index, one in enumerate(value):
+        if name in _LISTS and not (_is_of_one_row(one) or (name == "stop" and isinstance(one, str))):
+            raise OptionTypeError(
+                f"{name}[{index}] is {type(one).__name__} beside lists: pass a list, or None, for each prompt"
+            )
+        _check(name, one, f"{name}[{index}]")
+    return value
+
+
+def _is_of_one_row(value: object) -> bool:
+    return value is None or isinstance(value, list | tuple)
+
+
+def _check(name: str, value: Any, where: str) -> None:
+    kind = _KINDS.get(name)
+    if value is None or kind is None:
+        return
+    sound = kind.boolean if isinstance(value, bool) else isinstance(value, kind.types)
     inner = _LISTS.get(name)
-    if not isinstance(value, list) or (inner and value and isinstance(value[0], inner)):
-        return [value] * rows
-    if len(value) == rows:
-        return value
-    if inner is not None and all(isinstance(one, str) for one in value):
-        return [value] * rows
-    raise ValueError(f"{name} is a list of {len(value)} values for a batch of {rows}")
+    if inner is not None and isinstance(value, str | bytes):
+        sound = name == "stop" and isinstance(value, str)
+    if not sound:
+        raise OptionTypeError(f"{where} is {_described(value)}: pass {kind.wanted}")
+    if inner is not None and not isinstance(value, str):
+        for index, one in enumerate(value):
+            if not isinstance(one, inner):
+                raise OptionTypeError(f"{where}[{index}] is {_described(one)}: pass {kind.wanted}")
+    if name == "logit_bias":
+        for token_id, bias in value.items():
+            if isinstance(token_id, bool) or not isinstance(token_id, Integral):
+                raise OptionTypeError(
+                    f"{where}: the token id {token_id!r} is {_described(token_id)}, not int"
+                )
+            if isinstance(bias, bool) or not isinstance(bias, Real):
+                raise OptionTypeError(f"{where}[{token_id}] is {_described(bias)}: pass {_NUMBER.wanted}")
+
+
+def _described(value: object) -> str:
+    """The type of a value, and where it is short the value."""
+    shown = repr(value) if isinstance(value, str | int | float) else ""
+    return f"{type(value).__name__} {shown}" if 0 < len(shown) <= 40 else type(value).__name__

@@ -16,18 +16,25 @@ from hivellm_ort.decoding.answer import AnswerText
 from hivellm_ort.decoding.lookup import PromptLookup
 from hivellm_ort.decoding.loop import Request, Step
 from hivellm_ort.decoding.params import SamplingParams
-from hivellm_ort.decoding.processors import make_processors
+from hivellm_ort.decoding.processors import checked, make_processors
 from hivellm_ort.decoding.sampler import LogitsProcessor, make_sampler
 from hivellm_ort.decoding.serving import refuse_to_wait
 from hivellm_ort.decoding.stops import StopMatcher
 from hivellm_ort.decoding.stream import TextStream
 from hivellm_ort.decoding.transcript import Transcript
 from hivellm_ort.engine.adapters import BoundAdapter
-from hivellm_ort.errors import ContextLengthError, GrammarError, InferenceError
+from hivellm_ort.errors import (
+    ContextLengthError,
+    GrammarError,
+    InferenceError,
+    OptionError,
+    OptionTypeError,
+    argument,
+)
 from hivellm_ort.grammar.constraint import Constraint
 from hivellm_ort.grammar.grammar import Grammar
 from hivellm_ort.grammar.thinking import AfterThinking
-from hivellm_ort.options import GenerateOptions, check_options
+from hivellm_ort.options import GenerateOptions, check_options, check_prompt
 from hivellm_ort.package.manifest import ExpertManifest
 from hivellm_ort.result import InferenceResult
 from hivellm_ort.scheduler import DEFAULT_ROWS
@@ -78,12 +85,13 @@ class Voice:
         """The request for a prompt.
 
         Raises:
-            TypeError: an option does not exist.
-            ValueError: one is out of range.
+            OptionTypeError: an option does not exist, or has a value of a wrong type.
+            OptionError: one is out of range.
             ContextLengthError: prompt and `max_tokens` do not fit the model's context.
             GrammarError: the grammar has a fault, or there is none where `grammar` is True.
             InferenceError: the chat template fails.
         """
+        check_prompt(prompt)
         check_options(options)
         grammar = self._grammar(options)
         thinking = options.get("enable_thinking") or False
@@ -133,22 +141,23 @@ class Voice:
             # As in the middle of a text too: with a space before it a word is other tokens.
             forms = [form for word in words for form in (word, f" {word}")]
             values["bad_words_ids"] = tuple(tuple(self.base.tokenizer.encode(form)) for form in forms)
+        size = self.base.config.architecture.vocab_size
+        for token_id in options.get("logit_bias") or ():
+            if not 0 <= token_id < size:
+                raise OptionError(
+                    f"{argument('logit_bias')} names token {token_id}: the vocabulary has the ids 0 to {size - 1}"
+                )
         return SamplingParams(**{name: value for name, value in values.items() if value is not None})
 
     def _process(
         self, sampling: SamplingParams, options: GenerateOptions, prompt_length: int
     ) -> LogitsProcessor | None:
         own = make_processors(sampling, prompt_length=prompt_length, eos_token_ids=self.eos_token_ids)
-        chain = [process for process in (own, *(options.get("processors") or ())) if process is not None]
-        if len(chain) < 2:
-            return chain[0] if chain else None
-
-        def process(token_ids: Any, logits: Any) -> Any:
-            for one in chain:
-                logits = one(token_ids, logits)
-            return logits
-
-        return process
+        given = options.get("processors")
+        users = checked(given) if given else None
+        if own is None or users is None:
+            return own or users
+        return lambda token_ids, logits: users(token_ids, own(token_ids, logits))
 
     def _guesses(self, options: GenerateOptions) -> bool:
         """Whether to guess tokens: by default where several at once give exactly what one by one gives."""
@@ -169,10 +178,15 @@ class Voice:
 
     def _grammar(self, options: GenerateOptions) -> Grammar | None:
         """The grammar of the caller, else the package's where its manifest wants it."""
-        given = {name: value for name, value in options.items() if name in _GRAMMARS and value is not None}
+        given: dict[str, Any] = {
+            name: value for name, value in options.items() if name in _GRAMMARS and value is not None
+        }
         if len(given) > 1:
-            raise ValueError(
-                f"{' and '.join(given)} are given: an answer has one grammar, so leave out all but one"
+            named = (
+                argument(name, value if isinstance(value, bool) else None) for name, value in given.items()
+            )
+            raise OptionError(
+                f"{' and '.join(named)} are given: an answer has one grammar, so leave out all but one"
             )
         if not given:
             return self.grammar if self.manifest.decoding.use_grammar else None
@@ -181,11 +195,7 @@ class Voice:
             return _GRAMMARS[name](value)
         if value is True and self.grammar is None:
             raise GrammarError(
-                f"grammar=True, and {self.manifest.name!r} has none in its package: pass a grammar"
-            )
-        if not isinstance(value, Grammar | bool):
-            raise TypeError(
-                f"grammar is {type(value).__name__}: it must be a GBNF text, a Grammar, True or False"
+                f"{argument('grammar', True)}, and {self.manifest.name!r} has none in its package: pass a grammar"
             )
         return self.grammar if value is True else value or None
 
@@ -208,7 +218,7 @@ class Voice:
         if open_id is None or close_id is None:
             raise GrammarError(
                 "a grammar after thinking needs <think> and </think> among the model's tokens, and they are not: "
-                "leave out the grammar, or enable_thinking"
+                f"leave out the grammar, or {argument('enable_thinking')}"
             )
         return AfterThinking(
             constraint,
@@ -219,8 +229,8 @@ class Voice:
         )
 
     def _max_tokens(self, prompt_ids: Sequence[int], max_tokens: int | None) -> int:
-        if max_tokens is not None and not (isinstance(max_tokens, int) and max_tokens >= 1):
-            raise ValueError(f"max_tokens is {max_tokens!r}: it must be an integer from 1")
+        if max_tokens is not None and max_tokens < 1:
+            raise OptionError(f"{argument('max_tokens')} is {max_tokens!r}: it must be an integer from 1")
         config = self.base.config
         context, model = config.context, config.architecture.max_position_embeddings
         room = context - len(prompt_ids)
@@ -229,10 +239,10 @@ class Voice:
             if context < model:
                 limit = f"{context} tokens that the base was exported for (--context)"
             raise ContextLengthError(
-                f"a prompt of {len(prompt_ids)} tokens and max_tokens={max_tokens or 1} exceed the {limit}: shorten "
-                "the prompt or lower max_tokens"
+                f"a prompt of {len(prompt_ids)} tokens and {argument('max_tokens', max_tokens or 1)} exceed the "
+                f"{limit}: shorten the prompt or lower {argument('max_tokens')}"
             )
-        return max_tokens or min(self.manifest.decoding.max_new_tokens or DEFAULT_MAX_TOKENS, room)
+        return int(max_tokens or 0) or min(self.manifest.decoding.max_new_tokens or DEFAULT_MAX_TOKENS, room)
 
 
 def base_voice(base: Base) -> Voice:
@@ -253,7 +263,7 @@ def _cancelled(event: threading.Event, timeout: float | None) -> Callable[[], bo
     if timeout is None:
         return event.is_set
     if not timeout > 0:
-        raise ValueError(f"timeout is {timeout!r}: it must be a number of seconds above 0")
+        raise OptionError(f"{argument('timeout')} is {timeout!r}: it must be a number of seconds above 0")
     end = time.monotonic() + timeout
     return lambda: event.is_set() or time.monotonic() > end
 
@@ -300,8 +310,10 @@ def answer_all(asked: Sequence[Asked], batch_size: int) -> list[InferenceResult]
     queues = {base: deque(one for one in asked if one.base is base) for base in bases}
     try:
         refuse_to_wait()
-        if not (isinstance(batch_size, int) and batch_size >= 1):
-            raise ValueError(f"batch_size is {batch_size!r}: it must be an integer from 1")
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int):
+            raise OptionTypeError(f"batch_size is {type(batch_size).__name__}: pass a whole number (int)")
+        if batch_size < 1:
+            raise OptionError(f"batch_size is {batch_size!r}: it must be an integer from 1")
         for base, waiting in queues.items():
             base.scheduler.rows = max(base.scheduler.rows, batch_size)
             for _ in range(min(batch_size, len(waiting))):

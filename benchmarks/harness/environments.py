@@ -8,10 +8,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-__all__ = ["ENVIRONMENTS", "PEERS", "Environment", "SetupError", "make_environment", "python_of", "run"]
+from harness.machine import processor
+
+__all__ = [
+    "ENVIRONMENTS",
+    "PEERS",
+    "Environment",
+    "SetupError",
+    "compiler_settings",
+    "make_environment",
+    "python_of",
+    "run",
+]
 
 _STAMP = "benchmark.json"
 _TORCH = "torch==2.13.0"
@@ -28,21 +40,15 @@ class Environment:
     Attributes:
         requirements: what pip installs, model conversion included; torch first, so that its index serves it.
         runtime: the distributions that running needs; their closure is the installed size.
-        variables: environment variables of the installation.
+        compiled: whether pip compiles it for this machine's CPU, so that it is of no use on another.
         unwanted: what is taken out again, because it is not used and does not fit.
     """
 
     requirements: tuple[str, ...]
     runtime: tuple[str, ...]
-    variables: dict[str, str] = field(default_factory=dict)
+    compiled: bool = False
     unwanted: tuple[str, ...] = ()
 
-
-# AMX off: its prefill kernels crash on some machines that have AMX. The rest is what a Xeon of 2019 has.
-_LLAMA_FLAGS = (
-    "-DGGML_NATIVE=OFF -DGGML_AVX512=ON -DGGML_AVX512_VNNI=ON -DGGML_AVX512_VBMI=ON -DGGML_AVX2=ON "
-    "-DGGML_FMA=ON -DGGML_F16C=ON -DLLAVA_BUILD=OFF"
-)
 
 ENVIRONMENTS = {
     "transformers": Environment(
@@ -73,7 +79,7 @@ ENVIRONMENTS = {
     "llamacpp": Environment(
         ("llama-cpp-python==0.3.36", "gguf==0.19.0", "numpy==2.4.6", "safetensors==0.8.0"),
         ("llama-cpp-python",),
-        {"CMAKE_ARGS": _LLAMA_FLAGS},
+        compiled=True,
     ),
     "optimum": Environment(
         (
@@ -119,6 +125,28 @@ def python_of(work: Path, peer: str) -> Path:
     return folder / "Scripts" / "python.exe" if os.name == "nt" else folder / "bin" / "python"
 
 
+def compiler_settings() -> dict[str, str]:
+    """Environment variables with which llama.cpp is compiled for this machine."""
+    settings = {
+        "CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF",
+        "PIP_NO_CACHE_DIR": "1",  # pip would take a wheel that it built with other settings, or on another machine
+    }
+    if any(name.startswith("amx") for name in processor()[1]):
+        # Its prefill kernels crash on some machines that have AMX.
+        without = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+        settings |= {"CFLAGS": without, "CXXFLAGS": without}
+    return settings
+
+
+def _stamp(wanted: Environment) -> dict[str, Any]:
+    """What an environment was made with, and, where something was compiled, for which CPU."""
+    stamp: dict[str, Any] = {"requirements": list(wanted.requirements)}
+    if wanted.compiled:
+        name, flags = processor()
+        stamp |= {"settings": compiler_settings(), "flags": sorted(flags) or [name]}
+    return stamp
+
+
 def make_environment(work: Path, peer: str, *, torch_index: str | None, only_ready: bool) -> Path:
     """Make the environment of `peer` unless it is there; returns its interpreter.
 
@@ -136,7 +164,8 @@ def make_environment(work: Path, peer: str, *, torch_index: str | None, only_rea
         return python
     wanted = ENVIRONMENTS[peer]
     folder, stamp = work / "environments" / peer, work / "environments" / peer / _STAMP
-    if python.exists() and stamp.is_file() and json.loads(stamp.read_text()) == list(wanted.requirements):
+    made_with = _stamp(wanted)
+    if python.exists() and stamp.is_file() and json.loads(stamp.read_text()) == made_with:
         return python
     if only_ready:
         raise SetupError("its environment is not set up: run without --quick once")
@@ -147,10 +176,10 @@ def make_environment(work: Path, peer: str, *, torch_index: str | None, only_rea
     if index:
         run(f"{peer}: torch", [*pip, *index, *first])
         first = ()
-    run(f"{peer}: packages", [*pip, *first, *rest], wanted.variables)
+    run(f"{peer}: packages", [*pip, *first, *rest], compiler_settings() if wanted.compiled else None)
     if wanted.unwanted:
         run(f"{peer}: left out", [str(python), "-m", "pip", "uninstall", "-y", *wanted.unwanted])
-    stamp.write_text(json.dumps(list(wanted.requirements)))
+    stamp.write_text(json.dumps(made_with))
     return python
 
 

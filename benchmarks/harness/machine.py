@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-__all__ = ["bandwidth", "facts"]
+__all__ = ["bandwidth", "facts", "processor"]
 
 _FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 _BYTES = 1 << 29  # per thread: more than a cache holds, even a large one
@@ -19,7 +19,7 @@ _BYTES = 1 << 29  # per thread: more than a cache holds, even a large one
 
 def facts(threads: int) -> dict[str, Any]:
     """What a reader needs to judge the figures."""
-    name, flags = _processor()
+    name, flags = processor()
     return {
         "processor": name,
         "flags": [flag for flag in _FLAGS if flag in flags],
@@ -49,10 +49,12 @@ def bandwidth(threads: int) -> float:
     return threads * _BYTES / min(pass_over_all() for _ in range(5))
 
 
-def _processor() -> tuple[str, set[str]]:
+def processor() -> tuple[str, set[str]]:
+    """The CPU's name, and its instruction sets by their names in Linux; none where the system does not tell."""
     path = Path("/proc/cpuinfo")
     if not path.is_file():
         return platform.processor() or platform.machine(), set()
     parts = (line.partition(":") for line in path.read_text().splitlines())
     lines = {key.strip(): value.strip() for key, _, value in parts}
-    return lines.get("model name", platform.machine()), set(lines.get("flags", "").split())
+    flags = lines.get("flags") or lines.get("Features") or ""  # x86, ARM
+    return lines.get("model name", platform.machine()), set(flags.split())

@@ -48,7 +48,7 @@ class Errand:
 @click.argument("packages", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--base", type=click.Path(path_type=Path), help="Base bundle of thin packages.")
 @click.option("--device", help="cpu, cuda, dml, coreml; by default what is there for the base.")
-@click.option("--fallback", is_flag=True, help="Run on the CPU where the device is not to be had.")
+@click.option("--fallback", is_flag=True, help="Run on the CPU where the device is unavailable.")
 @click.option("--threads", type=click.IntRange(min=1), help="One per physical core by default.")
 @click.option(
     "--trust",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import click
 
 from hivellm_export.targets import TARGETS
-from hivellm_ort.cli.output import json_option
+from hivellm_ort.cli.output import json_option, print_json
 from hivellm_ort.errors import ExportError
 
 __all__ = ["export", "quiet_imports"]
@@ -89,7 +88,7 @@ def export(
         force=force,
     )
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(report), indent=2))
+        print_json(dataclasses.asdict(report))
         return
     for bundle in report.bundles:
         cache = f" with keys and values in {bundle.cache}" if bundle.cache == "int8" else ""

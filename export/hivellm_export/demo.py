@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 import click
 
 from hivellm_export.cli import quiet_imports
-from hivellm_ort.cli.output import json_option
+from hivellm_ort.cli.output import json_option, print_json
 from hivellm_ort.errors import ExportError
 from hivellm_ort.manager import ExpertManager
 from hivellm_ort.package.store import Store
@@ -88,7 +87,7 @@ def demo(models: Path, output: Path | None, precision: str, as_json: bool) -> No
         answers = _run(files, as_json)
     if as_json:
         document = {"base": report.base, "precision": precision, "export_seconds": report.seconds}
-        click.echo(json.dumps({**document, "answers": answers}, indent=2, ensure_ascii=False))
+        print_json({**document, "answers": answers})
 
 
 def _run(files: dict[str, Path], as_json: bool) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -12,7 +11,8 @@ from typing import Any
 
 import click
 
-from hivellm_ort.cli.output import json_option, printable
+from hivellm_ort.cli.output import json_option, print_json, printable
+from hivellm_ort.errors import OptionError
 from hivellm_ort.package.entries import StoreEntry
 from hivellm_ort.package.packing import Progress
 from hivellm_ort.package.sizes import format_size, parse_size
@@ -37,7 +37,7 @@ def list_(check: bool, as_json: bool) -> None:
         with _progress("checking", listing.total_bytes) as progress:
             listing = store.listing(check="digest", progress=progress)
     if as_json:
-        _print_json(
+        print_json(
             {
                 "root": str(listing.root),
                 "total_bytes": listing.total_bytes,
@@ -69,7 +69,7 @@ def prune(max_size: str | None, older_than: float | None, as_json: bool) -> None
     after = store.listing().total_bytes
     if as_json:
         entries = [_document(entry) for entry in removed]
-        _print_json({"removed": entries, "freed_bytes": before - after, "total_bytes": after})
+        print_json({"removed": entries, "freed_bytes": before - after, "total_bytes": after})
         return
     for line in _lines(removed):
         click.echo(line)
@@ -85,12 +85,12 @@ def clear(yes: bool, as_json: bool) -> None:
     before = store.listing().total_bytes
     if not yes:
         if not _on_terminal():
-            raise ValueError(f"clear removes {format_size(before)} and cannot ask here: pass --yes")
+            raise OptionError(f"clear removes {format_size(before)} and cannot ask here: pass --yes")
         click.confirm(f"Remove {format_size(before)} from {store.root}?", abort=True, err=True)
     store.clear()
     after = store.listing().total_bytes
     if as_json:
-        _print_json({"freed_bytes": before - after, "total_bytes": after})
+        print_json({"freed_bytes": before - after, "total_bytes": after})
         return
     left = f"; {format_size(after)} are in use and were left" if after else ""
     click.echo(f"freed {format_size(before - after)}{left}")
@@ -108,10 +108,6 @@ def _progress(what: str, total: int) -> Iterator[Progress]:
     bar = tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=None, delay=1, leave=False)
     with bar:
         yield bar.update
-
-
-def _print_json(document: dict[str, Any]) -> None:
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
 
 
 def _document(entry: StoreEntry) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from hivellm_ort.cli.run import loading_options, text_or_file
+from hivellm_ort.errors import OptionError
 from hivellm_ort.expert import Expert
 from hivellm_ort.integrity import Policy
 
@@ -71,3 +72,7 @@ def _ask() -> str:
         return input("> ").strip()
     except (EOFError, KeyboardInterrupt):
         return ""
+    except UnicodeDecodeError as error:
+        raise OptionError(
+            f"standard input is not {error.encoding} (at byte {error.start}): set PYTHONIOENCODING to its encoding"
+        ) from error

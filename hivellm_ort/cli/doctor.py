@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import sys
@@ -15,7 +14,7 @@ from typing import Any
 import click
 
 from hivellm_ort import __version__
-from hivellm_ort.cli.output import json_option
+from hivellm_ort.cli.output import json_option, print_json
 from hivellm_ort.engine.cpu import cpu_flags
 from hivellm_ort.engine.providers import distributions, import_onnxruntime
 from hivellm_ort.engine.targets import PROVIDERS, TARGETS, trouble
@@ -38,7 +37,7 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     """
     report = _report()
     if as_json:
-        click.echo(json.dumps(report, indent=2, ensure_ascii=False))
+        print_json(report)
     else:
         _print(report)
     ctx.exit(0 if report["ok"] else 1)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import get_args
 
 import click
 
-from hivellm_ort.cli.output import json_option, printable
+from hivellm_ort.cli.output import json_option, print_json, printable
 from hivellm_ort.errors import LoadError
 from hivellm_ort.grammar.grammar import Grammar, Kind
 from hivellm_ort.textfile import decode_text
@@ -63,7 +62,7 @@ def check(
     accepted = [failure is None for failure in failures]
     if as_json:
         document = {"rules": report.rules, "warnings": report.warnings, "accepts": accepted}
-        click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+        print_json(document)
     else:
         _print(report.rules, report.warnings, samples, failures)
     ctx.exit(0 if all(accepted) else 1)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from hivellm_ort.cli.output import json_option, printable
+from hivellm_ort.cli.output import json_option, print_json, printable
 from hivellm_ort.integrity import Trust, check
 from hivellm_ort.loading.inspection import inspect as inspect_package
 from hivellm_ort.loading.opening import open_with_progress
@@ -28,7 +27,7 @@ def inspect(package: Path, as_json: bool) -> None:
     manifest = ExpertManifest.from_file(opened.root / MANIFEST)
     info = {"package": package.name, **inspect_package(opened, manifest, verdict)}
     if as_json:
-        click.echo(json.dumps(info, indent=2, ensure_ascii=False))
+        print_json(info)
         return
     for label, text in _lines(info):
         click.echo(f"{label + ':':<13} {printable(text)}")

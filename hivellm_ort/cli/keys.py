@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
-from hivellm_ort.cli.output import json_option
+from hivellm_ort.cli.output import json_option, print_json
 from hivellm_ort.integrity.keyfiles import generate_key, public_path, read_public_key
 from hivellm_ort.integrity.truststore import TrustStore
 
@@ -25,7 +24,7 @@ def keygen(path: Path, as_json: bool) -> None:
     key = generate_key(path)
     public = public_path(path)
     if as_json:
-        click.echo(json.dumps({"public_key": key, "private_file": str(path), "public_file": str(public)}))
+        print_json({"public_key": key, "private_file": str(path), "public_file": str(public)}, indent=None)
         return
     click.echo(f"public key   {key}")
     click.echo(f"public file  {public}")
@@ -56,7 +55,7 @@ def list_keys(as_json: bool) -> None:
     """Print the pinned keys."""
     keys = TrustStore().mapping()
     if as_json:
-        click.echo(json.dumps(keys, indent=2, ensure_ascii=False))
+        print_json(keys)
         return
     for name, key in keys.items():
         click.echo(f"{name}  {key}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import errno
+import traceback
+from collections.abc import Sequence
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -15,15 +17,19 @@ from hivellm_ort.cli.doctor import doctor
 from hivellm_ort.cli.grammar import grammar
 from hivellm_ort.cli.inspect import inspect
 from hivellm_ort.cli.keys import keygen, trust
-from hivellm_ort.cli.output import JSON_OUTPUT
+from hivellm_ort.cli.output import JSON_OUTPUT, name_as_flag, never_fail_to_encode, print_json
 from hivellm_ort.cli.pack import pack
 from hivellm_ort.cli.run import run
 from hivellm_ort.cli.sign import sign, verify
-from hivellm_ort.errors import ExpertError
+from hivellm_ort.errors import ExpertError, arguments_named_by
 
 __all__ = ["main"]
 
 _GROUP = "hivellm_ort.commands"
+_REPORT = (
+    "This is a fault of hivellm-ort, not yours: please report it, with the lines above and what 'hivellm-ort doctor' "
+    "prints."
+)
 
 
 class _Commands(click.Group):
@@ -41,15 +47,38 @@ class _Commands(click.Group):
             return loaded
         return None
 
+    def main(self, args: Sequence[str] | None = None, *others: Any, **extra: Any) -> Any:
+        """Run as a program: messages name flags, and no console fails to take what is printed."""
+        never_fail_to_encode()
+        with arguments_named_by(name_as_flag):
+            return super().main(args, *others, **extra)
+
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a sub-command; an error of ours is a message and exit status 2, with --json an object too."""
+        """Run a sub-command; with --json an error is an object too.
+
+        What a user can mend is a message and exit status 2: errors of ours, and what the system refuses. Anything
+        else is our fault: a traceback and exit status 1.
+        """
         try:
             return super().invoke(ctx)
-        except (ExpertError, ValueError) as error:
-            if ctx.meta.get(JSON_OUTPUT):
-                click.echo(json.dumps({"error": {"type": type(error).__name__, "message": str(error)}}))
+        except (click.ClickException, click.Abort, click.exceptions.Exit):
+            raise
+        except (ExpertError, OSError) as error:
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:
+                raise  # whoever read standard output has left; click ends quietly
+            _tell(ctx, error)
             click.echo(f"error: {error}", err=True)
             ctx.exit(2)
+        except Exception as error:
+            _tell(ctx, error)
+            click.echo(traceback.format_exc(), err=True, nl=False)
+            click.echo(_REPORT, err=True)
+            ctx.exit(1)
+
+
+def _tell(ctx: click.Context, error: Exception) -> None:
+    if ctx.meta.get(JSON_OUTPUT):
+        print_json({"error": {"type": type(error).__name__, "message": str(error)}}, indent=None)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

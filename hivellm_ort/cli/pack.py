@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
-from hivellm_ort.cli.output import json_option
+from hivellm_ort.cli.output import json_option, print_json
 from hivellm_ort.errors import LoadError
 from hivellm_ort.loading.pack import pack as pack_folder
 from hivellm_ort.package.archive import sha256_file
@@ -50,7 +49,7 @@ def pack(folder: Path, output: Path | None, strict: bool, as_json: bool) -> None
         "warnings": warnings,
     }
     if as_json:
-        click.echo(json.dumps(report, indent=2, ensure_ascii=False))
+        print_json(report)
         return
     for warning in warnings:
         click.echo(f"warning: {warning}", err=True)

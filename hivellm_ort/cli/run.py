@@ -2,28 +2,63 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, get_args
 
 import click
 
-from hivellm_ort.cli.output import json_option
+from hivellm_ort.cli.output import json_option, print_json
 from hivellm_ort.expert import Expert
 from hivellm_ort.integrity import Policy
 from hivellm_ort.textfile import decode_text
 
 __all__ = ["loading_options", "run", "text_or_file"]
 
+_TEXT_FILES = frozenset(
+    (
+        ".cypher",
+        ".ddl",
+        ".ebnf",
+        ".gbnf",
+        ".graphql",
+        ".json",
+        ".lark",
+        ".md",
+        ".sql",
+        ".txt",
+        ".yaml",
+        ".yml",
+    )
+)
+_LONGEST_PATH = 1024
+
 
 def text_or_file(_ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """The text itself, or with a leading @ the contents of a file."""
-    if value is None or not value.startswith("@"):
+    """The text itself, or with a leading @ the contents of a file; the name of a file alone is refused."""
+    if value is None:
+        return value
+    if not value.startswith("@"):
+        if _is_named_like_a_file(value):
+            raise click.BadParameter(
+                f"{value!r} is the name of a file; for what is in it write @{value}", param=param
+            )
         return value
     try:
         return decode_text(Path(value[1:]).read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise click.BadParameter(f"{value[1:]} cannot be read: {error}", param=param) from error
+
+
+def _is_named_like_a_file(text: str) -> bool:
+    """Whether a text is the path of a file that there is, or is one word with the ending of a text file."""
+    if len(text) > _LONGEST_PATH or "\n" in text:
+        return False
+    if not any(map(str.isspace, text)) and Path(text).suffix.lower() in _TEXT_FILES:
+        return True
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # no path at all
+        return False
 
 
 def _name_and_value(_ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -41,7 +76,7 @@ def loading_options(command: Any) -> Any:
         click.option(
             "--threads", type=click.IntRange(min=1), help="Threads; one per physical core by default."
         ),
-        click.option("--fallback", is_flag=True, help="Run on the CPU where the device is not to be had."),
+        click.option("--fallback", is_flag=True, help="Run on the CPU where the device is unavailable."),
         click.option(
             "--provider-option",
             "provider_options",
@@ -116,6 +151,6 @@ def run(
                 if not as_json:
                     click.echo(piece, nl=False)
         if as_json:
-            click.echo(json.dumps(stream.result.to_dict(), indent=2, ensure_ascii=False))
+            print_json(stream.result.to_dict())
         else:
             click.echo()

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from hivellm_ort.cli.output import json_option
+from hivellm_ort.cli.output import json_option, print_json
 from hivellm_ort.integrity.keyfiles import read_public_key
 from hivellm_ort.integrity.signing import sign as sign_package
 from hivellm_ort.integrity.trust import Trust
@@ -44,7 +43,7 @@ def sign(package: Path, key: Path, publisher: str | None, output: Path | None, a
             progress=progress,
         )
     if as_json:
-        click.echo(json.dumps({**asdict(signed), "path": str(signed.path)}, indent=2, ensure_ascii=False))
+        print_json({**asdict(signed), "path": str(signed.path)})
         return
     click.echo(f"signed   {signed.path}")
     click.echo(f"key      {signed.key}")
@@ -80,7 +79,7 @@ def verify(ctx: click.Context, package: Path, keys: tuple[str, ...], as_json: bo
     sidecar = _sidecar(package, opened.sha256)
     if as_json:
         found = {**asdict(verdict), "members": members, "sidecar": sidecar, "notes": opened.notes}
-        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        print_json(found)
     else:
         _print(verdict, members, sidecar, opened.notes)
     ctx.exit(0 if verdict.status == "verified" else 1)

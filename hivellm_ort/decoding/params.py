@@ -8,6 +8,8 @@ from math import inf
 from numbers import Integral, Real
 from typing import Any
 
+from hivellm_ort.errors import OptionError, argument
+
 __all__ = ["SamplingParams"]
 
 _MIN_TEMPERATURE = 1e-4
@@ -106,7 +108,7 @@ def _sequences(given: Any) -> tuple[tuple[int, ...], ...]:
 
 def _require(name: str, value: object, sound: bool, allowed: str) -> None:
     if not sound:
-        raise ValueError(f"{name} is {value!r}: it must be {allowed}")
+        raise OptionError(f"{argument(name)} is {value!r}: it must be {allowed}")
 
 
 def _is_number(value: object) -> bool:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection
-from typing import TypeAlias
+from collections.abc import Callable, Collection, Sequence
+from math import inf
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from hivellm_ort.decoding.arrays import FloatArray, IntArray
 from hivellm_ort.decoding.params import SamplingParams
 from hivellm_ort.decoding.sampler import LogitsProcessor
+from hivellm_ort.errors import OptionError, OptionTypeError
 
-__all__ = ["make_processors"]
+__all__ = ["checked", "make_processors"]
 
 _Edit: TypeAlias = Callable[[IntArray, FloatArray], None]
 
@@ -54,7 +56,7 @@ def make_processors(
 
     def process(token_ids: IntArray, logits: FloatArray) -> FloatArray:
         if greatest >= logits.size:
-            raise ValueError(
+            raise OptionError(
                 f"logit_bias or bad_words_ids name token {greatest}: the vocabulary ends at {logits.size - 1}"
             )
         logits = logits.copy()
@@ -64,6 +66,46 @@ def make_processors(
         return logits
 
     return process
+
+
+def checked(processors: Sequence[Callable[[Any, Any], Any]]) -> LogitsProcessor:
+    """Return one function that calls a user's processors in order, on a copy of the logits.
+
+    What each returns has to be float32 of the shape that it was given; one that returns None has changed the logits
+    in place.
+
+    Args:
+        processors: At least one.
+
+    Returns:
+        The processor. It raises OptionTypeError if one returns something else, and OptionError if what it returns
+        holds NaN or +inf and what it was given does not.
+    """
+
+    def process(token_ids: IntArray, logits: FloatArray) -> FloatArray:
+        given = logits
+        logits = logits.copy()
+        for index, one in enumerate(processors):
+            returned = one(token_ids, logits)
+            logits = _sound(logits if returned is None else returned, given, f"processors[{index}]")
+        return logits
+
+    return process
+
+
+def _sound(returned: Any, given: FloatArray, name: str) -> FloatArray:
+    is_array = isinstance(returned, np.ndarray)
+    if not is_array or returned.dtype != np.float32 or returned.shape != given.shape:
+        came = f"{returned.dtype} {list(returned.shape)}" if is_array else type(returned).__name__
+        raise OptionTypeError(
+            f"{name} returned {came}: return the logits as a numpy array, float32 {list(given.shape)}, or change "
+            "them in place and return nothing"
+        )
+    if not returned.max() < inf and given.max() < inf:  # the maximum of NaN is NaN
+        raise OptionError(
+            f"{name} returned logits with NaN or +inf: use -inf to forbid a token, else finite numbers"
+        )
+    return np.ascontiguousarray(returned)
 
 
 def _bias(params: SamplingParams) -> _Edit:

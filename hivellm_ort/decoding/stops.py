@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from hivellm_ort.decoding.nesting import Level, Nesting
+from hivellm_ort.errors import OptionError
 
 __all__ = ["StopMatcher"]
 
@@ -222,11 +223,11 @@ def _gentle(text: str) -> _Stop:
 
 def _check(kind: str, stops: Sequence[str], most: int) -> None:
     if isinstance(stops, str):
-        raise ValueError(f"{kind} strings must be a list, not one text: write [stop]")  # noqa: TRY004
+        raise OptionError(f"{kind} strings must be a list, not one text: write [stop]")
     if len(stops) > most:
-        raise ValueError(f"{len(stops)} {kind} strings are too many: at most {most}")
+        raise OptionError(f"{len(stops)} {kind} strings are too many: at most {most}")
     for index, stop in enumerate(stops):
         if not 1 <= len(stop) <= _MAX_LENGTH:
-            raise ValueError(
+            raise OptionError(
                 f"{kind} string {index} has {len(stop)} characters: it must have 1 to {_MAX_LENGTH}"
             )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hivellm_ort.engine.targets import PROVIDERS
-from hivellm_ort.errors import ProviderError
+from hivellm_ort.errors import OptionError, OptionTypeError, ProviderError, argument
 
 __all__ = ["Device", "Options", "ProviderOptions"]
 
@@ -66,7 +66,10 @@ class Device:
             raise ProviderError(f"device {device!r}: there is one {kind} only; use {kind!r}")
         options = dict(_option(name, value) for name, value in _items(provider_options))
         if "device_id" in options:
-            raise ValueError("provider_options: name the device's number in device, as in device='cuda:1'")
+            raise OptionError(
+                f"{argument('provider_options')} device_id: name the number in the device, as in "
+                f"{argument('device', 'cuda:1')}"
+            )
         return cls(kind, number, tuple(sorted(options.items())), fallback)
 
     def __str__(self) -> str:
@@ -77,15 +80,17 @@ def _items(options: ProviderOptions | None) -> list[tuple[object, object]]:
     if options is None:
         return []
     if not isinstance(options, Mapping):
-        raise TypeError(f"provider_options is {type(options).__name__}, not a mapping of names to values")
+        raise OptionTypeError(
+            f"provider_options is {type(options).__name__}, not a mapping of names to values"
+        )
     return list(options.items())
 
 
 def _option(name: object, value: object) -> tuple[str, str]:
     if not isinstance(name, str) or not name:
-        raise TypeError(f"provider_options: the name {name!r} is not a text")
+        raise OptionTypeError(f"provider_options: the name {name!r} is not a text")
     if not isinstance(value, str | int | float):
-        raise TypeError(
+        raise OptionTypeError(
             f"provider_options[{name!r}] is {type(value).__name__}; give a text, a number or a bool"
         )
     return name, str(int(value)) if isinstance(value, bool) else str(value)

@@ -10,12 +10,9 @@ from hivellm_ort.contract import DecoderConfig
 from hivellm_ort.engine.devices import Device, Options
 from hivellm_ort.engine.providers import distributions, import_onnxruntime
 from hivellm_ort.engine.targets import CPU, PROVIDERS, TARGETS, Provider, trouble
-from hivellm_ort.errors import ProviderError
+from hivellm_ort.errors import ProviderError, argument
 
-__all__ = ["FALLBACK_HINT", "Placement", "place"]
-
-FALLBACK_HINT = "or allow the CPU with fallback=True (--fallback)"
-"""How a message about a device that is not to be had ends."""
+__all__ = ["Placement", "fallback_hint", "place"]
 
 _logger = logging.getLogger("hivellm_ort")
 
@@ -68,6 +65,11 @@ class Placement:
         _logger.info("base %s runs on %s (%s): %s", base, self.provider.name, runtime, self.reason)
 
 
+def fallback_hint() -> str:
+    """How a message about a device that is unavailable ends."""
+    return f"or allow the CPU with {argument('fallback', True)}"
+
+
 def place(device: Device, config: DecoderConfig) -> Placement:
     """Choose the execution provider for a base.
 
@@ -83,7 +85,8 @@ def place(device: Device, config: DecoderConfig) -> Placement:
     for provider in PROVIDERS.values() if device.kind == "auto" else (PROVIDERS[device.kind],):
         if device.kind == "auto" and config.target not in provider.targets:
             continue
-        fault = _unfit(provider, config) or trouble(provider, device.number)
+        # What is installed comes first: who asks for a device that is missing needs to hear of that.
+        fault = _missing(provider, device, config) or _unfit(provider, config)
         if fault is None:
             why = "; ".join(
                 [f"device {str(device)!r}", f"its graphs are for target {config.target!r}", *reasons]
@@ -92,8 +95,16 @@ def place(device: Device, config: DecoderConfig) -> Placement:
         reasons.append(f"{provider.name}: {fault}")
     why = f"device {str(device)!r}: " + "; ".join(reasons)
     if not device.fallback:
-        raise ProviderError(f"{why}; {FALLBACK_HINT}")
+        raise ProviderError(f"{why}; {fallback_hint()}")
     return Placement(CPU, reason=why, instead=True)
+
+
+def _missing(provider: Provider, device: Device, config: DecoderConfig) -> str | None:
+    """Why a provider is not here, and what to do about it."""
+    fault = trouble(provider, device.number)
+    if fault is not None and device.kind != "auto" and config.target in CPU.targets:
+        fault += f"; or use {argument('device', CPU.device)}"
+    return fault
 
 
 def _unfit(provider: Provider, config: DecoderConfig) -> str | None:
@@ -102,8 +113,8 @@ def _unfit(provider: Provider, config: DecoderConfig) -> str | None:
         fitting = next(other.device for other in PROVIDERS.values() if config.target in other.targets)
         target = provider.device if provider.device in provider.targets else "portable"
         return (
-            f"base {config.name!r} was exported for target {config.target!r}; use device={fitting!r}, or export "
-            f"again with --target {target}"
+            f"base {config.name!r} was exported for target {config.target!r}; use {argument('device', fitting)}, "
+            f"or export again with --target {target}"
         )
     dtype = config.graph.activation_dtype
     if provider is CPU and dtype != "float32" and platform.machine().lower() in _X86:
@@ -116,8 +127,8 @@ def _placed(device: Device, provider: Provider, reason: str) -> Placement:
         if device.options:
             names = ", ".join(name for name, _ in device.options)
             raise ProviderError(
-                f"provider_options {names}: CPUExecutionProvider, which was chosen ({reason}), takes none; leave "
-                "them out, or name another device"
+                f"{argument('provider_options')} {names}: CPUExecutionProvider, which was chosen ({reason}), "
+                "takes none; leave them out, or name another device"
             )
         return Placement(CPU, reason=reason)
     return Placement(provider, device.number, device.options, device.fallback, reason)

@@ -38,7 +38,7 @@ class Engine:
 
     Raises:
         ManifestError: `decoder.json` is wrong.
-        ProviderError: the device is not to be had, or the graphs ask for what this version does not know.
+        ProviderError: the device is unavailable, or the graphs ask for what this version does not know.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from hivellm_ort.engine.cpu import cpu_flags
-from hivellm_ort.engine.placement import FALLBACK_HINT, Placement
+from hivellm_ort.engine.placement import Placement, fallback_hint
 from hivellm_ort.engine.providers import import_onnxruntime
 from hivellm_ort.engine.targets import CPU
 from hivellm_ort.errors import ProviderError
@@ -106,5 +106,5 @@ def _refusal(placement: Placement, path: Path, cause: str) -> ProviderError:
     cure = next((cure for sign, cure in _CURES.items() if sign in cause), placement.provider.cure)
     return ProviderError(
         f"device {placement.device!r} ({placement.provider.name}) does not start for {path.name}: {cause}; {cure}; "
-        f"{FALLBACK_HINT}"
+        f"{fallback_hint()}"
     )

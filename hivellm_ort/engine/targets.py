@@ -94,7 +94,7 @@ TARGETS = frozenset[str]().union(*(provider.targets for provider in PROVIDERS.va
 
 
 def trouble(provider: Provider, number: int = 0) -> str | None:
-    """Why a device of this provider is not to be had here and what to do about it; None where nothing is known.
+    """Why a device of this provider is unavailable here and what to do about it; None where nothing is known.
 
     Raises:
         ProviderError: ONNX Runtime itself cannot be used.

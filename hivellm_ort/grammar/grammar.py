@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NoReturn, get_args
 
-from hivellm_ort.errors import GrammarError
+from hivellm_ort.errors import GrammarError, OptionError, OptionTypeError
 
 __all__ = ["Grammar", "Kind"]
 
@@ -37,10 +37,10 @@ class Grammar:
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
-            raise ValueError(f"kind is {self.kind!r}: it must be one of {', '.join(get_args(Kind))}")
+            raise OptionError(f"kind is {self.kind!r}: it must be one of {', '.join(get_args(Kind))}")
         for name in ("text", "source"):
             if not isinstance(getattr(self, name), str):
-                raise TypeError(
+                raise OptionTypeError(
                     f"{name} of a grammar is {type(getattr(self, name)).__name__}: it must be str"
                 )
         try:
@@ -103,10 +103,10 @@ def _schema_text(schema: Any, source: str) -> str:
 
 def _choice_text(options: Any, source: str) -> str:
     if isinstance(options, str) or not isinstance(options, Sequence):
-        raise TypeError(f"{source} is {type(options).__name__}: it must be a sequence of strings")
+        raise OptionTypeError(f"{source} is {type(options).__name__}: it must be a sequence of strings")
     for index, option in enumerate(options):
         if not isinstance(option, str):
-            raise TypeError(f"{source}[{index}] is {type(option).__name__}: it must be str")
+            raise OptionTypeError(f"{source}[{index}] is {type(option).__name__}: it must be str")
     if not options:
         raise GrammarError(f"{source} is empty: give at least one text")
     return json.dumps(list(dict.fromkeys(options)), ensure_ascii=False)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from hivellm_ort.errors import OptionError
+
 __all__ = ["DEFAULT", "GrammarLimits"]
 
 
@@ -48,7 +50,7 @@ class GrammarLimits:
         for field in fields(self):
             value = getattr(self, field.name)
             if type(value) is not int or value < 1:
-                raise ValueError(f"{field.name} is {value!r}; a limit is a whole number of at least 1")
+                raise OptionError(f"{field.name} is {value!r}; a limit is a whole number of at least 1")
 
 
 DEFAULT = GrammarLimits()

@@ -12,7 +12,7 @@ import os
 import stat
 from pathlib import Path
 
-from hivellm_ort.errors import IntegrityError, LoadError
+from hivellm_ort.errors import IntegrityError, LoadError, OptionError
 from hivellm_ort.integrity.ed25519 import PREFIX, SEED_BYTES, checked_key, new_seed, public_key
 
 __all__ = ["generate_key", "public_path", "read_private_key", "read_public_key"]
@@ -43,7 +43,7 @@ def generate_key(path: Path) -> str:
     """
     public = public_path(path)
     if public == path:
-        raise ValueError(f"{path}: .pub is for the public key; give the private key another suffix")
+        raise OptionError(f"{path}: .pub is for the public key; give the private key another suffix")
     seed = new_seed()
     key = public_key(seed)
     _create(path, seed, mode=0o600)

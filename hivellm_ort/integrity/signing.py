@@ -7,7 +7,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from hivellm_ort.errors import LoadError, ManifestError
+from hivellm_ort.errors import LoadError, ManifestError, OptionError
 from hivellm_ort.integrity.ed25519 import public_key
 from hivellm_ort.integrity.keyfiles import read_private_key
 from hivellm_ort.integrity.native import signed_manifest
@@ -67,7 +67,7 @@ def sign(
         ValueError: The publisher is empty, too long or not printable.
     """
     if not publisher.strip() or len(publisher) > _MAX_PUBLISHER or not publisher.isprintable():
-        raise ValueError(f"publisher {publisher[:80]!a}: give 1 to {_MAX_PUBLISHER} printable characters")
+        raise OptionError(f"publisher {publisher[:80]!a}: give 1 to {_MAX_PUBLISHER} printable characters")
     seed = read_private_key(private_key)
     target = package if output is None else output
     try:

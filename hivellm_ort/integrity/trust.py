@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from hivellm_ort.errors import IntegrityError, LoadError
+from hivellm_ort.errors import IntegrityError, LoadError, OptionError, argument
 from hivellm_ort.integrity.truststore import TrustStore, checked_keys
 from hivellm_ort.integrity.verdict import Verdict
 from hivellm_ort.integrity.verification import verify
@@ -42,7 +42,7 @@ class Trust:
 
     def __post_init__(self) -> None:
         if self.policy not in get_args(Policy):
-            raise ValueError(f"trust policy {self.policy!r}: it must be 'require', 'warn' or 'off'")
+            raise OptionError(f"trust policy {self.policy!r}: it must be 'require', 'warn' or 'off'")
         if self.keys is not None:
             object.__setattr__(self, "keys", checked_keys(self.keys))
 
@@ -98,7 +98,10 @@ def _cure(verdict: Verdict) -> str:
             f"hivellm-ort trust add {verdict.key} --name NAME"
         )
     if verdict.status == "unsigned":
-        return "ask its publisher for a signed package, or load it with trust='off'"
+        return (
+            "sign it if it is yours ('hivellm-ort sign'), else ask its publisher for a signed package; or load it "
+            f"with {argument('trust', 'off')}"
+        )
     return "do not use the package; fetch it again from its publisher"
 
 

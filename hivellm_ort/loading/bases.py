@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hivellm_ort.adapters.prepared import PreparedAdapter
 from hivellm_ort.engine.devices import Device
-from hivellm_ort.errors import BaseMismatchError, LoadError, ManifestError
+from hivellm_ort.errors import BaseMismatchError, LoadError, ManifestError, argument
 from hivellm_ort.loading.bundles import Bundle, best_first, none_before
 from hivellm_ort.package.manifest import BaseModelRef, ExpertManifest
 from hivellm_ort.package.store import Store
@@ -51,14 +51,15 @@ def choose_base(
         if len({bundle.config.source_sha256 for bundle in found}) > 1:
             folders = ", ".join(str(bundle.folder) for bundle in found)
             raise LoadError(
-                f"{manifest.name}: several base models are called {base.short_name} ({folders}): pass base="
+                f"{manifest.name}: several base models are called {base.short_name} ({folders}): pass "
+                f"{argument('base', 'FOLDER')}"
             )
         if found:
             return _used(found[0], store), base
     names = ", ".join(base.short_name for base in wanted)
     raise LoadError(
-        f"{manifest.name} needs a base bundle of {names}, and none is at hand: pass base=, or put one into "
-        f"{store.root / 'models'}; 'hivellm-ort export --base' makes it"
+        f"{manifest.name} needs a base bundle of {names}, and none is at hand: pass "
+        f"{argument('base', 'FOLDER')}, or put one into {store.root / 'models'}; 'hivellm-ort export --base' makes it"
     )
 
 
@@ -85,8 +86,8 @@ def find_thin_base(adapter: PreparedAdapter, store: Store, device: Device) -> Bu
         whose = f"base {same[0].config.name!r} at hand"
         return _used(best_first(same, device, whose=whose, exact=adapter.base_sha256)[0], store)
     raise LoadError(
-        f"the package is thin and its base bundle {adapter.base_sha256[:12]}… is not in the cache: pass base=, the "
-        "folder of a bundle exported from the same base model"
+        f"the package is thin and its base bundle {adapter.base_sha256[:12]}… is not in the cache: pass "
+        f"{argument('base', 'FOLDER')}, a bundle exported from the same base model"
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hivellm_ort.contract import DECODER_JSON, DecoderConfig
 from hivellm_ort.engine.devices import Device
-from hivellm_ort.engine.placement import FALLBACK_HINT, Placement, place
+from hivellm_ort.engine.placement import Placement, fallback_hint, place
 from hivellm_ort.engine.targets import CPU, PROVIDERS, trouble
 from hivellm_ort.errors import ProviderError
 
@@ -58,12 +58,15 @@ def best_first(bundles: Sequence[Bundle], device: Device, *, whose: str, exact: 
     found, faults = _placed(bundles, dataclasses.replace(device, fallback=False))
     if not found and device.fallback:
         found = _placed(bundles, Device("cpu"))[0] or [(Placement(CPU), bundle) for bundle in bundles]
-    targets = ", ".join(dict.fromkeys(bundle.config.target for bundle in bundles))
+    targets = list(dict.fromkeys(bundle.config.target for bundle in bundles))
+    listed = ", ".join(targets)
     if not found:
-        start, end = f"device {str(device)!r}: ", f"; {FALLBACK_HINT}"
+        start, end = f"device {str(device)!r}: ", f"; {fallback_hint()}"
         causes = "; ".join(dict.fromkeys(fault.removeprefix(start).removesuffix(end) for fault in faults))
         end = end if any(fault.endswith(end) for fault in faults) else ""
-        raise ProviderError(f"{start}{whose} has graphs for {targets}, which it does not run: {causes}{end}")
+        if _is_missing(device) and not PROVIDERS[device.kind].targets.intersection(targets):
+            raise ProviderError(f"{start}{causes}{end} ({whose} has graphs for {listed} only)")
+        raise ProviderError(f"{start}{whose} has graphs for {listed}, which it does not run: {causes}{end}")
     found.sort(key=lambda pair: _rank(pair[0], pair[1], exact))
     if len(bundles) > 1:
         first, *others = (
@@ -71,8 +74,13 @@ def best_first(bundles: Sequence[Bundle], device: Device, *, whose: str, exact: 
             for placement, bundle in found
         )
         rest = "".join(f"; not {each}" for each in [*others, *faults])
-        _LOG.info("%s has graphs for %s; taken are those for %s%s", whose, targets, first, rest)
+        _LOG.info("%s has graphs for %s; taken are those for %s%s", whose, listed, first, rest)
     return [bundle for _, bundle in found]
+
+
+def _is_missing(device: Device) -> bool:
+    """Whether one device was asked for, and what is installed here has none of its kind or number."""
+    return device.kind != "auto" and trouble(PROVIDERS[device.kind], device.number) is not None
 
 
 def none_before(bundle: Bundle, device: Device) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from hivellm_ort.base import Base
+from hivellm_ort.errors import OptionError, OptionTypeError
 from hivellm_ort.manager.slots import Slot
 from hivellm_ort.observability import EvictionReason
 
@@ -21,7 +22,8 @@ class MemoryLimits:
         max_bytes: most bytes of bases, adapters and caches; None for any number.
 
     Raises:
-        ValueError: a limit is no integer from 1.
+        OptionTypeError: a limit is no integer.
+        OptionError: one is below 1.
     """
 
     max_experts: int | None
@@ -29,8 +31,12 @@ class MemoryLimits:
 
     def __post_init__(self) -> None:
         for name, limit in (("max_loaded_experts", self.max_experts), ("memory_budget", self.max_bytes)):
-            if limit is not None and not (isinstance(limit, int) and limit >= 1):
-                raise ValueError(f"{name} is {limit!r}: it must be an integer from 1, or None")
+            if limit is None:
+                continue
+            if isinstance(limit, bool) or not isinstance(limit, int):
+                raise OptionTypeError(f"{name} is {type(limit).__name__}: pass a whole number (int), or None")
+            if limit < 1:
+                raise OptionError(f"{name} is {limit!r}: it must be an integer from 1, or None")
 
     def next_to_go(
         self, slots: Collection[Slot], bases: Collection[Base], keep: Slot | None = None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from hivellm_ort.decoding.serving import refuse_to_wait
 from hivellm_ort.decoding.stream import AsyncTextStream, TextStream
-from hivellm_ort.errors import LoadError, UnknownExpertError
+from hivellm_ort.errors import LoadError, OptionError, OptionTypeError, UnknownExpertError
 from hivellm_ort.expert import Expert, StrPath
 from hivellm_ort.integrity import Policy, Trust
 from hivellm_ort.loading.opening import open_with_progress
@@ -20,7 +20,14 @@ from hivellm_ort.manager.residents import Residents
 from hivellm_ort.manager.slots import Slot
 from hivellm_ort.manager.watch import Watch
 from hivellm_ort.observability import Events, Metrics
-from hivellm_ort.options import GenerateOptions, options_of_rows
+from hivellm_ort.options import (
+    GenerateOptions,
+    check_loading,
+    check_options,
+    check_prompt,
+    check_requests,
+    options_of_rows,
+)
 from hivellm_ort.package.archive import DEFAULT_LIMITS, Limits
 from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
 from hivellm_ort.package.store import Store
@@ -92,6 +99,7 @@ class ExpertManager:
         limits: Limits = DEFAULT_LIMITS,
         prefix_cache_bytes: int | None = None,
     ):
+        check_loading(fallback=fallback, threads=threads, prefix_cache_bytes=prefix_cache_bytes)
         self._loading = _Loading(
             device=device,
             provider_options=provider_options,
@@ -135,6 +143,11 @@ class ExpertManager:
         Raises:
             LoadError: as `load_expert`; none of them stays loaded.
         """
+        if not isinstance(packages, Mapping):
+            raise OptionTypeError(
+                f"packages is {type(packages).__name__}: pass a dict of names and paths, such as "
+                "{'sql': 'expert-sql.expert'}"
+            )
         names = in_load_order({name: self._manifest(path) for name, path in packages.items()})
         slots: list[Slot] = []
         try:
@@ -261,8 +274,10 @@ class ExpertManager:
             The results, in the order of the requests.
 
         Raises:
+            OptionTypeError (TypeError): `requests` is no list of pairs.
             UnknownExpertError: an expert is not loaded; no prompt is answered then.
         """
+        check_requests(requests)
         rows = options_of_rows(options, len(requests))
         asked: list[Asked] = []
         try:
@@ -330,6 +345,8 @@ class ExpertManager:
         stream: bool = False,
     ) -> Asked:
         """A request that keeps its expert in memory until it ends."""
+        check_prompt(name, "the name of the expert")
+        check_options(options)
         if prompt is None and not options.get("messages"):
             name, prompt = self._routed_name(name, options, or_base=or_base), name
         elif name is None:
@@ -359,6 +376,8 @@ class ExpertManager:
         return asked
 
     def _load(self, name: str, path: StrPath, base: StrPath | None, *, replace: bool) -> Slot:
+        if not isinstance(name, str):
+            raise OptionTypeError(f"the name of the expert is {type(name).__name__}: pass a text (str)")
         slot = Slot.loaded(name, partial(Expert.load, path, base=base, **self._loading))
 
         def check(old: Slot | None, others: list[ExpertManifest]) -> None:
@@ -375,9 +394,9 @@ class ExpertManager:
         if prompt is None:
             prompt = next((m.get("content") for m in reversed(messages) if m.get("role") == "user"), None)
         if prompt is None:
-            raise ValueError("nothing to answer: give a prompt, or messages with a turn of the user")
+            raise OptionError("nothing to answer: give a prompt, or messages with a turn of the user")
         if any(slot.name == prompt for slot in self._residents.slots()):
-            raise ValueError(f"{prompt!r} is the name of an expert: give a prompt after it")
+            raise OptionError(f"{prompt!r} is the name of an expert: give a prompt after it")
         told = [options.get("system") or "", options.get("schema") or ""]
         routes = self.route("\n".join([*(text[:_ROUTED_CHARACTERS] for text in told), prompt]))
         if routes:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Literal
 
 from hivellm_ort.base import BASES, Base
-from hivellm_ort.errors import InferenceError, LoadError, UnknownExpertError
+from hivellm_ort.errors import InferenceError, LoadError, OptionError, UnknownExpertError
 from hivellm_ort.expert import Expert
 from hivellm_ort.manager.eviction import MemoryLimits
 from hivellm_ort.manager.info import ExpertInfo, base_stats
@@ -248,7 +248,7 @@ class Residents:
         with self._changed:
             slot = self.get(name)
             if not slot.pins:
-                raise ValueError(f"{name!r} is not pinned")
+                raise OptionError(f"{name!r} is not pinned")
             slot.pins -= 1
         self.make_room()
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from hivellm_ort.errors import OptionError
+
 __all__ = ["format_size", "parse_size"]
 
 _STEPS = ("KB", "MB", "GB", "TB")
@@ -23,7 +25,7 @@ def parse_size(text: str) -> int:
     found = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,9})?)\s*([A-Za-z]*)\s*", text, re.ASCII)
     unit = _UNITS.get(found[2].upper()) if found else None
     if found is None or unit is None:
-        raise ValueError(f"{text[:80]!a} is no size: write 20GB, 500MB, 1.5GiB or a number of bytes")
+        raise OptionError(f"{text[:80]!a} is no size: write 20GB, 500MB, 1.5GiB or a number of bytes")
     return int(found[1]) if unit == 1 and found[1].isdigit() else int(float(found[1]) * unit)
 
 

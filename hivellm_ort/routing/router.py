@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 
+from hivellm_ort.errors import OptionError
 from hivellm_ort.routing.candidates import Candidate, Route, Scorer, Tags
 from hivellm_ort.routing.scorer import KeywordScorer
 from hivellm_ort.routing.words import label
@@ -58,7 +59,7 @@ class Router:
     def _route(self, prompt: str, candidate: Candidate, tags: Tags) -> Route:
         score, reasons = self._scorer(prompt, candidate, tags)
         if not math.isfinite(score):
-            raise ValueError(
+            raise OptionError(
                 f"the scorer gave {score} for expert {label(candidate.name)}; give a finite number"
             )
         return Route(candidate.name, score, tuple(reasons))

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hivellm_ort.errors import OptionError, argument
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -70,12 +72,12 @@ def build_messages(
     if prompt is not None:
         turns.append({"role": "user", "content": prompt})
     if not turns:
-        raise ValueError("nothing to answer: give a prompt, or messages with at least one turn")
+        raise OptionError("nothing to answer: give a prompt, or messages with at least one turn")
     if turns[0]["role"] == "system":
         if schema is not None or system is not None:
-            raise ValueError(
-                "two system messages: messages[0] is one, so leave out schema= and system=, "
-                "or write their text into messages[0]"
+            raise OptionError(
+                f"two system messages: messages[0] is one, so leave out {argument('schema')} and "
+                f"{argument('system')}, or write their text into messages[0]"
             )
         return turns
     lines = []
@@ -113,8 +115,8 @@ def _checked(index: int, message: Mapping[str, str]) -> dict[str, str]:
     """Return a copy of the turn, once its role and content are known to be sound."""
     role, content = message.get("role"), message.get("content")
     if role not in _ROLES:
-        raise ValueError(f"messages[{index}]: role is {role!r}; it must be one of {', '.join(_ROLES)}")
+        raise OptionError(f"messages[{index}]: role is {role!r}; it must be one of {', '.join(_ROLES)}")
     if not isinstance(content, str):
         kind = type(content).__name__
-        raise ValueError(f"messages[{index}]: content must be a text, not {kind}")  # noqa: TRY004
+        raise OptionError(f"messages[{index}]: content must be a text, not {kind}")
     return dict(message)

@@ -12,7 +12,7 @@ from functools import cached_property
 from itertools import takewhile
 from typing import TYPE_CHECKING, Protocol
 
-from hivellm_ort.errors import InferenceError, LoadError
+from hivellm_ort.errors import InferenceError, LoadError, OptionError
 from hivellm_ort.text.markers import LiteralEncoder, is_marker, replace_spans, restore_markers
 
 if TYPE_CHECKING:
@@ -236,4 +236,4 @@ class TextTokenizer:
         try:
             return self._tokenizer.encode(text, add_special_tokens=False)
         except TypeError as error:
-            raise ValueError("text is not valid Unicode: remove its lone surrogates") from error
+            raise OptionError("text is not valid Unicode: remove its lone surrogates") from error

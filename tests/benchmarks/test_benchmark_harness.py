@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness import environments
 from harness.measure import Results, Row, take_turns
 from harness.models import MODELS
 from harness.plan import LOOKUP, PRECISIONS, SUITES, System, make_plan, parse_system
@@ -235,3 +236,30 @@ def test_a_worker_that_does_not_start_says_why(tmp_path: Path) -> None:
         Worker(
             Path(sys.executable), "genai", {"folder": str(tmp_path), "threads": 1, "end": 2, "experts": {}}
         )
+
+
+def test_llama_cpp_is_compiled_for_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is built for the CPU, without AMX, and again where the CPU is another; never by a wheel of pip's cache."""
+    python = environments.python_of(tmp_path, "llamacpp")
+    installed: list[dict[str, str]] = []
+
+    def run(_: str, command: list[str], variables: dict[str, str] | None = None) -> None:
+        python.parent.mkdir(parents=True, exist_ok=True)
+        python.touch()
+        if "install" in command:
+            installed.append(variables or {})
+
+    def make(*flags: str) -> int:
+        monkeypatch.setattr(environments, "processor", lambda: ("a processor", set(flags)))
+        environments.make_environment(tmp_path, "llamacpp", torch_index=None, only_ready=False)
+        return len(installed)
+
+    monkeypatch.setattr(environments, "run", run)
+    assert [1, 1, 2, 3] == [make("avx2"), make("avx2"), make("avx2", "avx512f"), make("avx2", "amx_int8")]
+    native = {"CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF", "PIP_NO_CACHE_DIR": "1"}
+    assert [native, native] == installed[:2]
+    assert "-mno-amx-int8" in installed[2]["CFLAGS"].split()
+    assert installed[2]["CFLAGS"] == installed[2]["CXXFLAGS"]
+    monkeypatch.setattr(environments, "processor", lambda: ("another", set[str]()))
+    with pytest.raises(environments.SetupError, match="not set up"):
+        environments.make_environment(tmp_path, "llamacpp", torch_index=None, only_ready=True)

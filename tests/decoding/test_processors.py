@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from logit_samples import EXAMPLES, random_logits
 
-from hivellm_ort.decoding.processors import make_processors
+from hivellm_ort.decoding.processors import checked, make_processors
 from hivellm_ort.decoding.sampler import (
     FloatArray,
     IntArray,
@@ -19,7 +19,7 @@ from hivellm_ort.decoding.sampler import (
     distribution,
     make_sampler,
 )
-from hivellm_ort.errors import InferenceError
+from hivellm_ort.errors import InferenceError, OptionError, OptionTypeError
 
 VOCABULARY = 30
 EOS = (2, 29)
@@ -279,3 +279,52 @@ def test_end_tokens_beyond_the_vocabulary_are_passed_over() -> None:
 
     expected: FloatArray = np.array([0, 0, -np.inf, 0], np.float32)
     np.testing.assert_array_equal(expected, process(ids(), np.zeros(4, np.float32)))
+
+
+NOTHING = "change them in place and return nothing"
+
+
+@pytest.mark.parametrize(
+    ("returned", "came"),
+    [
+        (lambda logits: logits[:5], r"float32 \[5\]"),
+        (lambda logits: np.concatenate([logits, logits]), r"float32 \[60\]"),
+        (lambda logits: logits[None], r"float32 \[1, 30\]"),
+        (lambda logits: logits.tolist(), "list"),
+        (lambda logits: logits.astype(np.float64), r"float64 \[30\]"),
+        (lambda logits: logits.astype(np.int64), r"int64 \[30\]"),
+        (lambda logits: logits[3], "float32"),
+        (lambda logits: 0, "int"),
+    ],
+)
+def test_a_processor_that_returns_no_logits(returned: Any, came: str) -> None:
+    """The message names the processor, what came of it and what to return."""
+    process = checked([lambda _, logits: None, lambda _, logits: returned(logits)])
+    message = rf"processors\[1\] returned {came}.*: return the logits .* float32 \[30\], or {NOTHING}"
+    with pytest.raises(OptionTypeError, match=message):
+        process(np.arange(3), np.zeros(VOCABULARY, np.float32))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_processor_that_returns_no_numbers(value: float) -> None:
+    """NaN and +inf are the processor's fault, unless they were there before."""
+    process = checked([lambda _, logits: np.where(np.arange(VOCABULARY) == 4, np.float32(value), logits)])
+    with pytest.raises(OptionError, match=r"processors\[0\] returned logits with NaN or \+inf"):
+        process(np.arange(3), np.zeros(VOCABULARY, np.float32))
+    broken = np.full(VOCABULARY, value, np.float32)
+    np.testing.assert_array_equal(broken, process(np.arange(3), broken))
+
+
+def test_a_processor_may_edit_in_place() -> None:
+    """Nothing returned means changed in place; the logits of the model stay, and the next one sees the change."""
+    logits = np.zeros(VOCABULARY, np.float32)
+
+    def forbid(_: IntArray, scores: FloatArray) -> None:
+        scores[7] = -np.inf
+
+    process = checked([forbid, lambda _, scores: scores[::-1]])
+    expected = np.zeros(VOCABULARY, np.float32)
+    expected[VOCABULARY - 8] = -np.inf
+    found = process(np.arange(3), logits)
+    np.testing.assert_array_equal(expected, found)
+    assert (True, 0.0) == (found.flags.c_contiguous, logits[7])

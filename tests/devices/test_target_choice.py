@@ -85,7 +85,7 @@ def test_gpu_wheel_without_a_driver_and_graphs_for_it_alone(runtime: Install) ->
         with pytest.raises(ProviderError) as caught:
             best(device, "cuda fp16")
         start = f"device {device!r}: expert-sql has graphs for cuda, which it does not run: "
-        assert f"{start}{NO_DRIVER}; or allow the CPU with fallback=True (--fallback)" == str(caught.value)
+        assert f"{start}{NO_DRIVER}; or allow the CPU with fallback=True" == str(caught.value)
     assert "cuda fp16" == best("auto", "cuda fp16", fallback=True)
 
 
@@ -172,12 +172,25 @@ def test_a_better_provider_than_that_of_the_adapter(runtime: Install) -> None:
         (
             "dml",
             ("cpu", "cuda"),
-            ("device 'dml': expert-sql has graphs for cpu, cuda", "--target dml", "'cpu'"),
+            (
+                "device 'dml': DmlExecutionProvider: it exists on Windows",
+                "graphs for cpu, cuda only",
+                "device='cpu'",
+            ),
         ),
         (
             "coreml",
             ("cpu", "dml"),
-            ("device 'coreml'", "for cpu, dml", "--target portable", "use device='dml'"),
+            (
+                "device 'coreml': CoreMLExecutionProvider: it exists on macOS",
+                "for cpu, dml only",
+                "device='cpu'",
+            ),
+        ),
+        (
+            "cuda",
+            ("cpu", "dml"),
+            ("device 'cuda': expert-sql has graphs for cpu, dml", "--target cuda", "use device='cpu'"),
         ),
         (
             "cuda:1",
@@ -204,6 +217,18 @@ def test_device_that_runs_none(
     assert [] == [part for part in parts if part not in message]
     assert 1 == message.count(f"device '{device}': ")
     assert message.count("fallback=True") <= 1
+
+
+def test_gpu_asked_for_on_an_installation_for_the_cpu(runtime: Install) -> None:
+    """The message begins with what is installed and what to install, whatever the package has graphs for."""
+    runtime()
+    with pytest.raises(ProviderError) as caught:
+        best("cuda", "cpu int8")
+    assert (
+        "device 'cuda': CUDAExecutionProvider: the installed onnxruntime 1.99.0 offers only CPUExecutionProvider: "
+        "pip uninstall onnxruntime, then pip install 'hivellm-ort[cuda]'; or use device='cpu'; or allow the CPU with "
+        "fallback=True (expert-sql has graphs for cpu only)"
+    ) == str(caught.value)
 
 
 def test_fallback(runtime: Install) -> None:

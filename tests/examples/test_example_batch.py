@@ -49,31 +49,47 @@ def test_answers_are_written_in_order(examples: Examples, tmp_path: Path) -> Non
         )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("{", "line 2, column 2: no JSON (Expecting property name"),
-        ("[]", "line 2: must be an object"),
-        ('{"expert": "sql"}', "line 2: prompt must be a text, not null"),
-        ('{"prompt": "a", "schema": 1}', "line 2: schema must be a text, not 1"),
-        ('{"prompt": "a", "temperature": 1}', "line 2: unknown field 'temperature'; there are prompt,"),
-        ('{"prompt": "a", "expert": "xml"}', "line 2: no expert 'xml'; there are sql, json"),
-        ('{"prompt": "hello"}', "line 2: no expert fits the prompt; name one of sql, json"),
-        (json.dumps({"prompt": "sql " * 2000}), "line 2: a prompt of "),
-    ],
-)
-def test_a_bad_line_is_named_and_nothing_is_written(
-    line: str, message: str, examples: Examples, tmp_path: Path
-) -> None:
-    """The error says which line is wrong and why; the status is 1 and the output stays as it was."""
+BAD_LINES = {
+    "{": "no JSON: Expecting property name",
+    "[]": "must be an object",
+    '{"expert": "sql"}': "prompt must be a text, not null",
+    '{"prompt": "a", "schema": 1}': "schema must be a text, not 1",
+    '{"prompt": "a", "temperature": 1}': "unknown field 'temperature'; there are prompt,",
+    '{"prompt": "a", "expert": "xml"}': "no expert 'xml'; there are sql, json",
+    '{"prompt": "hello"}': "no expert fits the prompt; name one of sql, json",
+    json.dumps({"prompt": "sql " * 2000}): "a prompt of ",
+    '{"prompt": "sql \\udc80"}': "text is not valid Unicode",
+}
+
+
+def test_a_bad_line_has_an_error_and_the_others_an_answer(examples: Examples, tmp_path: Path) -> None:
+    """Each bad line is named with what is wrong; the rest is answered as ever, and the status is 1."""
     prompts, output = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
-    prompts.write_text(f'{{"prompt": "Count all orders"}}\n{line}\n', encoding="utf-8")
-    output.write_text("kept", encoding="utf-8")
-    result = invoked(examples, prompts, "--output", output, "--max-tokens", 5)
-    assert 1 == result.exit_code
-    assert result.stderr.startswith(f"Error: {prompts}, ")
-    assert message in result.stderr
-    assert ("", "kept") == (result.stdout, output.read_text("utf-8"))
+    good = '{"prompt": "Count all orders →"}'
+    prompts.write_text("\n".join([good, "", *BAD_LINES, good]), encoding="utf-16")
+    result = invoked(examples, prompts, "--output", output, "--max-tokens", 5, "--at-once", 2)
+    assert 1 == result.exit_code, result.output
+    assert "" == result.stdout
+    numbers = [1, *range(3, 4 + len(BAD_LINES))]
+    assert f"9 of 11 lines have no answer: {', '.join(map(str, numbers[1:-1]))}\n" == result.stderr
+    first, *bad, last = [json.loads(line) for line in output.read_text("utf-8").splitlines()]
+    assert numbers == [first["line"], *(one["line"] for one in bad), last["line"]]
+    with Expert.load(examples.sql, trust="off") as expert:
+        assert [expert.generate("Count all orders →", max_tokens=5).text] * 2 == [first["text"], last["text"]]
+    for one, message in zip(bad, BAD_LINES.values(), strict=True):
+        assert {"line", "error"} == set(one)
+        assert message in one["error"]["message"]
+    assert ["BadLine", "ContextLengthError", "OptionError"] == [one["error"]["type"] for one in bad[-3:]]
+
+
+def test_any_console(examples: Examples, tmp_path: Path) -> None:
+    """Standard output gets JSON that every encoding can take."""
+    prompts = written(tmp_path / "prompts.jsonl", [{"prompt": "Count all orders → 🙂"}])
+    arguments = [str(prompts), *examples.options, "--max-tokens", "2"]
+    result = CliRunner(charset="cp1252").invoke(batch.main, arguments)
+    assert 0 == result.exit_code, result.output
+    assert result.stdout_bytes.isascii()
+    assert "Count all orders → 🙂" == json.loads(result.stdout_bytes)["prompt"]
 
 
 @pytest.mark.parametrize(
@@ -82,15 +98,24 @@ def test_a_bad_line_is_named_and_nothing_is_written(
         (["--expert", "sql"], "'sql' is not NAME=PATH"),
         (["--expert", "a=x", "--expert", "a=y"], "'a' is given twice"),
         (["--expert", "a=missing.expert"], "missing.expert"),
-        (["--expert", "a=b", "--output", "nowhere/out.jsonl"], "there is no folder"),
     ],
 )
 def test_bad_arguments_are_refused(arguments: list[str], message: str, tmp_path: Path) -> None:
-    """Experts without a name or a file, and an output without a folder, are errors that say so."""
-    result = CliRunner().invoke(batch.main, [str(written(tmp_path / "p.jsonl", LINES)), *arguments])
-    assert result.exit_code in (1, 2)
-    assert isinstance(result.exception, SystemExit)
+    """Experts without a name or a file are errors that say so; the status is 2, and the output stays as it was."""
+    output = tmp_path / "answers.jsonl"
+    output.write_text("kept", encoding="utf-8")
+    prompts = written(tmp_path / "p.jsonl", LINES)
+    result = CliRunner().invoke(batch.main, [str(prompts), "--output", str(output), *arguments])
+    assert (2, "kept") == (result.exit_code, output.read_text("utf-8"))
     assert message in result.stderr.replace("\n", "")
+
+
+def test_output_without_a_folder(examples: Examples, tmp_path: Path) -> None:
+    """It is an error, and nothing is done."""
+    prompts = written(tmp_path / "p.jsonl", LINES)
+    result = invoked(examples, prompts, "--output", tmp_path / "nowhere" / "answers.jsonl")
+    assert 2 == result.exit_code
+    assert "No such file or directory" in result.stderr
 
 
 def test_it_is_a_script(examples: Examples) -> None:

@@ -63,7 +63,8 @@ def test_policies(tmp_path: Path, policy: Policy, status: str, caplog: pytest.Lo
         ),
         (
             "unsigned",
-            "demo.expert: unsigned; ask its publisher for a signed package, or load it with trust='off'",
+            "demo.expert: unsigned; sign it if it is yours ('hivellm-ort sign'), else ask its publisher for a signed "
+            "package; or load it with trust='off'",
         ),
         (
             "failed",

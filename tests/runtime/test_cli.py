@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -16,6 +17,8 @@ from running import PROMPT, Packages
 
 from hivellm_ort import Expert, __version__
 from hivellm_ort.cli.main import main
+from hivellm_ort.cli.run import text_or_file
+from hivellm_ort.package.archive import extract
 
 Invoke = Callable[..., Result]
 
@@ -180,10 +183,10 @@ def test_base_that_does_not_exist(invoke: Invoke, packages: Packages, tmp_path: 
 
 
 def test_option_out_of_range(invoke: Invoke, packages: Packages) -> None:
-    """What the library refuses as a ValueError is an error of the command."""
-    assert_refused(invoke("run", packages.lora, PROMPT, "--temperature", "-1"), "temperature is -1.0")
-    assert_refused(invoke("run", packages.lora, PROMPT, "--device", "cuda"), "device 'cuda'")
-    assert_refused(invoke("run", packages.short, PROMPT, "--max-tokens", "1000"), "max_tokens=1000")
+    """What the library refuses is an error of the command, which names the flag."""
+    assert_refused(invoke("run", packages.lora, PROMPT, "--temperature", "-1"), "--temperature is -1.0")
+    assert_refused(invoke("run", packages.lora, PROMPT, "--device", "cuda"), "or use --device cpu")
+    assert_refused(invoke("run", packages.short, PROMPT, "--max-tokens", "1000"), "--max-tokens 1000 exceed")
 
 
 @pytest.mark.parametrize(
@@ -197,6 +200,124 @@ def test_usage_error(arguments: list[str], invoke: Invoke, packages: Packages) -
     assert 2 == result.exit_code
     assert "" == result.stdout
     assert result.stderr.startswith("Usage: ")
+
+
+@pytest.mark.parametrize("flag", ["--grammar", "--schema", "--system", "--json-schema"])
+def test_name_of_a_file_without_the_mark(
+    flag: str, invoke: Invoke, packages: Packages, tmp_path: Path
+) -> None:
+    """What is the name of a file, or looks like one, is not taken for a text: the message has the @."""
+    file = tmp_path / "the file"
+    file.write_text("x", encoding="utf-8")
+    for name in ("kv.gbnf", "sub/schema.SQL", r"C:\\data\\a.json", str(file)):
+        result = invoke("run", packages.lora, PROMPT, flag, name)
+        assert (2, "") == (result.exit_code, result.stdout)
+        # The usage is wrapped to the width of a terminal.
+        assert f"for what is in it write @{name}" in " ".join(result.stderr.split())
+    for text in ("root ::= .sql", "see a.sql and b.sql", "a.b", "\nkv.gbnf"):
+        assert text == text_or_file(None, None, text)  # type: ignore[arg-type]
+
+
+def test_messages_name_flags(
+    invoke: Invoke, packages: Packages, lora: Expert, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A message in the shell has the flags of the command; the same one in Python has the arguments."""
+    for arguments, expected in {
+        ("--top-p", "7"): "--top-p is 7.0",
+        ("--seed", "-1"): "--seed is -1",
+        (
+            "--provider-option",
+            "device_id=1",
+        ): "--provider-option device_id: name the number in the device, as in --device",
+        ("--device", "cuda"): "or allow the CPU with --fallback",
+        ("--no-grammar", "--choice", "b"): "--choice and --no-grammar are given",
+    }.items():
+        assert_refused(invoke("run", packages.lora, PROMPT, *arguments), expected)
+    with pytest.raises(ValueError, match=r"^top_p is 7\.0"):
+        lora.ask(PROMPT, {"top_p": 7.0})
+    extract(packages.lora, tmp_path / "package")  # it warns once in a process of each
+    assert 0 == invoke("run", tmp_path / "package", PROMPT, "--max-tokens", "1").exit_code
+    extract(packages.lora, tmp_path / "other")
+    Expert.load(tmp_path / "other", cache_dir=packages.cache, threads=1).close()
+    cures = [text.partition("; or load it with ")[2] for text in caplog.messages if "unsigned" in text]
+    assert ["--trust off", "trust='off'"] == cures
+
+
+def test_a_fault_of_ours(invoke: Invoke, packages: Packages, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is no error of ours is a bug: a traceback, a request to report it, status 1; with --json an object."""
+
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError("out of order")
+
+    monkeypatch.setattr(Expert, "load", broken)
+    for flags in ([], ["--json"]):
+        result = invoke("run", packages.lora, PROMPT, *flags)
+        assert 1 == result.exit_code
+        lines = result.stderr.splitlines()
+        assert ("Traceback (most recent call last):", "ValueError: out of order") == (lines[0], lines[-2])
+        assert "please report it" in lines[-1]
+        expected = {"error": {"type": "ValueError", "message": "out of order"}}
+        assert (expected if flags else None) == (json.loads(result.stdout) if result.stdout else None)
+
+
+def test_what_the_system_refuses(invoke: Invoke, packages: Packages, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk is nobody's bug: a message and status 2."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "cache")
+
+    monkeypatch.setattr(Expert, "load", full)
+    assert_refused(invoke("run", packages.lora, PROMPT), "No space left on device: 'cache'")
+
+
+TEXT = "→ 🙂 é"
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "cp437", "ascii", "latin-1", "utf-8", "utf-16"])
+def test_no_console_fails(encoding: str, packages: Packages, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an encoding lacks is written as an escape; JSON reads back the same in every encoding."""
+    monkeypatch.setenv("HIVELLM_HOME", str(packages.cache))
+    arguments = ["run", str(packages.lora), PROMPT, "--choice", TEXT, "--trust", "off"]
+    runner = CliRunner(charset=encoding)
+    result = runner.invoke(main, arguments)
+    assert 0 == result.exit_code, result.output
+    written = result.stdout_bytes.decode("utf-8" if encoding == "ascii" else encoding)  # click has no ASCII
+    assert {
+        "cp1252": "\\u2192 \\U0001f642 é\n", "cp437": "\\u2192 \\U0001f642 é\n", "latin-1": "\\u2192 \\U0001f642 é\n",
+    }.get(encoding, f"{TEXT}\n") == written.removeprefix("\ufeff")  # fmt: skip
+    document = runner.invoke(main, [*arguments, "--json"]).stdout_bytes.decode(encoding)
+    assert TEXT == json.loads(document.removeprefix("\ufeff"))["text"]
+    assert (encoding == "utf-8") == (TEXT in document)
+    refused = runner.invoke(main, ["run", f"{TEXT}.expert", PROMPT])
+    assert 2 == refused.exit_code
+    assert b"neither" in refused.stderr_bytes.replace(b"\0", b"")
+
+
+def test_a_pipe_on_windows(packages: Packages) -> None:
+    """As a process whose standard output is cp1252 it ends well, and its answer is complete."""
+    environment = {**os.environ, "HIVELLM_HOME": str(packages.cache), "PYTHONIOENCODING": "cp1252"}
+    arguments = [
+        sys.executable,
+        "-m",
+        "hivellm_ort",
+        "run",
+        packages.lora,
+        PROMPT,
+        "--choice",
+        TEXT,
+        "--trust",
+        "off",
+    ]
+    done = subprocess.run(arguments, capture_output=True, env=environment, timeout=60, check=True)
+    assert (b"\\u2192 \\U0001f642 \xe9" + os.linesep.encode(), b"") == (done.stdout, done.stderr)
+
+
+def test_input_in_another_encoding(packages: Packages, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A question that is not in the encoding of standard input is refused, never changed."""
+    monkeypatch.setenv("HIVELLM_HOME", str(packages.cache))
+    result = CliRunner().invoke(main, ["chat", str(packages.lora), "--trust", "off"], input=b"caf\xe9\n")
+    assert 2 == result.exit_code
+    assert "error: standard input is not utf-8 (at byte 3)" in result.stderr
 
 
 def test_error_as_json(invoke: Invoke, tmp_path: Path) -> None:
@@ -244,7 +365,7 @@ def test_from_a_shell(packages: Packages, lora: Expert) -> None:
     arguments = [command, "run", packages.lora, PROMPT, "--max-tokens", "30", "--threads", "1"]
     done = subprocess.run(arguments, capture_output=True, env=environment, timeout=60, check=True)
     assert f"{lora.generate(PROMPT, max_tokens=30).text}\n".encode() == done.stdout
-    assert f"{packages.lora}: unsigned; to end this warning" in done.stderr.decode()
+    assert f"{packages.lora}: unsigned; to end this warning, sign it" in done.stderr.decode()
     assert 1 == done.stderr.count(b"\n")
     quiet = subprocess.run([*arguments, "--trust", "off"], capture_output=True, env=environment, timeout=60)
     assert (0, done.stdout, b"") == (quiet.returncode, quiet.stdout, quiet.stderr)

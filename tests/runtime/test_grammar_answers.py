@@ -259,7 +259,7 @@ def test_a_limit_is_an_error(lora: Expert) -> None:
         ({"json_schema": "{"}, GrammarError, "line 1"),
         ({"choice": []}, GrammarError, "choice is empty"),
         ({"regex": "a", "choice": ["b"]}, ValueError, "regex and choice"),
-        ({"grammar": False, "json_schema": {}}, ValueError, "grammar and json_schema"),
+        ({"grammar": False, "json_schema": {}}, ValueError, "grammar=False and json_schema"),
         ({"regex": "a", "enable_thinking": True}, None, ""),
     ],
 )

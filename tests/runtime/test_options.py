@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pydoc
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,8 @@ import numpy as np
 import pytest
 from running import PROMPT, Packages, engine_of, greedy, prompt_ids
 
-from hivellm_ort import Expert, ExpertManager
-from hivellm_ort.options import options_of_rows
+from hivellm_ort import Expert, ExpertManager, GenerateOptions, OptionError, OptionTypeError
+from hivellm_ort.options import check_options, options_of_rows
 from hivellm_ort.package.archive import extract
 
 
@@ -137,27 +139,204 @@ def test_misspelt_option(ask: str, packages: Packages, lora: Expert) -> None:
             manager.generate("one", PROMPT, temprature=1.0)  # type: ignore[call-arg]
 
 
+@pytest.mark.parametrize("name", ["stop", "bad_words", "choice"])
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_a_flat_list_holds_for_every_prompt(name: str, rows: int) -> None:
+    """However many prompts there are; a list with lists or None in it has one for each."""
+    for flat in (["x", "y"], ("x", "y"), []):
+        assert [{name: flat}] * rows == options_of_rows({name: flat}, rows)
+    own: list[Any] = [["x"], None, ("y", "z")][:rows]
+    assert [{name: one} for one in own] == options_of_rows({name: own}, rows)
+    with pytest.raises(OptionError, match=f"{name} is a list of {rows} values for a batch of {rows + 1}"):
+        options_of_rows({name: own}, rows + 1)
+
+
 def test_options_of_rows() -> None:
     """What a list means for each option."""
     rows = options_of_rows({"seed": 1, "system": ["a", None], "stop": ["x", ["y", "z"]]}, 2)
     assert [{"seed": 1, "system": "a", "stop": "x"}, {"seed": 1, "system": None, "stop": ["y", "z"]}] == rows
-    assert [{"stop": ["x", "y", "z"]}] * 2 == options_of_rows({"stop": ["x", "y", "z"]}, 2)
-    assert [{"stop": ("x", "y")}] * 2 == options_of_rows({"stop": ("x", "y")}, 2)
     turn = {"role": "user", "content": "x"}
     assert [{"messages": [turn]}] * 2 == options_of_rows({"messages": [turn]}, 2)
     assert [{"messages": [turn]}, {"messages": None}] == options_of_rows({"messages": [[turn], None]}, 2)
-    assert [{"bad_words": ["a", "b"]}] * 2 == options_of_rows({"bad_words": ["a", "b"]}, 2)
+    bias = [{1: 2.0}, {3: -np.inf}]
+    assert [{"logit_bias": one} for one in bias] == options_of_rows({"logit_bias": bias}, 2)
+    assert [{"processors": [max]}] * 2 == options_of_rows({"processors": [max]}, 2)
+    assert [{"processors": [max]}, {"processors": []}] == options_of_rows({"processors": [[max], []]}, 2)
     assert [] == options_of_rows({"seed": 1}, 0)
     with pytest.raises(ValueError, match="seed is a list of 3 values for a batch of 2"):
         options_of_rows({"seed": [1, 2, 3]}, 2)
     with pytest.raises(ValueError, match="messages is a list of 1"):
         options_of_rows({"messages": [[turn]]}, 2)
+    for options, message in (
+        ({"seed": [1, 1.5]}, r"seed\[1\] is float 1.5"),
+        ({"choice": [["a"], "b"]}, r"choice\[1\] is str beside lists: pass a list, or None"),
+        ({"stop": [["a"], [5]]}, r"stop\[1\]\[0\] is int 5"),
+        ({"tempreature": [1, 2]}, "tempreature: no option of a generation; did you mean temperature"),
+    ):
+        with pytest.raises(OptionTypeError, match=message):
+            options_of_rows(options, 2)
 
 
-@pytest.mark.parametrize("batch_size", [0, -1, 1.5])
-def test_bad_batch(batch_size: Any, lora: Expert) -> None:
+def test_stops_of_a_batch(packages: Packages, lora: Expert) -> None:
+    """Two stops end both of two answers, as they end each alone; so do the stops of a manager's batch."""
+    whole = lora.generate(PROMPT, max_tokens=40).text
+    stops = [whole[12:14], whole[4:6]]
+    expected = lora.generate(PROMPT, max_tokens=40, stop=stops).text
+    assert whole[: whole.index(stops[1])] == expected
+    assert [expected] * 2 == [
+        one.text for one in lora.generate_batch([PROMPT] * 2, max_tokens=40, stop=stops)
+    ]
+    with ExpertManager(cache_dir=packages.cache, threads=1, trust="off") as manager:
+        manager.load_expert("one", packages.lora)
+        answers = manager.generate_batch([("one", PROMPT), ["one", PROMPT]], max_tokens=40, stop=stops)  # type: ignore[list-item]
+        assert [expected] * 2 == [one.text for one in answers]
+
+
+WRONG = {
+    "schema": [5, ["x"]],
+    "system": [b"x"],
+    "messages": [{}, "hello", ["hello"], [[{"role": "user", "content": "x"}]]],
+    "enable_thinking": ["no", 1],
+    "temperature": ["0.7", True, [0.7]],
+    "top_p": ["0.5"],
+    "top_k": [2.5, True],
+    "min_p": ["0"],
+    "typical_p": ["1"],
+    "repetition_penalty": [(1.0,)],
+    "presence_penalty": ["1"],
+    "frequency_penalty": ["1"],
+    "no_repeat_ngram_size": [2.0],
+    "logit_bias": [[1, 2], {"7": 1.0}, {7: "1"}, {True: 1.0}, {7.0: 1.0}],
+    "bad_words": ["DROP", [5], {"DROP"}],
+    "min_tokens": [1.5],
+    "max_tokens": [True, 2.5, "many"],
+    "stop": [5, ["x", 5], [["x"]], b"x", {"x"}],
+    "include_stop": ["no"],
+    "timeout": ["1", True],
+    "seed": [1.5, "1"],
+    "logprobs": [True, 1.5],
+    "grammar": [5, ["root"]],
+    "regex": [5],
+    "choice": ["abc", ["a", 5], {"a": 1}],
+    "processors": [max, [5], "max"],
+    "prompt_lookup": ["no"],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in WRONG.items() for value in values]
+)
+def test_a_wrong_type_is_named(name: str, value: Any) -> None:
+    """The error has the option, what came, and what to pass; it is a TypeError too."""
+    with pytest.raises(OptionTypeError, match=rf"^{name}.* is .*(: pass |, not int)") as caught:
+        check_options({name: value})
+    assert isinstance(caught.value, TypeError)
+    check_options({name: None})
+
+
+def test_every_option_has_a_type() -> None:
+    """Grammar.json_schema alone says itself what it takes; numbers of numpy are numbers."""
+    assert set(GenerateOptions.__annotations__) - {"json_schema"} == set(WRONG)
+    check_options(
+        {"temperature": np.float32(0.5), "top_k": np.int64(5), "logit_bias": {np.int64(3): np.float32(1)}}
+    )
+    check_options({"temperature": 1, "grammar": False, "stop": "x", "choice": ("a", "b")})
+
+
+def test_help_shows_every_option() -> None:
+    """`help(GenerateOptions)` has a line of each, in the order of the annotations."""
+    text = pydoc.plain(pydoc.render_doc(GenerateOptions))
+    assert list(GenerateOptions.__annotations__) == re.findall(
+        r"^ \|      (\w+): [A-Z0-9]", text, re.MULTILINE
+    )
+
+
+def test_wrong_requests(packages: Packages, lora: Expert) -> None:
+    """A batch that is no list of prompts, or of a manager no list of pairs, is refused with what to pass."""
+    for prompts in ("abc", {"a": 1}, [5], [b"x"], iter(["x"])):
+        with pytest.raises(OptionTypeError, match=r"prompts.*: pass a (list of texts|text)"):
+            lora.generate_batch(prompts)  # type: ignore[arg-type]
+    for prompt in (5, b"x", ["x"]):
+        with pytest.raises(OptionTypeError, match=r"prompt is .*: pass a text"):
+            lora.generate(prompt)  # type: ignore[arg-type]
+    with ExpertManager(cache_dir=packages.cache, threads=1, trust="off") as manager:
+        manager.load_expert("one", packages.lora)
+        wrong: list[Any] = [
+            ["x"], ["ab"], [("x",)], [("one", "x", "y")], {"one": "x"}, "one", [{"one": "x"}], [(5, "x")],
+            iter([("one", "x")]),
+        ]  # fmt: skip
+        for requests in wrong:
+            with pytest.raises(OptionTypeError, match=r"requests.*: pass a list of pairs \(expert, prompt\)"):
+                manager.generate_batch(requests)
+        with pytest.raises(OptionTypeError, match=r"requests\[0\]: the prompt is int 5"):
+            manager.generate_batch([("one", 5)])  # type: ignore[list-item]
+        with pytest.raises(OptionTypeError, match="the name of the expert is int"):
+            manager.generate(5, PROMPT)  # type: ignore[arg-type]
+        with pytest.raises(OptionTypeError, match="system is int"):
+            manager.generate(PROMPT, system=5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"threads": "2"}, OptionTypeError),
+        ({"threads": True}, OptionTypeError),
+        ({"threads": 0}, OptionError),
+        ({"prefix_cache_bytes": 1.5}, OptionTypeError),
+        ({"prefix_cache_bytes": -1}, OptionError),
+        ({"fallback": "no"}, OptionTypeError),
+        ({"trust": True}, OptionTypeError),
+        ({"limits": 5}, OptionTypeError),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_of_load(
+    arguments: dict[str, Any], error: type[Exception], packages: Packages
+) -> None:
+    """They are refused before anything is read."""
+    with pytest.raises(error, match=f"^{next(iter(arguments))} is "):
+        Expert.load(packages.cache / "missing.expert", **arguments)
+
+
+def test_bias_beyond_the_vocabulary(lora: Expert) -> None:
+    """A token id that the vocabulary lacks is refused before the answer begins."""
+    size = lora.base.architecture.vocab_size
+    assert 1 == lora.generate(PROMPT, max_tokens=1, logit_bias={size - 1: 1.0}).completion_tokens
+    for token_id in (-1, size):
+        with pytest.raises(OptionError, match=f"logit_bias names token {token_id}: .* 0 to {size - 1}"):
+            lora.ask(PROMPT, {"logit_bias": {token_id: 1.0}})
+
+
+def test_a_processor_fails_alone(lora: Expert, plain: tuple[int, ...]) -> None:
+    """A request whose processor is wrong ends with its error, and the one beside it goes on."""
+    sound = lora.generate_stream(PROMPT, max_tokens=20)
+    wrong = lora.generate_stream(PROMPT, max_tokens=20, processors=[lambda _, logits: logits[:5]])
+    with pytest.raises(OptionTypeError, match=r"processors\[0\] returned float32 \[5\]"):
+        list(wrong)
+    list(sound)
+    assert plain == sound.result.tokens
+
+
+def test_probabilities_are_those_before_a_processor(lora: Expert) -> None:
+    """A processor that changes the logits in place does not change what the model says."""
+
+    def only_seven(_: np.ndarray, logits: np.ndarray) -> None:
+        logits[:] = -np.inf
+        logits[7] = 0
+
+    (first,) = lora.generate(PROMPT, max_tokens=1, logprobs=0).logprobs or ()
+    (forced,) = lora.generate(PROMPT, max_tokens=1, logprobs=1, processors=[only_seven]).logprobs or ()
+    assert (7, first.token_id) == (forced.token_id, forced.top[0][0])
+    assert first.logprob == pytest.approx(forced.top[0][1], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "error"),
+    [(0, OptionError), (-1, OptionError), (1.5, OptionTypeError), (True, OptionTypeError)],
+)
+def test_bad_batch(batch_size: Any, error: type[Exception], lora: Expert) -> None:
     """A batch of no rows is an error; one of no prompts has no results."""
-    with pytest.raises(ValueError, match="batch_size is"):
+    with pytest.raises(error, match="batch_size is"):
         lora.generate_batch([PROMPT], batch_size=batch_size)
     assert [] == lora.generate_batch([])
 

@@ -31,7 +31,7 @@ def fresh_import() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("device", ["cuda", "dml:1", "coreml", "tpu", "", "cuda:x", "CPU "])
-def test_device_that_is_not_to_be_had(device: str, packages: Packages) -> None:
+def test_device_that_is_unavailable(device: str, packages: Packages) -> None:
     """The message names the device and one that would do; nothing stays loaded."""
     before = engines()
     with pytest.raises(ProviderError, match="'cpu'") as caught:
@@ -62,7 +62,7 @@ def test_names_of_one_device_share_an_engine(packages: Packages) -> None:
 
 
 def test_fallback(packages: Packages, lora: Expert, caplog: pytest.LogCaptureFixture) -> None:
-    """Where it is allowed the CPU answers for a device that is not to be had, with a warning."""
+    """Where it is allowed the CPU answers for a device that is unavailable, with a warning."""
     expected = lora.generate(PROMPT, max_tokens=8).tokens
     options = {"cache_dir": packages.cache, "device": "cuda:1", "threads": 1, "fallback": True}
     with Expert.load(packages.lora, provider_options={"gpu_mem_limit": 1 << 30}, **options) as expert:
@@ -116,7 +116,7 @@ def test_command_line(command: str, packages: Packages, monkeypatch: pytest.Monk
 
     assert 0 == invoke("--device", "cuda", "--fallback", "--provider-option", "gpu_mem_limit=1")[0]
     status, message = invoke("--provider-option", "a=b=c", "--provider-option", "d=")
-    assert (2, True) == (status, "provider_options a, d: CPUExecutionProvider" in message)
+    assert (2, True) == (status, "--provider-option a, d: CPUExecutionProvider" in message)
     status, message = invoke("--provider-option", "=c")
     assert (2, True) == (status, "is not NAME=VALUE" in message)
     status, message = invoke("--device", "dml")

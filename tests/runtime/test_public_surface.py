@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ ROOMS: dict[str, set[str]] = {
     "errors": set(),
     "textfile": set(),
     "grammar": {"errors"},
-    "options": {"grammar"},
+    "options": {"errors", "grammar"},
     "result": set(),
     "contract": {"errors"},
     "adapters": {"contract", "errors"},
@@ -142,6 +143,57 @@ def test_the_map_is_exact() -> None:
     assert [] == [
         (room, below) for room in floors for below in ROOMS[room] if floors.index(below) >= floors.index(room)
     ]
+
+
+# What their checks refuse no user can bring about.
+INVARIANTS = {
+    "adapters/prepared.py",
+    "grammar/grammar.py",
+    "grammar/matcher.py",
+    "package/filecheck.py",
+    "package/store.py",
+}
+
+
+def test_errors_have_types_of_their_own() -> None:
+    """A bare ValueError or TypeError is a bug: the commands show it as one, and not as a mistake of the user's."""
+    found = [
+        f"{path.relative_to(ROOT).as_posix()}:{node.lineno}"
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)
+        if isinstance(node.exc.func, ast.Name) and node.exc.func.id in ("ValueError", "TypeError")
+    ]
+    assert [] == [place for place in found if place.partition(":")[0] not in INVARIANTS]
+
+
+def test_messages_name_arguments_in_one_way() -> None:
+    """Messages that commands show too write no argument as Python has it: `errors.argument` names it."""
+    python = re.compile(
+        r"\b(base|cache_dir|device|enable_thinking|fallback|schema|stop|system|threads|trust)="
+    )
+    found = []
+    for path in FILES:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        documents = {
+            id(node.value)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        }
+        found += [
+            f"{path.relative_to(ROOT).as_posix()}:{node.lineno}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+            if id(node) not in documents and "{%" not in node.value and python.search(node.value)
+        ]
+    assert [] == found
+
+
+def test_commands_print_json_in_one_way() -> None:
+    """`print_json` knows which characters standard output takes."""
+    commands = [*(ROOT / "cli").glob("*.py"), *(ROOT.parent / "export" / "hivellm_export").glob("*.py")]
+    texts = {path.name: path.read_text(encoding="utf-8") for path in commands}
+    assert ["output.py"] == [name for name, text in texts.items() if "click.echo(json.dumps(" in text]
 
 
 def test_a_generation_imports_no_build_time_library(packages: Packages, lora: Expert) -> None:
