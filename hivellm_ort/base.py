@@ -37,7 +37,7 @@ class Base:
 
     def __init__(self, folder: Path, config: DecoderConfig, *, placement: Placement, threads: int | None):
         self.tokenizer = TextTokenizer.from_folder(folder)
-        self.template = ChatTemplate.from_folder(folder)
+        self.template = ChatTemplate.from_folder(folder, self.tokenizer)
         self.eos_token_ids = _eos_token_ids(folder)
         self.grammars = GrammarCompiler(self.tokenizer.to_json, config.architecture.vocab_size)
         self.engine = Engine(folder, config, placement=placement, threads=threads)

@@ -21,8 +21,11 @@ class GenerateOptions(TypedDict, total=False):
     """What the answer is about (DDL, graph schema, JSON schema), put into the system message."""
     system: str | None
     """The system message, instead of the one made from the expert's capabilities."""
-    messages: Sequence[Mapping[str, str]] | None
-    """Earlier turns, `role` and `content` each."""
+    messages: Sequence[Mapping[str, Any]] | None
+    """Earlier turns in the form of OpenAI's API: `role`, `content` and, of tools, `tool_calls` and `tool_call_id`."""
+    tools: Sequence[Mapping[str, Any]] | None
+    """JSON schemas of the functions that the model may call, for its chat template to show. None and an empty list
+    are the same. The answer is the model's own text of a call: what it means is the caller's to read."""
     enable_thinking: bool | None
     """Whether a thinking model may think before it answers; off by default."""
     temperature: float | None
@@ -80,6 +83,7 @@ class GenerateOptions(TypedDict, total=False):
 # A value of these is a list itself.
 _LISTS: dict[str, type | tuple[type, ...]] = {
     "messages": Mapping,
+    "tools": Mapping,
     "stop": (),
     "bad_words": str,
     "choice": str,

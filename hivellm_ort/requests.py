@@ -32,6 +32,7 @@ from hivellm_ort.package.manifest import ExpertManifest
 from hivellm_ort.result import InferenceResult
 from hivellm_ort.scheduler import DEFAULT_ROWS
 from hivellm_ort.text.detokenizer import IncrementalDetokenizer
+from hivellm_ort.text.messages import checked_tools
 from hivellm_ort.text.prompt import build_messages
 from hivellm_ort.text.template import ChatTemplate, end_of_turn_ids
 from hivellm_ort.text.thinking import ReasoningSplitter, opens_thinking
@@ -78,11 +79,11 @@ class Voice:
         """The request for a prompt.
 
         Raises:
-            TypeError: an option does not exist.
-            ValueError: one is out of range.
+            TypeError: an option does not exist, or is of a type that it cannot have.
+            ValueError: one is out of range, or a message or a tool is malformed.
             ContextLengthError: prompt and `max_tokens` do not fit the model's context.
             GrammarError: the grammar has a fault, or there is none where `grammar` is True.
-            InferenceError: the chat template fails.
+            InferenceError: the chat template fails, or does not show the tools or a message.
         """
         check_options(options)
         grammar = self._grammar(options)
@@ -94,8 +95,11 @@ class Voice:
             messages=options.get("messages"),
             dialect=self.dialect,
         )
-        prompt_ids = self.template.encode(messages, self.base.tokenizer, enable_thinking=thinking)
-        inside = opens_thinking(self.template.render(messages, enable_thinking=thinking))
+        messages, tools = self.template.fit(messages, checked_tools(options.get("tools")))
+        prompt_ids = self.template.encode(
+            messages, self.base.tokenizer, tools=tools, enable_thinking=thinking
+        )
+        inside = opens_thinking(self.template.render(messages, tools=tools, enable_thinking=thinking))
         stops = self._stops(options)
         # Under a grammar a published stop counts where the grammar is complete; elsewhere it may cut a good answer.
         gentle = self.manifest.decoding.stop_sequences or ()

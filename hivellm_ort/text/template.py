@@ -6,15 +6,18 @@ write is counted while they write it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hivellm_ort.errors import InferenceError, LoadError
+from hivellm_ort.text.forms import Conversation, Forms
 from hivellm_ort.text.markers import hide_markers, restore_markers
-from hivellm_ort.text.template_source import CHATML_STOPS, MAX_SOURCE, read_template_source
+from hivellm_ort.text.template_source import CHATML, CHATML_STOPS, MAX_SOURCE, read_template_source
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+    import jinja2
 
     from hivellm_ort.text.tokenizer import TextTokenizer, Tokenizer
 
@@ -34,6 +37,8 @@ class ChatTemplate:
         built_in: Whether the source is this package's and not one that came with a model.
         max_characters: Most characters a rendering may have; 4 MiB by default.
         name: Where the source comes from, for messages.
+        tokens: What it sees as other special tokens, such as `pad_token`.
+        tool_use: The jinja2 text for conversations with tools, of models that have two templates.
 
     Attributes:
         eos_token: As given.
@@ -54,53 +59,59 @@ class ChatTemplate:
         built_in: bool = False,
         max_characters: int = _MAX_OUTPUT,
         name: str = "chat template",
+        tokens: Mapping[str, Any] | None = None,
+        tool_use: str | None = None,
     ) -> None:
-        import jinja2
-
-        from hivellm_ort.text.sandbox import chat_environment
-
-        if len(source) > MAX_SOURCE:
-            raise LoadError(f"{name}: longer than {MAX_SOURCE} characters; shorten it")
-        try:
-            self._template = chat_environment().from_string(source)
-        except jinja2.TemplateSyntaxError as error:
-            raise LoadError(
-                f"{name}, line {error.lineno}: syntax error ({error.message}); "
-                "correct it, or export the base again"
-            ) from error
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            # jinja2 writes Python: source that it accepts may still be too deeply nested to compile.
-            raise LoadError(f"{name}: cannot be compiled ({error}); simplify it") from error
-        tokens = {"bos_token": bos_token, "eos_token": eos_token}
-        self._tokens = {key: token for key, token in tokens.items() if token is not None}
+        self._template = _compiled(source, name)
+        self._tool_use = self._template if tool_use is None else _compiled(tool_use, f"{name} (tool_use)")
+        known = {**(tokens or {}), "bos_token": bos_token, "eos_token": eos_token}
+        self._tokens = {key: token for key, token in known.items() if token is not None}
         self._max_characters = max_characters
+        # Only what speaks of developers has a form for them; others would write a role that the model never saw.
+        self._forms = Forms(
+            lambda conversation: self.render(conversation.messages, tools=conversation.tools),
+            name=name if built_in else "chat template",
+            knows_developer="'developer'" in source or '"developer"' in source,
+        )
         self._source = source
         self.eos_token = eos_token
         self.stops = stops
         self.built_in = built_in
 
     @classmethod
-    def from_folder(cls, folder: Path) -> ChatTemplate:
+    def from_folder(cls, folder: Path, tokenizer: TextTokenizer | None = None) -> ChatTemplate:
         """Read the template of an unpacked bundle or package.
 
         It is `chat_template.jinja`, else `chat_template` in `tokenizer_config.json` (a text, or a list of
-        `{"name", "template"}` of which "default" is taken), else plain ChatML, which is then `built_in`.
-        `bos_token` and `eos_token` come from `tokenizer_config.json`.
+        `{"name", "template"}` of which "default" is taken, and "tool_use" for conversations with tools), else plain
+        ChatML, which is then `built_in`. The special tokens come from `tokenizer_config.json`.
 
         Args:
             folder: The unpacked base bundle or expert package.
+            tokenizer: Its tokenizer, which tells what every text begins with. A template of the bundle writes that
+                itself where the model learnt it so; plain ChatML has to be told.
 
         Raises:
             LoadError: If one of the files is unreadable or malformed, or the template does not compile.
         """
         found = read_template_source(folder)
+        if found.file is None:
+            return cls(
+                f"{{{{ bos_token }}}}{CHATML}",
+                bos_token=(tokenizer and tokenizer.prefix) or None,
+                eos_token=found.tokens.get("eos_token"),
+                stops=CHATML_STOPS,
+                built_in=True,
+                name="built-in ChatML template",
+            )
+        bos_token, eos_token = found.tokens.pop("bos_token", None), found.tokens.pop("eos_token", None)
         return cls(
             found.source,
-            bos_token=found.bos_token,
-            eos_token=found.eos_token,
-            stops=CHATML_STOPS if found.file is None else (),
-            built_in=found.file is None,
-            name=found.file or "built-in ChatML template",
+            bos_token=bos_token,
+            eos_token=eos_token,
+            name=found.file,
+            tokens=found.tokens,
+            tool_use=found.tool_use,
         )
 
     @property
@@ -108,17 +119,35 @@ class ChatTemplate:
         """Whether `enable_thinking` changes anything: the template mentions it."""
         return "enable_thinking" in self._source
 
+    def fit(
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
+        """Return messages and tools in the form in which the template shows all of them; see `Forms.fit`.
+
+        Args:
+            messages: As `build_messages` returns them.
+            tools: As `checked_tools` returns them.
+
+        Raises:
+            InferenceError: If it shows the tools, a system message or the result of a tool in no form.
+            ValueError: If it needs a call's arguments as an object, and they are the text of none.
+        """
+        fitted = self._forms.fit(Conversation(messages, tools))
+        return fitted.messages, fitted.tools
+
     def render(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Mapping[str, Any]],
         *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         enable_thinking: bool | None = None,
     ) -> str:
-        """Return the text of a conversation.
+        """Return the text of a conversation, which is that of transformers' `apply_chat_template`.
 
         Args:
             messages: The turns, each with `role` and `content`.
+            tools: JSON schemas of the functions that the model may call.
             add_generation_prompt: End with the opening of the assistant's turn.
             enable_thinking: Whether the model may think before it answers; None leaves that to the template.
 
@@ -127,14 +156,14 @@ class ChatTemplate:
                 sandbox forbids, or writes more than `max_characters`.
         """
         # transformers defines tools and documents too, as None.
-        context: dict[str, object] = {"tools": None, "documents": None, **self._tokens}
+        context: dict[str, object] = {**self._tokens, "tools": tools, "documents": None}
         context.update(messages=[dict(m) for m in messages], add_generation_prompt=add_generation_prompt)
         if enable_thinking is not None:
             context["enable_thinking"] = enable_thinking
         pieces: list[str] = []
         room = self._max_characters
         try:
-            for piece in self._template.generate(context):
+            for piece in (self._template if tools is None else self._tool_use).generate(context):
                 room -= len(piece)
                 if room < 0:
                     break
@@ -150,9 +179,10 @@ class ChatTemplate:
 
     def encode(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Mapping[str, Any]],
         tokenizer: TextTokenizer,
         *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         enable_thinking: bool | None = None,
     ) -> list[int]:
         """Return the token ids of a conversation that ends with the opening of the assistant's turn.
@@ -164,6 +194,7 @@ class ChatTemplate:
         Args:
             messages: As for `render`.
             tokenizer: The tokenizer of the same bundle.
+            tools: As for `render`; their texts are as much those of a writer.
             enable_thinking: As for `render`.
 
         Raises:
@@ -171,11 +202,11 @@ class ChatTemplate:
                 changes, or decides by, the text around it.
             ValueError: If a message holds a lone surrogate.
         """
-        text = self.render(messages, enable_thinking=enable_thinking)
-        hidden, literals = hide_markers(messages, tokenizer.marker_spans)
+        text = self.render(messages, tools=tools, enable_thinking=enable_thinking)
+        (hidden, hidden_tools), literals = hide_markers((messages, tools), tokenizer.marker_spans)
         if not literals:
             return tokenizer.encode(text)
-        safe = self.render(hidden, enable_thinking=enable_thinking)
+        safe = self.render(hidden, tools=hidden_tools, enable_thinking=enable_thinking)
         if restore_markers(safe, literals) != text:
             found = next(iter(literals.values()))
             raise InferenceError(
@@ -183,6 +214,25 @@ class ChatTemplate:
                 "as it is: remove it from the message"
             )
         return tokenizer.encode_literals(safe, literals)
+
+
+def _compiled(source: str, name: str) -> jinja2.Template:
+    import jinja2
+
+    from hivellm_ort.text.sandbox import chat_environment
+
+    if len(source) > MAX_SOURCE:
+        raise LoadError(f"{name}: longer than {MAX_SOURCE} characters; shorten it")
+    try:
+        return chat_environment().from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise LoadError(
+            f"{name}, line {error.lineno}: syntax error ({error.message}); "
+            "correct it, or export the base again"
+        ) from error
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        # jinja2 writes Python: source that it accepts may still be too deeply nested to compile.
+        raise LoadError(f"{name}: cannot be compiled ({error}); simplify it") from error
 
 
 def end_of_turn_ids(template: ChatTemplate, tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -65,6 +65,9 @@ class TextTokenizer:
 
     Args:
         tokenizer: The tokenizer to wrap; its truncation and padding are switched off in place.
+
+    Attributes:
+        special_ids: The ids of the added tokens marked special, such as `<|im_end|>`, which answers do not show.
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
@@ -73,7 +76,7 @@ class TextTokenizer:
         tokenizer.no_padding()
         self._tokenizer = tokenizer
         added = tokenizer.get_added_tokens_decoder()
-        self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         markers = {token_id: token for token_id, token in added.items() if is_marker(token)}
         self._marker_ids = frozenset(markers)
         # A marker that is sought in the normalised text may be written in other characters than its own.
@@ -213,7 +216,7 @@ class TextTokenizer:
 
     def is_special(self, token_id: int) -> bool:
         """Return whether the token is an added token marked special, such as `<|im_end|>`."""
-        return token_id in self._special_ids
+        return token_id in self.special_ids
 
     def is_byte(self, token_id: int) -> bool:
         """Return whether the token is `<0xNN>` and the decoder gathers such tokens into characters."""

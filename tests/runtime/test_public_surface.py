@@ -30,7 +30,7 @@ ROOMS: dict[str, set[str]] = {
     "routing": {"errors", "package"},
     "observability": {"result"},
     "integrity": {"errors", "package"},
-    "text": {"errors"},
+    "text": {"errors", "textfile"},
     "engine": {"adapters", "contract", "errors"},
     "loading": {"adapters", "contract", "engine", "errors", "grammar", "integrity", "package"},
     "decoding": {"errors", "grammar", "result", "text"},
@@ -45,7 +45,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "manager": {
         "base", "decoding", "errors", "expert", "integrity", "loading", "observability", "options", "package",
-        "requests", "result", "routing",
+        "requests", "result", "routing", "text",
     },
     "__init__": {"decoding", "errors", "expert", "grammar", "integrity", "manager", "options", "package", "result"},
     "cli": {
