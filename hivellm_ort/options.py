@@ -49,7 +49,7 @@ class GenerateOptions(TypedDict, total=False):
     logit_bias: Mapping[int, float] | None
     """Added to the logits, by token id; -inf forbids a token."""
     bad_words: Sequence[str] | None
-    """Words that the answer must not hold."""
+    """Texts that the answer must not hold, wherever they stand in it and however tokens cut them."""
     min_tokens: int | None
     """No end of the answer before so many tokens."""
     max_tokens: int | None

@@ -132,17 +132,17 @@ class Voice:
             for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
         }
         values |= {name: value for name, value in options.items() if name in names and value is not None}
-        words = options.get("bad_words")
-        if words is not None:
-            # As in the middle of a text too: with a space before it a word is other tokens.
-            forms = [form for word in words for form in (word, f" {word}")]
-            values["bad_words_ids"] = tuple(tuple(self.base.tokenizer.encode(form)) for form in forms)
         return SamplingParams(**{name: value for name, value in values.items() if value is not None})
 
     def _process(
         self, sampling: SamplingParams, options: GenerateOptions, prompt_length: int
     ) -> LogitsProcessor | None:
-        own = make_processors(sampling, prompt_length=prompt_length, eos_token_ids=self.eos_token_ids)
+        own = make_processors(
+            sampling,
+            prompt_length=prompt_length,
+            eos_token_ids=self.eos_token_ids,
+            token_texts=lambda: self.base.token_texts,
+        )
         chain = [process for process in (own, *(options.get("processors") or ())) if process is not None]
         if len(chain) < 2:
             return chain[0] if chain else None

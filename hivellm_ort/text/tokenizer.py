@@ -27,6 +27,12 @@ __all__ = ["TextTokenizer", "Tokenizer"]
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f+][0-9A-Fa-f]>")
 
 
+# The characters in which ByteLevel writes the bytes of a text, from GPT-2: those that can be seen stand for
+# themselves, the others for the characters from U+0100 on. Their own characters stand for nothing.
+_UNSEEN = [*range(0x21), *range(0x7F, 0xA1), 0xAD]
+_BYTES = {0x100 + place: byte for place, byte in enumerate(_UNSEEN)} | dict.fromkeys(_UNSEEN, 0xFFFF)
+
+
 class Tokenizer(Protocol):
     """What the runtime needs of a tokenizer; tests put a fake in its place."""
 
@@ -226,6 +232,30 @@ class TextTokenizer:
         return token is not None and _BYTE_TOKEN.fullmatch(token) is not None
 
     @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """What each token adds to a text, in bytes of UTF-8, by its id: empty for special tokens and unused ids.
+
+        At the beginning of a text some tokenizers leave out the space that a token begins with.
+        """
+        decoder = self._tokenizer.decoder
+        by_bytes = decoder is not None and decoder.decode(["\u0120"]) == " "
+        tokens = self._tokenizer.get_vocab(with_added_tokens=True)
+        texts = [b""] * (max(tokens.values(), default=-1) + 1)
+        for token, token_id in tokens.items():
+            if self.is_special(token_id):
+                continue
+            if by_bytes:
+                texts[token_id] = _bytes_of(token)
+            elif self.is_byte(token_id):
+                texts[token_id] = bytes([int(token[3:5], 16)])
+            elif decoder is None:
+                texts[token_id] = f" {token}".encode()
+            else:
+                # After another token, for a decoder may treat the first in a text in another way.
+                texts[token_id] = decoder.decode(["a", token]).removeprefix("a").encode()
+        return texts
+
+    @cached_property
     def _literal_encoder(self) -> LiteralEncoder:
         return LiteralEncoder(self._tokenizer, self._marker_ids)
 
@@ -240,3 +270,11 @@ class TextTokenizer:
             return self._tokenizer.encode(text, add_special_tokens=False)
         except TypeError as error:
             raise ValueError("text is not valid Unicode: remove its lone surrogates") from error
+
+
+def _bytes_of(token: str) -> bytes:
+    """Return the bytes that a token of ByteLevel stands for; an added token is written as it is."""
+    try:
+        return token.translate(_BYTES).encode("latin-1")
+    except UnicodeEncodeError:
+        return token.encode()

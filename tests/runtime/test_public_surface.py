@@ -35,7 +35,7 @@ ROOMS: dict[str, set[str]] = {
     "loading": {"adapters", "contract", "engine", "errors", "grammar", "integrity", "package"},
     "decoding": {"errors", "grammar", "result", "text"},
     "scheduler": {"decoding", "engine", "errors"},
-    "base": {"contract", "engine", "errors", "grammar", "scheduler", "text"},
+    "base": {"contract", "decoding", "engine", "errors", "grammar", "scheduler", "text"},
     "requests": {
         "base", "decoding", "engine", "errors", "grammar", "options", "package", "result", "scheduler", "text",
     },
