@@ -96,10 +96,8 @@ class Voice:
             dialect=self.dialect,
         )
         messages, tools = self.template.fit(messages, checked_tools(options.get("tools")))
-        prompt_ids = self.template.encode(
-            messages, self.base.tokenizer, tools=tools, enable_thinking=thinking
-        )
-        inside = opens_thinking(self.template.render(messages, tools=tools, enable_thinking=thinking))
+        written = self.template.write(messages, self.base.tokenizer, tools=tools, enable_thinking=thinking)
+        prompt_ids, inside = written.token_ids, opens_thinking(written.text)
         stops = self._stops(options)
         # Under a grammar a published stop counts where the grammar is complete; elsewhere it may cut a good answer.
         gentle = self.manifest.decoding.stop_sequences or ()

@@ -6,11 +6,12 @@ write is counted while they write it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hivellm_ort.errors import InferenceError, LoadError
 from hivellm_ort.text.forms import Conversation, Forms
-from hivellm_ort.text.markers import hide_markers, restore_markers
+from hivellm_ort.text.guard import Guard
 from hivellm_ort.text.template_source import CHATML, CHATML_STOPS, MAX_SOURCE, read_template_source
 
 if TYPE_CHECKING:
@@ -21,9 +22,16 @@ if TYPE_CHECKING:
 
     from hivellm_ort.text.tokenizer import TextTokenizer, Tokenizer
 
-__all__ = ["ChatTemplate", "end_of_turn_ids"]
+__all__ = ["ChatTemplate", "Prompt", "end_of_turn_ids"]
 
 _MAX_OUTPUT = 4 << 20
+
+
+class Prompt(NamedTuple):
+    """A rendered conversation, and its token ids."""
+
+    text: str
+    token_ids: list[int]
 
 
 class ChatTemplate:
@@ -73,7 +81,8 @@ class ChatTemplate:
             name=name if built_in else "chat template",
             knows_developer="'developer'" in source or '"developer"' in source,
         )
-        self._source = source
+        self._source, self._tool_use_source = source, tool_use
+        self._guard: tuple[TextTokenizer, Guard] | None = None
         self.eos_token = eos_token
         self.stops = stops
         self.built_in = built_in
@@ -187,9 +196,10 @@ class ChatTemplate:
     ) -> list[int]:
         """Return the token ids of a conversation that ends with the opening of the assistant's turn.
 
-        They are those of `render`, except that the text of a special token inside a message, such as
-        `<|im_start|>`, stays text: the writer of a message cannot forge a turn with it. Turns that a template
-        marks with plain words (`[INST]`, `### Instruction:`) have no such protection.
+        They are those of `render`, except that only the special tokens that the template writes are read as such. In
+        a message, a tool or a call `<|im_start|>` stays text, and so does one that comes about where two texts meet:
+        the writer of a message cannot forge a turn. Turns that a template marks with plain words (`[INST]`,
+        `### Instruction:`) have no such protection.
 
         Args:
             messages: As for `render`.
@@ -198,22 +208,59 @@ class ChatTemplate:
             enable_thinking: As for `render`.
 
         Raises:
-            InferenceError: As for `render`, or if a message holds the text of a special token and the template
-                changes, or decides by, the text around it.
+            InferenceError: As for `render`, or if a message holds the text of a special token and it cannot be told
+                from those of the template, which changes it, or puts its own together from parts.
             ValueError: If a message holds a lone surrogate.
         """
-        text = self.render(messages, tools=tools, enable_thinking=enable_thinking)
-        (hidden, hidden_tools), literals = hide_markers((messages, tools), tokenizer.marker_spans)
-        if not literals:
-            return tokenizer.encode(text)
-        safe = self.render(hidden, tools=hidden_tools, enable_thinking=enable_thinking)
-        if restore_markers(safe, literals) != text:
-            found = next(iter(literals.values()))
-            raise InferenceError(
-                f"a message holds the text of a special token ({found!r}), which this chat template does not pass on "
-                "as it is: remove it from the message"
-            )
-        return tokenizer.encode_literals(safe, literals)
+        return self.write(messages, tokenizer, tools=tools, enable_thinking=enable_thinking).token_ids
+
+    def write(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tokenizer: TextTokenizer,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        enable_thinking: bool | None = None,
+    ) -> Prompt:
+        """As `encode`, with the text too."""
+
+        def render(template: ChatTemplate, given: Any) -> str:
+            return template.render(given[0], tools=given[1], enable_thinking=enable_thinking)
+
+        given = messages, tools
+        text = render(self, given)
+        token_ids = tokenizer.encode(text)
+        if not tokenizer.markers_of(token_ids):
+            return Prompt(text, token_ids)
+        if self._guard is None or self._guard[0] is not tokenizer:
+            self._guard = tokenizer, Guard(self, tokenizer)
+        return Prompt(text, self._guard[1].encode(text, token_ids, given, render))
+
+    def renamed(self, names: Mapping[str, str]) -> ChatTemplate:
+        """Return the template that writes other words in the place of some.
+
+        Args:
+            names: What to write for each word of the source and of the special tokens.
+
+        Raises:
+            LoadError: If it does not compile so.
+        """
+        words = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
+
+        def replaced(value: Any) -> Any:
+            if isinstance(value, list):
+                return [replaced(one) for one in value]
+            return value if value is None else words.sub(lambda match: names[match[0]], value)
+
+        tokens = {key: replaced(token) for key, token in self._tokens.items()}
+        return ChatTemplate(
+            replaced(self._source),
+            bos_token=tokens.pop("bos_token", None),
+            eos_token=tokens.pop("eos_token", None),
+            tokens=tokens,
+            tool_use=replaced(self._tool_use_source),
+            max_characters=self._max_characters,
+        )
 
 
 def _compiled(source: str, name: str) -> jinja2.Template:

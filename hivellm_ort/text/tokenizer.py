@@ -158,10 +158,43 @@ class TextTokenizer:
         Raises:
             ValueError: If `text` holds a lone surrogate.
         """
-        # The search costs microseconds, encoding milliseconds, and nearly every text is without markers.
-        if not self._marker_ids or (self._marker_text is not None and not self._marker_text.search(text)):
+        return [span for _, span in self._markers(text)] if self._may_hold_markers(text) else []
+
+    def markers(self, text: str) -> list[int]:
+        """Return the markers that `encode` reads in `text`, in their order. Raises as `encode`."""
+        if not self._may_hold_markers(text):
             return []
-        return [span for _, span in self._markers(text)]
+        return [token_id for token_id, _ in self._markers(text)]
+
+    def markers_of(self, token_ids: Sequence[int]) -> list[int]:
+        """Return the markers among `token_ids`, in their order."""
+        return [token_id for token_id in token_ids if token_id in self._marker_ids]
+
+    @cached_property
+    def marker_names(self) -> dict[str, str]:
+        """An unguessable name for the text of each marker."""
+        names = self._literal_encoder.names
+        return {self.id_to_token(token_id) or "": name for token_id, name in names.items()}
+
+    def named_markers(self, text: str) -> list[int]:
+        """Return the markers whose names are in `text`, in their order."""
+        return self._literal_encoder.named(text)
+
+    def encode_named(self, text: str) -> list[int]:
+        """Return the token ids of `text`, in which names are read as their markers, and markers as plain text.
+
+        Raises:
+            InferenceError: If the model of this tokenizer makes a marker out of plain text.
+            ValueError: If `text` holds a lone surrogate.
+        """
+        token_ids = self._literal_encoder.encode(text)
+        if self.named_markers(text) != self.markers_of(token_ids):
+            found = next((marker for marker in self.marker_names if marker in text), "")
+            raise InferenceError(
+                f"a message holds the text of a special token ({found!r}), which this tokenizer cannot write as "
+                "plain text: remove it from the message"
+            )
+        return token_ids
 
     def encode_literals(self, text: str, literals: Mapping[str, str]) -> list[int]:
         """Return the token ids of `text`, where placeholders stand for texts in which no marker is read.
@@ -177,18 +210,10 @@ class TextTokenizer:
             InferenceError: If the model of this tokenizer makes a marker out of plain text.
             ValueError: If `text` holds a lone surrogate.
         """
-        encoder = self._literal_encoder
         markers = self._markers(text)
-        names = iter([encoder.names[token_id] for token_id, _ in markers])
+        names = iter([self._literal_encoder.names[token_id] for token_id, _ in markers])
         named = replace_spans(text, [span for _, span in markers], lambda _: next(names))
-        token_ids = encoder.encode(restore_markers(named, literals))
-        if [token_id for token_id, _ in markers] != [i for i in token_ids if i in self._marker_ids]:
-            found = next(iter(literals.values()))
-            raise InferenceError(
-                f"a message holds the text of a special token ({found!r}), which this tokenizer cannot write as "
-                "plain text: remove it from the message"
-            )
-        return token_ids
+        return self.encode_named(restore_markers(named, literals))
 
     @cached_property
     def prefix(self) -> str:
@@ -258,6 +283,12 @@ class TextTokenizer:
     @cached_property
     def _literal_encoder(self) -> LiteralEncoder:
         return LiteralEncoder(self._tokenizer, self._marker_ids)
+
+    def _may_hold_markers(self, text: str) -> bool:
+        # The search costs microseconds, encoding milliseconds, and nearly every text is without markers.
+        return bool(self._marker_ids) and (
+            self._marker_text is None or self._marker_text.search(text) is not None
+        )
 
     def _markers(self, text: str) -> list[tuple[int, tuple[int, int]]]:
         """Return the id and the place of every marker that `encode` reads in `text`."""
