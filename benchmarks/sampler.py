@@ -22,6 +22,7 @@ import numpy as np
 from hivellm_ort.decoding.logprobs import token_logprob
 from hivellm_ort.decoding.processors import make_processors
 from hivellm_ort.decoding.sampler import FloatArray, SamplingParams, make_sampler
+from hivellm_ort.decoding.words import TokenTexts
 
 SAMPLING: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
@@ -41,13 +42,13 @@ PROCESSING: dict[str, dict[str, Any]] = {
     "repetition penalty": {"repetition_penalty": 1.1},
     "presence and frequency": {"presence_penalty": 0.5, "frequency_penalty": 0.5},
     "no repeated 3-gram": {"no_repeat_ngram_size": 3},
-    "bad words, 1000": {"bad_words_ids": [[i, i + 1, i + 2] for i in range(1000)]},
+    "bad words, 1000": {"bad_words": [f"{i} words" for i in range(1000)]},
     "all of these": {
         "repetition_penalty": 1.1,
         "presence_penalty": 0.5,
         "no_repeat_ngram_size": 3,
         "logit_bias": dict.fromkeys(range(100), 1.0),
-        "bad_words_ids": [[i, i + 1, i + 2] for i in range(1000)],
+        "bad_words": [f"{i} words" for i in range(1000)],
         "min_tokens": 5,
     },
 }
@@ -95,8 +96,14 @@ def processing_systems(vocabulary: int, context: int) -> dict[str, Callable[[], 
     rng = np.random.default_rng(1)
     logits, token_ids = make_logits("peaked", vocabulary), rng.integers(0, 3000, context + 10_000)
     systems = {}
+    texts = TokenTexts([str(token_id).encode() for token_id in range(vocabulary)])
     for name, options in PROCESSING.items():
-        process = make_processors(SamplingParams(**options), prompt_length=context // 2, eos_token_ids=[2])
+        process = make_processors(
+            SamplingParams(**options),
+            prompt_length=context // 2,
+            eos_token_ids=[2],
+            token_texts=lambda: texts,
+        )
         lengths = iter(range(context, token_ids.size))
         systems[f"{context} tokens, {name}"] = lambda process=process, lengths=lengths: process(
             token_ids[: next(lengths)], logits

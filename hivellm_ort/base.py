@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from hivellm_ort.contract import ADAPTER_GRAPH, BASE_GRAPH, WEIGHTS_FILE, DecoderConfig
+from hivellm_ort.decoding.words import TokenTexts
 from hivellm_ort.engine.adapters import BoundAdapter
 from hivellm_ort.engine.devices import Device
 from hivellm_ort.engine.placement import Placement, place
@@ -37,7 +38,7 @@ class Base:
 
     def __init__(self, folder: Path, config: DecoderConfig, *, placement: Placement, threads: int | None):
         self.tokenizer = TextTokenizer.from_folder(folder)
-        self.template = ChatTemplate.from_folder(folder)
+        self.template = ChatTemplate.from_folder(folder, self.tokenizer)
         self.eos_token_ids = _eos_token_ids(folder)
         self.grammars = GrammarCompiler(self.tokenizer.to_json, config.architecture.vocab_size)
         self.engine = Engine(folder, config, placement=placement, threads=threads)
@@ -52,6 +53,11 @@ class Base:
     def no_adapter(self) -> BoundAdapter | None:
         """What requests to the base itself bind; None where an adapter is merged, and the base no more itself."""
         return BoundAdapter.none(self.config) if self.config.merged is None else None
+
+    @cached_property
+    def token_texts(self) -> TokenTexts:
+        """The tokens that the model can write, by their texts; made for the first request that needs them."""
+        return TokenTexts(self.tokenizer.token_bytes[: self.config.architecture.vocab_size])
 
     @property
     def nbytes(self) -> int:

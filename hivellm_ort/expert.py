@@ -29,6 +29,7 @@ from hivellm_ort.result import InferenceResult
 from hivellm_ort.text.families import template_for
 from hivellm_ort.text.prompt import dialect_of
 from hivellm_ort.text.template import end_of_turn_ids
+from hivellm_ort.text.tokenizer import TextTokenizer
 
 __all__ = ["Expert"]
 
@@ -163,6 +164,17 @@ class Expert:
         return self._base
 
     @property
+    def tokenizer(self) -> TextTokenizer:
+        """The tokenizer of the base: `encode`, `decode`, `token_to_id`, `id_to_token`, `vocab_size`, `special_ids`.
+
+        `logit_bias` takes its ids:
+
+        >>> never = {token: float("-inf") for token in expert.tokenizer.encode(" maybe")}  # doctest: +SKIP
+        >>> expert.generate("Is 7 prime?", logit_bias=never)  # doctest: +SKIP
+        """
+        return self._base.tokenizer
+
+    @property
     def name(self) -> str:
         """The expert's name from its manifest."""
         return self.manifest.name
@@ -174,10 +186,10 @@ class Expert:
 
         Raises:
             OptionTypeError (TypeError): an option does not exist, or has a value of a wrong type.
-            OptionError (ValueError): an option is out of range.
+            OptionError (ValueError): an option is out of range, or a message or a tool is malformed.
             ContextLengthError: prompt and `max_tokens` do not fit the model's context.
             GrammarError: a grammar has a fault, or the answer cannot go on under it; its `text` is the answer so far.
-            InferenceError: the expert is closed, or its chat template fails.
+            InferenceError: the expert is closed, or its chat template fails, or does not show the tools or a message.
         """
         return answer_all([self.ask(prompt, options)], 1)[0]
 

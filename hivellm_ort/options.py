@@ -27,14 +27,17 @@ class GenerateOptions(TypedDict, total=False):
     Sampling options mean what they mean in transformers and vLLM; `SamplingParams` gives their ranges. Where nothing
     is said the manifest's value holds, and where it has none the neutral one.
 
-    In a batch a list has one value per prompt, and any other value holds for all prompts. `messages`, `stop`,
-    `bad_words`, `choice` and `processors` are lists themselves: a flat list holds for all prompts, and a list with
-    lists or None in it has one of them per prompt.
+    In a batch a list has one value per prompt, and any other value holds for all prompts. `messages`, `tools`,
+    `stop`, `bad_words`, `choice` and `processors` are lists themselves: a flat list holds for all prompts,
+    and a list with lists or None in it has one of them per prompt.
 
     Attributes:
         schema: What the answer is about (DDL, graph schema, JSON schema), put into the system message.
         system: The system message, instead of the one made from the expert's capabilities.
-        messages: Earlier turns, `role` and `content` each.
+        messages: Earlier turns in the form of OpenAI's API: `role`, `content` and, of tools, `tool_calls` and
+            `tool_call_id`.
+        tools: JSON schemas of the functions that the model may call, for its chat template to show. None and an empty
+            list are the same. The answer is the model's own text of a call: what it means is the caller's to read.
         enable_thinking: Whether a thinking model may think before it answers; off by default.
         temperature: 0 is greedy, the default.
         top_p: Nucleus in (0, 1].
@@ -46,7 +49,7 @@ class GenerateOptions(TypedDict, total=False):
         frequency_penalty: Subtracted from the logits of generated tokens as often as each was; 0 is off.
         no_repeat_ngram_size: No run of so many tokens twice; 0 is off.
         logit_bias: Added to the logits, by token id; -inf forbids a token.
-        bad_words: Words that the answer must not hold.
+        bad_words: Texts that the answer must not hold, wherever they stand in it and however tokens cut them.
         min_tokens: No end of the answer before so many tokens.
         max_tokens: Most tokens to generate. Default: the manifest's `max_new_tokens`, else 512, where the context has
             room.
@@ -70,7 +73,8 @@ class GenerateOptions(TypedDict, total=False):
 
     schema: str | None
     system: str | None
-    messages: Sequence[Mapping[str, str]] | None
+    messages: Sequence[Mapping[str, Any]] | None
+    tools: Sequence[Mapping[str, Any]] | None
     enable_thinking: bool | None
     temperature: float | None
     top_p: float | None
@@ -101,6 +105,7 @@ class GenerateOptions(TypedDict, total=False):
 # A value of these is a list itself; what is in it.
 _LISTS: dict[str, type | tuple[type, ...]] = {
     "messages": Mapping,
+    "tools": Mapping,
     "stop": str,
     "bad_words": str,
     "choice": str,
@@ -124,6 +129,7 @@ _KINDS = {
     "schema": _TEXT,
     "system": _TEXT,
     "messages": _Kind(Sequence, "a list of turns, such as [{'role': 'user', 'content': 'Count all orders'}]"),
+    # checked_tools says what tools may be.
     "enable_thinking": _FLAG,
     "temperature": _NUMBER,
     "top_p": _NUMBER,

@@ -39,6 +39,7 @@ from hivellm_ort.package.manifest import ExpertManifest
 from hivellm_ort.result import InferenceResult
 from hivellm_ort.scheduler import DEFAULT_ROWS
 from hivellm_ort.text.detokenizer import IncrementalDetokenizer
+from hivellm_ort.text.messages import checked_tools
 from hivellm_ort.text.prompt import build_messages
 from hivellm_ort.text.template import ChatTemplate, end_of_turn_ids
 from hivellm_ort.text.thinking import ReasoningSplitter, opens_thinking
@@ -86,10 +87,10 @@ class Voice:
 
         Raises:
             OptionTypeError: an option does not exist, or has a value of a wrong type.
-            OptionError: one is out of range.
+            OptionError: one is out of range, or a message or a tool is malformed.
             ContextLengthError: prompt and `max_tokens` do not fit the model's context.
             GrammarError: the grammar has a fault, or there is none where `grammar` is True.
-            InferenceError: the chat template fails.
+            InferenceError: the chat template fails, or does not show the tools or a message.
         """
         check_prompt(prompt)
         check_options(options)
@@ -102,8 +103,9 @@ class Voice:
             messages=options.get("messages"),
             dialect=self.dialect,
         )
-        prompt_ids = self.template.encode(messages, self.base.tokenizer, enable_thinking=thinking)
-        inside = opens_thinking(self.template.render(messages, enable_thinking=thinking))
+        messages, tools = self.template.fit(messages, checked_tools(options.get("tools")))
+        written = self.template.write(messages, self.base.tokenizer, tools=tools, enable_thinking=thinking)
+        prompt_ids, inside = written.token_ids, opens_thinking(written.text)
         stops = self._stops(options)
         # Under a grammar a published stop counts where the grammar is complete; elsewhere it may cut a good answer.
         gentle = self.manifest.decoding.stop_sequences or ()
@@ -136,11 +138,6 @@ class Voice:
             for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
         }
         values |= {name: value for name, value in options.items() if name in names and value is not None}
-        words = options.get("bad_words")
-        if words is not None:
-            # As in the middle of a text too: with a space before it a word is other tokens.
-            forms = [form for word in words for form in (word, f" {word}")]
-            values["bad_words_ids"] = tuple(tuple(self.base.tokenizer.encode(form)) for form in forms)
         size = self.base.config.architecture.vocab_size
         for token_id in options.get("logit_bias") or ():
             if not 0 <= token_id < size:
@@ -152,7 +149,12 @@ class Voice:
     def _process(
         self, sampling: SamplingParams, options: GenerateOptions, prompt_length: int
     ) -> LogitsProcessor | None:
-        own = make_processors(sampling, prompt_length=prompt_length, eos_token_ids=self.eos_token_ids)
+        own = make_processors(
+            sampling,
+            prompt_length=prompt_length,
+            eos_token_ids=self.eos_token_ids,
+            token_texts=lambda: self.base.token_texts,
+        )
         given = options.get("processors")
         users = checked(given) if given else None
         if own is None or users is None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,10 +16,20 @@ from hivellm_ort.integrity import Policy
 __all__ = ["chat"]
 
 
+def _tools(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
+    """The JSON of the text, or with a leading @ of the file."""
+    text = text_or_file(ctx, param, value)
+    try:
+        return text and json.loads(text)
+    except ValueError as error:
+        raise click.BadParameter(f"no JSON: {error}", param=param) from error
+
+
 @click.command()
 @click.argument("package", type=click.Path(path_type=Path))
 @click.option("--schema", callback=text_or_file, help="What the conversation is about: text, or @FILE.")
 @click.option("--system", callback=text_or_file, help="System message: text, or @FILE.")
+@click.option("--tools", callback=_tools, help="Functions that the model may call: JSON list, or @FILE.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Most tokens of one answer.")
 @click.option("--temperature", type=float, help="0 is greedy; default: the expert's own.")
 @loading_options
@@ -25,6 +37,7 @@ def chat(
     package: Path,
     schema: str | None,
     system: str | None,
+    tools: Any,
     max_tokens: int | None,
     temperature: float | None,
     device: str | None,
@@ -52,6 +65,7 @@ def chat(
                 schema=schema,
                 system=system,
                 messages=turns,
+                tools=tools,
                 max_tokens=max_tokens,
                 temperature=temperature,
             )

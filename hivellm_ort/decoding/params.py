@@ -37,14 +37,14 @@ class SamplingParams:
         frequency_penalty: -2 to 2: subtracted from a token's logit as many times as it was generated.
         no_repeat_ngram_size: No sequence of so many seen tokens comes a second time; 0 is off.
         logit_bias: Added to the logits of these token ids; -inf forbids a token, which no finite number does.
-        bad_words_ids: Sequences of token ids that the answer never completes. A sequence of nothing but an end
-            token is passed over, as in transformers.
+        bad_words: Texts that the answer never holds: at its start, after a space, a bracket or a line break, inside
+            another word, and in whatever tokens it is written. Several spellings are several words.
         min_tokens: No end token before the answer has so many tokens.
         seed: At least 0: the same draws in every run. None draws differently each time.
         logprobs: 0 to 20: tell the log probability of each token, and of so many of the best; None tells none.
 
     Raises:
-        ValueError: If a value is outside its range, not a number or NaN. A bool is not a number.
+        OptionError: If a value is outside its range, not a number or NaN. A bool is not a number.
     """
 
     temperature: float = 0.0
@@ -57,7 +57,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     no_repeat_ngram_size: int = 0
     logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
-    bad_words_ids: Sequence[Sequence[int]] = ()
+    bad_words: Sequence[str] = ()
     min_tokens: int = 0
     seed: int | None = None
     logprobs: int | None = None
@@ -84,7 +84,7 @@ class SamplingParams:
         _require("logprobs", best, sound, f"None or an integer from 0 to {_MAX_LOGPROBS}")
         # Copies, so that what was checked stays as it is.
         object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
-        object.__setattr__(self, "bad_words_ids", _sequences(self.bad_words_ids))
+        object.__setattr__(self, "bad_words", _words(self.bad_words))
 
 
 def _biases(given: Any) -> dict[int, float]:
@@ -96,14 +96,15 @@ def _biases(given: Any) -> dict[int, float]:
     return {int(token_id): float(bias) for token_id, bias in given.items()}
 
 
-def _sequences(given: Any) -> tuple[tuple[int, ...], ...]:
-    _require("bad_words_ids", given, _is_listing(given), "a sequence of sequences of token ids")
-    for index, ids in enumerate(given):
-        sound = _is_listing(ids) and len(ids) > 0 and all(map(_is_token_id, ids))
-        _require(
-            f"bad_words_ids[{index}]", ids, sound, "a sequence of one or more token ids, integers from 0"
+def _words(given: Any) -> tuple[str, ...]:
+    listing = isinstance(given, Sequence) and not isinstance(given, str | bytes)
+    _require("bad_words", given, listing, "a sequence of texts")
+    for index, word in enumerate(given):
+        sound = (
+            isinstance(word, str) and word != "" and not any("\ud800" <= sign <= "\udfff" for sign in word)
         )
-    return tuple(tuple(map(int, ids)) for ids in given)
+        _require(f"bad_words[{index}]", word, sound, "a text of one or more characters, all of Unicode")
+    return tuple(given)
 
 
 def _require(name: str, value: object, sound: bool, allowed: str) -> None:
@@ -121,7 +122,3 @@ def _is_whole(value: object) -> bool:
 
 def _is_token_id(value: Any) -> bool:
     return _is_whole(value) and int(value) in _TOKEN_IDS
-
-
-def _is_listing(value: object) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str | bytes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from math import inf
 from typing import Any, TypeAlias
@@ -12,6 +11,7 @@ import numpy as np
 from hivellm_ort.decoding.arrays import FloatArray, IntArray
 from hivellm_ort.decoding.params import SamplingParams
 from hivellm_ort.decoding.sampler import LogitsProcessor
+from hivellm_ort.decoding.words import TokenTexts
 from hivellm_ort.errors import OptionError, OptionTypeError
 
 __all__ = ["checked", "make_processors"]
@@ -20,7 +20,11 @@ _Edit: TypeAlias = Callable[[IntArray, FloatArray], None]
 
 
 def make_processors(
-    params: SamplingParams, *, prompt_length: int, eos_token_ids: Collection[int]
+    params: SamplingParams,
+    *,
+    prompt_length: int,
+    eos_token_ids: Collection[int],
+    token_texts: Callable[[], TokenTexts] | None = None,
 ) -> LogitsProcessor | None:
     """Return one function that does all that `params` ask for before the temperature, or None if that is nothing.
 
@@ -31,10 +35,14 @@ def make_processors(
         params: What to do; temperature and what comes after it play no part.
         prompt_length: How many of the token ids are the prompt's.
         eos_token_ids: The end tokens.
+        token_texts: Gives the texts of the tokens, for `bad_words`.
 
     Returns:
         The processor of one row. It returns a copy of the logits; ids that it was called with before are not
         counted anew. It raises ValueError if an id of `params` is none of the vocabulary's.
+
+    Raises:
+        OptionError: If there are bad words and no texts to find them in.
     """
     edits: list[_Edit] = []
     if params.logit_bias:
@@ -45,20 +53,21 @@ def make_processors(
         edits.append(_presence_and_frequency(params, prompt_length))
     if params.no_repeat_ngram_size:
         edits.append(_no_repeat(params.no_repeat_ngram_size))
-    words = [tuple(word) for word in params.bad_words_ids if len(word) > 1 or word[0] not in eos_token_ids]
-    if words:
-        edits.append(_bad_words(words))
+    if params.bad_words:
+        if token_texts is None:
+            raise OptionError("bad_words needs the texts of the tokens")
+        edits.append(
+            token_texts().forbid(params.bad_words, prompt_length=prompt_length, end_token_ids=eos_token_ids)
+        )
     if params.min_tokens:
         edits.append(_min_tokens(prompt_length + params.min_tokens, eos_token_ids))
     if not edits:
         return None
-    greatest = max([*params.logit_bias, *(token_id for word in words for token_id in word)], default=0)
+    greatest = max(params.logit_bias, default=0)
 
     def process(token_ids: IntArray, logits: FloatArray) -> FloatArray:
         if greatest >= logits.size:
-            raise OptionError(
-                f"logit_bias or bad_words_ids name token {greatest}: the vocabulary ends at {logits.size - 1}"
-            )
+            raise OptionError(f"logit_bias names token {greatest}: the vocabulary ends at {logits.size - 1}")
         logits = logits.copy()
         with np.errstate(over="ignore"):  # as infinity it is refused by the sampler
             for edit in edits:
@@ -155,21 +164,6 @@ def _no_repeat(size: int) -> _Edit:
                 return
             starts = starts[token_ids[starts + place] == run[place]]
         logits[token_ids[starts + size - 1]] = -np.inf
-
-    return edit
-
-
-def _bad_words(words: Collection[tuple[int, ...]]) -> _Edit:
-    # By length and tokens of all but the last: the tokens that must not follow.
-    forbidden: dict[int, dict[tuple[int, ...], list[int]]] = defaultdict(lambda: defaultdict(list))
-    for word in words:
-        forbidden[len(word) - 1][word[:-1]].append(word[-1])
-
-    def edit(token_ids: IntArray, logits: FloatArray) -> None:
-        for length, endings in forbidden.items():
-            if length <= token_ids.size:
-                so_far = tuple(token_ids[token_ids.size - length :].tolist())
-                logits[endings.get(so_far, [])] = -np.inf
 
     return edit
 

@@ -38,7 +38,7 @@ class StopMatcher:
         thinking: Whether the prompt has opened a think block already.
 
     Raises:
-        ValueError: If there are too many stops, or one is empty or too long.
+        OptionError: If there are too many stops, or one is empty or too long.
     """
 
     matched: str | None

@@ -33,6 +33,8 @@ from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
 from hivellm_ort.package.store import Store
 from hivellm_ort.requests import DEFAULT_BATCH_SIZE, Asked, answer_all, base_voice
 from hivellm_ort.result import InferenceResult
+from hivellm_ort.text.messages import question_of
+from hivellm_ort.text.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
     from hivellm_ort.routing import Route, Router, Scorer, Tags
@@ -177,6 +179,19 @@ class ExpertManager:
     def list_loaded_experts(self) -> list[ExpertInfo]:
         """Every expert, in memory or evicted, in the order of loading."""
         return self._residents.infos()
+
+    def tokenizer(self, name: str) -> TextTokenizer:
+        """The tokenizer of an expert's base, which stays valid when the expert is unloaded; see `Expert.tokenizer`.
+
+        Raises:
+            UnknownExpertError: there is none of that name.
+            LoadError: it was evicted, and its package cannot be loaded any more.
+        """
+        lease = self._residents.lease(name, hits=0)
+        try:
+            return lease.expert.tokenizer
+        finally:
+            lease.release()
 
     def pin(self, name: str) -> None:
         """Keep an expert in memory until `unpin` was called as often, whatever package the name is given meanwhile.
@@ -390,9 +405,8 @@ class ExpertManager:
 
     def _routed_name(self, prompt: str | None, options: GenerateOptions, *, or_base: bool) -> str | None:
         """The expert that fits best; None for the base where none does."""
-        messages = options.get("messages") or ()
         if prompt is None:
-            prompt = next((m.get("content") for m in reversed(messages) if m.get("role") == "user"), None)
+            prompt = question_of(options.get("messages"))
         if prompt is None:
             raise OptionError("nothing to answer: give a prompt, or messages with a turn of the user")
         if any(slot.name == prompt for slot in self._residents.slots()):

@@ -90,6 +90,7 @@ class LiteralEncoder:
 
         nonce = os.urandom(16).hex()
         self.names = {marker: f"<{nonce}:{marker}>" for marker in markers}
+        self._name = re.compile(f"<{nonce}:([0-9]+)>")
         self._twin = Tokenizer(tokenizer.model)
         if tokenizer.normalizer is not None:
             self._twin.normalizer = tokenizer.normalizer
@@ -113,3 +114,7 @@ class LiteralEncoder:
         """Return the tokenizer's ids of `text`, where only `names` are read as markers."""
         ids = self._twin.encode(text, add_special_tokens=False).ids
         return [self._ids.get(token_id, token_id) for token_id in ids]
+
+    def named(self, text: str) -> list[int]:
+        """Return the markers whose names are in `text`, in their order."""
+        return [int(match[1]) for match in self._name.finditer(text)]

@@ -7,16 +7,15 @@ task, a format, an index) need a system message of the caller's.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from hivellm_ort.errors import OptionError, argument
+from hivellm_ort.errors import OptionError, OptionTypeError, argument
+from hivellm_ort.text.messages import SYSTEM_ROLES, checked_messages
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 __all__ = ["build_messages", "dialect_of"]
-
-_ROLES = ("system", "user", "assistant", "tool")
 
 _GRAMMAR_DIALECTS = {
     "sql-postgres": "postgres",
@@ -48,9 +47,9 @@ def build_messages(
     *,
     schema: str | None = None,
     system: str | None = None,
-    messages: Sequence[Mapping[str, str]] | None = None,
+    messages: Sequence[Mapping[str, Any]] | None = None,
     dialect: str | None = None,
-) -> list[dict[str, str]]:
+) -> list[dict[str, Any]]:
     r"""Return the conversation to render.
 
     The system message is `system`, the schema after it as `\nSchema:\n{schema}`; without `system` it is
@@ -61,19 +60,23 @@ def build_messages(
         prompt: The question, appended as the last user turn; None if `messages` holds it.
         schema: DDL, graph schema or the like that the answer has to fit.
         system: The system message; an empty text is one too.
-        messages: Earlier turns, each with a `role` (system, user, assistant or tool) and a text `content`.
+        messages: Earlier turns (see `messages.checked_messages`).
         dialect: The expert's language (see `dialect_of`); used only without `system`.
 
     Raises:
-        ValueError: If there is neither prompt nor message, a turn is malformed (the error has its index), or
+        OptionTypeError: If `prompt`, `schema` or `system` is no text, or as `checked_messages`.
+        OptionError: If there is neither prompt nor message, a turn is malformed (the error has its index), or
             `schema` or `system` is given although `messages` begins with a system message.
     """
-    turns = [_checked(index, message) for index, message in enumerate(messages or ())]
+    for name, text in (("prompt", prompt), ("schema", schema), ("system", system)):
+        if text is not None and not isinstance(text, str):
+            raise OptionTypeError(f"{name} is {type(text).__name__}: it must be a text")
+    turns = checked_messages(messages)
     if prompt is not None:
         turns.append({"role": "user", "content": prompt})
     if not turns:
         raise OptionError("nothing to answer: give a prompt, or messages with at least one turn")
-    if turns[0]["role"] == "system":
+    if turns[0]["role"] in SYSTEM_ROLES:
         if schema is not None or system is not None:
             raise OptionError(
                 f"two system messages: messages[0] is one, so leave out {argument('schema')} and "
@@ -109,14 +112,3 @@ def dialect_of(capabilities: Sequence[str], grammar_type: str | None = None) -> 
     tags = (capability.rpartition(":")[2].strip().lower() for capability in capabilities)
     found = [_TAG_DIALECTS[tag] for tag in tags if tag in _TAG_DIALECTS]
     return next((dialect for dialect in found if dialect != "sql"), "sql" if found else None)
-
-
-def _checked(index: int, message: Mapping[str, str]) -> dict[str, str]:
-    """Return a copy of the turn, once its role and content are known to be sound."""
-    role, content = message.get("role"), message.get("content")
-    if role not in _ROLES:
-        raise OptionError(f"messages[{index}]: role is {role!r}; it must be one of {', '.join(_ROLES)}")
-    if not isinstance(content, str):
-        kind = type(content).__name__
-        raise OptionError(f"messages[{index}]: content must be a text, not {kind}")
-    return dict(message)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hivellm_ort.errors import LoadError
+from hivellm_ort.textfile import decode_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,19 +31,23 @@ MAX_SOURCE = 1 << 20
 """Most characters of a template, and bytes of its file."""
 
 _FILE = "chat_template.jinja"
+_TOOL_USE = "additional_chat_templates/tool_use.jinja"
 _CONFIG = "tokenizer_config.json"
+
+# What transformers shows to a template, where the configuration has it.
+_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 @dataclass(frozen=True)
 class TemplateSource:
-    """A template not yet compiled, the special tokens it may name, and where it comes from.
+    """A template not yet compiled, that for conversations with tools, and the special tokens they may name.
 
-    `file` is None if the bundle has no template and the source is plain ChatML.
+    `file` is where the first comes from: None if the bundle has no template and the source is plain ChatML.
     """
 
     source: str
-    bos_token: str | None
-    eos_token: str | None
+    tool_use: str | None
+    tokens: dict[str, Any]
     file: str | None
 
 
@@ -57,14 +62,24 @@ def read_template_source(folder: Path) -> TemplateSource:
     """
     config = _read_config(folder / _CONFIG)
     file = folder / _FILE
-    found: str | None
+    tokens = _tokens(config)
     if file.exists():
-        source, found = _read(file), _FILE
-    elif config.get("chat_template") is not None:
-        source, found = _default_template(config["chat_template"]), _CONFIG
-    else:
-        source, found = CHATML, None
-    return TemplateSource(source, _token(config, "bos_token"), _token(config, "eos_token"), found)
+        tool_use = folder / _TOOL_USE
+        return TemplateSource(_read(file), _read(tool_use) if tool_use.exists() else None, tokens, _FILE)
+    value = config.get("chat_template")
+    if value is None:
+        return TemplateSource(CHATML, None, tokens, None)
+    named = {t.get("name"): t.get("template") for t in value} if _is_listing(value) else {"default": value}
+    default, other = named.get("default"), named.get("tool_use")
+    if not isinstance(default, str) or not isinstance(other, str | None):
+        raise LoadError(
+            f'{_CONFIG}: chat_template must be a text, or a list with one named "default"; add one, '
+            f"or put it into {_FILE}"
+        )
+    # Within JSON a mark may stand at the beginning of a template too.
+    return TemplateSource(
+        default.removeprefix("\ufeff"), other and other.removeprefix("\ufeff"), tokens, _CONFIG
+    )
 
 
 def _read(file: Path) -> str:
@@ -72,7 +87,7 @@ def _read(file: Path) -> str:
     try:
         if file.stat().st_size > MAX_SOURCE:
             raise LoadError(f"{file.name}: longer than {MAX_SOURCE} bytes; shorten it")
-        return file.read_text(encoding="utf-8")
+        return decode_text(file.read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise LoadError(f"{file.name}: cannot be read as UTF-8 text; export the base again") from error
 
@@ -82,7 +97,7 @@ def _read_config(file: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
-        config = json.loads(file.read_bytes())
+        config = json.loads(decode_text(file.read_bytes()))
     except OSError as error:
         raise LoadError(f"{file.name}: cannot be read ({error.strerror}); export the base again") from error
     except (ValueError, RecursionError) as error:
@@ -92,23 +107,29 @@ def _read_config(file: Path) -> dict[str, Any]:
     return config
 
 
-def _default_template(value: object) -> str:
-    """Return the template of a configuration: the text itself, or the one named "default"."""
-    if isinstance(value, list):
-        named = (t for t in value if isinstance(t, dict) and t.get("name") == "default")
-        value = next(named, {}).get("template")
-    if not isinstance(value, str):
-        raise LoadError(
-            f'{_CONFIG}: chat_template must be a text, or a list with one named "default"; add one, '
-            f"or put it into {_FILE}"
-        )
-    return value
+def _is_listing(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(one, dict) and isinstance(one.get("name"), str) for one in value
+    )
 
 
-def _token(config: dict[str, Any], key: str) -> str | None:
+def _tokens(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the special tokens that the configuration has, by the names that transformers gives them."""
+    extra = config.get("extra_special_tokens")
+    tokens: dict[str, Any] = {key: _content(config.get(key)) for key in _TOKENS}
+    tokens |= {key: _content(value) for key, value in extra.items()} if isinstance(extra, dict) else {}
+    more = config.get("additional_special_tokens")
+    if isinstance(more, list) and more:
+        tokens["additional_special_tokens"] = [_content(value) for value in more]
+    for key in ("bos_token", "eos_token"):
+        if tokens[key] is None and config.get(key) is not None:
+            raise LoadError(
+                f"{_CONFIG}: {key} must be a text or an object with content; export the base again"
+            )
+    return {key: token for key, token in tokens.items() if token is not None}
+
+
+def _content(value: object) -> str | None:
     """Return a special token, which is written as a text or as an object with its `content`."""
-    value = config.get(key)
     token = value.get("content") if isinstance(value, dict) else value
-    if value is not None and not isinstance(token, str):
-        raise LoadError(f"{_CONFIG}: {key} must be a text or an object with content; export the base again")
-    return token
+    return token if isinstance(token, str) else None

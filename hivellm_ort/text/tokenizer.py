@@ -27,6 +27,12 @@ __all__ = ["TextTokenizer", "Tokenizer"]
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f+][0-9A-Fa-f]>")
 
 
+# The characters in which ByteLevel writes the bytes of a text, from GPT-2: those that can be seen stand for
+# themselves, the others for the characters from U+0100 on. Their own characters stand for nothing.
+_UNSEEN = [*range(0x21), *range(0x7F, 0xA1), 0xAD]
+_BYTES = {0x100 + place: byte for place, byte in enumerate(_UNSEEN)} | dict.fromkeys(_UNSEEN, 0xFFFF)
+
+
 class Tokenizer(Protocol):
     """What the runtime needs of a tokenizer; tests put a fake in its place."""
 
@@ -65,6 +71,9 @@ class TextTokenizer:
 
     Args:
         tokenizer: The tokenizer to wrap; its truncation and padding are switched off in place.
+
+    Attributes:
+        special_ids: The ids of the added tokens marked special, such as `<|im_end|>`, which answers do not show.
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
@@ -73,7 +82,7 @@ class TextTokenizer:
         tokenizer.no_padding()
         self._tokenizer = tokenizer
         added = tokenizer.get_added_tokens_decoder()
-        self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         markers = {token_id: token for token_id, token in added.items() if is_marker(token)}
         self._marker_ids = frozenset(markers)
         # A marker that is sought in the normalised text may be written in other characters than its own.
@@ -133,7 +142,7 @@ class TextTokenizer:
             text: Any text; empty text gives an empty list.
 
         Raises:
-            ValueError: If `text` holds a lone surrogate, which no UTF-8 text can.
+            OptionError: If `text` holds a lone surrogate, which no UTF-8 text can.
         """
         token_ids: list[int] = self._encoding(text).ids
         return token_ids
@@ -147,12 +156,45 @@ class TextTokenizer:
             text: Any text.
 
         Raises:
-            ValueError: If `text` holds a lone surrogate.
+            OptionError: If `text` holds a lone surrogate.
         """
-        # The search costs microseconds, encoding milliseconds, and nearly every text is without markers.
-        if not self._marker_ids or (self._marker_text is not None and not self._marker_text.search(text)):
+        return [span for _, span in self._markers(text)] if self._may_hold_markers(text) else []
+
+    def markers(self, text: str) -> list[int]:
+        """Return the markers that `encode` reads in `text`, in their order. Raises as `encode`."""
+        if not self._may_hold_markers(text):
             return []
-        return [span for _, span in self._markers(text)]
+        return [token_id for token_id, _ in self._markers(text)]
+
+    def markers_of(self, token_ids: Sequence[int]) -> list[int]:
+        """Return the markers among `token_ids`, in their order."""
+        return [token_id for token_id in token_ids if token_id in self._marker_ids]
+
+    @cached_property
+    def marker_names(self) -> dict[str, str]:
+        """An unguessable name for the text of each marker."""
+        names = self._literal_encoder.names
+        return {self.id_to_token(token_id) or "": name for token_id, name in names.items()}
+
+    def named_markers(self, text: str) -> list[int]:
+        """Return the markers whose names are in `text`, in their order."""
+        return self._literal_encoder.named(text)
+
+    def encode_named(self, text: str) -> list[int]:
+        """Return the token ids of `text`, in which names are read as their markers, and markers as plain text.
+
+        Raises:
+            InferenceError: If the model of this tokenizer makes a marker out of plain text.
+            OptionError: If `text` holds a lone surrogate.
+        """
+        token_ids = self._literal_encoder.encode(text)
+        if self.named_markers(text) != self.markers_of(token_ids):
+            found = next((marker for marker in self.marker_names if marker in text), "")
+            raise InferenceError(
+                f"a message holds the text of a special token ({found!r}), which this tokenizer cannot write as "
+                "plain text: remove it from the message"
+            )
+        return token_ids
 
     def encode_literals(self, text: str, literals: Mapping[str, str]) -> list[int]:
         """Return the token ids of `text`, where placeholders stand for texts in which no marker is read.
@@ -166,20 +208,12 @@ class TextTokenizer:
 
         Raises:
             InferenceError: If the model of this tokenizer makes a marker out of plain text.
-            ValueError: If `text` holds a lone surrogate.
+            OptionError: If `text` holds a lone surrogate.
         """
-        encoder = self._literal_encoder
         markers = self._markers(text)
-        names = iter([encoder.names[token_id] for token_id, _ in markers])
+        names = iter([self._literal_encoder.names[token_id] for token_id, _ in markers])
         named = replace_spans(text, [span for _, span in markers], lambda _: next(names))
-        token_ids = encoder.encode(restore_markers(named, literals))
-        if [token_id for token_id, _ in markers] != [i for i in token_ids if i in self._marker_ids]:
-            found = next(iter(literals.values()))
-            raise InferenceError(
-                f"a message holds the text of a special token ({found!r}), which this tokenizer cannot write as "
-                "plain text: remove it from the message"
-            )
-        return token_ids
+        return self.encode_named(restore_markers(named, literals))
 
     @cached_property
     def prefix(self) -> str:
@@ -213,7 +247,7 @@ class TextTokenizer:
 
     def is_special(self, token_id: int) -> bool:
         """Return whether the token is an added token marked special, such as `<|im_end|>`."""
-        return token_id in self._special_ids
+        return token_id in self.special_ids
 
     def is_byte(self, token_id: int) -> bool:
         """Return whether the token is `<0xNN>` and the decoder gathers such tokens into characters."""
@@ -223,8 +257,38 @@ class TextTokenizer:
         return token is not None and _BYTE_TOKEN.fullmatch(token) is not None
 
     @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """What each token adds to a text, in bytes of UTF-8, by its id: empty for special tokens and unused ids.
+
+        At the beginning of a text some tokenizers leave out the space that a token begins with.
+        """
+        decoder = self._tokenizer.decoder
+        by_bytes = decoder is not None and decoder.decode(["\u0120"]) == " "
+        tokens = self._tokenizer.get_vocab(with_added_tokens=True)
+        texts = [b""] * (max(tokens.values(), default=-1) + 1)
+        for token, token_id in tokens.items():
+            if self.is_special(token_id):
+                continue
+            if by_bytes:
+                texts[token_id] = _bytes_of(token)
+            elif self.is_byte(token_id):
+                texts[token_id] = bytes([int(token[3:5], 16)])
+            elif decoder is None:
+                texts[token_id] = f" {token}".encode()
+            else:
+                # After another token, for a decoder may treat the first in a text in another way.
+                texts[token_id] = decoder.decode(["a", token]).removeprefix("a").encode()
+        return texts
+
+    @cached_property
     def _literal_encoder(self) -> LiteralEncoder:
         return LiteralEncoder(self._tokenizer, self._marker_ids)
+
+    def _may_hold_markers(self, text: str) -> bool:
+        # The search costs microseconds, encoding milliseconds, and nearly every text is without markers.
+        return bool(self._marker_ids) and (
+            self._marker_text is None or self._marker_text.search(text) is not None
+        )
 
     def _markers(self, text: str) -> list[tuple[int, tuple[int, int]]]:
         """Return the id and the place of every marker that `encode` reads in `text`."""
@@ -237,3 +301,11 @@ class TextTokenizer:
             return self._tokenizer.encode(text, add_special_tokens=False)
         except TypeError as error:
             raise OptionError("text is not valid Unicode: remove its lone surrogates") from error
+
+
+def _bytes_of(token: str) -> bytes:
+    """Return the bytes that a token of ByteLevel stands for; an added token is written as it is."""
+    try:
+        return token.translate(_BYTES).encode("latin-1")
+    except UnicodeEncodeError:
+        return token.encode()

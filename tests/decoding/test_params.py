@@ -66,13 +66,11 @@ NAN, INF = float("nan"), float("inf")
         ({"logit_bias": {7: INF}}, r"^logit_bias\[7\] is inf"),
         ({"logit_bias": {7: 1e39}}, r"^logit_bias\[7\] is 1e\+39"),
         ({"logit_bias": {7: True}}, r"^logit_bias\[7\] is True"),
-        ({"bad_words_ids": "ab"}, "^bad_words_ids is 'ab': it must be a sequence of sequences of token ids$"),
-        ({"bad_words_ids": None}, "^bad_words_ids is None"),
-        ({"bad_words_ids": [7]}, r"^bad_words_ids\[0\] is 7: it must be a sequence of one or more token ids"),
-        ({"bad_words_ids": [[7], []]}, r"^bad_words_ids\[1\] is \[\]"),
-        ({"bad_words_ids": [[7, -1]]}, r"^bad_words_ids\[0\] is \[7, -1\]"),
-        ({"bad_words_ids": [["a"]]}, r"^bad_words_ids\[0\] is \['a'\]"),
-        ({"bad_words_ids": ["ab"]}, r"^bad_words_ids\[0\] is 'ab'"),
+        ({"bad_words": "ab"}, "^bad_words is 'ab': it must be a sequence of texts$"),
+        ({"bad_words": None}, "^bad_words is None"),
+        ({"bad_words": [7]}, r"^bad_words\[0\] is 7: it must be a text of one or more characters"),
+        ({"bad_words": ["a", ""]}, r"^bad_words\[1\] is ''"),
+        ({"bad_words": ["a", "b\ud800"]}, r"^bad_words\[1\] is 'b\\ud800'"),
         ({"seed": -1}, "^seed is -1: it must be None or an integer from 0$"),
         ({"seed": 0.5}, "^seed is 0.5"),
         ({"seed": True}, "^seed is True"),
@@ -95,11 +93,11 @@ def test_the_ends_of_the_ranges() -> None:
         temperature=np.float32(0.5),
         top_k=np.int64(3),
         logit_bias={np.int64(7): np.float32(-100), 0: -INF},
-        bad_words_ids=[(1, np.int32(2)), [3]],
+        bad_words=["a", "\n"],
     )
 
     assert {7: -100.0, 0: -INF} == params.logit_bias
-    assert ((1, 2), (3,)) == params.bad_words_ids
+    assert ("a", "\n") == params.bad_words
 
 
 def test_the_defaults_are_greedy_and_change_nothing() -> None:
@@ -115,7 +113,7 @@ def test_the_defaults_are_greedy_and_change_nothing() -> None:
         "frequency_penalty": 0.0,
         "no_repeat_ngram_size": 0,
         "logit_bias": {},
-        "bad_words_ids": (),
+        "bad_words": (),
         "min_tokens": 0,
         "seed": None,
         "logprobs": None,
@@ -126,11 +124,11 @@ def test_the_defaults_are_greedy_and_change_nothing() -> None:
 
 def test_params_are_values() -> None:
     """They can be compared, hashed, copied and pickled, and do not change with what they were made of."""
-    bias, words = {7: 1.0}, [[1, 2]]
-    params = SamplingParams(logit_bias=bias, bad_words_ids=words)
+    bias, words = {7: 1.0}, ["a"]
+    params = SamplingParams(logit_bias=bias, bad_words=words)
     bias[7] = 2.0
-    words[0].append(3)
+    words.append("b")
 
-    assert SamplingParams(logit_bias={7: 1.0}, bad_words_ids=[[1, 2]]) == params
+    assert SamplingParams(logit_bias={7: 1.0}, bad_words=["a"]) == params
     assert params == pickle.loads(pickle.dumps(params)) == copy.deepcopy(params)
     assert hash(params) == hash(copy.copy(params))

@@ -19,6 +19,7 @@ from hivellm_ort.decoding.sampler import (
     distribution,
     make_sampler,
 )
+from hivellm_ort.decoding.words import TokenTexts
 from hivellm_ort.errors import InferenceError, OptionError, OptionTypeError
 
 VOCABULARY = 30
@@ -27,20 +28,21 @@ IDS = st.integers(0, VOCABULARY - 1)
 # Few different tokens, so that runs of them come again.
 SEQUENCES = st.lists(st.integers(0, 4), min_size=5, max_size=40)
 BIASES = st.dictionaries(IDS, st.floats(-100, 100, width=32) | st.just(-np.inf), max_size=5)
-WORDS = st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=4), max_size=4)
 PROCESSING = st.builds(
     SamplingParams,
     repetition_penalty=st.sampled_from([1.0, 1.3, 0.8]),
     no_repeat_ngram_size=st.integers(0, 5),
     logit_bias=BIASES,
-    bad_words_ids=WORDS,
     min_tokens=st.integers(0, 10),
 )
 
 
 def processor(params: SamplingParams, prompt_length: int = 0) -> LogitsProcessor:
-    """Return the processor of `params`, which is there."""
-    made = make_processors(params, prompt_length=prompt_length, eos_token_ids=EOS)
+    """Return the processor of `params`, which is there; the tokens are the letters."""
+    letters = [bytes([ord("a") + token_id]) for token_id in range(26)]
+    made = make_processors(
+        params, prompt_length=prompt_length, eos_token_ids=EOS, token_texts=lambda: TokenTexts(letters)
+    )
     assert made is not None
     return made
 
@@ -58,7 +60,6 @@ def transformers_processors(params: SamplingParams, prompt_length: int) -> Any:
         repetition_penalty=float(params.repetition_penalty),
         no_repeat_ngram_size=params.no_repeat_ngram_size,
         sequence_bias={(token_id,): bias for token_id, bias in params.logit_bias.items()} or None,
-        bad_words_ids=[list(word) for word in params.bad_words_ids] or None,
         min_new_tokens=params.min_tokens or None,
         eos_token_id=list(EOS),
     )
@@ -103,7 +104,6 @@ def test_processors_and_warpers_together_equal_transformers(seed: int) -> None:
         repetition_penalty=1.3,
         no_repeat_ngram_size=2,
         logit_bias={3: 4.0, 7: -np.inf},
-        bad_words_ids=[[1, 5], [8]],
         min_tokens=9,
     )
     rng = np.random.default_rng(seed)
@@ -188,7 +188,6 @@ def test_nothing_is_written_into_what_is_given(params: SamplingParams, token_ids
             "seed": 1,
             "logprobs": 3,
         },
-        {"bad_words_ids": [[2], [29]]},
     ],
 )
 def test_there_is_none_where_nothing_is_to_be_done(options: dict[str, Any]) -> None:
@@ -211,7 +210,7 @@ def test_each_alone() -> None:
     assert {0: 0.75, 1: -1.25} == changed(frequency_penalty=0.25)
     assert {5: -np.inf} == changed(no_repeat_ngram_size=3)
     assert {0: -np.inf, 1: -np.inf, 5: -np.inf} == changed(no_repeat_ngram_size=1)
-    assert {7: -np.inf, 8: -np.inf} == changed(bad_words_ids=[[0, 1, 7], [8], [1, 0, 9], [2]])
+    assert {11: -np.inf, 13: -np.inf, 15: -np.inf} == changed(bad_words=["abl", "n", "bp", "fabx", "c"])
     assert {2: -np.inf, 29: -np.inf} == changed(min_tokens=3)
     assert {} == changed(min_tokens=2)
 
@@ -227,14 +226,6 @@ def test_no_run_comes_twice(size: int) -> None:
     runs = [tuple(token_ids[i : i + size]) for i in range(len(token_ids) - size + 1)]
 
     assert len(set(runs)) == len(runs)
-
-
-def test_a_bad_word_never_comes_even_right_at_the_start() -> None:
-    """A word is forbidden where the prompt is but its beginning; transformers looks for it one token later."""
-    process = processor(SamplingParams(bad_words_ids=[[3, 4, 5]]))
-
-    assert -np.inf == process(ids(3, 4), np.zeros(9, np.float32))[5]
-    assert 0 == process(ids(4), np.zeros(9, np.float32))[5]
 
 
 def test_greedy_with_processors() -> None:
@@ -264,12 +255,11 @@ def test_nothing_left_to_choose(options: dict[str, Any], expected: str) -> None:
         make_sampler(params)(processor(params)(ids(0, 1), np.ones(2, np.float32)))
 
 
-@pytest.mark.parametrize("options", [{"logit_bias": {3: 1.0, 99: 1.0}}, {"bad_words_ids": [[3, 99], [1]]}])
-def test_ids_beyond_the_vocabulary(options: dict[str, Any]) -> None:
+def test_ids_beyond_the_vocabulary() -> None:
     """A token id that the vocabulary does not have is a ValueError."""
-    process = processor(SamplingParams(**options))
+    process = processor(SamplingParams(logit_bias={3: 1.0, 99: 1.0}))
 
-    with pytest.raises(ValueError, match="name token 99: the vocabulary ends at 29"):
+    with pytest.raises(ValueError, match="names token 99: the vocabulary ends at 29"):
         process(ids(0), np.zeros(VOCABULARY, np.float32))
 
 

@@ -31,12 +31,12 @@ ROOMS: dict[str, set[str]] = {
     "routing": {"errors", "package"},
     "observability": {"result"},
     "integrity": {"errors", "package"},
-    "text": {"errors"},
+    "text": {"errors", "textfile"},
     "engine": {"adapters", "contract", "errors"},
     "loading": {"adapters", "contract", "engine", "errors", "grammar", "integrity", "package"},
     "decoding": {"errors", "grammar", "result", "text"},
     "scheduler": {"decoding", "engine", "errors"},
-    "base": {"contract", "engine", "errors", "grammar", "scheduler", "text"},
+    "base": {"contract", "decoding", "engine", "errors", "grammar", "scheduler", "text"},
     "requests": {
         "base", "decoding", "engine", "errors", "grammar", "options", "package", "result", "scheduler", "text",
     },
@@ -46,7 +46,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "manager": {
         "base", "decoding", "errors", "expert", "integrity", "loading", "observability", "options", "package",
-        "requests", "result", "routing",
+        "requests", "result", "routing", "text",
     },
     "__init__": {"decoding", "errors", "expert", "grammar", "integrity", "manager", "options", "package", "result"},
     "cli": {

@@ -74,22 +74,21 @@ def test_nothing_to_answer(messages: list[dict[str, str]] | None) -> None:
         build_messages(None, messages=messages, schema="DDL")
 
 
-@pytest.mark.parametrize(
-    ("message", "expected"),
-    [
-        ({"role": "developer", "content": "x"}, r"^messages\[1\]: role is 'developer'"),
-        ({"content": "x"}, r"^messages\[1\]: role is None"),
-        ({"role": "user"}, r"^messages\[1\]: content must be a text, not NoneType"),
-        (
-            {"role": "user", "content": [{"type": "text"}]},
-            r"^messages\[1\]: content must be a text, not list",
-        ),
-    ],
-)
-def test_malformed_turns_are_named(message: Any, expected: str) -> None:
-    """The error of a malformed turn begins with its index."""
-    with pytest.raises(ValueError, match=expected):
-        build_messages("Q", messages=[USER, message])
+def test_a_developer_is_a_system() -> None:
+    """A conversation that begins with a turn of the developer has its system message."""
+    turns = [{"role": "developer", "content": "Task: query_dsl"}]
+
+    assert [*turns, USER] == build_messages("List all users", messages=turns, dialect="elastic")
+    with pytest.raises(ValueError, match="two system messages"):
+        build_messages("Q", messages=turns, schema="DDL")
+
+
+@pytest.mark.parametrize("name", ["prompt", "schema", "system"])
+def test_texts_are_texts(name: str) -> None:
+    """What is put into the messages by option must be text."""
+    options: dict[str, Any] = {"prompt": "Q", name: 5}
+    with pytest.raises(TypeError, match=f"^{name} is int: it must be a text"):
+        build_messages(**options)
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,11 @@ import random
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 
 from hivellm_ort.decoding.stops import StopMatcher
+from hivellm_ort.errors import InferenceError
 from hivellm_ort.text.detokenizer import IncrementalDetokenizer
 from hivellm_ort.text.families import template_for
 from hivellm_ort.text.template import ChatTemplate, end_of_turn_ids
@@ -33,6 +35,23 @@ TURNS = [
     {"role": "user", "content": "Größe > 3 & 東京?"},
     {"role": "assistant", "content": "<think>\nWhy?\n</think>\n\nSELECT 1;"},
     {"role": "user", "content": "Again  "},
+]
+TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "query",
+        "description": "Größe & <more>",
+        "parameters": {"type": "object", "properties": {"sql": {"type": "string", "description": "東京"}}},
+    },
+}
+CALL = {"name": "query", "arguments": {"sql": "SELECT '<é>'"}}
+USED: list[dict[str, Any]] = [
+    {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"id": "abcdefghi", "type": "function", "function": CALL}],
+    },
+    {"role": "tool", "content": '{"rows": 3}', "tool_call_id": "abcdefghi", "name": "query"},
 ]
 CONVERSATIONS = [TURNS[:1], [SYSTEM, *TURNS[:1]], [SYSTEM, *TURNS]]
 
@@ -78,6 +97,29 @@ def test_ids_are_those_of_transformers(
 
     assert text == template.render(messages, enable_thinking=enable_thinking)
     assert ids == template.encode(messages, tokenizer, enable_thinking=enable_thinking)
+
+
+@pytest.mark.parametrize(
+    "messages", [[SYSTEM, *TURNS], [SYSTEM, *TURNS[:1], *USED], [*TURNS[:1], *USED, *TURNS]]
+)
+def test_tools_are_those_of_transformers(
+    folder: Path, tokenizer: TextTokenizer, template: ChatTemplate, messages: Any
+) -> None:
+    """A conversation with tools, where the template shows them, has the ids that apply_chat_template gives."""
+    transformers = pytest.importorskip("transformers")
+    try:
+        fitted, tools = template.fit(messages, [TOOL])
+    except InferenceError as error:
+        pytest.skip(str(error))
+    reference = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    try:
+        ids = reference.apply_chat_template(messages, tools=[TOOL], tokenize=True, add_generation_prompt=True)
+    except jinja2.TemplateError:  # Gemma's knows no turns of tools
+        with pytest.raises(InferenceError):
+            template.encode(fitted, tokenizer, tools=tools)
+        return
+
+    assert ids == template.encode(fitted, tokenizer, tools=tools)
 
 
 @pytest.mark.parametrize("name", [None, "llama", "llama3", "mistral", "gemma", "alpaca", "deepseek"])

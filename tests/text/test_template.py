@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizer_samples import byte_level_tokenizer
+from tokenizer_samples import byte_level_tokenizer, prefixed_tokenizer
 
 from hivellm_ort.errors import InferenceError, LoadError
 from hivellm_ort.text.template import ChatTemplate, end_of_turn_ids
@@ -228,6 +228,60 @@ def test_the_file_comes_first(tmp_path: Path) -> None:
     assert expected == template.render([])
     assert () == template.stops
     assert not template.built_in
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_files_of_windows(tmp_path: Path, encoding: str) -> None:
+    """Both files are read by their byte order marks, and a mark within the configuration's text goes too."""
+    source = "{% for m in messages %}\r\n{{ bos_token + m.content }}\r\n{% endfor %}"
+    config = json.dumps({"chat_template": f"\ufeff{source}", "bos_token": "<s>"})
+    (tmp_path / "tokenizer_config.json").write_bytes(config.encode(encoding))
+    expected = "<s>Again\n"
+
+    assert expected == ChatTemplate.from_folder(tmp_path).render(MESSAGES[3:])
+    (tmp_path / "chat_template.jinja").write_bytes(source.encode(encoding))
+    assert expected == ChatTemplate.from_folder(tmp_path).render(MESSAGES[3:])
+
+
+@pytest.mark.parametrize("file", [True, False])
+def test_a_template_for_tools(tmp_path: Path, file: bool) -> None:
+    """A model with a template of its own for tools gets it where tools are given, as in transformers."""
+    sources = {"default": "plain", "tool_use": "{{ tools[0].name }}"}
+    if file:
+        (tmp_path / "additional_chat_templates").mkdir()
+        (tmp_path / "chat_template.jinja").write_text(sources["default"])
+        (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text(sources["tool_use"])
+    else:
+        listed = [{"name": name, "template": source} for name, source in sources.items()]
+        write_config(tmp_path, chat_template=listed)
+    template = ChatTemplate.from_folder(tmp_path)
+
+    assert ["plain", "f"] == [template.render(MESSAGES, tools=tools) for tools in (None, [{"name": "f"}])]
+
+
+def test_other_special_tokens_are_known(tmp_path: Path) -> None:
+    """A template sees every special token of the configuration, as in transformers."""
+    source = "{{ pad_token }}{{ image_token }}{{ additional_special_tokens }}{{ unk_token is defined }}"
+    tokens = {"pad_token": {"content": "<pad>"}, "additional_special_tokens": ["<a>"], "unk_token": None}
+    write_config(tmp_path, chat_template=source, **tokens, extra_special_tokens={"image_token": "<image>"})
+
+    assert "<pad><image>['<a>']False" == ChatTemplate.from_folder(tmp_path).render([])
+
+
+def test_plain_chatml_begins_as_the_tokenizer_says(tmp_path: Path) -> None:
+    """Without a template what the tokenizer's post-processor adds stands first, once; with one the template says."""
+    tokenizer = TextTokenizer(prefixed_tokenizer())
+    write_config(tmp_path, bos_token="<s>", eos_token="</s>")
+    template = ChatTemplate.from_folder(tmp_path, tokenizer)
+    question = "<|im_start|>user\nAgain<|im_end|>\n<|im_start|>assistant\n"
+    bos = tokenizer.token_to_id("<s>")
+
+    assert f"<s>{question}" == template.render(MESSAGES[3:])
+    assert [bos, *tokenizer.encode(question)] == template.encode(MESSAGES[3:], tokenizer)
+    for source in ("{{ bos_token }}{{ messages[0].content }}", "{{ messages[0].content }}"):
+        write_config(tmp_path, chat_template=source, bos_token="<s>")
+        ids = ChatTemplate.from_folder(tmp_path, tokenizer).encode(MESSAGES[3:], tokenizer)
+        assert source.count("bos_token") == ids.count(bos)
 
 
 def test_empty_folder_gives_chatml(tmp_path: Path) -> None:

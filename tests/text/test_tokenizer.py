@@ -85,6 +85,31 @@ def test_byte_tokens_are_those_the_decoder_gathers(
     assert not any(byte_level.is_byte(token_id) for token_id in range(byte_level.vocab_size))
 
 
+@given(data=st.data())
+def test_bytes_of_tokens_make_up_the_text(byte_level: TextTokenizer, data: st.DataObject) -> None:
+    """Decoding is putting the bytes of the tokens together, those of special tokens left out."""
+    ids = data.draw(st.lists(st.integers(0, byte_level.vocab_size + 2), max_size=30))
+    known = [token_id for token_id in ids if token_id < byte_level.vocab_size]
+    together = b"".join(byte_level.token_bytes[token_id] for token_id in known)
+
+    assert together.decode(errors="replace") == byte_level.decode(ids)
+
+
+@given(text=st.text("ab. \n\N{LATIN SMALL LETTER E WITH ACUTE}→"))
+def test_bytes_of_tokens_with_byte_fallback(metaspace: TextTokenizer, text: str) -> None:
+    """A space that a token begins with belongs to it, and a token of one byte is that byte."""
+    ids = metaspace.encode(f"a{text}")
+
+    assert f" a{text}".encode() == b"".join(metaspace.token_bytes[token_id] for token_id in ids)
+
+
+def test_special_ids(byte_level: TextTokenizer) -> None:
+    """They are the tokens that `decode` leaves out."""
+    expected = [token_id for token_id in range(byte_level.vocab_size) if byte_level.is_special(token_id)]
+
+    assert [0, 1, 2] == expected == sorted(byte_level.special_ids)
+
+
 def test_truncation_padding_and_post_processing_are_off(byte_level: TextTokenizer, tmp_path: Path) -> None:
     """What tokenizer.json says about cutting, filling and wrapping a text is not done."""
     raw = Tokenizer.from_str(byte_level._tokenizer.to_str())

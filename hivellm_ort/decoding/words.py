@@ -1,0 +1,84 @@
+"""Words that an answer must not hold, found by their text: however tokens cut them, and wherever they stand."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from hivellm_ort.decoding.arrays import FloatArray, IntArray
+
+__all__ = ["TokenTexts"]
+
+_KEPT = 16  # lists of words whose tokens are kept, for requests that bring the same list
+
+
+class TokenTexts:
+    """The tokens of a vocabulary by their texts.
+
+    Args:
+        texts: What each token adds to an answer, in bytes of UTF-8, by its id; empty for those that answers do not
+            show.
+    """
+
+    def __init__(self, texts: Sequence[bytes]) -> None:
+        self._texts = texts
+        order = sorted(range(len(texts)), key=texts.__getitem__)
+        self._sorted = [texts[token_id] for token_id in order]
+        self._ids = np.array(order, np.int64)
+        self._prepared = lru_cache(_KEPT)(self._prepare)
+
+    def forbid(
+        self, words: Collection[str], *, prompt_length: int, end_token_ids: Collection[int] = ()
+    ) -> Callable[[IntArray, FloatArray], None]:
+        """Return a function of token ids and logits that forbids every token that would complete one of the words.
+
+        Args:
+            words: Texts of one character or more.
+            prompt_length: How many of the token ids are the prompt's, which may hold the words.
+            end_token_ids: Never forbidden: their text is not part of an answer.
+        """
+        whole, rests = self._prepared(tuple(dict.fromkeys(word.encode() for word in words)))
+        ends = np.array(sorted(end_token_ids), np.int64)
+        whole = np.setdiff1d(whole, ends)
+        longest = max(map(len, rests), default=0)
+        found: dict[bytes, IntArray] = {}
+
+        def edit(token_ids: IntArray, logits: FloatArray) -> None:
+            logits[whole] = -np.inf
+            tail, place = b"", token_ids.size
+            while place > prompt_length and len(tail) < longest:
+                place -= 1
+                tail = self._text(int(token_ids[place])) + tail
+            for start in range(max(0, len(tail) - longest), len(tail)):
+                for rest in rests.get(tail[start:], ()):
+                    if rest not in found:
+                        found[rest] = np.setdiff1d(self._beginning(rest), ends)
+                    logits[found[rest]] = -np.inf
+
+        return edit
+
+    def _prepare(self, words: tuple[bytes, ...]) -> tuple[IntArray, dict[bytes, list[bytes]]]:
+        """Return the tokens that hold a word, and by each beginning of a word what is left of it."""
+        holds = re.compile(b"|".join(map(re.escape, words)) or b"(?!)").search
+        whole = np.array([i for i, text in enumerate(self._texts) if holds(text)], np.int64)
+        rests: dict[bytes, list[bytes]] = defaultdict(list)
+        for word in words:
+            for length in range(1, len(word)):
+                rests[word[:length]].append(word[length:])
+        return whole, dict(rests)
+
+    def _text(self, token_id: int) -> bytes:
+        # Logits are wider than the vocabulary where a model's are padded.
+        return self._texts[token_id] if token_id < len(self._texts) else b""
+
+    def _beginning(self, start: bytes) -> IntArray:
+        """Return the ids of the tokens whose text begins with `start`."""
+        size = len(start)
+        low = bisect_left(self._sorted, start)
+        high = bisect_right(self._sorted, start, low, key=lambda text: text[:size])
+        return self._ids[low:high]

@@ -1,0 +1,195 @@
+"""Messages and tools as callers give them, in the form of OpenAI's API, checked and made of plain JSON types.
+
+Templates come from packages: what they get is a copy of lists, dicts, texts, numbers, booleans and None.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from hivellm_ort.errors import OptionError, OptionTypeError
+
+__all__ = [
+    "ROLES",
+    "SYSTEM_ROLES",
+    "checked_messages",
+    "checked_tools",
+    "function_of",
+    "question_of",
+    "text_of",
+]
+
+SYSTEM_ROLES = ("system", "developer")
+"""Who says what the model is to do; OpenAI's API calls the first by the name of the second."""
+
+ROLES = (*SYSTEM_ROLES, "user", "assistant", "tool")
+
+_MAX_DEPTH = 64
+
+
+def checked_messages(messages: Any) -> list[dict[str, Any]]:
+    """Return a copy of a conversation that is known to be sound.
+
+    `content` is a text, a list of parts `{"type": "text", "text": …}`, or None in a turn of the assistant that has
+    `tool_calls`. None is the same as leaving out `tool_calls`, `tool_call_id` and `name`, and so is an empty list of
+    calls. Arguments of a call are an object or its JSON text; none at all are an empty object.
+
+    Args:
+        messages: The turns; None for none. Keys that are not known here are kept for the template.
+
+    Raises:
+        OptionTypeError: If the messages are no list, a turn is no mapping, or one holds what JSON does not have.
+        OptionError: If a role, a content or a call of a tool is malformed. Both errors name the turn and the field.
+    """
+    if messages is None:
+        return []
+    if not isinstance(messages, list | tuple):
+        raise OptionTypeError(
+            f"messages is {_kind(messages)}: it must be a list of dicts with role and content"
+        )
+    return [_checked_turn(f"messages[{index}]", message) for index, message in enumerate(messages)]
+
+
+def checked_tools(tools: Any) -> list[dict[str, Any]] | None:
+    """Return a copy of the tools that a model may call; None for none.
+
+    Args:
+        tools: JSON schemas of functions, each as `{"type": "function", "function": {"name": …, …}}` or the function
+            alone; an empty list is the same as None.
+
+    Raises:
+        OptionTypeError: If they are no list of mappings, or one holds what JSON does not have.
+        OptionError: If one has no name.
+    """
+    if tools is None:
+        return None
+    if not isinstance(tools, list | tuple):
+        raise OptionTypeError(f"tools is {_kind(tools)}: it must be a list of dicts, one per function")
+    return [_checked_tool(f"tools[{index}]", tool) for index, tool in enumerate(tools)] or None
+
+
+def text_of(content: Any) -> str:
+    """Return a checked content as one text: parts are joined by a line break, None is empty."""
+    if isinstance(content, list):
+        return "\n".join(part["text"] for part in content)
+    return content or ""
+
+
+def question_of(messages: Any) -> str | None:
+    """Return the text of the user's last turn; None if there is none. Raises as `checked_messages`."""
+    turns = reversed(checked_messages(messages))
+    return next((text_of(turn["content"]) for turn in turns if turn["role"] == "user"), None)
+
+
+def function_of(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return the function of a tool or of a call: what `function` holds, else the entry itself."""
+    function: dict[str, Any] = entry.get("function", entry)
+    return function
+
+
+def _checked_turn(where: str, message: Any) -> dict[str, Any]:
+    if not isinstance(message, Mapping):
+        raise OptionTypeError(f"{where} is {_kind(message)}: it must be a dict with role and content")
+    turn: dict[str, Any] = _plain(message, where)
+    for key in ("tool_calls", "tool_call_id", "name"):
+        if turn.get(key, 0) in (None, []):
+            del turn[key]
+    role, calls, content = turn.get("role"), turn.get("tool_calls"), turn.get("content")
+    _require(role in ROLES, f"{where}: role is {role!r}; it must be one of {', '.join(ROLES)}")
+    for key in ("tool_call_id", "name"):
+        value = turn.get(key, "")
+        _require(isinstance(value, str), f"{where}: {key} must be a text, not {_kind(value)}")
+    if calls is not None:
+        _require(role == "assistant", f"{where}: tool_calls are the assistant's; the role here is {role!r}")
+        _check_calls(f"{where}.tool_calls", calls)
+    if not isinstance(content, str) and not (content is None and calls):
+        _check_parts(where, content)
+    return {**turn, "content": content}
+
+
+def _check_parts(where: str, content: Any) -> None:
+    told = f"{where}: content must be a text, or a list of parts of type 'text', not {_kind(content)}"
+    _require(isinstance(content, list), told)
+    for index, part in enumerate(content):
+        place = f"{where}.content[{index}]"
+        told = f'{place}: a part must be {{"type": "text", "text": …}}, not {_kind(part)}'
+        _require(isinstance(part, dict), told)
+        kind, text = part.get("type"), part.get("text")
+        _require(kind == "text", f"{place}: type is {kind!r}; only parts of type 'text' can be read")
+        _require(isinstance(text, str), f"{place}: text must be a text, not {_kind(text)}")
+
+
+def _check_calls(where: str, calls: Any) -> None:
+    _require(isinstance(calls, list), f"{where} must be a list, not {_kind(calls)}")
+    for index, call in enumerate(calls):
+        place = f"{where}[{index}]"
+        function = _checked_function(place, call)
+        arguments, call_id = function.get("arguments"), call.get("id", "")
+        if arguments in (None, ""):
+            function["arguments"] = arguments = {}
+        told = f"{place}: arguments must be an object or its JSON text, not {_kind(arguments)}"
+        _require(isinstance(arguments, dict | str), told)
+        _require(isinstance(call_id, str), f"{place}: id must be a text, not {_kind(call_id)}")
+
+
+def _checked_tool(where: str, tool: Any) -> dict[str, Any]:
+    if callable(tool):
+        name = getattr(tool, "__name__", _kind(tool))
+        raise OptionTypeError(
+            f"{where} is {name}, which is Python: pass its JSON schema, "
+            '{"type": "function", "function": {"name": …, "description": …, "parameters": …}}; '
+            "transformers.utils.get_json_schema writes it for a function"
+        )
+    if not isinstance(tool, Mapping):
+        raise OptionTypeError(f"{where} is {_kind(tool)}: it must be a dict, the JSON schema of a function")
+    copy: dict[str, Any] = _plain(tool, where)
+    _checked_function(where, copy)
+    return copy
+
+
+def _checked_function(where: str, entry: Any) -> dict[str, Any]:
+    """Return the function of a tool or call, once it is known to have a name."""
+    function = entry.get("function", entry) if isinstance(entry, dict) else entry
+    _require(isinstance(function, dict), f'{where} must be {{"type": "function", "function": {{"name": …}}}}')
+    name = function.get("name")
+    told = f"{where}: the name of the function is {name!r}; it must be a text"
+    _require(isinstance(name, str) and name != "", told)
+    checked: dict[str, Any] = function
+    return checked
+
+
+def _require(sound: bool, otherwise: str) -> None:
+    if not sound:
+        raise OptionError(otherwise)
+
+
+def _plain(value: Any, where: str, depth: int = 0) -> Any:
+    """Return a copy of a value in exactly the types that `json.loads` gives."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)  # of an Enum of texts too
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise OptionError(f"{where} is {value}: JSON has no such number")
+        return float(value)
+    if depth == _MAX_DEPTH:
+        raise OptionError(f"{where} lies {depth} levels deep: that is deeper than messages and tools may be")
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise OptionTypeError(f"{where} has the key {key!r}: keys must be texts")
+        return {str.__str__(key): _plain(item, f"{where}.{key}", depth + 1) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{where}[{index}]", depth + 1) for index, item in enumerate(value)]
+    raise OptionTypeError(
+        f"{where} is {_kind(value)}: pass what JSON has: texts, numbers, booleans, None, lists, dicts"
+    )
+
+
+def _kind(value: Any) -> str:
+    return type(value).__name__
