@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +23,7 @@ from hivellm_ort.package.archive import DEFAULT_LIMITS, Limits
 from hivellm_ort.package.filecheck import Check
 from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
 from hivellm_ort.package.store import Store
+from hivellm_ort.paths import StrPath
 from hivellm_ort.requests import DEFAULT_BATCH_SIZE, Asked, Voice, answer_all
 from hivellm_ort.result import InferenceResult
 from hivellm_ort.text.families import template_for
@@ -31,8 +31,6 @@ from hivellm_ort.text.prompt import dialect_of
 from hivellm_ort.text.template import end_of_turn_ids
 
 __all__ = ["Expert"]
-
-StrPath = str | os.PathLike[str]
 
 
 class Expert:

@@ -6,7 +6,6 @@ import logging
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, get_args
 
 from hivellm_ort.errors import IntegrityError, LoadError
@@ -14,6 +13,7 @@ from hivellm_ort.integrity.truststore import TrustStore, checked_keys
 from hivellm_ort.integrity.verdict import Verdict
 from hivellm_ort.integrity.verification import verify
 from hivellm_ort.package.store import UnpackedPackage
+from hivellm_ort.paths import StrPath
 
 __all__ = ["Policy", "Trust", "check"]
 
@@ -55,7 +55,7 @@ class Trust:
         return TrustStore().mapping() if self.keys is None else self.keys
 
 
-def check(package: UnpackedPackage, trust: Trust, *, where: str | Path | None = None) -> Verdict:
+def check(package: UnpackedPackage, trust: Trust, *, where: StrPath | None = None) -> Verdict:
     """Verify a package and refuse it if the policy does.
 
     A package that loads with a warning warns once in a process, a folder once for its path.

@@ -6,6 +6,7 @@ write is counted while they write it.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hivellm_ort.errors import InferenceError, LoadError
@@ -14,8 +15,8 @@ from hivellm_ort.text.template_source import CHATML_STOPS, MAX_SOURCE, read_temp
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
+    from hivellm_ort.paths import StrPath
     from hivellm_ort.text.tokenizer import TextTokenizer, Tokenizer
 
 __all__ = ["ChatTemplate", "end_of_turn_ids"]
@@ -80,7 +81,7 @@ class ChatTemplate:
         self.built_in = built_in
 
     @classmethod
-    def from_folder(cls, folder: Path) -> ChatTemplate:
+    def from_folder(cls, folder: StrPath) -> ChatTemplate:
         """Read the template of an unpacked bundle or package.
 
         It is `chat_template.jinja`, else `chat_template` in `tokenizer_config.json` (a text, or a list of
@@ -93,7 +94,7 @@ class ChatTemplate:
         Raises:
             LoadError: If one of the files is unreadable or malformed, or the template does not compile.
         """
-        found = read_template_source(folder)
+        found = read_template_source(Path(folder))
         return cls(
             found.source,
             bos_token=found.bos_token,
