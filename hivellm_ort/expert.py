@@ -129,7 +129,7 @@ class Expert:
         store = Store(Path(cache_dir) if cache_dir is not None else None)
         checking: Check = "digest" if trust.policy == "require" else "size"
         package = open_with_progress(Path(path), store, limits=limits, checking=checking)
-        verdict = check(package, trust, where=str(path))
+        verdict = check(package, trust, where=path)
         manifest = ExpertManifest.from_file(package.root / MANIFEST)
         given = Path(base) if base is not None else None
         parts = find_parts(package, manifest, store, given, checking, device=asked)

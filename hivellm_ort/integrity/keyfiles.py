@@ -98,6 +98,7 @@ def read_public_key(source: StrPath) -> str:
     """
     if isinstance(source, str) and source.startswith(PREFIX):
         return checked_key(source)
+    source = os.fspath(source)
     try:
         with Path(source).open("rb") as file:
             data = file.read(_MAX_PUBLIC_BYTES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -83,7 +84,7 @@ def check(package: UnpackedPackage, trust: Trust, *, where: StrPath | None = Non
         return Verdict(status="failed", reason=str(error))
     if verdict.status == "verified" or trust.policy == "off":
         return verdict
-    name = where or (f"package {package.sha256[:12]}…" if package.sha256 else package.root)
+    name = os.fspath(where or "") or (f"package {package.sha256[:12]}…" if package.sha256 else package.root)
     if verdict.status == "failed" or trust.policy == "require":
         raise IntegrityError(f"{name}: {verdict}; {_cure(verdict)}")
     if _first_time(package.sha256 or str(package.root.resolve())):
