@@ -114,7 +114,7 @@ def export(
         ExpertError: an input is wrong, or `output` is in use; nothing is written then.
     """
     begin = time.perf_counter()
-    output = Path(output)
+    base, output = Path(base), Path(output)
     if merged and (len(experts) != 1 or thin):
         raise ExportError("--merge takes exactly one --expert and no --thin: the merged base is the expert")
     plans = plan_bundles(_listed(target), _listed(precision or ()), context, cache)

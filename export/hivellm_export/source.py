@@ -20,7 +20,6 @@ from torch import nn
 from hivellm_ort.contract import Architecture
 from hivellm_ort.errors import ExpertError, ExportError, UnsupportedArchitectureError
 from hivellm_ort.package.archive import sha256_file
-from hivellm_ort.paths import StrPath
 
 __all__ = ["ARCHITECTURES", "BaseModel", "load_base"]
 
@@ -82,7 +81,7 @@ class BaseModel:
         return cos[0, :, :half].contiguous().numpy(), sin[0, :, :half].contiguous().numpy()
 
 
-def load_base(path: StrPath) -> BaseModel:
+def load_base(path: Path) -> BaseModel:
     """Load a Hugging Face folder or a `.gguf` file in float32.
 
     Raises:
@@ -90,7 +89,6 @@ def load_base(path: StrPath) -> BaseModel:
             graph does not express.
         ExportError: the path is neither, or its files cannot be read.
     """
-    path = Path(path)
     if path.is_file() and path.suffix == ".gguf":
         folder, weights = path.parent, [path]
         options: dict[str, Any] = {"gguf_file": path.name}

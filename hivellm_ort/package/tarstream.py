@@ -59,6 +59,7 @@ _OTHERS = {
     b"7z\xbc\xaf\x27\x1c": "a 7-Zip archive",
     b"version https://git-lfs": "a pointer of Git LFS, and the file itself was not fetched",
     b"<!DOCTYPE html": "a web page",
+    b"<!doctype html": "a web page",
     b"<html": "a web page",
 }
 _TAR_MARK, _TAR_MARK_AT = b"ustar", 257

@@ -24,7 +24,6 @@ import hivellm_ort.integrity
 from hivellm_export.check import check_bundle
 from hivellm_export.package import ExpertSource
 from hivellm_export.pipeline import export
-from hivellm_export.source import load_base
 from hivellm_ort import Expert, ExpertManager, ExpertManifest
 from hivellm_ort.adapters.prepared import PreparedAdapter
 from hivellm_ort.cli.main import main
@@ -41,7 +40,7 @@ from hivellm_ort.text.tokenizer import TextTokenizer
 
 ODD = "mit Leerzeichen, é и 模型 🐝"
 FUNCTIONS = [
-    check_bundle, export, extract, load_base, open_package, pack, read_private_key, schema_problems, sha256_file,
+    check_bundle, export, extract, open_package, pack, read_private_key, schema_problems, sha256_file,
     write,
 ]  # fmt: skip
 
@@ -151,7 +150,7 @@ def test_from_export_to_answer(
         assert expected == manager.generate("a", PROMPT, **options).tokens
         assert expected == manager.generate("b", PROMPT, **options).tokens
     assert {True} == {message.startswith(str(folder)) for message in caplog.messages}
-    assert load_base(given(model)).source_sha256 == check_bundle(given(base)).source_sha256
+    assert report.source_sha256 == check_bundle(given(base)).source_sha256
     assert ExpertSource.from_folder(given(source)).folder == source
     assert "expert-lora" == ExpertManifest.from_file(given(source / "manifest.json")).name
     assert "/capabilities" in schema_problems(given(source / "manifest.json"))[0]
