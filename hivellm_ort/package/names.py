@@ -50,7 +50,7 @@ _WEIGHTS = re.compile(
 # What Finder and Explorer keep in a folder. AppleDouble files, `._NAME`, hold what macOS knows of the file NAME.
 _SYSTEM_FILES = frozenset({".ds_store", "thumbs.db", "desktop.ini"})
 _APPLE_DOUBLE = "._"
-_DRIVE = re.compile(r"[A-Za-z]:")
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
 
 def shown(name: str) -> str:
