@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hivellm_ort.errors import ManifestError
+from hivellm_ort.paths import StrPath
 
 __all__ = [
     "ADAPTER_FILE",
@@ -253,12 +254,13 @@ class DecoderConfig:
         return (json.dumps(document, indent=2, sort_keys=True) + "\n").encode()
 
     @classmethod
-    def from_file(cls, path: Path) -> DecoderConfig:
+    def from_file(cls, path: StrPath) -> DecoderConfig:
         """Read `decoder.json`; keys it does not know, as a later minor version may have, are passed over.
 
         Raises:
             ManifestError: the file is missing, not JSON, of a newer contract, or lacks a field.
         """
+        path = Path(path)
         where = path.name
         try:
             content = path.read_bytes()

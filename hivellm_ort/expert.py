@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +23,7 @@ from hivellm_ort.package.archive import DEFAULT_LIMITS, Limits
 from hivellm_ort.package.filecheck import Check
 from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
 from hivellm_ort.package.store import Store
+from hivellm_ort.paths import StrPath
 from hivellm_ort.requests import DEFAULT_BATCH_SIZE, Asked, Voice, answer_all
 from hivellm_ort.result import InferenceResult
 from hivellm_ort.text.families import template_for
@@ -32,8 +32,6 @@ from hivellm_ort.text.template import end_of_turn_ids
 from hivellm_ort.text.tokenizer import TextTokenizer
 
 __all__ = ["Expert"]
-
-StrPath = str | os.PathLike[str]
 
 
 class Expert:
@@ -139,7 +137,7 @@ class Expert:
         store = Store(Path(cache_dir) if cache_dir is not None else None)
         checking: Check = "digest" if trust.policy == "require" else "size"
         package = open_with_progress(Path(path), store, limits=limits, checking=checking)
-        verdict = check(package, trust, where=str(path))
+        verdict = check(package, trust, where=path)
         manifest = ExpertManifest.from_file(package.root / MANIFEST)
         given = Path(base) if base is not None else None
         parts = find_parts(package, manifest, store, given, checking, device=asked)

@@ -32,6 +32,7 @@ from hivellm_ort.contract import (
     present_names,
 )
 from hivellm_ort.errors import ExportError
+from hivellm_ort.paths import StrPath
 
 __all__ = ["check_bundle", "check_graph"]
 
@@ -132,13 +133,14 @@ _RULES = {
 }
 
 
-def check_bundle(folder: Path) -> DecoderConfig:
+def check_bundle(folder: StrPath) -> DecoderConfig:
     """Check every graph of the bundle in `folder`; its `decoder.json`, read.
 
     Raises:
         ExportError: a graph breaks a rule of the bundle's target.
         ManifestError: `decoder.json` is wrong.
     """
+    folder = Path(folder)
     config = DecoderConfig.from_file(folder / DECODER_JSON)
     for name in (BASE_GRAPH, *([] if config.merged else [ADAPTER_GRAPH])):
         check_graph(ir.load(folder / name), config, adapters=name == ADAPTER_GRAPH)

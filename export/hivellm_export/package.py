@@ -17,6 +17,7 @@ from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
 from hivellm_ort.package.members import bundle_members_of, root_members
 from hivellm_ort.package.packing import write
 from hivellm_ort.package.targets import FOLDER
+from hivellm_ort.paths import StrPath
 
 __all__ = ["ExpertSource", "write_package"]
 
@@ -29,13 +30,14 @@ class ExpertSource:
     manifest: ExpertManifest
 
     @classmethod
-    def from_folder(cls, folder: Path) -> ExpertSource:
+    def from_folder(cls, folder: StrPath) -> ExpertSource:
         """Read an expert's folder.
 
         Raises:
             ManifestError: `manifest.json` is missing or wrong.
             AdapterError: the adapter's files are missing.
         """
+        folder = Path(folder)
         try:
             manifest = ExpertManifest.from_file(folder / MANIFEST)
         except ManifestError as error:

@@ -26,6 +26,7 @@ from hivellm_ort.contract import Site
 from hivellm_ort.engine.cpu import cpu_flags
 from hivellm_ort.errors import AdapterError, ExpertError, ExportError
 from hivellm_ort.package.archive import sha256_file
+from hivellm_ort.paths import StrPath
 
 __all__ = ["BundleReport", "ExportReport", "PackageReport", "export"]
 
@@ -79,9 +80,9 @@ class ExportReport:
 
 
 def export(
-    base: Path,
-    experts: Sequence[Path],
-    output: Path,
+    base: StrPath,
+    experts: Sequence[StrPath],
+    output: StrPath,
     *,
     precision: str | Sequence[str] | None = None,
     target: str | Sequence[str] = "cpu",
@@ -113,6 +114,7 @@ def export(
         ExpertError: an input is wrong, or `output` is in use; nothing is written then.
     """
     begin = time.perf_counter()
+    base, output = Path(base), Path(output)
     if merged and (len(experts) != 1 or thin):
         raise ExportError("--merge takes exactly one --expert and no --thin: the merged base is the expert")
     plans = plan_bundles(_listed(target), _listed(precision or ()), context, cache)

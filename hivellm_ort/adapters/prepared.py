@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from hivellm_ort.contract import CONTRACT_VERSION
 from hivellm_ort.errors import AdapterError
+from hivellm_ort.paths import StrPath
 
 __all__ = ["PreparedAdapter", "PreparedModule"]
 
@@ -81,7 +82,7 @@ class PreparedAdapter:
         return save(tensors, metadata={_METADATA_KEY: json.dumps(info, sort_keys=True)})
 
     @classmethod
-    def from_file(cls, path: Path, *, sha256: str | None = None) -> PreparedAdapter:
+    def from_file(cls, path: StrPath, *, sha256: str | None = None) -> PreparedAdapter:
         """Read `adapter.safetensors`.
 
         Args:
@@ -91,6 +92,7 @@ class PreparedAdapter:
         Raises:
             AdapterError: the file is truncated, or is no prepared adapter of this contract.
         """
+        path = Path(path)
         tensors, metadata = _read(path)
         info = _info(metadata, path.name)
         version = str(info.get("contract_version"))

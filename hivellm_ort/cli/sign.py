@@ -18,6 +18,7 @@ from hivellm_ort.integrity.verification import verify as verify_package
 from hivellm_ort.loading.opening import open_with_progress
 from hivellm_ort.package.archive import Progress
 from hivellm_ort.package.store import Store
+from hivellm_ort.textfile import decode_text
 
 __all__ = ["sign", "verify"]
 
@@ -106,8 +107,8 @@ def _sidecar(package: Path, sha256: str) -> str | None:
         return None
     try:
         with path.open("rb") as file:
-            words = file.read(1024).decode("latin-1").split()
-    except OSError:
+            words = decode_text(file.read(1024)).split()
+    except (OSError, UnicodeDecodeError):
         return "unreadable"
     return "matches" if words and words[0].lower() == sha256 else "differs"
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from hivellm_ort.errors import IntegrityError, LoadError, OptionError
 from hivellm_ort.integrity.ed25519 import PREFIX, SEED_BYTES, checked_key, new_seed, public_key
+from hivellm_ort.paths import StrPath
+from hivellm_ort.textfile import decode_text
 
 __all__ = ["generate_key", "public_path", "read_private_key", "read_public_key"]
 
@@ -26,7 +28,7 @@ def public_path(path: Path) -> Path:
     return path.with_suffix(".pub")
 
 
-def generate_key(path: Path) -> str:
+def generate_key(path: StrPath) -> str:
     """Make a key and write both its files. Neither may be there, and after an error neither is.
 
     Only the user may read the private one (mode 0600; on Windows the folder's access list decides).
@@ -41,6 +43,7 @@ def generate_key(path: Path) -> str:
         LoadError: A file is there already or cannot be written.
         ValueError: The path has the suffix of public keys.
     """
+    path = Path(path)
     public = public_path(path)
     if public == path:
         raise OptionError(f"{path}: .pub is for the public key; give the private key another suffix")
@@ -55,7 +58,7 @@ def generate_key(path: Path) -> str:
     return key
 
 
-def read_private_key(path: Path) -> bytes:
+def read_private_key(path: StrPath) -> bytes:
     """Read a private key file; warn if other users of the machine can read it too.
 
     Returns:
@@ -65,6 +68,7 @@ def read_private_key(path: Path) -> bytes:
         IntegrityError: The file does not hold exactly 32 bytes.
         LoadError: It cannot be read.
     """
+    path = Path(path)
     try:
         with path.open("rb") as file:
             seed = file.read(SEED_BYTES + 1)
@@ -82,7 +86,7 @@ def read_private_key(path: Path) -> bytes:
     return seed
 
 
-def read_public_key(source: str | Path) -> str:
+def read_public_key(source: StrPath) -> str:
     """A public key given as text, or as the file that holds it.
 
     Args:
@@ -94,6 +98,7 @@ def read_public_key(source: str | Path) -> str:
     """
     if isinstance(source, str) and source.startswith(PREFIX):
         return checked_key(source)
+    source = os.fspath(source)
     try:
         with Path(source).open("rb") as file:
             data = file.read(_MAX_PUBLIC_BYTES)
@@ -103,7 +108,11 @@ def read_public_key(source: str | Path) -> str:
             f"give a .pub file, or {PREFIX} and 64 hex digits"
         ) from error
     try:
-        return checked_key(data.decode("latin-1").rstrip())
+        return checked_key(decode_text(data).rstrip())
+    except UnicodeDecodeError as error:
+        raise IntegrityError(
+            f"{source}: the file is no public key, for it is no text in {error.encoding.upper()}; name the .pub file"
+        ) from error
     except IntegrityError as error:
         raise IntegrityError(f"{source}: {error}") from error
 

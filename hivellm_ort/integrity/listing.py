@@ -11,10 +11,10 @@ from typing import Any
 from hivellm_ort.errors import IntegrityError
 from hivellm_ort.package.archive import Limits, Member, sha256_file
 from hivellm_ort.package.manifest import MANIFEST
-from hivellm_ort.package.names import MemberNames, member_name, shown
+from hivellm_ort.package.names import MemberNames, is_system_file, member_name, shown
 from hivellm_ort.package.store import UnpackedPackage
 
-__all__ = ["compare", "field", "listed_digests", "members_of"]
+__all__ = ["compare", "covered", "field", "listed_digests", "members_of"]
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _MAX_FILES = Limits().max_members
@@ -60,6 +60,19 @@ def listed_digests(block: Mapping[str, Any]) -> dict[str, str]:
                 f"{MANIFEST}: /integrity/files: the digest of {shown(name)} is no SHA-256 in lower-case hex"
             )
     return files
+
+
+def covered(listed: Mapping[str, str], members: Mapping[str, Member]) -> dict[str, Member]:
+    """The members that a signature must cover.
+
+    Those are all but the files that macOS and Windows add and the signature does not list. These are never unpacked
+    and never read, also in a folder opened in place, so whoever adds one changes nothing that is used.
+
+    Args:
+        listed: Names and digests in the integrity block.
+        members: All members by name.
+    """
+    return {name: member for name, member in members.items() if name in listed or not is_system_file(name)}
 
 
 def compare(listed: Mapping[str, str], members: Mapping[str, Member]) -> None:

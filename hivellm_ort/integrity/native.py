@@ -26,8 +26,9 @@ The message. It is UTF-8 text: the line `hivellm-ort package 1`, then for each m
 the UTF-8 bytes of its path, the line `<SHA-256> <size> <path>`: the digest in 64 lower-case hex digits, the size
 in bytes as a decimal number, one space between them, `/` between the parts of the path. Each line, the last one
 too, ends with the byte 0A. For `manifest.json` digest and size are those of the stripped manifest. Members are
-the regular files that the archive really holds, each path once. A path never holds a control character, so no
-two lists of members give the same message.
+the regular files that the archive really holds, each path once; files that macOS and Windows add (`._NAME`,
+`.DS_Store`, `Thumbs.db`, `desktop.ini`) are members only where `files` lists them. A path never holds a control
+character, so no two lists of members give the same message.
 
 The signature is that of pure Ed25519 (RFC 8032) over the message.
 """
@@ -42,7 +43,7 @@ from typing import Any
 
 from hivellm_ort.errors import IntegrityError, ManifestError
 from hivellm_ort.integrity import ed25519
-from hivellm_ort.integrity.listing import compare, field, listed_digests
+from hivellm_ort.integrity.listing import compare, covered, field, listed_digests
 from hivellm_ort.package.archive import Member
 from hivellm_ort.package.manifest import MANIFEST
 
@@ -117,7 +118,9 @@ def verified_key(
     field(block, "signature_algorithm", _ALGORITHM)
     key = field(block, "pubkey", ed25519.PUBLIC_KEY)
     signature = field(block, "signature", ed25519.SIGNATURE)
-    compare(listed_digests(block), members)
+    listed = listed_digests(block)
+    members = covered(listed, members)
+    compare(listed, members)
     stripped = text[: -len(_END) - len(signature)] + _END
     if not ed25519.is_valid(key, signature, _message(stripped, members.values())):
         raise IntegrityError(f"{MANIFEST} or the signature in it was changed after signing")

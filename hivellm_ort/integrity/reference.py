@@ -30,7 +30,7 @@ from typing import Any
 
 from hivellm_ort.errors import IntegrityError
 from hivellm_ort.integrity.ed25519 import PUBLIC_KEY, SIGNATURE, is_valid
-from hivellm_ort.integrity.listing import compare, field, listed_digests
+from hivellm_ort.integrity.listing import compare, covered, field, listed_digests
 from hivellm_ort.package.archive import Member
 from hivellm_ort.package.manifest import MANIFEST
 
@@ -78,7 +78,7 @@ def verified_key(text: bytes, block: Mapping[str, Any], members: Mapping[str, Me
         raise IntegrityError("signed twice by expert-cli, which leaves nothing to verify the manifest by")
     if MANIFEST not in listed:
         raise IntegrityError(f"{MANIFEST} was not signed")
-    rest = dict(members)
+    rest = covered(listed, members)
     repeated = rest.pop(SIGNATURE_FILE, None)
     if repeated is None:
         raise IntegrityError(f"{SIGNATURE_FILE} is missing")

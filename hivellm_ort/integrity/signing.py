@@ -15,6 +15,7 @@ from hivellm_ort.integrity.reference import SIGNATURE_FILE
 from hivellm_ort.package.archive import DEFAULT_LIMITS, Limits, Progress, extract, write
 from hivellm_ort.package.jsonfile import read_json
 from hivellm_ort.package.manifest import MANIFEST
+from hivellm_ort.paths import StrPath
 
 __all__ = ["SignedPackage", "sign"]
 
@@ -39,18 +40,19 @@ class SignedPackage:
 
 
 def sign(
-    package: Path,
-    private_key: Path,
+    package: StrPath,
+    private_key: StrPath,
     *,
     publisher: str,
-    output: Path | None = None,
+    output: StrPath | None = None,
     limits: Limits = DEFAULT_LIMITS,
     progress: Progress | None = None,
 ) -> SignedPackage:
     """Write a package again with a signature. A reader sees the old one or the new one, whole.
 
-    Pickles, executables and the reference tool's `signature.sig` are left out. An integrity block that is there
-    is replaced, valid or not: the signature says that you vouch for what the package holds now.
+    Pickles, executables, what macOS and Windows add and the reference tool's `signature.sig` are left out. An
+    integrity block that is there is replaced, valid or not: the signature says that you vouch for what the package
+    holds now.
 
     Args:
         package: The `.expert` file.
@@ -69,7 +71,8 @@ def sign(
     if not publisher.strip() or len(publisher) > _MAX_PUBLISHER or not publisher.isprintable():
         raise OptionError(f"publisher {publisher[:80]!a}: give 1 to {_MAX_PUBLISHER} printable characters")
     seed = read_private_key(private_key)
-    target = package if output is None else output
+    package = Path(package)
+    target = package if output is None else Path(output)
     try:
         # Beside the target, where there has to be room for the package anyway.
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".signing-") as scratch:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, get_args
 
 from hivellm_ort.errors import IntegrityError, LoadError, OptionError, argument
@@ -14,6 +14,7 @@ from hivellm_ort.integrity.truststore import TrustStore, checked_keys
 from hivellm_ort.integrity.verdict import Verdict
 from hivellm_ort.integrity.verification import verify
 from hivellm_ort.package.store import UnpackedPackage
+from hivellm_ort.paths import StrPath
 
 __all__ = ["Policy", "Trust", "check"]
 
@@ -55,7 +56,7 @@ class Trust:
         return TrustStore().mapping() if self.keys is None else self.keys
 
 
-def check(package: UnpackedPackage, trust: Trust, *, where: str | Path | None = None) -> Verdict:
+def check(package: UnpackedPackage, trust: Trust, *, where: StrPath | None = None) -> Verdict:
     """Verify a package and refuse it if the policy does.
 
     A package that loads with a warning warns once in a process, a folder once for its path.
@@ -83,7 +84,7 @@ def check(package: UnpackedPackage, trust: Trust, *, where: str | Path | None = 
         return Verdict(status="failed", reason=str(error))
     if verdict.status == "verified" or trust.policy == "off":
         return verdict
-    name = where or (f"package {package.sha256[:12]}…" if package.sha256 else package.root)
+    name = os.fspath(where or "") or (f"package {package.sha256[:12]}…" if package.sha256 else package.root)
     if verdict.status == "failed" or trust.policy == "require":
         raise IntegrityError(f"{name}: {verdict}; {_cure(verdict)}")
     if _first_time(package.sha256 or str(package.root.resolve())):

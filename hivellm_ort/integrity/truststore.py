@@ -18,6 +18,7 @@ from hivellm_ort.integrity.verdict import short_key
 from hivellm_ort.package.folders import default_root
 from hivellm_ort.package.jsonfile import read_json
 from hivellm_ort.package.names import shown
+from hivellm_ort.paths import StrPath
 
 __all__ = ["TrustStore", "checked_keys"]
 
@@ -39,8 +40,8 @@ class TrustStore:
         path: The file; it need not be there.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
-        self.path = _default_path() if path is None else path
+    def __init__(self, path: StrPath | None = None) -> None:
+        self.path = _default_path() if path is None else Path(path)
 
     def mapping(self) -> dict[str, str]:
         """The names and their public keys, in the order they were added; none without a file.

@@ -10,7 +10,7 @@ from hivellm_ort.adapters.config import ADAPTER_CONFIG
 from hivellm_ort.adapters.prepare import ADAPTER_WEIGHTS
 from hivellm_ort.errors import AdapterError, IntegrityError
 from hivellm_ort.package.manifest import BaseModelRef, ExpertManifest
-from hivellm_ort.package.names import member_name, shown
+from hivellm_ort.package.names import is_system_file, member_name, shown
 from hivellm_ort.package.store import UnpackedPackage
 
 __all__ = ["AdapterFiles", "find_adapter_files"]
@@ -59,6 +59,8 @@ def _places(root: Path, path: str) -> Iterator[Path]:
         name = member_name(path.rstrip("/"))
     except IntegrityError:
         return  # a path of the trainer's machine, or one that leaves the package
+    if is_system_file(name):
+        return  # no signature need cover it
     yield root / name
     yield root / "weights" / name
 

@@ -10,8 +10,9 @@ from hivellm_ort.grammar.grammar import Grammar, Kind
 from hivellm_ort.grammar.limits import DEFAULT, GrammarLimits
 from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
 from hivellm_ort.package.manifest_parts import DecodingDefaults
-from hivellm_ort.package.names import member_name, shown
+from hivellm_ort.package.names import is_system_file, member_name, shown
 from hivellm_ort.package.store import UnpackedPackage
+from hivellm_ort.textfile import decode_text
 
 __all__ = ["GRAMMAR", "find_grammar"]
 
@@ -73,7 +74,7 @@ def _file(package: UnpackedPackage, decoding: DecodingDefaults) -> Path | None:
         path = package.root / member_name(named or GRAMMAR)
     except IntegrityError as error:
         raise LoadError(f"{MANIFEST}: /training/decoding/grammar_file: {error}") from error
-    if path.is_file():
+    if path.is_file() and not is_system_file(path.name):
         return path
     if named and decoding.use_grammar:
         raise LoadError(
@@ -89,6 +90,6 @@ def _text(path: Path, limits: GrammarLimits) -> str:
             content = file.read(limits.max_bytes + 1)
         if len(content) > limits.max_bytes:
             raise LoadError(f"{path.name}: larger than {limits.max_bytes} bytes: shorten the grammar")
-        return content.decode("utf-8-sig")
+        return decode_text(content)
     except (OSError, UnicodeDecodeError) as error:
         raise LoadError(f"{path.name}: not a text in UTF-8 ({error}): save it as such") from error

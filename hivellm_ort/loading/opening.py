@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 
@@ -11,11 +12,16 @@ from hivellm_ort.package.store import Store, UnpackedPackage, open_package
 
 __all__ = ["open_with_progress"]
 
+_LOG = logging.getLogger("hivellm_ort")
+
 
 def open_with_progress(
     path: Path, store: Store, *, limits: Limits = DEFAULT_LIMITS, checking: Check = "size"
 ) -> UnpackedPackage:
-    """As `open_package`, with a progress bar on a terminal; none where there is no standard error at all."""
+    """As `open_package`, with a progress bar on a terminal; none where there is no standard error at all.
+
+    The notes on the package are logged as INFO.
+    """
     from tqdm import tqdm
 
     size = path.stat().st_size if path.is_file() else None
@@ -29,4 +35,7 @@ def open_with_progress(
         delay=1,
         leave=False,
     ) as bar:
-        return open_package(path, store, limits=limits, check=checking, progress=bar.update)
+        package = open_package(path, store, limits=limits, check=checking, progress=bar.update)
+    for note in package.notes:
+        _LOG.info("%s: %s", path, note)
+    return package

@@ -15,12 +15,13 @@ from hivellm_ort.package.members import bundle_members_of, root_members
 from hivellm_ort.package.packing import Progress, write
 from hivellm_ort.package.store import UnpackedPackage
 from hivellm_ort.package.targets import FOLDER
+from hivellm_ort.paths import StrPath
 
 __all__ = ["pack"]
 
 
 def pack(
-    package: UnpackedPackage, output: Path, manifest: ExpertManifest, *, progress: Progress | None = None
+    package: UnpackedPackage, output: StrPath, manifest: ExpertManifest, *, progress: Progress | None = None
 ) -> None:
     """Write a folder that was opened as a package to a `.expert` file.
 

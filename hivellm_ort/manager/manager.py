@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 from hivellm_ort.decoding.serving import refuse_to_wait
 from hivellm_ort.decoding.stream import AsyncTextStream, TextStream
 from hivellm_ort.errors import LoadError, OptionError, OptionTypeError, UnknownExpertError
-from hivellm_ort.expert import Expert, StrPath
+from hivellm_ort.expert import Expert
 from hivellm_ort.integrity import Policy, Trust
 from hivellm_ort.loading.opening import open_with_progress
 from hivellm_ort.manager.constraints import check_constraints, check_replacement, in_load_order, needed_by
@@ -31,6 +31,7 @@ from hivellm_ort.options import (
 from hivellm_ort.package.archive import DEFAULT_LIMITS, Limits
 from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
 from hivellm_ort.package.store import Store
+from hivellm_ort.paths import StrPath
 from hivellm_ort.requests import DEFAULT_BATCH_SIZE, Asked, answer_all, base_voice
 from hivellm_ort.result import InferenceResult
 from hivellm_ort.text.messages import question_of

@@ -12,9 +12,17 @@ from pathlib import Path
 from typing import BinaryIO
 
 from hivellm_ort.errors import IntegrityError, LoadError
-from hivellm_ort.package.names import MemberNames, member_name, never_loaded, shown
+from hivellm_ort.package.names import (
+    MemberNames,
+    is_system_file,
+    is_weights,
+    member_name,
+    never_loaded,
+    shown,
+)
 from hivellm_ort.package.packing import Progress, write
 from hivellm_ort.package.tarstream import Header, Inflated, headers
+from hivellm_ort.paths import StrPath
 
 __all__ = [
     "DEFAULT_LIMITS",
@@ -27,7 +35,11 @@ __all__ = [
     "write",
 ]
 
-_GIB = 1 << 30
+_MIB, _GIB = 1 << 20, 1 << 30
+# Bytes of one member before its ratio counts: the largest real texts compress ten to one, and half of an untrained
+# adapter's weights are zeros, with which they may begin.
+_FREE_TEXT, _FREE_WEIGHTS = 1 * _MIB, 64 * _MIB
+_NOTED = 3  # names of system files that a note gives
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,15 +48,20 @@ class Limits:
 
     Attributes:
         max_members: Entries of the archive, folders and skipped files included.
-        max_member_bytes: Bytes of one file.
+        max_member_bytes: Bytes of one file of weights, such as `.bin`, `.onnx` and `.safetensors`.
+        max_text_bytes: Bytes of any other file. The largest tokenizers have 35 MB.
         max_total_bytes: Bytes of all files together.
-        max_ratio: Bytes of output per compressed byte, once there is more than 1 MiB of output.
+        max_ratio: Bytes of output per compressed byte of the archive, once it unpacks to more than 16 MiB.
+        max_member_ratio: Bytes of output per compressed byte of one file, beyond its first 64 MiB (weights) or 1 MiB
+            (any other file).
     """
 
     max_members: int = 4096
     max_member_bytes: int = 8 * _GIB
+    max_text_bytes: int = 64 * _MIB
     max_total_bytes: int = 16 * _GIB
     max_ratio: float = 200.0
+    max_member_ratio: float = 50.0
 
 
 DEFAULT_LIMITS = Limits()
@@ -72,8 +89,9 @@ class ArchiveContents:
     Attributes:
         sha256: Hex digest of the archive itself.
         members: The files written, in the archive's order.
-        skipped: Files left out because they are pickles, programs or scripts; signatures cover them too.
-        notes: One sentence for each member that was skipped or came twice.
+        skipped: Files left out: pickles, programs and scripts, which signatures cover too, and what macOS and Windows
+            add beside files, which they need not cover.
+        notes: One sentence for each member that was skipped or came twice; one for all that macOS and Windows added.
     """
 
     sha256: str
@@ -82,18 +100,22 @@ class ArchiveContents:
     notes: tuple[str, ...]
 
 
-def sha256_file(path: Path) -> str:
+def sha256_file(path: StrPath) -> str:
     """Hex SHA-256 of a file's bytes.
 
     Raises:
         OSError: The file cannot be read.
     """
-    with path.open("rb") as file:
+    with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def extract(
-    package: Path, destination: Path, *, limits: Limits = DEFAULT_LIMITS, progress: Progress | None = None
+    package: StrPath,
+    destination: StrPath,
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+    progress: Progress | None = None,
 ) -> ArchiveContents:
     """Write the files of a package under a folder, and nothing if one of them is not acceptable.
 
@@ -110,6 +132,7 @@ def extract(
         IntegrityError: The archive is damaged, unsafe, or passes a limit.
         LoadError: The package cannot be read or the folder not written, or the folder is not empty.
     """
+    package, destination = Path(package), Path(destination)
     try:
         destination.mkdir(parents=True, exist_ok=True)
         if any(destination.iterdir()):
@@ -137,6 +160,7 @@ class _Extraction:
         self._members: dict[str, Member] = {}
         self._skipped: dict[str, Member] = {}
         self._notes: list[str] = []
+        self._system_files: list[str] = []
         self._total = 0
 
     def run(self, stream: Inflated) -> ArchiveContents:
@@ -144,6 +168,8 @@ class _Extraction:
             if count > self._limits.max_members:
                 raise _beyond("the archive", f"more than {self._limits.max_members} members", "max_members")
             self._accept(header, stream)
+        if self._system_files:
+            self._notes.append(_left_out(self._system_files))
         return ArchiveContents(
             sha256=stream.sha256,
             members=tuple(self._members.values()),
@@ -158,14 +184,17 @@ class _Extraction:
         new = self._names.add(name, directory=header.directory)
         if header.directory:
             return
-        self._check_size(name, header.size)
-        skip = never_loaded(name)
+        self._check_size(name, header.size, stream)
+        system_file = is_system_file(name)
+        skip = system_file or never_loaded(name)
         kept = self._skipped if skip else self._members
         if new and not skip:
             kept[name] = Member(name, header.size, self._write(name, header.size, stream))
             return
-        member = Member(name, header.size, _digest(stream, header.size))
-        if new:
+        member = Member(name, header.size, self._digest(name, header.size, stream))
+        if new and system_file:
+            self._system_files.append(name)
+        elif new:
             self._notes.append(f"{name} was left out: pickles, programs and scripts are never loaded")
         elif kept[name] != member:
             raise IntegrityError(
@@ -175,19 +204,20 @@ class _Extraction:
             self._notes.append(f"{name} comes twice with the same bytes")
         kept[name] = member
 
-    def _check_size(self, name: str, size: int) -> None:
+    def _check_size(self, name: str, size: int, stream: Inflated) -> None:
         # Exactly `size` bytes are read for the member, so this bounds the output before any of it is written.
         self._total += size
-        if size > self._limits.max_member_bytes:
-            raise _beyond(
-                f"member {shown(name)}",
-                f"more than {self._limits.max_member_bytes} bytes",
-                "max_member_bytes",
-            )
+        limits = {"max_member_bytes": self._limits.max_member_bytes}
+        if not is_weights(name):
+            limits["max_text_bytes"] = self._limits.max_text_bytes
+        limit = min(limits, key=limits.__getitem__)
+        if size > limits[limit]:
+            raise _beyond(f"member {shown(name)}", f"more than {limits[limit]} bytes", limit)
         if self._total > self._limits.max_total_bytes:
             raise _beyond(
                 "the archive", f"more than {self._limits.max_total_bytes} bytes unpacked", "max_total_bytes"
             )
+        stream.check(self._total)
 
     def _write(self, name: str, size: int, stream: Inflated) -> str:
         path = self._destination.joinpath(*name.split("/"))
@@ -198,20 +228,29 @@ class _Extraction:
             # The names differ, but not for this file system (short 8.3 names, say).
             raise IntegrityError(f"member {shown(name)} collides with an earlier one; rename it") from None
         with file:
-            digest = _digest(stream, size, file)
+            digest = self._digest(name, size, stream, file)
             file.flush()
             os.fsync(file.fileno())
         return digest
 
+    def _digest(self, name: str, size: int, stream: Inflated, file: BinaryIO | None = None) -> str:
+        """Hash the next `size` bytes, which are a member's, and write them if there is a file."""
+        digest = hashlib.sha256()
+        free = _FREE_WEIGHTS if is_weights(name) else _FREE_TEXT
+        for data in stream.member(name, size, free=free, max_ratio=self._limits.max_member_ratio):
+            digest.update(data)
+            if file is not None:
+                file.write(data)
+        return digest.hexdigest()
 
-def _digest(stream: Inflated, size: int, file: BinaryIO | None = None) -> str:
-    """Hash the next `size` bytes, and write them if there is a file."""
-    digest = hashlib.sha256()
-    for data in stream.chunks(size):
-        digest.update(data)
-        if file is not None:
-            file.write(data)
-    return digest.hexdigest()
+
+def _left_out(names: list[str]) -> str:
+    if len(names) == 1:
+        return f"{names[0]} was left out: macOS or Windows added it, no package needs it"
+    more = f" and {len(names) - _NOTED} more" if len(names) > _NOTED else ""
+    return (
+        f"{', '.join(names[:_NOTED])}{more} were left out: macOS or Windows added them, no package needs them"
+    )
 
 
 def _beyond(what: str, fault: str, limit: str) -> IntegrityError:

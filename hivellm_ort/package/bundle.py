@@ -10,7 +10,7 @@ from hivellm_ort.errors import IntegrityError, LoadError, ManifestError
 from hivellm_ort.package.archive import sha256_file
 from hivellm_ort.package.filecheck import FileChecks, is_digest
 from hivellm_ort.package.jsonfile import Node, read_json
-from hivellm_ort.package.names import member_name, shown
+from hivellm_ort.package.names import is_system_file, member_name, shown
 
 __all__ = ["FileRecord", "listed_files", "stored_fault"]
 
@@ -60,7 +60,7 @@ def stored_fault(folder: Path, checks: FileChecks) -> str | None:
 
 def _plain(name: str) -> str:
     try:
-        if member_name(name) == name:
+        if member_name(name) == name and not is_system_file(name):
             return name
     except IntegrityError:
         pass

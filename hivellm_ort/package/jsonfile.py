@@ -19,6 +19,7 @@ from hivellm_ort.package.jsontext import (
     pointer_of,
 )
 from hivellm_ort.package.problems import Problem, Report, error_of
+from hivellm_ort.textfile import decode_text
 
 __all__ = ["MAX_JSON_BYTES", "JsonObject", "Node", "read_json", "report_on", "type_name"]
 
@@ -48,10 +49,10 @@ class JsonObject(dict[str, Any]):
 
 
 def read_json(path: Path) -> JsonObject:
-    """Read a UTF-8 JSON file (a byte order mark is fine) that holds one object.
+    """Read a JSON file that holds one object, in UTF-8 or the encoding of its byte order mark.
 
     Raises:
-        ManifestError: The file is missing, unreadable, larger than `MAX_JSON_BYTES`, not UTF-8, not JSON
+        ManifestError: The file is missing, unreadable, larger than `MAX_JSON_BYTES`, not such a text, not JSON
             (NaN, Infinity and numbers beyond a double are not), repeats a key, is nested deeper than
             `MAX_DEPTH`, holds more than `MAX_VALUES` values, or holds no object.
     """
@@ -64,11 +65,16 @@ def read_json(path: Path) -> JsonObject:
     if len(data) > MAX_JSON_BYTES:
         raise ManifestError(f"{where}: larger than {MAX_JSON_BYTES >> 20} MiB; shorten it")
     try:
-        text = data.decode("utf-8-sig")
+        text = decode_text(data)
     except UnicodeDecodeError as error:
-        good = error.object[: error.start].decode()
+        good = error.object[: error.start].decode(error.encoding)
         byte = len(data) - len(error.object) + error.start
-        raise _fault(where, good, len(good), f"byte {byte} is not UTF-8; save the file as UTF-8") from error
+        encoding = error.encoding.upper()
+        raise _fault(
+            where, good, len(good), f"byte {byte} is not {encoding}; save the file as UTF-8"
+        ) from error
+    if "\0" in text[:2]:
+        raise _fault(where, text, 0, "UTF-16 without a byte order mark; save the file as UTF-8")
     try:
         value = json.loads(
             text, object_pairs_hook=_unique, parse_constant=_number, parse_float=_number, parse_int=_whole

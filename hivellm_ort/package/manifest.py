@@ -26,6 +26,7 @@ from hivellm_ort.package.manifest_reader import read_fields
 from hivellm_ort.package.manifest_schema import all_problems
 from hivellm_ort.package.names import member_name
 from hivellm_ort.package.problems import error_of
+from hivellm_ort.paths import StrPath
 
 __all__ = [
     "MANIFEST",
@@ -84,7 +85,7 @@ class ExpertManifest:
     raw: Mapping[str, Any] = field(repr=False, compare=False)
 
     @classmethod
-    def from_file(cls, path: Path, *, strict: bool = False) -> ExpertManifest:
+    def from_file(cls, path: StrPath, *, strict: bool = False) -> ExpertManifest:
         """Read a manifest file.
 
         Args:
@@ -94,6 +95,7 @@ class ExpertManifest:
         Raises:
             ManifestError: The file is missing or no strict JSON, or as `from_dict`.
         """
+        path = Path(path)
         return cls.from_dict(read_json(path), where=path.name, strict=strict)
 
     @classmethod

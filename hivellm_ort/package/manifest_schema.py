@@ -23,6 +23,7 @@ from hivellm_ort.package.jsontext import MAX_DEPTH, pointer_of
 from hivellm_ort.package.manifest_reader import read_fields
 from hivellm_ort.package.names import shown
 from hivellm_ort.package.problems import MAX_PROBLEMS, Problem, Report
+from hivellm_ort.paths import StrPath
 
 if TYPE_CHECKING:
     from jsonschema import Draft202012Validator, ValidationError
@@ -41,7 +42,7 @@ _TYPES = {
 _LIMITS = {"minimum": "at least", "maximum": "at most", "exclusiveMinimum": "above"}
 
 
-def schema_problems(path: Path) -> list[str]:
+def schema_problems(path: StrPath) -> list[str]:
     """What the schema objects to in a manifest file, for its author.
 
     Args:
@@ -54,6 +55,7 @@ def schema_problems(path: Path) -> list[str]:
     Raises:
         ManifestError: The file is missing or no strict JSON.
     """
+    path = Path(path)
     mapping = read_json(path)
     report = report_on(mapping, path.name, lenient=True)
     warned = set()

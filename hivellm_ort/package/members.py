@@ -8,6 +8,7 @@ from pathlib import Path
 from hivellm_ort.contract import DECODER_JSON
 from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
 from hivellm_ort.package.targets import FOLDER, files_of
+from hivellm_ort.textfile import decode_text
 
 __all__ = ["bundle_members_of", "root_members"]
 
@@ -27,11 +28,15 @@ _TEXTS = ("grammar.gbnf", "README.md", "LICENSE")
 def root_members(folder: Path, manifest: ExpertManifest) -> list[tuple[str, Path | bytes]]:
     """The files of an expert's folder that belong at a package's root, the manifest first.
 
-    Everything else in the folder stays out: checkpoints, optimizer states, scripts.
+    Everything else in the folder stays out: checkpoints, optimizer states, scripts. A manifest with a byte order mark
+    is packed as UTF-8 without one, as other readers need it.
     """
     grammar = manifest.decoding.grammar_file
     names = dict.fromkeys((MANIFEST, *_ADAPTER, *_TOKENIZER, *_TEXTS, *([grammar] if grammar else [])))
-    return [(name, folder / name) for name in names if (folder / name).is_file()]
+    members: list[tuple[str, Path | bytes]] = [
+        (name, folder / name) for name in names if (folder / name).is_file()
+    ]
+    return [(name, _plain(folder / name) if name == MANIFEST else source) for name, source in members]
 
 
 def bundle_members_of(folders: Sequence[Path]) -> list[tuple[str, Path | bytes]]:
@@ -52,3 +57,9 @@ def bundle_members_of(folders: Sequence[Path]) -> list[tuple[str, Path | bytes]]
                 written.add(key)
                 members.append((f"{prefix}/{name}", path))
     return members
+
+
+def _plain(manifest: Path) -> Path | bytes:
+    data = manifest.read_bytes()
+    marked = data[:1] in (b"\xef", b"\xfe", b"\xff", b"\0")  # as no JSON begins
+    return decode_text(data).encode() if marked else manifest

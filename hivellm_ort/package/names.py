@@ -11,7 +11,15 @@ import unicodedata
 from hivellm_ort.contract import WEIGHTS_FILE
 from hivellm_ort.errors import IntegrityError
 
-__all__ = ["MAX_NAME_BYTES", "MemberNames", "member_name", "never_loaded", "shown"]
+__all__ = [
+    "MAX_NAME_BYTES",
+    "MemberNames",
+    "is_system_file",
+    "is_weights",
+    "member_name",
+    "never_loaded",
+    "shown",
+]
 
 MAX_NAME_BYTES = 240
 """Longest member name, in UTF-8 bytes: below every file system's limit for one part of a path."""
@@ -34,7 +42,15 @@ _NEVER_LOADED = re.compile(
     re.IGNORECASE,
 )
 # The weights of a bundle: read as numbers, whatever their ending says.
-_WEIGHTS = re.compile(rf"onnx/(?:[^/]+/)?{re.escape(WEIGHTS_FILE)}\Z")
+_BUNDLE_WEIGHTS = re.compile(rf"onnx/(?:[^/]+/)?{re.escape(WEIGHTS_FILE)}\Z")
+# Files that may be as large as a model; a checkpoint's are among them, though they are left out.
+_WEIGHTS = re.compile(
+    rf"(?:\.(?:{'|'.join(_PICKLES.split())}|safetensors|gguf|onnx|data)|_data)\Z", re.IGNORECASE
+)
+# What Finder and Explorer keep in a folder. AppleDouble files, `._NAME`, hold what macOS knows of the file NAME.
+_SYSTEM_FILES = frozenset({".ds_store", "thumbs.db", "desktop.ini"})
+_APPLE_DOUBLE = "._"
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
 
 def shown(name: str) -> str:
@@ -64,7 +80,22 @@ def member_name(raw: str) -> str:
 def never_loaded(name: str) -> bool:
     """Whether a member is left out because its ending says pickle, program or script."""
     # ONNX Runtime reads the base's external data from this one name; it is plain tensors.
-    return _NEVER_LOADED.search(name) is not None and _WEIGHTS.match(name) is None
+    return _NEVER_LOADED.search(name) is not None and _BUNDLE_WEIGHTS.match(name) is None
+
+
+def is_system_file(name: str) -> bool:
+    """Whether a file is one that macOS or Windows adds beside others.
+
+    These are `._NAME`, `.DS_Store`, `Thumbs.db` and `desktop.ini`, in any folder. Such a file is never unpacked and
+    never read, so a signature need not cover it.
+    """
+    last = name.rpartition("/")[2]
+    return last.startswith(_APPLE_DOUBLE) or last.lower() in _SYSTEM_FILES
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file may be as large as a model; every other file is a text, a tokenizer or the like."""
+    return _WEIGHTS.search(name) is not None and not is_system_file(name)
 
 
 class MemberNames:
@@ -114,6 +145,10 @@ def _fault(name: str) -> str | None:
     """Why a name is not allowed, or None."""
     if name.startswith("/"):
         return "absolute names are not allowed"
+    if _DRIVE.match(name):
+        return "names with a drive are not allowed"
+    if "\\" in name:
+        return "a backslash is not allowed in names, folders are joined by /"
     bad = next((c for c in name if c in _FORBIDDEN or unicodedata.category(c) in _FORBIDDEN_CATEGORIES), None)
     if bad is not None:
         return f"character {bad!a} is not allowed in names"

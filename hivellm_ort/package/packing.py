@@ -13,7 +13,8 @@ from typing import BinaryIO
 
 from hivellm_ort.errors import IntegrityError
 from hivellm_ort.package.folders import sync_folder
-from hivellm_ort.package.names import MemberNames, member_name, never_loaded, shown
+from hivellm_ort.package.names import MemberNames, is_system_file, member_name, never_loaded, shown
+from hivellm_ort.paths import StrPath
 
 __all__ = ["Progress", "write"]
 
@@ -22,8 +23,8 @@ Progress = Callable[[int], object]
 
 
 def write(
-    package: Path,
-    members: Sequence[tuple[str, Path | bytes]],
+    package: StrPath,
+    members: Sequence[tuple[str, StrPath | bytes]],
     *,
     compresslevel: int = 6,
     progress: Progress | None = None,
@@ -43,7 +44,11 @@ def write(
         OSError: A source cannot be read or the package not written.
     """
     names = MemberNames()
-    checked = [(_writable(raw, names), source) for raw, source in members]
+    package = Path(package)
+    checked = [
+        (_writable(raw, names), source if isinstance(source, bytes) else Path(source))
+        for raw, source in members
+    ]
     scratch = package.with_name(f".{package.name}.{secrets.token_hex(8)}.tmp")
     try:
         with scratch.open("xb") as file:
@@ -61,6 +66,10 @@ def _writable(raw: str, names: MemberNames) -> str:
     if never_loaded(name):
         raise IntegrityError(
             f"member {shown(name)}: pickles, programs and scripts are never loaded from a package; leave it out"
+        )
+    if is_system_file(name):
+        raise IntegrityError(
+            f"member {shown(name)}: files that macOS and Windows add are never unpacked; leave it out"
         )
     if not names.add(name):
         raise IntegrityError(f"member {shown(name)} comes twice; leave one out")

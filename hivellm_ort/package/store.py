@@ -26,6 +26,7 @@ from hivellm_ort.package.records import forget, package_digest
 from hivellm_ort.package.sizes import parse_size
 from hivellm_ort.package.targets import FOLDER, bundle_folders, check_folders, files_of
 from hivellm_ort.package.unpacked import UnpackedPackage, add_bundle, add_package, find_package
+from hivellm_ort.paths import StrPath
 
 __all__ = ["Store", "UnpackedPackage", "default_root", "open_package"]
 
@@ -46,14 +47,14 @@ class Store:
         LoadError: There is neither a root nor a home folder, or `HIVELLM_CACHE_SIZE` is no size.
     """
 
-    def __init__(self, root: Path | None = None, max_bytes: int | None = None) -> None:
-        self.root = (default_root() if root is None else root).absolute()
+    def __init__(self, root: StrPath | None = None, max_bytes: int | None = None) -> None:
+        self.root = Path(default_root() if root is None else root).absolute()
         self.max_bytes = _size_from_environment() if max_bytes is None else max_bytes
         self._layout = Layout(self.root)
 
     def unpack(
         self,
-        package: Path,
+        package: StrPath,
         *,
         limits: Limits = DEFAULT_LIMITS,
         check: Check = "size",
@@ -73,6 +74,7 @@ class Store:
             ManifestError: It has no `manifest.json`, or a `decoder.json` is malformed.
             LoadError: The package cannot be read or the store not written.
         """
+        package = Path(package)
         try:
             digest = package_digest(package, self._layout.records, trusted=check != "digest")
         except OSError as error:
@@ -93,7 +95,7 @@ class Store:
             self.note_use(folder)
         return found
 
-    def gathered(self, folder: Path, package: UnpackedPackage) -> Path:
+    def gathered(self, folder: StrPath, package: UnpackedPackage) -> Path:
         """A bundle of a package, with all its files in one folder.
 
         That is its own folder, but for a package opened in place where targets share files: such a bundle is copied
@@ -108,6 +110,7 @@ class Store:
             ManifestError: A `decoder.json` is malformed.
             LoadError: The store cannot be written.
         """
+        folder = Path(folder)
         if package.sha256:
             return folder
         bundle = files_of(package.bundles)[package.bundles.index(folder)]
@@ -176,13 +179,13 @@ class Store:
         self.note_use(path)
         return path
 
-    def note_use(self, path: Path) -> None:
+    def note_use(self, path: StrPath) -> None:
         """Count a package, base or prepared adapter as used now.
 
         Args:
             path: Its folder or file in the store.
         """
-        note_use(path)
+        note_use(Path(path))
 
     def listing(self, *, check: Check = "size", progress: Progress | None = None) -> StoreListing:
         """List what is here, with what is damaged.
@@ -239,7 +242,7 @@ class Store:
 
 
 def open_package(
-    path: Path,
+    path: StrPath,
     store: Store,
     *,
     limits: Limits = DEFAULT_LIMITS,
@@ -261,6 +264,7 @@ def open_package(
         ManifestError: There is no `manifest.json`, or as `Store.unpack`.
         LoadError: The path is neither a file nor a folder, or as `Store.unpack`.
     """
+    path = Path(path)
     if path.is_file():
         return store.unpack(path, limits=limits, check=check, progress=progress)
     if not path.is_dir():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -21,23 +22,47 @@ __all__ = ["Header", "Inflated", "damaged", "headers"]
 
 _BLOCK = tarfile.BLOCKSIZE
 _CHUNK = 1 << 20
-_FREE_OUTPUT = 1 << 20  # bytes of output before the ratio counts: small files may compress very well
+_PIECE = 16 << 10  # bytes of input read at once: as exactly is it known what a member was unpacked from
+_FREE_OUTPUT = 16 << 20  # bytes of output before the archive's ratio counts: tests have small models of zeros
 # Bytes that may yield no output. What never ends is zeros after the data, empty members or a file name in the
 # header, and all of them are slow to read; gzip itself adds less than a thousandth.
 _FREE_INPUT = 2 << 20
-_MAX_EXTENDED = 16 << 10  # bytes of one extended header; a legal name needs 240
+# Bytes of one extended header, and of all. A legal name needs 240, but macOS and `tar --xattrs` add attributes.
+_MAX_EXTENDED, _MAX_ALL_EXTENDED = 256 << 10, 16 << 20
 _MAX_EXTENDED_IN_A_ROW = 3
 _MAX_TAIL = 1 << 20  # zero bytes after the archive's end; writers pad to 10 KiB
-_SPARSE_RECORD = "GNU.sparse."
+# Records of a file with holes, as GNU tar, bsdtar, star and Solaris write them. The data alone are not the file.
+_SPARSE_RECORDS = ("GNU.sparse.", "SCHILY.realsize", "SUN.holesdata")
+_SPARSE_NAME = "GNU.sparse.name"
+_SPARSE = "sparse file"
 _KINDS = {
     tarfile.LNKTYPE: "hard link",
     tarfile.SYMTYPE: "symbolic link",
     tarfile.CHRTYPE: "character device",
     tarfile.BLKTYPE: "block device",
     tarfile.FIFOTYPE: "fifo",
-    tarfile.GNUTYPE_SPARSE: "sparse file",
+    tarfile.GNUTYPE_SPARSE: _SPARSE,
     tarfile.GNUTYPE_LONGLINK: "link",
 }
+_CURES = {
+    "hard link": "with --hard-dereference",
+    "symbolic link": "with --dereference",
+    "link": "with --dereference",
+    _SPARSE: "without --sparse (bsdtar: with --no-read-sparse)",
+}
+# What people take for a package, by how it begins; a tar has its mark further on.
+_OTHERS = {
+    b"PK\x03\x04": "a ZIP archive",
+    b"BZh": "compressed with bzip2",
+    b"\xfd7zXZ\0": "compressed with xz",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd",
+    b"7z\xbc\xaf\x27\x1c": "a 7-Zip archive",
+    b"version https://git-lfs": "a pointer of Git LFS, and the file itself was not fetched",
+    b"<!DOCTYPE html": "a web page",
+    b"<!doctype html": "a web page",
+    b"<html": "a web page",
+}
+_TAR_MARK, _TAR_MARK_AT = b"ustar", 257
 
 
 def damaged(what: str) -> IntegrityError:
@@ -64,8 +89,8 @@ class Inflated:
     """The uncompressed bytes of a gzip file, held to a ratio, while the compressed ones are hashed.
 
     Args:
-        file: The compressed file.
-        max_ratio: Output bytes allowed per compressed byte, once there is more than 1 MiB of output.
+        file: The compressed file, at its start.
+        max_ratio: Output bytes allowed per compressed byte, of the whole file once there are more than 16 MiB.
         progress: Called with the number of compressed bytes just read.
     """
 
@@ -76,6 +101,10 @@ class Inflated:
         self._max_ratio = max_ratio
         self._progress = progress
         self._hash = hashlib.sha256()
+        self._size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        self._begin = file.read(_BLOCK)
+        file.seek(0)
         self._taken = 0
         self._given = 0
         self._gzip = gzip.GzipFile(fileobj=_Source(self._take), mode="rb")
@@ -84,6 +113,15 @@ class Inflated:
     def sha256(self) -> str:
         """Hex digest of the compressed bytes read so far."""
         return self._hash.hexdigest()
+
+    def check(self, output: int) -> None:
+        """Check whether the whole file may unpack to so many bytes.
+
+        Raises:
+            IntegrityError: That passes the ratio.
+        """
+        if output > max(_FREE_OUTPUT, self._max_ratio * self._size):
+            raise _beyond("the archive", "max_ratio", self._max_ratio)
 
     def read(self, size: int) -> bytes:
         """Read up to `size` bytes, at most 1 MiB; none at the end.
@@ -95,13 +133,9 @@ class Inflated:
         try:
             data = self._gzip.read(min(size, _CHUNK))
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise damaged(f"gzip: {error}") from error
+            raise self._unreadable(error) from error
         self._given += len(data)
-        if self._given > max(_FREE_OUTPUT, self._max_ratio * self._taken):
-            raise IntegrityError(
-                f"the archive unpacks to more than {self._max_ratio:g} times its size (max_ratio); "
-                "raise the limit only for a package you trust"
-            )
+        self.check(self._given)
         return data
 
     def exactly(self, size: int) -> bytes:
@@ -122,8 +156,29 @@ class Inflated:
             size -= len(data)
             yield data
 
+    def member(self, name: str, size: int, *, free: int, max_ratio: float) -> Iterator[bytes]:
+        """Read the `size` bytes of a member piece by piece, and hold them to a ratio of their own.
+
+        Args:
+            name: The member, for messages.
+            size: Its bytes.
+            free: Bytes that may come beyond the ratio.
+            max_ratio: Output bytes allowed per compressed byte of the member.
+
+        Raises:
+            IntegrityError: The member passes the ratio, or as `exactly`.
+            OSError: The file cannot be read.
+        """
+        given, before = 0, self._taken
+        for data in self.chunks(size):
+            given += len(data)
+            # A piece may have been read for the bytes before these.
+            if given > free + max_ratio * (self._taken - before + _PIECE):
+                raise _beyond(f"member {shown(name)}", "max_member_ratio", max_ratio)
+            yield data
+
     def _take(self, size: int) -> bytes:
-        data = self._file.read(size)
+        data = self._file.read(min(size, _PIECE))
         self._taken += len(data)
         if self._taken > _FREE_INPUT + 2 * self._given:
             raise damaged("gzip: it holds next to nothing")
@@ -131,6 +186,14 @@ class Inflated:
         if self._progress is not None and data:
             self._progress(len(data))
         return data
+
+    def _unreadable(self, error: Exception) -> IntegrityError:
+        other = next((what for mark, what in _OTHERS.items() if self._begin.startswith(mark)), None)
+        if self._begin[_TAR_MARK_AT:].startswith(_TAR_MARK):
+            other = "a tar without gzip"
+        if other is None:
+            return damaged(f"gzip: {error}")
+        return IntegrityError(f"the file is no package but {other}; a package is a tar.gz")
 
 
 class _Source:
@@ -143,6 +206,13 @@ class _Source:
         raise OSError(f"a stream cannot seek to {offset}")
 
 
+def _beyond(what: str, limit: str, ratio: float) -> IntegrityError:
+    return IntegrityError(
+        f"{what} unpacks to more than {ratio:g} times its size ({limit}); "
+        "raise the limit only for a package you trust"
+    )
+
+
 def headers(stream: Inflated) -> Iterator[Header]:
     """Yield the files and folders of a tar, and check that it ends as a tar ends.
 
@@ -153,7 +223,7 @@ def headers(stream: Inflated) -> Iterator[Header]:
         OSError: The file cannot be read.
     """
     extended: dict[str, str] = {}
-    in_a_row = 0
+    in_a_row = all_extended = 0
     while True:
         block = stream.exactly(_BLOCK)
         if not block.strip(b"\0"):
@@ -166,8 +236,16 @@ def headers(stream: Inflated) -> Iterator[Header]:
         kind = block[156:157]
         if kind in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME):
             in_a_row += 1
-            if not 0 <= info.size <= _MAX_EXTENDED or in_a_row > _MAX_EXTENDED_IN_A_ROW:
-                raise IntegrityError("the archive has oversized extended headers; pack it again")
+            all_extended += info.size
+            if (
+                not 0 <= info.size <= _MAX_EXTENDED
+                or in_a_row > _MAX_EXTENDED_IN_A_ROW
+                or all_extended > _MAX_ALL_EXTENDED
+            ):
+                raise IntegrityError(
+                    "the archive has oversized extended headers; pack it again without --xattrs "
+                    "(bsdtar: with --no-xattrs)"
+                )
             _extend(extended, kind, stream.exactly(info.size))
             stream.exactly(-info.size % _BLOCK)
             continue
@@ -182,17 +260,21 @@ def headers(stream: Inflated) -> Iterator[Header]:
 
 def _header(info: tarfile.TarInfo, kind: bytes, extended: dict[str, str]) -> Header:
     name = extended.get("path", info.name)
+    if _SPARSE in extended:
+        raise _irregular(extended[_SPARSE] or name, _SPARSE)
     # A v7 folder is a file whose name ends in a slash; frombuf has turned it into a folder already.
     directory = kind == tarfile.DIRTYPE or (kind == tarfile.AREGTYPE and info.isdir())
     if not directory and kind not in (tarfile.REGTYPE, tarfile.AREGTYPE):
-        what = _KINDS.get(kind, f"type {kind.decode('latin-1')!a}")
-        raise IntegrityError(
-            f"member {shown(name)} is no regular file ({what}); pack the archive again without it"
-        )
+        raise _irregular(name, _KINDS.get(kind, f"type {kind.decode('latin-1')!a}"))
     size = int(extended.get("size", info.size))
     if size < 0 or (directory and size):
         raise damaged(f"member {shown(name)} has a size of {size}")
     return Header(name.rstrip("/") if directory else name, size, directory)
+
+
+def _irregular(name: str, what: str) -> IntegrityError:
+    cure = _CURES.get(what, "without it")
+    return IntegrityError(f"member {shown(name)} is no regular file ({what}); pack the archive again {cure}")
 
 
 def _extend(extended: dict[str, str], kind: bytes, data: bytes) -> None:
@@ -210,7 +292,7 @@ def _extend(extended: dict[str, str], kind: bytes, data: bytes) -> None:
 
 
 def _pax_records(data: bytes) -> dict[str, str]:
-    """The path and size of a pax header; its other records do not matter here."""
+    """The path and size of a pax header, and the name of a sparse file; its other records do not matter here."""
     found: dict[str, str] = {}
     start = 0
     while start < len(data):
@@ -222,8 +304,10 @@ def _pax_records(data: bytes) -> dict[str, str]:
         key_bytes, _, value = data[space + 1 : end - 1].partition(b"=")
         key = key_bytes.decode("utf-8", "replace")
         start = end
-        if key.startswith(_SPARSE_RECORD):
-            raise IntegrityError("the archive holds a sparse file; pack it again without --sparse")
+        if key.startswith(_SPARSE_RECORDS):
+            found.setdefault(_SPARSE, "")
+            if key == _SPARSE_NAME:
+                found[_SPARSE] = value.decode("utf-8", "surrogateescape")
         if key not in ("path", "size"):
             continue
         if key in found or (key == "size" and not (value.isdigit() and len(value) < 20)):

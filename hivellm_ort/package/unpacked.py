@@ -17,6 +17,7 @@ from hivellm_ort.package.filecheck import FileChecks
 from hivellm_ort.package.folders import Layout, discard, place
 from hivellm_ort.package.index import FILES, PackageIndex
 from hivellm_ort.package.manifest import MANIFEST
+from hivellm_ort.package.names import shown
 from hivellm_ort.package.targets import FOLDER, BundleFiles, check_members
 
 __all__ = ["UnpackedPackage", "add_bundle", "add_package", "find_package"]
@@ -92,7 +93,7 @@ def add_package(
     folder = work / "package"
     contents = extract(package, folder / FILES, limits=limits, progress=progress)
     if not any(member.name == MANIFEST for member in contents.members):
-        raise ManifestError(f"{package}: {MANIFEST} is missing at the top of the archive; add it")
+        raise ManifestError(f"{package}: {_no_manifest(contents.members)}")
     try:
         bundles = check_members(folder / FILES, contents.members, limits)
     except (IntegrityError, ManifestError) as error:
@@ -104,6 +105,14 @@ def add_package(
     index.save(folder)
     place(folder, layout.packages / contents.sha256, work)
     return _unpacked(layout, index)
+
+
+def _no_manifest(members: tuple[Member, ...]) -> str:
+    below = next((m.name.removesuffix(MANIFEST) for m in members if m.name.endswith(f"/{MANIFEST}")), None)
+    cure = (
+        "add it" if below is None else f"it is in {shown(below)}: pack what is in that folder, not the folder"
+    )
+    return f"{MANIFEST} is missing at the top of the archive; {cure}"
 
 
 def add_bundle(layout: Layout, bundle: BundleFiles, work: Path, place_file: PlaceFile) -> str:

@@ -7,6 +7,7 @@ write is counted while they write it.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hivellm_ort.errors import InferenceError, LoadError
@@ -16,10 +17,10 @@ from hivellm_ort.text.template_source import CHATML, CHATML_STOPS, MAX_SOURCE, r
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     import jinja2
 
+    from hivellm_ort.paths import StrPath
     from hivellm_ort.text.tokenizer import TextTokenizer, Tokenizer
 
 __all__ = ["ChatTemplate", "Prompt", "end_of_turn_ids"]
@@ -88,7 +89,7 @@ class ChatTemplate:
         self.built_in = built_in
 
     @classmethod
-    def from_folder(cls, folder: Path, tokenizer: TextTokenizer | None = None) -> ChatTemplate:
+    def from_folder(cls, folder: StrPath, tokenizer: TextTokenizer | None = None) -> ChatTemplate:
         """Read the template of an unpacked bundle or package.
 
         It is `chat_template.jinja`, else `chat_template` in `tokenizer_config.json` (a text, or a list of
@@ -103,7 +104,7 @@ class ChatTemplate:
         Raises:
             LoadError: If one of the files is unreadable or malformed, or the template does not compile.
         """
-        found = read_template_source(folder)
+        found = read_template_source(Path(folder))
         if found.file is None:
             return cls(
                 f"{{{{ bos_token }}}}{CHATML}",

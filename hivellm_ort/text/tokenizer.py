@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from functools import cached_property
 from itertools import takewhile
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from hivellm_ort.errors import InferenceError, LoadError, OptionError
@@ -17,9 +18,10 @@ from hivellm_ort.text.markers import LiteralEncoder, is_marker, replace_spans, r
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     import tokenizers  # type: ignore[import-untyped, unused-ignore]
+
+    from hivellm_ort.paths import StrPath
 
 __all__ = ["TextTokenizer", "Tokenizer"]
 
@@ -94,7 +96,7 @@ class TextTokenizer:
         self._gathers_bytes = decoder is not None and decoder.decode(["<0x41>"]) == "A"
 
     @classmethod
-    def from_folder(cls, folder: Path) -> TextTokenizer:
+    def from_folder(cls, folder: StrPath) -> TextTokenizer:
         """Read `tokenizer.json` in `folder`.
 
         Args:
@@ -106,7 +108,7 @@ class TextTokenizer:
         from tokenizers import Tokenizer as FastTokenizer
 
         try:
-            content = (folder / "tokenizer.json").read_bytes()
+            content = Path(folder, "tokenizer.json").read_bytes()
         except OSError as error:
             raise LoadError(
                 f"tokenizer.json: cannot be read ({error.strerror}); "

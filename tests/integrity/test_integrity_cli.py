@@ -167,19 +167,23 @@ def test_notes(invoke: Invoke, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "expected"),
+    ("content", "encoding", "expected"),
     [
-        ("{digest}  p.expert\n", "matches"),
-        ("{digest}", "matches"),
-        ("0  p.expert\n", "differs"),
-        ("", "differs"),
+        ("{digest}  p.expert\n", "utf-8", "matches"),
+        ("{digest}", "utf-8", "matches"),
+        ("{digest}\r\n", "utf-8-sig", "matches"),
+        ("{digest}\r\n", "utf-16", "matches"),
+        ("0  p.expert\n", "utf-8", "differs"),
+        ("0  p.expert\r\n", "utf-16", "differs"),
+        ("", "utf-8", "differs"),
+        ("é", "latin-1", "unreadable"),
     ],
 )
-def test_sidecar(invoke: Invoke, tmp_path: Path, content: str, expected: str) -> None:
+def test_sidecar(invoke: Invoke, tmp_path: Path, content: str, encoding: str, expected: str) -> None:
     """The digest beside the package is compared, and is never a reason to fail."""
     package = archive(tmp_path / "p.expert", native())
     digest = hashlib.sha256(package.read_bytes()).hexdigest()
-    (tmp_path / "p.expert.sha256").write_text(content.format(digest=digest))
+    (tmp_path / "p.expert.sha256").write_bytes(content.format(digest=digest).encode(encoding))
     result = invoke("verify", package, "--key", public())
     assert 0 == result.exit_code
     [line] = [line for line in result.stdout.splitlines() if line.startswith("sidecar")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 from pathlib import Path
 
@@ -126,8 +127,32 @@ def test_public_keys(tmp_path: Path) -> None:
     assert public() == read_public_key(path) == read_public_key(str(path))
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("ending", ["", "\n", "\r\n"], ids=["no end", "lf", "crlf"])
+def test_public_keys_with_a_mark(tmp_path: Path, encoding: str, ending: str) -> None:
+    """A public key that an editor or shell of Windows saved is read by its byte order mark."""
+    mark = b"\xfe\xff" if encoding == "utf-16-be" else b""
+    (tmp_path / "my.pub").write_bytes(mark + (public() + ending).encode(encoding))
+    assert public() == read_public_key(tmp_path / "my.pub")
+
+
 @pytest.mark.parametrize(
-    "data", [b"", b"\n" + public().encode(), public().upper().encode(), SEED, b"ed25519:\xff", b"x" * 5000]
+    "data",
+    [
+        b"",
+        b"\n" + public().encode(),
+        public().upper().encode(),
+        SEED,
+        b"ed25519:\xff",
+        b"x" * 5000,
+        codecs.BOM_UTF8 * 2 + public().encode(),
+        codecs.BOM_UTF8 + public().upper().encode(),
+        public().encode("utf-16-le"),
+        (public()[:40] + "\ufeff" + public()[40:]).encode(),
+        (public() + "\n" + public()).encode("utf-16"),
+        codecs.BOM_UTF16_LE + public().encode("utf-16-le") + b"\0",
+        codecs.BOM_UTF16_LE + public().encode(),
+    ],
 )
 def test_wrong_public_keys(tmp_path: Path, data: bytes) -> None:
     """Anything else is refused, and the message is short and printable."""

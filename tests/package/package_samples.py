@@ -106,6 +106,22 @@ def expert(
     return path
 
 
+APPLE_DOUBLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        " + bytes(100)
+
+
+def apple_double(package: Path, output: Path) -> Path:
+    """Pack a package again as macOS does, with a file `._NAME` before each member NAME."""
+    with tarfile.open(package) as archive:
+        members = [(info.name, archive.extractfile(info).read()) for info in archive]  # type: ignore[union-attr]
+    entries = [
+        pair
+        for name, data in members
+        for folder, _, last in [name.rpartition("/")]
+        for pair in (entry(f"{folder}/._{last}" if folder else f"._{last}", APPLE_DOUBLE), entry(name, data))
+    ]
+    return save(output, tar(*entries))
+
+
 GOOD = entry("manifest.json", b"{}")
 
 

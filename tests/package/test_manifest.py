@@ -268,11 +268,14 @@ def test_all_decoding_fields() -> None:
     assert isinstance(manifest.decoding.top_k, int)
 
 
-def test_byte_order_mark_and_text(tmp_path: Path) -> None:
-    """UTF-8 with a byte order mark is read, with every character."""
-    text = json.dumps({**SECOND_SCHEMA, "description": "geração 🐝"}, ensure_ascii=False)
-    (tmp_path / "manifest.json").write_bytes(text.encode("utf-8-sig"))
-    assert "geração 🐝" == ExpertManifest.from_file(tmp_path / "manifest.json").description
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("ending", ["\n", "\r\n"], ids=["lf", "crlf"])
+def test_byte_order_mark_and_text(tmp_path: Path, encoding: str, ending: str) -> None:
+    """A manifest as Windows saves it is read by its byte order mark, with every character."""
+    text = json.dumps({**SECOND_SCHEMA, "description": "geração 🐝"}, ensure_ascii=False, indent=2)
+    (tmp_path / "manifest.json").write_bytes(text.replace("\n", ending).encode(encoding))
+    manifest = ExpertManifest.from_file(str(tmp_path / "manifest.json"))
+    assert ("geração 🐝", ()) == (manifest.description, manifest.warnings)
 
 
 @pytest.mark.parametrize(

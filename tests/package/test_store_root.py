@@ -4,14 +4,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
 
 import platformdirs
 import pytest
+from package_samples import MANIFEST
 
 from hivellm_ort.errors import LoadError
+from hivellm_ort.package.archive import write
 from hivellm_ort.package.store import Store, default_root
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="names the folders of Linux")
@@ -78,3 +81,22 @@ def test_home_of_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _no_home(_path: Path) -> Path:
     raise RuntimeError("Could not determine home directory.")
+
+
+def test_paths_are_short(tmp_path: Path) -> None:
+    """Below its root a store adds at most 80 characters to a member's name: Windows allows 259 in all."""
+    store = Store(tmp_path / "store")
+    member = "weights/" + "n" * 100 + ".json"
+    write(tmp_path / "p.expert", [("manifest.json", json.dumps(MANIFEST).encode()), (member, b"{}")])
+    seen: set[str] = set()
+
+    def look(_count: int = 0) -> None:
+        paths = (path.relative_to(store.root).as_posix() for path in store.root.rglob("*"))
+        seen.update(path.removesuffix(member) for path in paths)
+
+    store.unpack(tmp_path / "p.expert", progress=look)
+    store.prepared("ab" * 32, lambda: b"adapter")
+    look()
+    assert {"packages", "adapters", "blobs", "tmp"} <= seen
+    assert 80 == max(len(path) for path in seen if path.endswith("/"))
+    assert 80 + len("manifest.json") == max(map(len, seen))

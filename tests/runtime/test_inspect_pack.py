@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import sys
 import tarfile
@@ -92,6 +93,58 @@ def test_pack_takes_what_belongs_in_a_package(invoke: Invoke, folder: Path) -> N
     } == report
     expected = ["manifest.json", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json"]
     assert [*expected, "grammar.gbnf", "README.md", "LICENSE"] == names(package)
+
+
+def test_pack_leaves_out_what_systems_add(invoke: Invoke, folder: Path) -> None:
+    """A folder that Finder and Explorer looked into, or that came over a network drive, gives the same package."""
+    assert 0 == invoke("pack", folder, "--output", "clean.expert").exit_code
+    added = ["._manifest.json", "._adapter_model.safetensors", ".DS_Store", "Thumbs.db", "desktop.ini"]
+    for name in (*added, "checkpoint-100/._adapter_model.safetensors"):
+        (folder / name).write_bytes(b"added")
+    assert 0 == invoke("pack", folder, "--output", "x.expert").exit_code
+    assert Path("clean.expert").read_bytes() == Path("x.expert").read_bytes()
+
+
+def test_pack_leaves_them_out_of_a_base(invoke: Invoke, packages: Packages, tmp_path: Path) -> None:
+    """The same for an unpacked package with its base."""
+    with tarfile.open(packages.dora) as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")
+        expected = sorted(archive.getnames())
+    for name in ("._onnx", "onnx/._decoder.onnx", "onnx/._weights.bin", "onnx/.DS_Store"):
+        (tmp_path / "unpacked" / name).write_bytes(b"added")
+    result = invoke("pack", tmp_path / "unpacked", "--output", "x.expert")
+    assert (0, expected) == (result.exit_code, sorted(names(Path("x.expert"))))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_pack_writes_the_manifest_as_utf8(invoke: Invoke, folder: Path, encoding: str) -> None:
+    """A manifest with a byte order mark is packed without one, as readers in other languages need it."""
+    plain = (folder / "manifest.json").read_bytes()
+    (folder / "manifest.json").write_bytes(plain.decode().encode(encoding))
+    assert 0 == invoke("pack", folder, "--output", "x.expert").exit_code
+    with tarfile.open("x.expert") as archive:
+        member = archive.extractfile("manifest.json")
+        assert member is not None
+        assert plain == member.read()
+
+
+def test_inspect_shows_what_macos_added(invoke: Invoke, packages: Packages, tmp_path: Path) -> None:
+    """A package that macOS packed again is inspected with a warning and runs as before."""
+    with tarfile.open(packages.dora) as old, tarfile.open(tmp_path / "mac.expert", "w:gz") as new:
+        for member in old:
+            folder, _, last = member.name.rpartition("/")
+            side = tarfile.TarInfo(f"{folder}/._{last}" if folder else f"._{last}")
+            side.size = 4
+            new.addfile(side, io.BytesIO(b"\0\5\x16\7"))
+            new.addfile(member, old.extractfile(member))
+    info = json.loads(invoke("inspect", tmp_path / "mac.expert", "--json").stdout)
+    assert sorted(names(packages.dora)) == sorted(file["name"] for file in info["files"])
+    assert len(info["files"]) == len(info["skipped"])
+    assert ["._manifest.json"] == [text[:15] for text in info["warnings"] if "left out" in text]
+    options: dict[str, Any] = {"temperature": 0, "max_tokens": 12}
+    loaded = Expert.load(tmp_path / "mac.expert", cache_dir=tmp_path / "cache", threads=1, trust="off")
+    with loaded as again, packages.load("dora") as expert:
+        assert expert.generate(PROMPT, **options).tokens == again.generate(PROMPT, **options).tokens
 
 
 def test_packed_folder_answers_as_the_exported_expert(

@@ -1,0 +1,10 @@
+"""What a public function takes as a path."""
+
+from __future__ import annotations
+
+import os
+
+__all__ = ["StrPath"]
+
+StrPath = str | os.PathLike[str]
+"""A path as a string, or as an object that stands for one, such as a `pathlib.Path`."""
