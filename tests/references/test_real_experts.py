@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -105,21 +104,29 @@ def test_answers_are_those_the_readmes_show(manager: ExpertManager) -> None:
         assert f"```text\n{result.text}<|im_end|>\n```" in readme.read_text(encoding="utf-8")
 
 
-def test_quick_start_of_the_readme_runs(
+def test_snippets_of_the_readme_print_what_they_say(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The README's first lines print a SELECT on the table they give."""
+    """Run one after another on the packages of the demonstration, they print the answers in their comments."""
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    code = readme.split("```python\n")[1].split("```")[0]
-    assert code.count("\n") <= 6
+    snippets = [part.split("```")[0] for part in readme.split("```python\n")[1:]]
+    assert snippets[0].count("\n") <= 6
     (tmp_path / "out").symlink_to(exported)
     digest = hashlib.sha256((exported / "base" / "decoder.json").read_bytes()).hexdigest()
     (tmp_path / "home" / "bases").mkdir(parents=True)
     (tmp_path / "home" / "bases" / digest).symlink_to(exported / "base")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HIVELLM_HOME", str(tmp_path / "home"))
-    exec(compile(code, "README.md", "exec"), {})
-    assert re.match(r"SELECT .*\bFROM users\b.*2024", capsys.readouterr().out)
+    names: dict[str, Any] = {}
+    for snippet in snippets:
+        exec(compile(snippet, "README.md", "exec"), names)
+    shown = [line[2:] for snippet in snippets for line in snippet.splitlines() if line.startswith("# ")]
+    assert len(shown) >= 4
+    assert "".join(shown) == capsys.readouterr().out.replace("\n", "")
+    assert [shown[1], '{"id": 7, "name": "kettle"}'] == [result.text for result in names["results"]]
+    assert shown[1] == names["result"].text
+    names["expert"].close()
+    names["manager"].close()
 
 
 @pytest.mark.parametrize("expert", EXPERTS)
