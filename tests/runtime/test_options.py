@@ -146,6 +146,9 @@ def test_options_of_rows() -> None:
     turn = {"role": "user", "content": "x"}
     assert [{"messages": [turn]}] * 2 == options_of_rows({"messages": [turn]}, 2)
     assert [{"messages": [turn]}, {"messages": None}] == options_of_rows({"messages": [[turn], None]}, 2)
+    tool = {"type": "function", "function": {"name": "f"}}
+    assert [{"tools": [tool]}] * 2 == options_of_rows({"tools": [tool]}, 2)
+    assert [{"tools": None}, {"tools": [tool]}] == options_of_rows({"tools": [None, [tool]]}, 2)
     assert [{"bad_words": ["a", "b"]}] * 2 == options_of_rows({"bad_words": ["a", "b"]}, 2)
     assert [] == options_of_rows({"seed": 1}, 0)
     with pytest.raises(ValueError, match="seed is a list of 3 values for a batch of 2"):
