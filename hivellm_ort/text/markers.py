@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def replace_spans(text: str, spans: Spans, replacement: Callable[[str], str]) ->
 class LiteralEncoder:
     """A twin of a tokenizer in which markers have unguessable names, so that their own texts are plain text.
 
-    The twin shares the model, so it costs milliseconds and next to no memory.
+    The twin shares the model, so it costs some tens of milliseconds and little memory.
 
     Args:
         tokenizer: The tokenizer to encode as.
@@ -86,16 +87,32 @@ class LiteralEncoder:
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, markers: frozenset[int]) -> None:
-        from tokenizers import AddedToken, Tokenizer
-
         nonce = os.urandom(16).hex()
         self.names = {marker: f"<{nonce}:{marker}>" for marker in markers}
         self._name = re.compile(f"<{nonce}:([0-9]+)>")
-        self._twin = Tokenizer(tokenizer.model)
+        self._tokenizer = tokenizer
+
+    def named(self, text: str) -> list[int]:
+        """Return the markers whose names are in `text`, in their order."""
+        return [int(match[1]) for match in self._name.finditer(text)]
+
+    def encode(self, text: str) -> list[int]:
+        """Return the tokenizer's ids of `text`, where only `names` are read as markers."""
+        twin, own = self._twin
+        ids = twin.encode(text, add_special_tokens=False).ids
+        return [own.get(token_id, token_id) for token_id in ids]
+
+    @cached_property
+    def _twin(self) -> tuple[tokenizers.Tokenizer, dict[int, int]]:
+        """The twin, and the tokenizer's ids of its added tokens; made for the first text that needs it."""
+        from tokenizers import AddedToken, Tokenizer
+
+        tokenizer = self._tokenizer
+        twin = Tokenizer(tokenizer.model)
         if tokenizer.normalizer is not None:
-            self._twin.normalizer = tokenizer.normalizer
+            twin.normalizer = tokenizer.normalizer
         if tokenizer.pre_tokenizer is not None:
-            self._twin.pre_tokenizer = tokenizer.pre_tokenizer
+            twin.pre_tokenizer = tokenizer.pre_tokenizer
         added = {
             token_id: AddedToken(
                 self.names.get(token_id, token.content),
@@ -107,14 +124,5 @@ class LiteralEncoder:
             )
             for token_id, token in tokenizer.get_added_tokens_decoder().items()
         }
-        self._twin.add_tokens(list(added.values()))
-        self._ids = {self._twin.token_to_id(token.content): token_id for token_id, token in added.items()}
-
-    def encode(self, text: str) -> list[int]:
-        """Return the tokenizer's ids of `text`, where only `names` are read as markers."""
-        ids = self._twin.encode(text, add_special_tokens=False).ids
-        return [self._ids.get(token_id, token_id) for token_id in ids]
-
-    def named(self, text: str) -> list[int]:
-        """Return the markers whose names are in `text`, in their order."""
-        return [int(match[1]) for match in self._name.finditer(text)]
+        twin.add_tokens(list(added.values()))
+        return twin, {twin.token_to_id(token.content): token_id for token_id, token in added.items()}

@@ -34,7 +34,7 @@ def test_the_expert_that_fits(manager: ExpertManager) -> None:
         expected = manager.generate(name, prompt, max_tokens=10)
         stream = manager.generate_stream(prompt, max_tokens=10)
         assert expected.text == "".join(stream)
-        messages = [{"role": "user", "content": prompt}]
+        messages = [{"role": "user", "content": [{"type": "text", "text": prompt}]}]
         results = [
             manager.generate(prompt, max_tokens=10),
             manager.generate(prompt=prompt, max_tokens=10),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -101,3 +103,16 @@ def slowed(_: Any, logits: np.ndarray) -> np.ndarray:
     """A processor that makes a step last, so that there is time to cancel."""
     time.sleep(0.01)
     return logits
+
+
+def replace_files(bundle: Path, files: dict[str, str]) -> None:
+    """Write other files into a bundle, and their digests into its list."""
+    path = bundle / "decoder.json"
+    document = json.loads(path.read_bytes())
+    for name, text in files.items():
+        content = text.encode()
+        (bundle / name).unlink()  # it may be shared with other bundles of the cache
+        (bundle / name).write_bytes(content)
+        document["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    path.unlink()
+    path.write_text(json.dumps(document))

@@ -155,6 +155,24 @@ def test_chat_of_two_turns(invoke: Invoke, packages: Packages, lora: Expert) -> 
     assert "expert-lora on tiny (fp32)\n" == result.stderr
 
 
+def test_chat_with_tools(invoke: Invoke, packages: Packages, tmp_path: Path) -> None:
+    """Tools come from a text or a file of any editor; a template without them, and no JSON, are refused."""
+    tools = json.dumps([{"type": "function", "function": {"name": "root"}}])
+    file = tmp_path / "tools.json"
+    file.write_text(tools, encoding="utf-16")
+    for given in (tools, f"@{file}"):
+        result = invoke("chat", packages.lora, "--tools", given, "--threads", "1", stdin="first\n")
+        assert 2 == result.exit_code
+        assert "does not show the tools to the model" in result.stderr
+    result = invoke("chat", packages.lora, "--tools", "[", "--threads", "1", stdin="first\n")
+    assert 2 == result.exit_code
+    assert "--tools" in result.stderr
+    none = invoke(
+        "chat", packages.lora, "--tools", "[]", "--threads", "1", "--max-tokens", "4", stdin="first\n"
+    )
+    assert 0 == none.exit_code, none.output
+
+
 def test_chat_ends_with_its_input(invoke: Invoke, packages: Packages) -> None:
     """The end of the input leaves too, and an error in a turn is an error of the command."""
     assert 0 == invoke("chat", packages.short, "--threads", "1", stdin="").exit_code

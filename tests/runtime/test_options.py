@@ -162,6 +162,10 @@ def test_options_of_rows() -> None:
     assert [{"logit_bias": one} for one in bias] == options_of_rows({"logit_bias": bias}, 2)
     assert [{"processors": [max]}] * 2 == options_of_rows({"processors": [max]}, 2)
     assert [{"processors": [max]}, {"processors": []}] == options_of_rows({"processors": [[max], []]}, 2)
+    tool = {"type": "function", "function": {"name": "f"}}
+    assert [{"tools": [tool]}] * 2 == options_of_rows({"tools": [tool]}, 2)
+    assert [{"tools": None}, {"tools": [tool]}] == options_of_rows({"tools": [None, [tool]]}, 2)
+    assert [{"bad_words": ["a", "b"]}] * 2 == options_of_rows({"bad_words": ["a", "b"]}, 2)
     assert [] == options_of_rows({"seed": 1}, 0)
     with pytest.raises(ValueError, match="seed is a list of 3 values for a batch of 2"):
         options_of_rows({"seed": [1, 2, 3]}, 2)

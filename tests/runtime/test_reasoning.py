@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from running import PROMPT, Packages, engine_of
+from running import PROMPT, Packages, engine_of, replace_files
 from tokenizers import AddedToken, Tokenizer
 
 from hivellm_ort import Expert, GrammarError
@@ -45,19 +43,6 @@ def token_thinker(packages: Packages, tmp_path: Path) -> Iterator[Expert]:
     replace_files(bundle, {"chat_template.jinja": TEMPLATE, "tokenizer.json": tokenizer.to_str()})
     with Expert.load(packages.lora, base=bundle, cache_dir=packages.cache, threads=1, trust="off") as expert:
         yield expert
-
-
-def replace_files(bundle: Path, files: dict[str, str]) -> None:
-    """Write other files into a bundle, and their digests into its list."""
-    path = bundle / "decoder.json"
-    document = json.loads(path.read_bytes())
-    for name, text in files.items():
-        content = text.encode()
-        (bundle / name).unlink()  # it may be shared with other bundles of the cache
-        (bundle / name).write_bytes(content)
-        document["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    path.unlink()
-    path.write_text(json.dumps(document))
 
 
 def saying(text: str, tokenizer: TextTokenizer) -> Callable[[Any, np.ndarray], np.ndarray]:
