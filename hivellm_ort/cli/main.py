@@ -13,6 +13,7 @@ from hivellm_ort.cli.cache import cache
 from hivellm_ort.cli.chat import chat
 from hivellm_ort.cli.doctor import doctor
 from hivellm_ort.cli.grammar import grammar
+from hivellm_ort.cli.init import init
 from hivellm_ort.cli.inspect import inspect
 from hivellm_ort.cli.keys import keygen, trust
 from hivellm_ort.cli.output import JSON_OUTPUT
@@ -58,5 +59,5 @@ def main() -> None:
     """Run and export HiveLLM experts on ONNX Runtime."""
 
 
-for _command in (cache, chat, doctor, grammar, inspect, keygen, pack, run, sign, trust, verify):
+for _command in (cache, chat, doctor, grammar, init, inspect, keygen, pack, run, sign, trust, verify):
     main.add_command(_command)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from hivellm_ort.contract import DECODER_JSON
 from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
 from hivellm_ort.package.targets import FOLDER, files_of
+from hivellm_ort.textfile import decode_text
 
-__all__ = ["bundle_members_of", "root_members"]
+__all__ = ["TOKENIZER_FILES", "as_utf8", "bundle_members_of", "root_members"]
 
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
-_TOKENIZER = (
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -21,6 +24,9 @@ _TOKENIZER = (
     "merges.txt",
     "chat_template.jinja",
 )
+"""Files of an expert's own tokenizer and chat template."""
+
+_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _TEXTS = ("grammar.gbnf", "README.md", "LICENSE")
 
 
@@ -30,8 +36,18 @@ def root_members(folder: Path, manifest: ExpertManifest) -> list[tuple[str, Path
     Everything else in the folder stays out: checkpoints, optimizer states, scripts.
     """
     grammar = manifest.decoding.grammar_file
-    names = dict.fromkeys((MANIFEST, *_ADAPTER, *_TOKENIZER, *_TEXTS, *([grammar] if grammar else [])))
-    return [(name, folder / name) for name in names if (folder / name).is_file()]
+    names = dict.fromkeys((MANIFEST, *_ADAPTER, *TOKENIZER_FILES, *_TEXTS, *([grammar] if grammar else [])))
+    return [(name, as_utf8(folder / name)) for name in names if (folder / name).is_file()]
+
+
+def as_utf8(path: Path) -> Path | bytes:
+    """A file as a member: a text of PEFT or of a tokenizer without its byte order mark, which other readers refuse."""
+    if path.name in _ADAPTER[:1] + TOKENIZER_FILES:
+        with contextlib.suppress(OSError, UnicodeDecodeError):  # its reader says what is wrong
+            with path.open("rb") as file:
+                marked = file.read(3).startswith(_MARKS)
+            return decode_text(path.read_bytes()).encode() if marked else path
+    return path
 
 
 def bundle_members_of(folders: Sequence[Path]) -> list[tuple[str, Path | bytes]]:

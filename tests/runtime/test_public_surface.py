@@ -25,14 +25,16 @@ ROOMS: dict[str, set[str]] = {
     "options": {"grammar"},
     "result": set(),
     "contract": {"errors"},
-    "adapters": {"contract", "errors"},
-    "package": {"contract", "errors"},
+    "adapters": {"contract", "errors", "textfile"},
+    "package": {"contract", "errors", "textfile"},
     "routing": {"errors", "package"},
     "observability": {"result"},
     "integrity": {"errors", "package"},
     "text": {"errors"},
     "engine": {"adapters", "contract", "errors"},
-    "loading": {"adapters", "contract", "engine", "errors", "grammar", "integrity", "package"},
+    "loading": {
+        "adapters", "contract", "engine", "errors", "grammar", "integrity", "package", "text", "textfile",
+    },
     "decoding": {"errors", "grammar", "result", "text"},
     "scheduler": {"decoding", "engine", "errors"},
     "base": {"contract", "engine", "errors", "grammar", "scheduler", "text"},
@@ -49,7 +51,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "__init__": {"decoding", "errors", "expert", "grammar", "integrity", "manager", "options", "package", "result"},
     "cli": {
-        "__init__", "engine", "errors", "expert", "grammar", "integrity", "loading", "package", "textfile",
+        "__init__", "engine", "errors", "expert", "grammar", "integrity", "loading", "package", "text", "textfile",
     },
     "__main__": {"cli"},
 }  # fmt: skip
@@ -61,7 +63,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "grammar": {"llguidance", "numpy"},
     "observability": {"opentelemetry"},
     "integrity": {"cryptography", "filelock", "platformdirs"},
-    "loading": {"tqdm"},
+    "loading": {"tokenizers", "tqdm"},
     "package": {"filelock", "jsonschema", "platformdirs", "referencing"},
     "text": {"jinja2", "tokenizers"},
 }
