@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import peft
 import torch
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
@@ -131,6 +132,8 @@ def _untie(base: BaseModel) -> bool:
 def _tie_again(model: nn.Module, tied: bool) -> None:
     """Make embedding and LM head one tensor again where they still are equal; PEFT changes the configuration too."""
     table = model.model.embed_tokens.weight
+    # PEFT makes a new head where it ties one, and gives it the sizes the other way round.
+    model.lm_head.out_features, model.lm_head.in_features = model.lm_head.weight.shape
     model.config.tie_word_embeddings = tied and torch.equal(table, model.lm_head.weight)
     if model.config.tie_word_embeddings:
         model.lm_head.weight = table
@@ -155,8 +158,10 @@ def _named_as_peft(tensors: AdapterTensors, shell: peft.PeftModel, config: peft.
             )
         named[key] = found
     used = {plain_name(key) for key in wanted}
-    for name in tensors.arrays:
-        if name not in used:
+    for name, array in tensors.arrays.items():
+        # PEFT also stores what it trained of the embedding as the head's, where the two are tied.
+        twin = tensors.arrays.get(f"model.embed_tokens.{name.removeprefix('lm_head.')}")
+        if name not in used and not (twin is not None and np.array_equal(array, twin)):
             raise AdapterError(
                 f"{ADAPTER_WEIGHTS}: tensor {tensors.keys[name]} belongs to no module that {ADAPTER_CONFIG} targets"
             )

@@ -41,7 +41,7 @@ def root_members(folder: Path, manifest: ExpertManifest) -> list[tuple[str, Path
 
 
 def as_utf8(path: Path) -> Path | bytes:
-    """A file as a member: a text of PEFT or of a tokenizer without its byte order mark, which other readers refuse."""
+    """A file as a member; a text of PEFT or a tokenizer without the byte order mark that other readers refuse."""
     if path.name in _ADAPTER[:1] + TOKENIZER_FILES:
         with contextlib.suppress(OSError, UnicodeDecodeError):  # its reader says what is wrong
             with path.open("rb") as file:
