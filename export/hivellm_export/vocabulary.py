@@ -18,7 +18,13 @@ from hivellm_export.source import BaseModel
 from hivellm_ort.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from hivellm_ort.adapters.tensors import EMBEDDINGS, AdapterTensors
 from hivellm_ort.errors import AdapterError, BaseMismatchError
-from hivellm_ort.loading.own_tokenizer import TOKENIZER, Difference, difference, read_tokenizer
+from hivellm_ort.loading.own_tokenizer import (
+    TOKENIZER,
+    Difference,
+    difference,
+    read_tokenizer,
+    special_tokens,
+)
 from hivellm_ort.text.template_source import read_template_source
 
 __all__ = ["fit_vocabulary"]
@@ -142,10 +148,8 @@ def _tokenizer(base: BaseModel, folder: Path, rows: int, *, whole: bool) -> Any:
         )
         return base.tokenizer
     template = read_template_source(folder)
-    special = {
-        "bos_token": template.bos_token or base.tokenizer.bos_token,
-        "eos_token": template.eos_token or base.tokenizer.eos_token,
-    }
+    special = {"bos_token": base.tokenizer.bos_token, "eos_token": base.tokenizer.eos_token}
+    special |= special_tokens(folder)
     return PreTrainedTokenizerFast(
         tokenizer_object=own,
         chat_template=template.source if template.file is not None else base.tokenizer.chat_template,

@@ -84,7 +84,7 @@ def init(
     defaults = {"name": expert_name(folder), "version": "0.1.0", "base": base_name(folder)}
     # Read before anything is asked: most mistakes are in an adapter.
     manifest_document(folder, name="", version="", base={"name": ""})
-    answers = _answers(told, defaults, ask=not as_json and sys.stdin.isatty())
+    answers = _answers(told, defaults, ask=not as_json and _on_a_terminal())
     base = base_model(answers["base"])
     if prompt_template is not None:
         base["prompt_template"] = prompt_template
@@ -122,6 +122,10 @@ def init(
         click.echo(f"note: {note}", err=True)
     click.echo(f"{path}  {manifest.name} {manifest.version}")
     click.echo(f"next: hivellm-ort pack {folder} --strict")
+
+
+def _on_a_terminal() -> bool:
+    return sys.stdin.isatty()
 
 
 def _answers(told: dict[str, Any], defaults: dict[str, str | None], *, ask: bool) -> dict[str, Any]:

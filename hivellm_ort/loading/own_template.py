@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hivellm_ort.errors import LoadError
+from hivellm_ort.loading.own_tokenizer import special_tokens
 from hivellm_ort.text.template import ChatTemplate
 from hivellm_ort.text.template_source import TemplateSource, read_template_source
 
@@ -25,13 +26,17 @@ def own_template(folder: Path, bundle: Path) -> tuple[ChatTemplate | None, str |
         LoadError: a file is unreadable or malformed, or the template does not compile.
     """
     own, base = _source(folder), _source(bundle)
-    bos, eos = own.bos_token or base.bos_token, own.eos_token or base.eos_token
-    if own.file is None or (own.source, bos, eos) == (base.source, base.bos_token, base.eos_token):
-        return None, own.eos_token
+    mine, theirs = special_tokens(folder), special_tokens(bundle)
+    tokens = {**theirs, **mine}
+    if own.file is None or (own.source == base.source and tokens == theirs):
+        return None, mine.get("eos_token")
     template = ChatTemplate(
-        own.source, bos_token=bos, eos_token=eos, name=f"{folder.resolve().name}/{own.file}"
+        own.source,
+        bos_token=tokens.get("bos_token"),
+        eos_token=tokens.get("eos_token"),
+        name=f"{folder.resolve().name}/{own.file}",
     )
-    return template, own.eos_token
+    return template, mine.get("eos_token")
 
 
 def _source(folder: Path) -> TemplateSource:

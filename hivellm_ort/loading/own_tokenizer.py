@@ -18,10 +18,11 @@ from hivellm_ort.textfile import decode_text
 if TYPE_CHECKING:
     from tokenizers import Tokenizer  # type: ignore[import-untyped, unused-ignore]
 
-__all__ = ["TOKENIZER", "Difference", "check_tokenizer", "difference", "read_tokenizer"]
+__all__ = ["TOKENIZER", "Difference", "check_tokenizer", "difference", "read_tokenizer", "special_tokens"]
 
 TOKENIZER = "tokenizer.json"
 _CONFIG = "tokenizer_config.json"
+_SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 _LOG = logging.getLogger("hivellm_ort")
 # Where pre-tokenizers and normalisers differ: digits, case, contractions, runs of spaces, code, scripts, emoji.
@@ -49,6 +50,26 @@ class Difference:
 
     def __bool__(self) -> bool:
         return bool(self.added or self.moved or self.split)
+
+
+def special_tokens(folder: Path) -> dict[str, str]:
+    """The texts of `bos_token`, `eos_token`, `pad_token` and `unk_token` that `tokenizer_config.json` states.
+
+    Raises:
+        LoadError: the file is no JSON object.
+    """
+    path = folder / _CONFIG
+    if not path.is_file():
+        return {}
+    try:
+        document = json.loads(decode_text(path.read_bytes()))
+        values = {name: document.get(name) for name in _SPECIAL}
+    except (OSError, ValueError, RecursionError, AttributeError) as error:
+        raise LoadError(f"{folder.resolve().name}/{_CONFIG}: no JSON object: {error}") from error
+    texts = {
+        name: value.get("content") if isinstance(value, dict) else value for name, value in values.items()
+    }
+    return {name: text for name, text in texts.items() if isinstance(text, str)}
 
 
 def read_tokenizer(folder: Path) -> Tokenizer | None:
@@ -108,7 +129,7 @@ def check_tokenizer(folder: Path, base: Path | Tokenizer) -> None:
             found.split[:40],
         )
         return
-    added = [token for token in found.added if token != _pad_token(folder)]
+    added = [token for token in found.added if token != special_tokens(folder).get("pad_token")]
     template = read_template_source(folder)
     written = [token for token in added if template.file is not None and token in template.source]
     if written:
@@ -132,18 +153,6 @@ def _same_bytes(path: Path, other: Path) -> bool:
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
     ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
     return ids
-
-
-def _pad_token(folder: Path) -> str | None:
-    path = folder / _CONFIG
-    if not path.is_file():
-        return None
-    try:
-        value = json.loads(decode_text(path.read_bytes())).get("pad_token")
-    except (OSError, ValueError, RecursionError, AttributeError) as error:
-        raise LoadError(f"{path}: no JSON object: {error}") from error
-    token = value.get("content") if isinstance(value, dict) else value
-    return token if isinstance(token, str) else None
 
 
 def _listed(tokens: list[str] | tuple[str, ...]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hivellm_ort.errors import LoadError
+from hivellm_ort.textfile import decode_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,7 +73,7 @@ def _read(file: Path) -> str:
     try:
         if file.stat().st_size > MAX_SOURCE:
             raise LoadError(f"{file.name}: longer than {MAX_SOURCE} bytes; shorten it")
-        return file.read_text(encoding="utf-8")
+        return decode_text(file.read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise LoadError(f"{file.name}: cannot be read as UTF-8 text; export the base again") from error
 
@@ -82,7 +83,7 @@ def _read_config(file: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
-        config = json.loads(file.read_bytes())
+        config = json.loads(decode_text(file.read_bytes()))
     except OSError as error:
         raise LoadError(f"{file.name}: cannot be read ({error.strerror}); export the base again") from error
     except (ValueError, RecursionError) as error:

@@ -30,7 +30,7 @@ ROOMS: dict[str, set[str]] = {
     "routing": {"errors", "package"},
     "observability": {"result"},
     "integrity": {"errors", "package"},
-    "text": {"errors"},
+    "text": {"errors", "textfile"},
     "engine": {"adapters", "contract", "errors"},
     "loading": {
         "adapters", "contract", "engine", "errors", "grammar", "integrity", "package", "text", "textfile",
