@@ -39,7 +39,7 @@ __all__ = [
 
 _T = TypeVar("_T")
 
-CONTRACT_VERSION = "1.6"
+CONTRACT_VERSION = "1.7"
 DECODER_JSON = "decoder.json"
 BASE_GRAPH = "decoder.onnx"
 ADAPTER_GRAPH = "decoder.adapters.onnx"
@@ -219,6 +219,9 @@ class DecoderConfig:
         weights: for every site, where its weights are; absent before contract 1.2, and empty where they are not
             float32.
         half_weights: the same where floats are of `graph.activation_dtype`, of two bytes each; since contract 1.3.
+        embeddings: SHA-256 of the embedding and the LM head as little-endian float32 [vocab_size, hidden_size], by
+            their Hugging Face names, before they were quantised: an adapter that stores them too is compared with
+            it; since contract 1.7.
         graph: how the graphs are to be run; absent before contract 1.3, then it is that of `cpu`.
         contract_version: version of this contract.
         sha256: digest of the file it was read from, the bundle's name in the store; not part of the file.
@@ -234,6 +237,7 @@ class DecoderConfig:
     files: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     weights: Mapping[str, StoredWeights] = dataclasses.field(default_factory=dict)
     half_weights: Mapping[str, StoredWeights] = dataclasses.field(default_factory=dict)
+    embeddings: Mapping[str, str] = dataclasses.field(default_factory=dict)
     graph: GraphForm = dataclasses.field(default_factory=GraphForm)
     contract_version: str = CONTRACT_VERSION
     sha256: str = ""

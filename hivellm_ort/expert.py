@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -16,12 +17,13 @@ from hivellm_ort.errors import InferenceError, OptionTypeError
 from hivellm_ort.grammar.grammar import Grammar
 from hivellm_ort.integrity import Policy, Trust, Verdict, check
 from hivellm_ort.loading.grammars import find_grammar
-from hivellm_ort.loading.opening import open_with_progress
+from hivellm_ort.loading.opening import open_with_progress, read_manifest
+from hivellm_ort.loading.own_template import own_template
 from hivellm_ort.loading.parts import ExpertParts, find_parts
 from hivellm_ort.options import GenerateOptions, check_loading, check_prompts, options_of_rows
 from hivellm_ort.package.archive import DEFAULT_LIMITS, Limits
 from hivellm_ort.package.filecheck import Check
-from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
+from hivellm_ort.package.manifest import ExpertManifest
 from hivellm_ort.package.store import Store
 from hivellm_ort.paths import StrPath
 from hivellm_ort.requests import DEFAULT_BATCH_SIZE, Asked, Voice, answer_all
@@ -32,6 +34,8 @@ from hivellm_ort.text.template import end_of_turn_ids
 from hivellm_ort.text.tokenizer import TextTokenizer
 
 __all__ = ["Expert"]
+
+_LOG = logging.getLogger("hivellm_ort")
 
 
 class Expert:
@@ -68,13 +72,22 @@ class Expert:
             if parts.adapter is not None:
                 self.adapter = BoundAdapter(parts.adapter, self.base)
             tokenizer = self._base.tokenizer
-            template = template_for(parts.model.prompt_template, self._base.template, tokenizer)
+            own, eos_token = own_template(parts.folder, parts.bundle.folder)
+            template = template_for(parts.model.prompt_template, own or self._base.template, tokenizer)
+            if own is not None and template is not own:
+                _LOG.warning(
+                    "%s: its manifest names the prompt template %r, so the chat template that it brings is not used",
+                    manifest.name,
+                    parts.model.prompt_template,
+                )
+            ends = tokenizer.token_to_id(eos_token) if eos_token is not None else None
             self._voice = Voice(
                 base=self._base,
                 adapter=self.adapter,
                 manifest=manifest,
                 template=template,
-                eos_token_ids=self._base.eos_token_ids | {*end_of_turn_ids(template, tokenizer)},
+                eos_token_ids=self._base.eos_token_ids
+                | {*end_of_turn_ids(template, tokenizer), *([] if ends is None else [ends])},
                 dialect=dialect_of(manifest.capabilities, manifest.decoding.grammar_type),
                 grammar=grammar,
             )
@@ -97,20 +110,23 @@ class Expert:
         limits: Limits = DEFAULT_LIMITS,
         prefix_cache_bytes: int | None = None,
     ) -> Expert:
-        """Load a `.expert` package, or the folder of an unpacked one.
+        """Load a `.expert` package, the folder of an unpacked one, or a folder as PEFT saves an adapter.
 
         A package as `hivellm-ort export` makes it holds its adapter prepared. Of one that holds PEFT's files alone
-        the adapter is prepared now, on the base's own weights, and kept in the cache.
+        the adapter is prepared now, on the base's own weights, and kept in the cache. A PEFT folder without a
+        manifest is called after the folder, and is unsigned. A chat template in the package or folder is what prompts
+        are written with, before that of the base.
 
         Args:
-            path: the package.
+            path: the package or folder.
             device: "auto" (the default) takes what is there for the graphs of the base, else "cpu", "cuda", "cuda:1",
                 "dml", "dml:0" or "coreml". One that does not start is an error. Of a package for several targets the
                 graphs are taken that suit the device.
             provider_options: options of ONNX Runtime's execution provider, as `{"gpu_mem_limit": 2 << 30}`.
             fallback: run on the CPU, with a warning, where the device is unavailable.
             base: a base bundle to use instead of the packaged one. A package without a base needs it, unless a
-                bundle of the base its manifest names is in the cache or in the folder `models` there.
+                bundle with the digest it states is in a folder `base` beside it, or one of the base its manifest
+                names in the cache or in the folder `models` there.
             cache_dir: where packages are unpacked; the platform's cache folder, or `HIVELLM_HOME`, by default.
             threads: intra-op threads of ONNX Runtime; one per physical core by default.
             trust: "warn" logs a warning where no key you trust has signed the package, "require" refuses it and
@@ -136,11 +152,13 @@ class Expert:
         trust = Trust(trust) if isinstance(trust, str) else trust
         store = Store(Path(cache_dir) if cache_dir is not None else None)
         checking: Check = "digest" if trust.policy == "require" else "size"
-        package = open_with_progress(Path(path), store, limits=limits, checking=checking)
-        verdict = check(package, trust, where=path)
-        manifest = ExpertManifest.from_file(package.root / MANIFEST)
-        given = Path(base) if base is not None else None
-        parts = find_parts(package, manifest, store, given, checking, device=asked)
+        path, given = Path(path), Path(base) if base is not None else None
+        package = open_with_progress(path, store, limits=limits, checking=checking)
+        verdict = check(package, trust, where=str(path))
+        manifest = read_manifest(package)
+        parts = find_parts(
+            package, manifest, store, given, checking, device=asked, beside=path.absolute().parent
+        )
         return cls(
             manifest,
             verdict,

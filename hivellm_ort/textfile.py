@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 
-__all__ = ["decode_text"]
+__all__ = ["decode_text", "is_marked"]
 
 # The longer marks first: UTF-32's begins with UTF-16's.
 _MARKS = (
@@ -31,3 +31,8 @@ def decode_text(data: bytes) -> str:
     mark, encoding = next(((mark, name) for mark, name in _MARKS if data.startswith(mark)), (b"", "utf-8"))
     text = data[len(mark) :].decode(encoding)
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def is_marked(data: bytes) -> bool:
+    """Whether a file's first bytes, four or more, begin with a byte order mark."""
+    return data.startswith(tuple(mark for mark, _ in _MARKS))

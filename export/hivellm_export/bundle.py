@@ -21,6 +21,7 @@ from hivellm_export.ranges import activation_ranges, cache_scales
 from hivellm_export.source import BaseModel
 from hivellm_export.targets import Precision, Target
 from hivellm_export.weights import WeightWriter
+from hivellm_ort.adapters.tensors import EMBEDDINGS, table_digest
 from hivellm_ort.contract import ADAPTER_GRAPH, BASE_GRAPH, DECODER_JSON, DecoderConfig, GraphForm, Site
 from hivellm_ort.package.archive import sha256_file
 from hivellm_ort.text.template import ChatTemplate, end_of_turn_ids
@@ -106,7 +107,13 @@ def write_bundle(
         path.name: {"size": path.stat().st_size, "sha256": sha256_file(path)}
         for path in sorted(folder.iterdir())
     }
-    config = dataclasses.replace(config, sites=() if merged else config.sites, files=files, **{key: stored})
+    config = dataclasses.replace(
+        config,
+        sites=() if merged else config.sites,
+        files=files,
+        embeddings={} if merged else {name: table_digest(base.tensor(name)) for name in EMBEDDINGS},
+        **{key: stored},
+    )
     (folder / DECODER_JSON).write_bytes(config.to_bytes())
     return check_bundle(folder)
 

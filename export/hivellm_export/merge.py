@@ -5,26 +5,42 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-import json
+import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import peft
 import torch
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import get_peft_model_state_dict
+from safetensors.numpy import save_file
 from torch import nn
 
 from hivellm_export.source import BaseModel
-from hivellm_ort.adapters.config import ADAPTER_CONFIG
-from hivellm_ort.adapters.prepare import ADAPTER_WEIGHTS
-from hivellm_ort.adapters.tensors import read_tensors
+from hivellm_export.vocabulary import fit_vocabulary
+from hivellm_ort.adapters.config import NEUTRAL, check_fields
+from hivellm_ort.adapters.files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    check_adapter_files,
+    read_config_document,
+)
+from hivellm_ort.adapters.tensors import EMBEDDINGS, AdapterTensors, plain_name
 from hivellm_ort.errors import AdapterError, BaseMismatchError
 
 __all__ = ["merge"]
 
+_EMBED, _HEAD = EMBEDDINGS
+_EMPTY: tuple[Any, ...] = (None, False, "", 0, [], {})
+
 
 def merge(base: BaseModel, folder: Path) -> tuple[BaseModel, str]:
     """Merge the PEFT adapter in `folder` into `base`, whose weights change in place.
+
+    An adapter that was trained with tokens of its own brings their rows of embedding and LM head, and its tokenizer:
+    the merged base has both.
 
     Returns the merged model, its source digest derived from base and adapter, and the adapter's digest.
 
@@ -32,78 +48,121 @@ def merge(base: BaseModel, folder: Path) -> tuple[BaseModel, str]:
         AdapterError: a file is missing or malformed, a tensor is missing or unknown, or PEFT refuses the adapter.
         BaseMismatchError: a tensor has the shape of another base model.
     """
+    check_adapter_files(folder)
     weights = folder / ADAPTER_WEIGHTS
-    for path in (folder / ADAPTER_CONFIG, weights):
-        if not path.is_file():
-            raise AdapterError(f"{path.name} is missing in {folder}")
+    config = _config(folder / ADAPTER_CONFIG)
+    tensors = AdapterTensors.from_file(weights, saved=tuple(getattr(config, "modules_to_save", None) or ()))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PEFT repeats its own defaults as warnings
-            config = peft.PeftConfig.from_pretrained(str(folder))
-            _check_config(config, folder / ADAPTER_CONFIG)
-            config.inference_mode = True
-            _untie(base)
-            # PiSSA, OLoRA and the like rewrite the base when they are initialised, so only the second time they may.
-            plain = copy.copy(config)
-            if hasattr(plain, "init_lora_weights"):
-                plain.init_lora_weights = False
-            shell = peft.get_peft_model(base.model, plain)
-            _check_tensors(weights, shell, exact=config.peft_type != peft.PeftType.ADALORA)
-            shell = shell.unload()
-            loaded = peft.PeftModel.from_pretrained(shell, str(folder), config=config)
-            model = loaded.merge_and_unload(safe_merge=True).eval()
-            _tie_again(model)
+            tied = _untie(base)
+            tokenizer = fit_vocabulary(base, folder, tensors, config)
+            model = _merged(base.model, config, tensors)
+            _tie_again(model, tied)
     except AdapterError:
         raise
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, OSError) as error:
+    except Exception as error:  # PEFT raises whatever it meets
         raise AdapterError(
             f"{ADAPTER_CONFIG}: PEFT cannot apply the adapter in {folder.name}: {error}"
         ) from error
-    digest = hashlib.sha256(weights.read_bytes() + (folder / ADAPTER_CONFIG).read_bytes()).hexdigest()
-    source = hashlib.sha256(f"{base.source_sha256}\n{digest}".encode()).hexdigest()
-    return dataclasses.replace(base, model=model, source_sha256=source), digest
+    digest = hashlib.sha256(weights.read_bytes() + (folder / ADAPTER_CONFIG).read_bytes())
+    if tokenizer is not base.tokenizer:
+        digest.update(tokenizer.backend_tokenizer.to_str().encode())
+    source = hashlib.sha256(f"{base.source_sha256}\n{digest.hexdigest()}".encode()).hexdigest()
+    return dataclasses.replace(
+        base, model=model, source_sha256=source, tokenizer=tokenizer
+    ), digest.hexdigest()
 
 
-def _check_config(config: peft.PeftConfig, path: Path) -> None:
-    """PEFT passes over fields that it does not know; here they are errors."""
-    if config.is_prompt_learning:
-        raise AdapterError(
-            f"{path.name}: peft_type {config.peft_type.value} adds a prompt and no weights to merge"
-        )
-    known = {field.name for field in dataclasses.fields(config)}
-    for name, value in json.loads(path.read_bytes()).items():
-        if name not in known and value:
+def _merged(model: nn.Module, config: peft.PeftConfig, tensors: AdapterTensors) -> nn.Module:
+    """The model with the adapter folded in; PEFT reads it from a copy with the names that it writes itself."""
+    # PiSSA, OLoRA and the like rewrite the base when they are initialised, so only the second time they may.
+    plain = copy.copy(config)
+    if hasattr(plain, "init_lora_weights"):
+        plain.init_lora_weights = False
+    shell = peft.get_peft_model(model, plain)
+    named = _named_as_peft(tensors, shell, config)
+    shell = shell.unload()
+    with tempfile.TemporaryDirectory() as work:
+        save_file(named, Path(work) / ADAPTER_WEIGHTS, {"format": "pt"})
+        loaded = peft.PeftModel.from_pretrained(shell, work, config=config)
+        merged: nn.Module = loaded.merge_and_unload(safe_merge=True).eval()
+    return merged
+
+
+def _config(path: Path) -> peft.PeftConfig:
+    """The configuration for PEFT, which passes over fields that it does not know; here they are errors."""
+    where = path.name
+    document = read_config_document(path)
+    kind = document.get("peft_type")
+    config_class = PEFT_TYPE_TO_CONFIG_MAPPING.get(kind) if isinstance(kind, str) else None
+    if config_class is None:
+        raise AdapterError(f"{where}: peft_type {kind!r} is none that PEFT {peft.__version__} knows")
+    try:
+        check_fields(document)
+    except AdapterError as error:
+        raise AdapterError(f"{where}: {error}") from error
+    known = {field.name for field in dataclasses.fields(config_class) if field.init} - {"runtime_config"}
+    for name, value in document.items():
+        if name not in known | NEUTRAL and value not in _EMPTY:
             raise AdapterError(
-                f"{path.name}: {name} = {value!r} is not a field that PEFT {peft.__version__} knows"
+                f"{where}: {name} = {value!r} is not a field that PEFT {peft.__version__} knows"
             )
+    try:
+        config: peft.PeftConfig = config_class(**{name: document[name] for name in known & document.keys()})
+    except Exception as error:  # as above
+        raise AdapterError(f"{where}: PEFT refuses the configuration: {error}") from error
+    if config.is_prompt_learning:
+        raise AdapterError(f"{where}: peft_type {kind} adds a prompt and no weights to merge")
+    config.inference_mode = True
+    return config
 
 
-def _untie(base: BaseModel) -> None:
-    """Give the LM head weights of its own: an adapter on one of the two must not change the other."""
-    if base.tied:
+def _untie(base: BaseModel) -> bool:
+    """Give the LM head weights of its own: an adapter on one of the two must not change the other.
+
+    Returns whether they were one tensor.
+    """
+    tied = base.tied
+    if tied:
         base.model.lm_head.weight = nn.Parameter(base.model.lm_head.weight.detach().clone())
+    return tied
 
 
-def _tie_again(model: nn.Module) -> None:
+def _tie_again(model: nn.Module, tied: bool) -> None:
+    """Make embedding and LM head one tensor again where they still are equal; PEFT changes the configuration too."""
     table = model.model.embed_tokens.weight
-    if model.config.tie_word_embeddings and torch.equal(table, model.lm_head.weight):
+    # PEFT makes a new head where it ties one, and gives it the sizes the other way round.
+    model.lm_head.out_features, model.lm_head.in_features = model.lm_head.weight.shape
+    model.config.tie_word_embeddings = tied and torch.equal(table, model.lm_head.weight)
+    if model.config.tie_word_embeddings:
         model.lm_head.weight = table
 
 
-def _check_tensors(path: Path, shell: peft.PeftModel, *, exact: bool) -> None:
-    """PEFT only warns about tensors that are missing or too many; here they are errors."""
-    found = {key: array.shape for key, array in read_tensors(path).items()}
-    wanted = {key: tuple(value.shape) for key, value in get_peft_model_state_dict(shell).items()}
-    for key, shape in wanted.items():
-        if key not in found:
-            raise AdapterError(f"{path.name}: tensor {key} is missing")
-        if exact and found[key] != shape:
+def _named_as_peft(tensors: AdapterTensors, shell: peft.PeftModel, config: peft.PeftConfig) -> dict[str, Any]:
+    """The adapter's tensors by PEFT's names; it only warns about those that are missing or too many."""
+    exact = config.peft_type != peft.PeftType.ADALORA  # which gives ranks up
+    wanted = get_peft_model_state_dict(shell, save_embedding_layers=False)
+    named = {}
+    for key, value in wanted.items():
+        name, shape = plain_name(key), tuple(value.shape)
+        if name not in tensors.arrays and name == _HEAD and getattr(config, "ensure_weight_tying", False):
+            name = _EMBED  # of a model with one table for both, PEFT stores it once
+        if name not in tensors.arrays:
+            raise AdapterError(f"{ADAPTER_WEIGHTS}: tensor {key} is missing")
+        found = tensors.arrays[name]
+        if exact and found.shape != shape:
             raise BaseMismatchError(
-                f"{path.name}: tensor {key} has shape {list(found[key])}, the base model and {ADAPTER_CONFIG} need "
-                f"{list(shape)}"
+                f"{ADAPTER_WEIGHTS}: tensor {tensors.keys[name]} has shape {list(found.shape)}, the base model and "
+                f"{ADAPTER_CONFIG} need {list(shape)}"
             )
-    for key in found:
-        if key not in wanted:
+        named[key] = found
+    used = {plain_name(key) for key in wanted}
+    for name, array in tensors.arrays.items():
+        # PEFT also stores what it trained of the embedding as the head's, where the two are tied.
+        twin = tensors.arrays.get(f"model.embed_tokens.{name.removeprefix('lm_head.')}")
+        if name not in used and not (twin is not None and np.array_equal(array, twin)):
             raise AdapterError(
-                f"{path.name}: tensor {key} belongs to no module that {ADAPTER_CONFIG} targets"
+                f"{ADAPTER_WEIGHTS}: tensor {tensors.keys[name]} belongs to no module that {ADAPTER_CONFIG} targets"
             )
+    return named

@@ -9,10 +9,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from hivellm_ort.adapters.config import ADAPTER_CONFIG
-from hivellm_ort.adapters.prepare import ADAPTER_WEIGHTS
+from hivellm_ort.adapters.files import check_adapter_files
 from hivellm_ort.contract import ADAPTER_FILE
-from hivellm_ort.errors import AdapterError, BaseMismatchError, ManifestError
+from hivellm_ort.errors import BaseMismatchError, ManifestError
 from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
 from hivellm_ort.package.members import bundle_members_of, root_members
 from hivellm_ort.package.packing import write
@@ -38,13 +37,13 @@ class ExpertSource:
             AdapterError: the adapter's files are missing.
         """
         folder = Path(folder)
+        if not (folder / MANIFEST).is_file():
+            raise ManifestError(f"{folder} has no {MANIFEST}: write it with 'hivellm-ort init {folder}'")
         try:
             manifest = ExpertManifest.from_file(folder / MANIFEST)
         except ManifestError as error:
             raise ManifestError(f"{folder.name}/{error}") from error
-        for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-            if not (folder / name).is_file():
-                raise AdapterError(f"{name} is missing in {folder}")
+        check_adapter_files(folder)
         return cls(folder, manifest)
 
     @property

@@ -19,12 +19,14 @@ from hivellm_export.plans import Plan, plan_bundles
 from hivellm_export.source import BaseModel, load_base
 from hivellm_export.trace import trace_decoder
 from hivellm_export.unpack import unpacked
-from hivellm_ort.adapters.config import ADAPTER_CONFIG
-from hivellm_ort.adapters.prepare import ADAPTER_WEIGHTS, prepare
+from hivellm_ort.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from hivellm_ort.adapters.prepare import Embeddings, prepare
 from hivellm_ort.adapters.prepared import PreparedAdapter
+from hivellm_ort.adapters.tensors import same_values
 from hivellm_ort.contract import Site
 from hivellm_ort.engine.cpu import cpu_flags
 from hivellm_ort.errors import AdapterError, ExpertError, ExportError
+from hivellm_ort.loading.own_tokenizer import check_tokenizer
 from hivellm_ort.package.archive import sha256_file
 from hivellm_ort.paths import StrPath
 
@@ -192,12 +194,16 @@ def _export(
 
 def _prepared(source: ExpertSource, model: BaseModel, sites: Sequence[Site]) -> PreparedAdapter:
     with _naming(source):
+        check_tokenizer(source.folder, model.tokenizer.backend_tokenizer)
         return prepare(
             source.folder / ADAPTER_CONFIG,
             source.folder / ADAPTER_WEIGHTS,
             sites=sites,
             tensor=model.tensor,
             source_sha256=model.source_sha256,
+            embeddings=Embeddings(
+                model.architecture.vocab_size, lambda name, rows: same_values(rows, model.tensor(name))
+            ),
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,27 +9,52 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hivellm_ort.adapters.files import read_config_document
 from hivellm_ort.errors import AdapterError
 
-__all__ = ["ADAPTER_CONFIG", "PeftConfig", "read_peft_config", "unmatched_targets"]
+__all__ = ["NEUTRAL", "PeftConfig", "check_fields", "read_peft_config", "unmatched_targets"]
 
-ADAPTER_CONFIG = "adapter_config.json"
-_MAX_BYTES = 4 << 20
-
-# Fields that say how the adapter was trained or stored and change nothing at inference.
-_NEUTRAL = {
-    "auto_mapping", "base_model_name_or_path", "beta1", "beta2", "corda_config", "deltaT", "eva_config",
-    "inference_mode", "init_ia3_weights", "lora_dropout", "megatron_core", "orth_reg_weight", "peft_type",
-    "peft_version", "qalora_group_size", "revision", "runtime_config", "target_r", "task_type", "tfinal", "tinit",
-    "total_step",
+# What PEFT 0.10 to 0.21 and Unsloth write that says how the adapter was trained or stored. PEFT switches
+# `fan_in_fan_out` off on every `nn.Linear`; the configurations of initialisations act through `init_lora_weights`
+# alone, and `ensure_weight_tying` through modules that are merged.
+NEUTRAL = {
+    "auto_mapping", "base_model_name_or_path", "beta1", "beta2", "corda_config", "deltaT", "ensure_weight_tying",
+    "eva_config", "fan_in_fan_out", "inference_mode", "init_ia3_weights", "loftq_config", "lora_dropout",
+    "lora_ga_config", "megatron_core", "orth_reg_weight", "peft_type", "peft_version", "qalora_group_size",
+    "revision", "runtime_config", "target_r", "task_type", "tfinal", "tinit", "total_step", "unsloth_fixed",
+    "unsloth_training", "unsloth_version",
 }  # fmt: skip
+"""Fields of `adapter_config.json` that change nothing at inference."""
 _HONOURED = {
     "alpha_pattern", "bias", "exclude_modules", "feedforward_modules", "init_lora_weights", "init_r",
     "layers_pattern", "layers_to_transform", "lora_alpha", "lora_bias", "modules_to_save", "r", "rank_pattern",
     "target_modules", "use_dora", "use_rslora",
 }  # fmt: skip
-# These initialisations rewrite the base weights when PEFT loads the adapter, so W is not the base model's W.
-_PLAIN_INIT = (True, False, None, "gaussian", "eva", "orthogonal")
+_MERGED = {
+    "kasa_config",
+    "monteclora_config",
+    "target_parameters",
+    "trainable_token_indices",
+    "velora_config",
+}
+# What no form of the export can do, swapped or merged.
+_NEVER = {
+    "alora_invocation_tokens": "the adapter would begin in the middle of a prompt",
+    "arrow_config": "it chooses between adapters for every token",
+    "layer_replication": "it changes the base model's layers",
+    "megatron_config": "the adapter belongs to a model that is split over devices",
+    "use_bdlora": "its matrices are in blocks",
+    "use_qalora": "it pools the inputs of a quantised base model",
+}
+# Other initialisations rewrite the base weights when PEFT loads the adapter, so W is not the base model's W. Of these
+# PEFT itself can repeat some; the others depend on training data or on random numbers.
+_PLAIN_INIT = (True, False, None, "gaussian", "eva", "mica", "orthogonal")
+_LOST_INIT = ("corda", "lora_ga", "pissa_niter_")
+_CONVERT = (
+    "convert the adapter: save it with PEFT's save_pretrained(…, path_initial_model_for_weight_conversion=…)"
+)
+_MAX_EXPRESSION = 4096
+_MAX_QUANTIFIERS = 5
 _EMPTY: tuple[Any, ...] = (None, False, "", 0, [], {})
 
 
@@ -111,16 +135,7 @@ def read_peft_config(path: Path) -> PeftConfig:
             result is not supported; the message names the field.
     """
     where = path.name
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise AdapterError(f"{where} is larger than {_MAX_BYTES} bytes: not an adapter configuration")
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise AdapterError(f"{where} is missing: PEFT writes it beside the adapter's weights") from None
-    except (ValueError, RecursionError) as error:
-        raise AdapterError(f"{where} is not valid JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise AdapterError(f"{where}: expected a JSON object, found {type(data).__name__}")
+    data = read_config_document(path)
     try:
         return _parse(data)
     except AdapterError as error:
@@ -137,14 +152,17 @@ def _parse(data: dict[str, Any]) -> PeftConfig:
         raise AdapterError(
             f"peft_type {data.get('peft_type')!r} is not supported; LORA, ADALORA, IA3 and LOKR are"
         )
+    check_fields(data)
     for name, value in data.items():
-        if name not in _NEUTRAL | _HONOURED and value not in _EMPTY:
-            raise AdapterError(f"{name} = {value!r} is not supported and would change the result")
+        if name in _MERGED and value not in _EMPTY:
+            raise AdapterError(f"{name} = {_short(value)} can only be merged: export with --merge")
+        if name not in NEUTRAL | _HONOURED and value not in _EMPTY:
+            raise AdapterError(f"{name} = {_short(value)} is not known, and may change the result")
     init = data.get("init_lora_weights", True)
     if init not in _PLAIN_INIT:
         raise AdapterError(
-            f"init_lora_weights = {init!r} rewrites the base weights when the adapter is loaded; convert it with "
-            "PEFT's path_initial_model_for_weight_conversion, or export with --merge"
+            f"init_lora_weights = {_short(init)} rewrites the base weights when the adapter is loaded: {_CONVERT}, "
+            "or export with --merge"
         )
     rank, alpha = _whole(data, "r"), _number(data, "lora_alpha")
     dora, rslora = bool(data.get("use_dora")), bool(data.get("use_rslora"))
@@ -174,6 +192,31 @@ def _parse(data: dict[str, Any]) -> PeftConfig:
         layers_to_transform=_layers(data, "layers_to_transform"),
         layers_pattern=_expressions(data, "layers_pattern"),
     )
+
+
+def check_fields(data: Mapping[str, Any]) -> None:
+    """Refuse the fields that neither a swapped nor a merged adapter can have.
+
+    Args:
+        data: from `read_config_document`.
+
+    Raises:
+        AdapterError: one of them is set; the message names it.
+    """
+    for name, reason in _NEVER.items():
+        if data.get(name) not in _EMPTY:
+            raise AdapterError(f"{name} = {_short(data[name])} is not supported: {reason}")
+    init = data.get("init_lora_weights")
+    if isinstance(init, str) and init.startswith(_LOST_INIT):
+        raise AdapterError(
+            f"init_lora_weights = {init!r} rewrote the base weights in a way that the adapter alone does not tell: "
+            f"{_CONVERT}"
+        )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _is_number(value: Any) -> bool:
@@ -254,14 +297,31 @@ def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
 
 
 def _safe(pattern: str, where: str) -> str:
-    """Refuse expressions that could run for ages: a quantifier behind a group, or one of great length."""
-    if len(pattern) > 512 or re.search(r"\)[*+{]", pattern):
+    """Refuse expressions that could run for ages: great length, a quantifier behind a group, many of them in a row.
+
+    Module names have some 40 characters, which n quantifiers divide in less than 40 ** n ways.
+    """
+    plain = re.sub(r"\\.|\[\^?\]?[^]]*\]", "a", pattern)  # without what is escaped or in a class
+    branches = [len(re.findall(r"[*+{]|(?<![*+}(])\?", branch)) for branch in _alternatives(plain)]
+    if len(pattern) > _MAX_EXPRESSION or re.search(r"\)[*+{]", plain) or max(branches) > _MAX_QUANTIFIERS:
         raise AdapterError(f"{where}: the expression {pattern[:80]!r} is too complex to be run safely")
     try:
         re.compile(pattern)
     except re.error as error:
         raise AdapterError(f"{where}: {pattern[:80]!r} is not a regular expression: {error}") from error
     return pattern
+
+
+def _alternatives(pattern: str) -> list[str]:
+    """What stands between the `|` of an expression that are in no group."""
+    found, depth = [""], 0
+    for char in pattern:
+        depth += (char == "(") - (char == ")")
+        if char == "|" and depth == 0:
+            found.append("")
+        else:
+            found[-1] += char
+    return found
 
 
 def unmatched_targets(config: PeftConfig, modules: Iterable[str]) -> list[str]:

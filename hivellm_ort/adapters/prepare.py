@@ -15,25 +15,37 @@ so `scale = g` or `l`, `lora_A = A^T`, `lora_B = (g * s * B)^T`, and `bias = (l 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hivellm_ort.adapters.config import ADAPTER_CONFIG, PeftConfig, read_peft_config, unmatched_targets
+from hivellm_ort.adapters.config import PeftConfig, read_peft_config, unmatched_targets
+from hivellm_ort.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from hivellm_ort.adapters.prepared import PreparedAdapter, PreparedModule
-from hivellm_ort.adapters.tensors import read_tensors
+from hivellm_ort.adapters.tensors import EMBEDDINGS, PREFIX, AdapterTensors
 from hivellm_ort.contract import Site
 from hivellm_ort.errors import AdapterError, BaseMismatchError
 
-__all__ = ["ADAPTER_WEIGHTS", "prepare"]
-
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-_PREFIX = "base_model.model."
+__all__ = ["Embeddings", "prepare"]
 
 Array = NDArray[np.float32]
 Tensor = Callable[[str], Array]
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """The base model's embedding and LM head, for adapters that store them too.
+
+    Attributes:
+        vocab_size: rows of each.
+        same: whether the table `model.embed_tokens.weight` or `lm_head.weight` has these values, float32
+            [vocab_size, hidden]; None where that is not known.
+    """
+
+    vocab_size: int
+    same: Callable[[str, Array], bool | None]
 
 
 def prepare(
@@ -43,6 +55,7 @@ def prepare(
     sites: Sequence[Site],
     tensor: Tensor,
     source_sha256: str,
+    embeddings: Embeddings,
 ) -> PreparedAdapter:
     """Prepare a PEFT adapter for the base model whose weights `tensor(name)` gives.
 
@@ -52,6 +65,7 @@ def prepare(
         sites: where the base's graph takes adapters.
         tensor: a base weight by its Hugging Face name, float32 [N, K] or [N].
         source_sha256: digest of the base weights.
+        embeddings: the base's embedding and LM head.
 
     Raises:
         AdapterError: a tensor is missing, of the wrong shape, unknown to the base, or the configuration asks for
@@ -61,16 +75,16 @@ def prepare(
     config = read_peft_config(config_file)
     _check_swappable(config)
     modules = {part.module: (site.in_features, part.size) for site in sites for part in site.parts}
-    unknown = unmatched_targets(config, modules)
-    if unknown:
-        raise AdapterError(
-            f"{ADAPTER_CONFIG}: target_modules names {', '.join(unknown)}, which the base model does not have as an "
-            "adaptable linear module"
-        )
     wanted = [name for name in modules if config.targets(name)]
     if not wanted:
-        raise AdapterError(f"{ADAPTER_CONFIG}: target_modules matches no module of the base model")
-    file = _Tensors(read_tensors(weights_file))
+        unknown = ", ".join(unmatched_targets(config, modules))
+        raise AdapterError(
+            f"{ADAPTER_CONFIG}: target_modules matches no adaptable linear module of the base model"
+            + (f": it has no {unknown}" if unknown else "")
+        )
+    tensors = AdapterTensors.from_file(weights_file)
+    _check_embeddings(tensors, embeddings)
+    file = _Tensors(tensors)
     prepared = {name: _prepare_module(config, file, name, modules[name], tensor) for name in wanted}
     file.check_all_used()
     if config.kind == "ia3":
@@ -91,23 +105,53 @@ def _check_swappable(config: PeftConfig) -> None:
         raise AdapterError(f"{ADAPTER_CONFIG}: lora_bias = true adds biases the base may not have; {cure}")
 
 
+def _check_embeddings(tensors: AdapterTensors, embeddings: Embeddings) -> None:
+    """What `save_embedding_layers` stored must be the base's own: a swapped adapter shares it."""
+    size = embeddings.vocab_size
+    for name, rows in tensors.embeddings.items():
+        where = f"{ADAPTER_WEIGHTS}: tensor {tensors.keys[name]}"
+        if rows.shape[:1] != (size,):
+            raise BaseMismatchError(
+                f"{where} has {rows.shape[0] if rows.ndim else 0} rows, the base's vocabulary has {size}: the "
+                "adapter was trained with tokens of its own; export it with --merge, which makes a base with that "
+                "vocabulary"
+            )
+        same = embeddings.same(name, rows)
+        if same is None:
+            raise AdapterError(
+                f"{where} is an embedding, and this base bundle does not say what its own is: export the base "
+                "again, or save the adapter with save_embedding_layers=False if the embedding was not trained"
+            )
+        if not same:
+            raise AdapterError(
+                f"{where} has other values than the base model's, both of {size} rows: a trained embedding can only "
+                "be merged, export with --merge; or the adapter belongs to another base model"
+            )
+
+
 class _Tensors:
     """The adapter's tensors by module, each taken once."""
 
-    def __init__(self, tensors: dict[str, Array]):
-        self._tensors = {key.removeprefix(_PREFIX): (key, value) for key, value in tensors.items()}
+    def __init__(self, tensors: AdapterTensors):
+        self._arrays, self._keys = dict(tensors.arrays), tensors.keys
 
-    def take(self, module: str, *names: str) -> Array:
-        """The tensor `module` + one of `names` (PEFT's own spelling first, older ones after it)."""
-        for name in names:
-            if f"{module}.{name}" in self._tensors:
-                return self._tensors.pop(f"{module}.{name}")[1]
-        raise AdapterError(f"{ADAPTER_WEIGHTS}: tensor {_PREFIX}{module}.{names[0]} is missing")
+    def take(self, module: str, name: str) -> Array:
+        """The tensor `module` + `name`."""
+        if f"{module}.{name}" in self._arrays:
+            return self._arrays.pop(f"{module}.{name}")
+        raise AdapterError(f"{ADAPTER_WEIGHTS}: tensor {PREFIX}{module}.{name} is missing")
 
     def check_all_used(self) -> None:
-        if self._tensors:
-            key = next(iter(self._tensors.values()))[0]
-            more = f" (and {len(self._tensors) - 1} more)" if len(self._tensors) > 1 else ""
+        if self._arrays:
+            key = self._keys[next(iter(self._arrays))]
+            if any(
+                key.startswith(name.removesuffix("weight")) for key in self._arrays for name in EMBEDDINGS
+            ):
+                raise AdapterError(
+                    f"{ADAPTER_WEIGHTS}: tensor {key} adapts the embedding or the LM head, which can only be merged: "
+                    "export with --merge"
+                )
+            more = f" (and {len(self._arrays) - 1} more)" if len(self._arrays) > 1 else ""
             raise AdapterError(
                 f"{ADAPTER_WEIGHTS}: tensor {key}{more} belongs to no module that {ADAPTER_CONFIG} targets in this "
                 "base model"
@@ -146,7 +190,7 @@ def _prepare_module(
         A = A * E
     if not config.dora:
         return PreparedModule(np.ascontiguousarray(A.T), np.ascontiguousarray(B.T))
-    magnitude = file.take(module, "lora_magnitude_vector", "lora_magnitude_vector.weight").reshape(-1)
+    magnitude = file.take(module, "lora_magnitude_vector").reshape(-1)
     if magnitude.shape != (rows,):
         raise _mismatch(module, "lora_magnitude_vector", magnitude.shape, (rows,))
     scale = magnitude / np.linalg.norm(tensor(f"{module}.weight") + B @ A, axis=1)
@@ -156,16 +200,16 @@ def _prepare_module(
 def _check_rank_pattern(config: PeftConfig, module: str, rank: int) -> None:
     """AdaLoRA's `rank_pattern` lists, per module, which singular values were kept."""
     for key, kept in config.rank_pattern.items():
-        if key.removeprefix(_PREFIX).startswith(f"{module}.") and sum(map(bool, kept)) != rank:
+        if key.removeprefix(PREFIX).startswith(f"{module}.") and sum(map(bool, kept)) != rank:
             raise AdapterError(
-                f"{ADAPTER_WEIGHTS}: tensor {_PREFIX}{module}.lora_A has rank {rank}, rank_pattern keeps "
+                f"{ADAPTER_WEIGHTS}: tensor {PREFIX}{module}.lora_A has rank {rank}, rank_pattern keeps "
                 f"{sum(map(bool, kept))}"
             )
 
 
 def _mismatch(module: str, name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> BaseMismatchError:
     return BaseMismatchError(
-        f"{ADAPTER_WEIGHTS}: tensor {_PREFIX}{module}.{name} has shape {list(found)}, the base model and "
+        f"{ADAPTER_WEIGHTS}: tensor {PREFIX}{module}.{name} has shape {list(found)}, the base model and "
         f"{ADAPTER_CONFIG} need {list(wanted)}: the adapter belongs to another base model or its configuration"
     )
 

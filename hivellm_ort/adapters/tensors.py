@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +13,74 @@ from numpy.typing import NDArray
 
 from hivellm_ort.errors import AdapterError
 
-__all__ = ["read_tensors"]
+__all__ = [
+    "EMBEDDINGS",
+    "PREFIX",
+    "AdapterTensors",
+    "plain_name",
+    "read_tensors",
+    "same_values",
+    "table_digest",
+]
+
+Array = NDArray[np.float32]
+
+PREFIX = "base_model.model."
+"""What PEFT puts before the names of a model's modules."""
+
+EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
+"""The tables that `save_embedding_layers` stores whole, by their names in the base model."""
 
 _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
+# Names that torch.compile, FSDP, activation checkpointing and a raw state dict put between those of modules.
+_WRAPPERS = {
+    "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_orig_mod", "base_layer", "default", "modules_to_save",
+    "token_adapter",
+}  # fmt: skip
+_ROOT = re.compile(r"(?:module\.)?(?:base_model\.model\.)*")
 
 
-def read_tensors(path: Path) -> dict[str, NDArray[np.float32]]:
+@dataclass(frozen=True)
+class AdapterTensors:
+    """The tensors of an adapter by the names that PEFT gives them now, without `PREFIX`.
+
+    Attributes:
+        arrays: float32 arrays; the magnitudes of DoRA are `<module>.lora_magnitude_vector`.
+        keys: the name of each in the file.
+        embeddings: what is stored whole of `EMBEDDINGS`, float32 [rows, hidden]; not in `arrays`.
+    """
+
+    arrays: Mapping[str, Array]
+    keys: Mapping[str, str]
+    embeddings: Mapping[str, Array]
+
+    @classmethod
+    def from_file(cls, path: Path, *, saved: tuple[str, ...] = ()) -> AdapterTensors:
+        """Read `adapter_model.safetensors`, whatever wrapped the model when it was saved.
+
+        Args:
+            path: the file.
+            saved: `modules_to_save`: an embedding among them is part of the adapter, and in `arrays`.
+
+        Raises:
+            AdapterError: as `read_tensors`, or two tensors have names that mean the same.
+        """
+        arrays: dict[str, Array] = {}
+        keys: dict[str, str] = {}
+        for key, array in read_tensors(path).items():
+            name = plain_name(key)
+            if name in keys:
+                raise AdapterError(
+                    f"{path.name}: tensors {keys[name]} and {key} mean the same: save one adapter by itself with "
+                    "save_pretrained"
+                )
+            arrays[name], keys[name] = array, key
+        whole = [name for name in EMBEDDINGS if name.split(".")[-2] not in saved]
+        embeddings = {name: arrays.pop(name) for name in whole if name in arrays}
+        return cls(arrays, keys, embeddings)
+
+
+def read_tensors(path: Path) -> dict[str, Array]:
     """All tensors of a safetensors file as float32.
 
     Raises:
@@ -42,3 +108,32 @@ def read_tensors(path: Path) -> dict[str, NDArray[np.float32]]:
             raise AdapterError(f"{where}: tensor {name} holds NaN or infinity")
         tensors[name] = array.reshape(entry["shape"])
     return tensors
+
+
+def same_values(found: Array, wanted: Array) -> bool:
+    """Whether `found` is `wanted`, or `wanted` rounded to bfloat16 or float16, as an adapter may be stored."""
+    if found.shape != wanted.shape:
+        return False
+    if np.array_equal(found, wanted):
+        return True
+    difference, size = np.abs(found - wanted), np.abs(wanted)
+    if not (np.ascontiguousarray(found).view(np.uint32) & 0xFFFF).any():
+        return bool((difference <= size * 2.0**-8).all())
+    with np.errstate(over="ignore"):
+        half = np.array_equal(found.astype(np.float16).astype(np.float32), found)
+    return half and bool((difference <= size * 2.0**-11 + 2.0**-25).all())
+
+
+def table_digest(values: Array) -> str:
+    """SHA-256 of an array's values as little-endian float32, in hex."""
+    return hashlib.sha256(np.ascontiguousarray(values, "<f4").data).hexdigest()
+
+
+def plain_name(key: str) -> str:
+    """The name that `AdapterTensors` gives a tensor of an adapter.
+
+    `base_model.model.model.layers.0.q_proj.lora_A.default.weight` is `model.layers.0.q_proj.lora_A.weight`.
+    """
+    name = ".".join(part for part in key.split(".") if part not in _WRAPPERS)
+    name = _ROOT.sub("", name, count=1)
+    return name.removesuffix(".weight") if name.endswith(".lora_magnitude_vector.weight") else name

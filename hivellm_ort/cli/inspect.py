@@ -10,8 +10,7 @@ import click
 from hivellm_ort.cli.output import json_option, print_json, printable
 from hivellm_ort.integrity import Trust, check
 from hivellm_ort.loading.inspection import inspect as inspect_package
-from hivellm_ort.loading.opening import open_with_progress
-from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
+from hivellm_ort.loading.opening import open_with_progress, read_manifest
 from hivellm_ort.package.store import Store
 
 __all__ = ["inspect"]
@@ -24,7 +23,7 @@ def inspect(package: Path, as_json: bool) -> None:
     """Show what PACKAGE is: expert, base, adapter, signature, decoding, files and warnings. Runs nothing of it."""
     opened = open_with_progress(package, Store())
     verdict = check(opened, Trust("off"), where=package)
-    manifest = ExpertManifest.from_file(opened.root / MANIFEST)
+    manifest = read_manifest(opened)
     info = {"package": package.name, **inspect_package(opened, manifest, verdict)}
     if as_json:
         print_json(info)

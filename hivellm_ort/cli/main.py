@@ -15,6 +15,7 @@ from hivellm_ort.cli.cache import cache
 from hivellm_ort.cli.chat import chat
 from hivellm_ort.cli.doctor import doctor
 from hivellm_ort.cli.grammar import grammar
+from hivellm_ort.cli.init import init
 from hivellm_ort.cli.inspect import inspect
 from hivellm_ort.cli.keys import keygen, trust
 from hivellm_ort.cli.output import JSON_OUTPUT, name_as_flag, never_fail_to_encode, print_json
@@ -87,5 +88,5 @@ def main() -> None:
     """Run and export HiveLLM experts on ONNX Runtime."""
 
 
-for _command in (cache, chat, doctor, grammar, inspect, keygen, pack, run, sign, trust, verify):
+for _command in (cache, chat, doctor, grammar, init, inspect, keygen, pack, run, sign, trust, verify):
     main.add_command(_command)

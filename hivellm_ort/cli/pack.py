@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from hivellm_ort.cli.output import json_option, print_json
-from hivellm_ort.errors import LoadError
+from hivellm_ort.errors import LoadError, ManifestError
 from hivellm_ort.loading.pack import pack as pack_folder
 from hivellm_ort.package.archive import sha256_file
 from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
@@ -35,8 +35,10 @@ def pack(folder: Path, output: Path | None, strict: bool, as_json: bool) -> None
 
     if not folder.is_dir():
         raise LoadError(f"{folder}: not a folder; name the folder of an expert")
-    package = open_package(folder, Store(), check="digest")
     path = folder / MANIFEST
+    if not path.is_file():
+        raise ManifestError(f"{folder} has no {MANIFEST}: write it with 'hivellm-ort init {folder}'")
+    package = open_package(folder, Store(), check="digest")
     manifest = ExpertManifest.from_file(path, strict=strict)
     file = output or Path(manifest.package_filename(manifest.base_models[0].short_name))
     with tqdm(desc=file.name, unit="B", unit_scale=True, disable=None, delay=1, leave=False) as bar:

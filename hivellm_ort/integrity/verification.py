@@ -39,7 +39,9 @@ def verify(package: UnpackedPackage, keys: Mapping[str, str]) -> Verdict:
         ManifestError: The manifest cannot be read.
         LoadError: A file of the folder cannot be read.
     """
-    manifest = read_json(package.root / MANIFEST)
+    path = package.root / MANIFEST
+    # A folder as PEFT saves it has no manifest, and so no signature.
+    manifest = read_json(path) if path.is_file() or package.sha256 else {}
     scheme: str | None = None
     try:
         scheme = _scheme(manifest)

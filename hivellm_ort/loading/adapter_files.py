@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hivellm_ort.adapters.config import ADAPTER_CONFIG
-from hivellm_ort.adapters.prepare import ADAPTER_WEIGHTS
+from hivellm_ort.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_adapter_files
 from hivellm_ort.errors import AdapterError, IntegrityError
 from hivellm_ort.package.manifest import BaseModelRef, ExpertManifest
+from hivellm_ort.package.members import TOKENIZER_FILES
 from hivellm_ort.package.names import is_system_file, member_name, shown
 from hivellm_ort.package.store import UnpackedPackage
 
@@ -20,10 +20,16 @@ _DEPTH = 4  # folders searched for a checkpoint: weights/qwen3-06b/checkpoint-12
 
 @dataclass(frozen=True)
 class AdapterFiles:
-    """The two files of a PEFT adapter."""
+    """The two files of a PEFT adapter, and the folder `own` with the tokenizer and chat template that it brings."""
 
     config: Path
     weights: Path
+    own: Path
+
+    @property
+    def texts(self) -> list[Path]:
+        """The files of its tokenizer and chat template."""
+        return [path for name in TOKENIZER_FILES if (path := self.own / name).is_file()]
 
 
 def find_adapter_files(
@@ -50,7 +56,7 @@ def find_adapter_files(
     files = next((found for place in places if (found := _in(place, root)) is not None), None)
     files = files or _checkpoint(root, manifest)
     _check_digest(files, package, manifest, base)
-    return files
+    return files if files.texts else replace(files, own=root)
 
 
 def _places(root: Path, path: str) -> Iterator[Path]:
@@ -72,7 +78,7 @@ def _in(place: Path, root: Path) -> AdapterFiles | None:
         return None
     configs = (weights.parent / ADAPTER_CONFIG, root / ADAPTER_CONFIG)
     config = next((config for config in configs if config.is_file()), None)
-    return None if config is None else AdapterFiles(config, weights)
+    return None if config is None else AdapterFiles(config, weights, weights.parent)
 
 
 def _checkpoint(root: Path, manifest: ExpertManifest) -> AdapterFiles:
@@ -83,6 +89,8 @@ def _checkpoint(root: Path, manifest: ExpertManifest) -> AdapterFiles:
         chosen = [files for files in found if files.weights.parent.name == wanted]
         found = chosen or found
     if not found:
+        if (root / ADAPTER_CONFIG).is_file():
+            check_adapter_files(root)
         raise AdapterError(
             f"{ADAPTER_WEIGHTS} and {ADAPTER_CONFIG} are neither at the package's root nor where adapters[].path "
             "says: add them"

@@ -4,35 +4,53 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hivellm_ort.adapters.prepared import PreparedAdapter
 from hivellm_ort.engine.devices import Device
 from hivellm_ort.errors import BaseMismatchError, LoadError, ManifestError, argument
 from hivellm_ort.loading.bundles import Bundle, best_first, none_before
+from hivellm_ort.package.filecheck import Check
 from hivellm_ort.package.manifest import BaseModelRef, ExpertManifest
 from hivellm_ort.package.store import Store
-from hivellm_ort.package.targets import check_folders
+from hivellm_ort.package.targets import bundle_folders, check_folders
 
-__all__ = ["choose_base", "find_thin_base", "model_of"]
+__all__ = ["BESIDE", "bundles_beside", "choose_base", "find_thin_base", "model_of"]
 
 _LOG = logging.getLogger("hivellm_ort")
 
 
+BESIDE = "base"
+"""The folder that `hivellm-ort export --thin` writes beside its packages."""
+
+
+def bundles_beside(folder: Path) -> list[Bundle]:
+    """The bundles in `base/` of a folder: the one there, or one for each target; they take adapters."""
+    bundles = _opened(bundle_folders(folder / BESIDE))
+    return [bundle for bundle in bundles if bundle.config.merged is None]
+
+
 def choose_base(
-    manifest: ExpertManifest, store: Store, device: Device, given: Bundle | None
+    manifest: ExpertManifest,
+    store: Store,
+    device: Device,
+    given: Bundle | None,
+    near: Sequence[Bundle] = (),
+    check: Check = "size",
 ) -> tuple[Bundle, BaseModelRef]:
     """The bundle for an adapter that was prepared for none, and the base model of the manifest that it is.
 
-    Looked for in the store's `models/` and among the bundles of unpacked packages: by the digest of the weights
-    where the manifest states one, else by name.
+    Looked for beside the package, by the digest of the weights that the manifest states; then in the store's
+    `models/` and among the bundles of unpacked packages, by that digest, else by name.
 
     Args:
         manifest: says which bases the expert has adapters for.
         store: where bundles are.
         device: what the base shall run on.
         given: the bundle to use: the package's, or as the caller asked.
+        near: the bundles beside the package.
+        check: with "digest" they are not used: nobody has signed which bundle has those weights.
 
     Raises:
         BaseMismatchError: `given` is none of the manifest's base models.
@@ -43,6 +61,11 @@ def choose_base(
     wanted = [base for base in manifest.base_models if base.adapters]
     if given is not None:
         return given, _matching(given, wanted, manifest)
+    for base in wanted if check == "size" else ():
+        found = [bundle for bundle in near if bundle.config.source_sha256 == base.sha256]
+        if found:
+            whose = f"base {base.short_name!r} beside the package"
+            return _used(best_first(found, device, whose=whose)[0], store), base
     bundles = _at_hand(store)
     for base in wanted:
         found = [bundle for bundle in bundles if _is(bundle, base)]
@@ -69,15 +92,38 @@ def model_of(bundle: Bundle, manifest: ExpertManifest) -> BaseModelRef:
     return next((base for base in wanted if _is(bundle, base)), wanted[0])
 
 
-def find_thin_base(adapter: PreparedAdapter, store: Store, device: Device) -> Bundle:
+def find_thin_base(
+    adapter: PreparedAdapter,
+    store: Store,
+    device: Device,
+    near: Sequence[Bundle] = (),
+    check: Check = "size",
+) -> Bundle:
     """The base of a prepared adapter: of the bundles of the same weights the one that suits the device best.
 
-    The one it was exported with needs no look at the others where they cannot be better, for that takes a while.
+    Those beside the package come first. The one it was exported with needs no look at the others where they cannot be
+    better, for that takes a while.
+
+    Args:
+        adapter: says which base it is for.
+        store: where other bundles are.
+        device: what the base shall run on.
+        near: the bundles beside the package.
+        check: with "digest" the one that the adapter was exported with is the only one of them that is used, and all
+            of its files are compared with their list.
 
     Raises:
         LoadError: none is at hand.
         ProviderError: the device runs none of them.
     """
+    exactly = [bundle for bundle in near if bundle.config.sha256 == adapter.base_sha256]
+    fitting = [bundle for bundle in near if bundle.config.source_sha256 == adapter.source_sha256]
+    found = (
+        exactly if check == "digest" else exactly + [bundle for bundle in fitting if bundle not in exactly]
+    )
+    if found:
+        whose = f"base {found[0].config.name!r} beside the package"
+        return _used(best_first(found, device, whose=whose, exact=adapter.base_sha256)[0], store, check)
     folder = store.find_bundle(adapter.base_sha256)
     if folder is not None and none_before(exact := Bundle.open(folder), device):
         return exact
@@ -86,14 +132,14 @@ def find_thin_base(adapter: PreparedAdapter, store: Store, device: Device) -> Bu
         whose = f"base {same[0].config.name!r} at hand"
         return _used(best_first(same, device, whose=whose, exact=adapter.base_sha256)[0], store)
     raise LoadError(
-        f"the package is thin and its base bundle {adapter.base_sha256[:12]}… is not in the cache: pass "
-        f"{argument('base', 'FOLDER')}, a bundle exported from the same base model"
+        f"the package is thin, and its base bundle {adapter.base_sha256[:12]}… is neither in {BESIDE}/ beside it nor "
+        f"in the cache: pass {argument('base', 'FOLDER')}, a bundle exported from the same base model"
     )
 
 
-def _used(bundle: Bundle, store: Store) -> Bundle:
-    """A bundle that was found; one in `models/` is compared with its list only now."""
-    check_folders([bundle.folder])
+def _used(bundle: Bundle, store: Store, check: Check = "size") -> Bundle:
+    """A bundle that was found; one outside the store is compared with its list only now."""
+    check_folders([bundle.folder], check)
     store.note_use(bundle.folder)
     return bundle
 

@@ -31,7 +31,8 @@ def inspect(package: UnpackedPackage, manifest: ExpertManifest, verdict: Verdict
         manifest: its manifest.
         verdict: what its signature is worth.
     """
-    warnings = [*package.notes, *manifest.warnings, *schema_problems(package.root / MANIFEST)]
+    path = package.root / MANIFEST
+    warnings = [*package.notes, *manifest.warnings, *(schema_problems(path) if path.is_file() else [])]
     return {
         "name": manifest.name,
         "version": manifest.version,

@@ -1,4 +1,4 @@
-"""Open a package and show that it takes a while."""
+"""Open a package, or the folder of a PEFT adapter as one, and show that it takes a while."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import logging
 import sys
 from pathlib import Path
 
+from hivellm_ort.adapters.files import ADAPTER_CONFIG
+from hivellm_ort.loading.peft_folder import drafted_manifest
 from hivellm_ort.package.archive import DEFAULT_LIMITS, Limits
 from hivellm_ort.package.filecheck import Check
+from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
 from hivellm_ort.package.store import Store, UnpackedPackage, open_package
 
-__all__ = ["open_with_progress"]
+__all__ = ["open_with_progress", "read_manifest"]
 
 _LOG = logging.getLogger("hivellm_ort")
 
@@ -20,10 +23,15 @@ def open_with_progress(
 ) -> UnpackedPackage:
     """As `open_package`, with a progress bar on a terminal; none where there is no standard error at all.
 
-    The notes on the package are logged as INFO.
+    A folder with `adapter_config.json` needs no manifest: `read_manifest` drafts one. The notes on the package are
+    logged as INFO.
     """
     from tqdm import tqdm
 
+    if not (path / MANIFEST).is_file() and (path / ADAPTER_CONFIG).is_file():
+        return UnpackedPackage(
+            root=path, sha256="", adapter=None, bundles=(), members=(), skipped=(), notes=()
+        )
     size = path.stat().st_size if path.is_file() else None
     # Shown after a second, on a terminal: a package that was unpacked before takes less.
     with tqdm(
@@ -39,3 +47,14 @@ def open_with_progress(
     for note in package.notes:
         _LOG.info("%s: %s", path, note)
     return package
+
+
+def read_manifest(package: UnpackedPackage) -> ExpertManifest:
+    """The manifest of an opened package; of a PEFT folder without one, what its files tell.
+
+    Raises:
+        ManifestError: the manifest is wrong.
+        AdapterError: there is none, and the adapter's files cannot be read.
+    """
+    path = package.root / MANIFEST
+    return ExpertManifest.from_file(path) if path.is_file() else drafted_manifest(package.root)

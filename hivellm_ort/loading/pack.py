@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hivellm_ort.adapters.config import ADAPTER_CONFIG, read_peft_config
-from hivellm_ort.adapters.prepare import ADAPTER_WEIGHTS
+from hivellm_ort.adapters.config import read_peft_config
+from hivellm_ort.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from hivellm_ort.adapters.tensors import read_tensors
 from hivellm_ort.contract import ADAPTER_FILE
 from hivellm_ort.errors import LoadError
 from hivellm_ort.loading.adapter_files import find_adapter_files
 from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
-from hivellm_ort.package.members import bundle_members_of, root_members
+from hivellm_ort.package.members import as_utf8, bundle_members_of, root_members
 from hivellm_ort.package.packing import Progress, write
 from hivellm_ort.package.store import UnpackedPackage
 from hivellm_ort.package.targets import FOLDER
@@ -68,9 +68,11 @@ def _adapters(package: UnpackedPackage, manifest: ExpertManifest) -> dict[str, P
         read_peft_config(files.config)
         read_tensors(files.weights)
         if len(bases) == 1:
-            members |= {ADAPTER_CONFIG: files.config, ADAPTER_WEIGHTS: files.weights}
+            members |= {ADAPTER_CONFIG: as_utf8(files.config), ADAPTER_WEIGHTS: files.weights}
+            members |= {path.name: as_utf8(path) for path in files.texts}
         else:
             members |= {
-                path.relative_to(package.root).as_posix(): path for path in (files.config, files.weights)
+                path.relative_to(package.root).as_posix(): as_utf8(path)
+                for path in (files.config, files.weights, *files.texts)
             }
     return members

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hivellm_ort.adapters.base_weights import BaseWeights
-from hivellm_ort.adapters.prepare import prepare
+from hivellm_ort.adapters.prepare import Embeddings, prepare
 from hivellm_ort.adapters.prepared import PreparedAdapter
+from hivellm_ort.adapters.tensors import table_digest
 from hivellm_ort.contract import CONTRACT_VERSION
 from hivellm_ort.engine.devices import Device
 from hivellm_ort.errors import LoadError
 from hivellm_ort.loading.adapter_files import AdapterFiles, find_adapter_files
-from hivellm_ort.loading.bases import choose_base, find_thin_base, model_of
+from hivellm_ort.loading.bases import bundles_beside, choose_base, find_thin_base, model_of
 from hivellm_ort.loading.bundles import Bundle, best_first
+from hivellm_ort.loading.own_tokenizer import TOKENIZER, check_tokenizer
 from hivellm_ort.package.filecheck import Check
 from hivellm_ort.package.manifest import BaseModelRef, ExpertManifest
 from hivellm_ort.package.store import Store, UnpackedPackage
@@ -32,11 +34,13 @@ class ExpertParts:
         bundle: the base bundle.
         adapter: the adapter; None where it is merged into the base.
         model: the base model of the manifest that the bundle is.
+        folder: where the expert's own chat template and tokenizer are, if it has any.
     """
 
     bundle: Bundle
     adapter: PreparedAdapter | None
     model: BaseModelRef
+    folder: Path
 
 
 def find_parts(
@@ -47,6 +51,7 @@ def find_parts(
     check: Check = "size",
     *,
     device: Device = Device(),  # noqa: B008  immutable
+    beside: Path | None = None,
 ) -> ExpertParts:
     """Find the base of a package, and its adapter: as exported, or prepared now from its PEFT files.
 
@@ -59,6 +64,7 @@ def find_parts(
         base: the bundle to use, as the caller asked; its target is then the one.
         check: how the files of `base`, and of an adapter that was prepared before, are compared with their lists.
         device: what the base shall run on, which decides between the targets of a package.
+        beside: the folder that the package is in, where a thin one looks for `base/` first.
 
     Raises:
         IntegrityError: a file of `base` differs from its list.
@@ -66,16 +72,18 @@ def find_parts(
         ProviderError: the device runs none of the targets that there are.
     """
     own = _own_bundle(package, manifest, store, base, check, device)
+    near = [] if own is not None or beside is None else bundles_beside(beside)
     if package.adapter is not None:
         adapter = PreparedAdapter.from_file(package.adapter, sha256=package.digest(package.adapter))
-        bundle = own or find_thin_base(adapter, store, device)
+        bundle = own or find_thin_base(adapter, store, device, near, check)
         if bundle.config.merged is not None:
             raise LoadError(f"{manifest.name}: the base bundle has another adapter merged in already")
-        return ExpertParts(bundle, adapter, model_of(bundle, manifest))
+        return ExpertParts(bundle, adapter, model_of(bundle, manifest), package.root)
     if base is None and own is not None and own.config.merged is not None:
-        return ExpertParts(own, None, model_of(own, manifest))
-    bundle, model = choose_base(manifest, store, device, own)
-    return ExpertParts(bundle, _prepared(package, manifest, store, bundle, model, check), model)
+        return ExpertParts(own, None, model_of(own, manifest), package.root)
+    bundle, model = choose_base(manifest, store, device, own, near, check)
+    files = find_adapter_files(package, manifest, model)
+    return ExpertParts(bundle, _prepared(package, files, store, bundle, check), model, files.own)
 
 
 def _own_bundle(
@@ -98,26 +106,28 @@ def _own_bundle(
 
 
 def _prepared(
-    package: UnpackedPackage,
-    manifest: ExpertManifest,
-    store: Store,
-    bundle: Bundle,
-    model: BaseModelRef,
-    check: Check,
+    package: UnpackedPackage, files: AdapterFiles, store: Store, bundle: Bundle, check: Check
 ) -> PreparedAdapter:
-    files = find_adapter_files(package, manifest, model)
-    digests = (package.digest(files.config), package.digest(files.weights), bundle.config.sha256)
+    digests = [package.digest(files.config), package.digest(files.weights), bundle.config.sha256]
+    if (files.own / TOKENIZER).is_file():  # what it is checked for is in all of these
+        digests += [package.digest(path) for path in files.texts]
     key = hashlib.sha256("\n".join((CONTRACT_VERSION, *digests)).encode()).hexdigest()
     path = store.prepared(key, lambda: _prepare(files, bundle), check=check)
     return PreparedAdapter.from_file(path)
 
 
 def _prepare(files: AdapterFiles, bundle: Bundle) -> bytes:
+    config = bundle.config
+    check_tokenizer(files.own, bundle.folder / TOKENIZER)
     adapter = prepare(
         files.config,
         files.weights,
-        sites=bundle.config.sites,
-        tensor=BaseWeights(bundle.folder, bundle.config).tensor,
-        source_sha256=bundle.config.source_sha256,
+        sites=config.sites,
+        tensor=BaseWeights(bundle.folder, config).tensor,
+        source_sha256=config.source_sha256,
+        embeddings=Embeddings(
+            config.architecture.vocab_size,
+            lambda name, rows: table_digest(rows) == config.embeddings[name] if config.embeddings else None,
+        ),
     )
-    return dataclasses.replace(adapter, base_sha256=bundle.config.sha256).to_bytes()
+    return dataclasses.replace(adapter, base_sha256=config.sha256).to_bytes()

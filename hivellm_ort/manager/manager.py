@@ -13,7 +13,7 @@ from hivellm_ort.decoding.stream import AsyncTextStream, TextStream
 from hivellm_ort.errors import LoadError, OptionError, OptionTypeError, UnknownExpertError
 from hivellm_ort.expert import Expert
 from hivellm_ort.integrity import Policy, Trust
-from hivellm_ort.loading.opening import open_with_progress
+from hivellm_ort.loading.opening import open_with_progress, read_manifest
 from hivellm_ort.manager.constraints import check_constraints, check_replacement, in_load_order, needed_by
 from hivellm_ort.manager.info import ExpertInfo
 from hivellm_ort.manager.residents import Residents
@@ -29,7 +29,7 @@ from hivellm_ort.options import (
     options_of_rows,
 )
 from hivellm_ort.package.archive import DEFAULT_LIMITS, Limits
-from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
+from hivellm_ort.package.manifest import ExpertManifest
 from hivellm_ort.package.store import Store
 from hivellm_ort.paths import StrPath
 from hivellm_ort.requests import DEFAULT_BATCH_SIZE, Asked, answer_all, base_voice
@@ -427,4 +427,4 @@ class ExpertManager:
         cache = self._loading["cache_dir"]
         store = Store(Path(cache) if cache is not None else None)
         package = open_with_progress(Path(path), store, limits=self._loading["limits"])
-        return ExpertManifest.from_file(package.root / MANIFEST)
+        return read_manifest(package)

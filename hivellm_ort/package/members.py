@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from hivellm_ort.contract import DECODER_JSON
 from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
 from hivellm_ort.package.targets import FOLDER, files_of
-from hivellm_ort.textfile import decode_text
+from hivellm_ort.textfile import decode_text, is_marked
 
-__all__ = ["bundle_members_of", "root_members"]
+__all__ = ["TOKENIZER_FILES", "as_utf8", "bundle_members_of", "root_members"]
 
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
-_TOKENIZER = (
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -22,6 +23,8 @@ _TOKENIZER = (
     "merges.txt",
     "chat_template.jinja",
 )
+"""Files of an expert's own tokenizer and chat template."""
+
 _TEXTS = ("grammar.gbnf", "README.md", "LICENSE")
 
 
@@ -32,11 +35,18 @@ def root_members(folder: Path, manifest: ExpertManifest) -> list[tuple[str, Path
     is packed as UTF-8 without one, as other readers need it.
     """
     grammar = manifest.decoding.grammar_file
-    names = dict.fromkeys((MANIFEST, *_ADAPTER, *_TOKENIZER, *_TEXTS, *([grammar] if grammar else [])))
-    members: list[tuple[str, Path | bytes]] = [
-        (name, folder / name) for name in names if (folder / name).is_file()
-    ]
-    return [(name, _plain(folder / name) if name == MANIFEST else source) for name, source in members]
+    names = dict.fromkeys((MANIFEST, *_ADAPTER, *TOKENIZER_FILES, *_TEXTS, *([grammar] if grammar else [])))
+    return [(name, as_utf8(folder / name)) for name in names if (folder / name).is_file()]
+
+
+def as_utf8(path: Path) -> Path | bytes:
+    """A file as a member: a text without the byte order mark that other readers of it refuse."""
+    if path.name in (MANIFEST, _ADAPTER[0], *TOKENIZER_FILES):
+        with contextlib.suppress(OSError, UnicodeDecodeError):  # its reader says what is wrong
+            with path.open("rb") as file:
+                marked = is_marked(file.read(4))
+            return decode_text(path.read_bytes()).encode() if marked else path
+    return path
 
 
 def bundle_members_of(folders: Sequence[Path]) -> list[tuple[str, Path | bytes]]:
@@ -57,9 +67,3 @@ def bundle_members_of(folders: Sequence[Path]) -> list[tuple[str, Path | bytes]]
                 written.add(key)
                 members.append((f"{prefix}/{name}", path))
     return members
-
-
-def _plain(manifest: Path) -> Path | bytes:
-    data = manifest.read_bytes()
-    marked = data[:1] in (b"\xef", b"\xfe", b"\xff", b"\0")  # as no JSON begins
-    return decode_text(data).encode() if marked else manifest

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,13 @@ import peft
 import pytest
 import tiny
 import torch
+from click.testing import CliRunner
 from example_packages import Examples
 from transformers import AutoTokenizer, GenerationConfig
 
+from hivellm_export.pipeline import export
 from hivellm_ort import Expert, ExpertManifest, GenerateOptions
+from hivellm_ort.cli.main import main
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "migration.md").read_text(encoding="utf-8")
 MESSAGES = [{"role": "system", "content": "b"}, {"role": "user", "content": "select the users"}]
@@ -32,10 +37,13 @@ def model(exported: Examples) -> Any:
     return peft.PeftModel.from_pretrained(tiny.load_model(exported.model), exported.adapter).eval()
 
 
-def test_both_sides_print_the_same(examples: Examples, capsys: pytest.CaptureFixture[str]) -> None:
+def test_both_sides_print_the_same(
+    examples: Examples, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     """The two pieces of code, on the same files, print one text."""
+    export(examples.model, [], tmp_path / "base", precision="fp32")
     paths = {
-        "out/expert-sql-smollm2-135m-instruct.v0.1.0.expert": examples.sql,
+        "smollm2": tmp_path / "base",
         "SmolLM2-135M-Instruct": examples.model,
         "expert-sql": examples.adapter,
     }
@@ -85,6 +93,24 @@ def test_the_manifest_is_enough(examples: Examples, tmp_path: Path) -> None:
     assert ("expert-sql", ()) == (manifest.name, tuple(manifest.warnings))
     own = json.loads((examples.adapter / "manifest.json").read_text("utf-8"))
     assert json.loads(block("json")).keys() == own.keys() - {"routing"}
+
+
+def test_the_short_way_makes_a_package(
+    examples: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commands of the short way are ones that work."""
+    monkeypatch.chdir(tmp_path)
+    adapter = tmp_path / "expert-sql"
+    adapter.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (adapter / name).write_bytes((examples.adapter / name).read_bytes())
+    shutil.copytree(examples.model, "SmolLM2-135M-Instruct")
+    for line in [*block("sh").splitlines(), *block("sh", 1).splitlines()]:
+        result = CliRunner().invoke(main, shlex.split(line)[1:])
+        assert 0 == result.exit_code, result.output
+    (package,) = tmp_path.glob("*.expert")
+    with Expert.load(package, base="smollm2", trust="off", threads=1) as expert:
+        assert "expert-sql" == expert.name
 
 
 def test_every_name_of_transformers_is_there() -> None:

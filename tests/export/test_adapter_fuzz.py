@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from hivellm_export.pipeline import export
-from hivellm_ort.adapters.prepare import prepare
+from hivellm_ort.adapters.prepare import Embeddings, prepare
 from hivellm_ort.adapters.prepared import PreparedAdapter, PreparedModule
-from hivellm_ort.adapters.tensors import read_tensors
+from hivellm_ort.adapters.tensors import read_tensors, same_values
 from hivellm_ort.contract import DecoderConfig
 from hivellm_ort.errors import AdapterError
 
@@ -56,6 +56,7 @@ def preparing(model_folder: Callable[[str], Path], tmp_path_factory: pytest.Temp
         sites=sites,
         tensor=weights.__getitem__,
         source_sha256="0" * 64,
+        embeddings=Embeddings(288, lambda name, rows: same_values(rows, weights[name])),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from parity import assert_same_as_peft
 from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
 
 from hivellm_ort.adapters.config import PeftConfig, read_peft_config
@@ -37,6 +39,7 @@ MODULES = [
         ("lora", {"rank_pattern": {"q_proj": 2, r"layers\.1\.mlp\..*": 8}}),
         ("lora", {"alpha_pattern": {"v_proj": 32, r"layers\.0\.self_attn\.o_proj": 1}}),
         ("lora", {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {r".*\.(q|k)_proj": 24}}),
+        ("lora", {"rank_pattern": {r"^model\.layers\.1\.mlp\.up_proj": 7}, "alpha_pattern": {"^q_proj": 99}}),
         ("rslora", {"rank_pattern": {"q_proj": 9, "down_proj": 1}, "alpha_pattern": {"up_proj": 3}}),
         ("dora", {"rank_pattern": {"k_proj": 6}, "alpha_pattern": {"k_proj": 2}}),
         ("lora", {"layers_to_transform": 1}),
@@ -57,6 +60,7 @@ MODULES = [
     ],
     ids=lambda value: json.dumps(value) if isinstance(value, dict) else value,
 )
+@pytest.mark.filterwarnings("ignore:.*_pattern keys did not match")
 def test_swapped(kind: str, options: dict[str, Any], model_folder: ModelFolder, tmp_path: Path) -> None:
     """Which modules, which ranks, which scaling: all as PEFT reads them."""
     config = tiny.adapter_config(kind, **options)
@@ -210,6 +214,49 @@ def test_targets_as_peft(
     ours: PeftConfig = read_peft_config(path)
     expected = [module for module in MODULES if bool(check_target_module_exists(theirs, module))]
     assert expected == [module for module in MODULES if ours.targets(module)]
+
+
+KEYS = st.sampled_from(
+    [
+        "q_proj",
+        "proj",
+        "^q_proj",
+        "mlp.up_proj",
+        r"^model\.layers\.0\.mlp\.up_proj",
+        r"layers\.1\..*",
+        r"layers\.[01]\.self_attn\.(q|k)_proj",
+        "model.layers.0.self_attn.v_proj",
+        r"^.*\.o_proj",
+        "q_proj|down_proj",
+        r".*\.layers\.1\.mlp\.gate_proj",
+    ]
+)
+
+
+@given(
+    ranks=st.dictionaries(KEYS, st.integers(1, 16), max_size=4),
+    alphas=st.dictionaries(KEYS, st.integers(1, 64), max_size=4),
+    rslora=st.booleans(),
+)
+def test_patterns_as_peft(
+    ranks: dict[str, int], alphas: dict[str, int], rslora: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Every module has the rank and the scaling that PEFT finds for it, anchors and alternatives included."""
+    fields = {
+        "peft_type": "LORA",
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": ["q_proj"],
+        "use_rslora": rslora,
+    }
+    path = tmp_path_factory.getbasetemp() / CONFIG
+    path.write_text(json.dumps({**fields, "rank_pattern": ranks, "alpha_pattern": alphas}))
+    ours = read_peft_config(path)
+    for module in MODULES:
+        rank = ranks.get(get_pattern_key(list(ranks), module), 4)
+        alpha = alphas.get(get_pattern_key(list(alphas), module), 8)
+        scaling = alpha / (math.sqrt(rank) if rslora else rank)
+        assert (rank, pytest.approx(scaling)) == (ours.rank_of(module), ours.scaling_of(module, rank))
 
 
 def test_modules_are_those_of_the_bundle(model_folder: ModelFolder, tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def save_adapter(folder: Path, model_folder: Path, config: peft.PeftConfig, *, s
                 parameter.mul_(torch.empty_like(parameter).uniform_(0.5, 1.5))
             elif "lora_" in name or "lokr_" in name:
                 parameter.normal_(0, 0.2)
-            elif "modules_to_save" in name:
+            elif "modules_to_save" in name or "trainable_tokens" in name:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     model.save_pretrained(folder)
     return folder

@@ -27,14 +27,16 @@ ROOMS: dict[str, set[str]] = {
     "options": {"errors", "grammar"},
     "result": set(),
     "contract": {"errors", "paths"},
-    "adapters": {"contract", "errors", "paths"},
+    "adapters": {"contract", "errors", "paths", "textfile"},
     "package": {"contract", "errors", "paths", "textfile"},
     "routing": {"errors", "package"},
     "observability": {"result"},
     "integrity": {"errors", "package", "paths", "textfile"},
     "text": {"errors", "paths", "textfile"},
     "engine": {"adapters", "contract", "errors"},
-    "loading": {"adapters", "contract", "engine", "errors", "grammar", "integrity", "package", "paths", "textfile"},
+    "loading": {
+        "adapters", "contract", "engine", "errors", "grammar", "integrity", "package", "paths", "text", "textfile",
+    },
     "decoding": {"errors", "grammar", "result", "text"},
     "scheduler": {"decoding", "engine", "errors"},
     "base": {"contract", "decoding", "engine", "errors", "grammar", "scheduler", "text"},
@@ -51,7 +53,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "__init__": {"decoding", "errors", "expert", "grammar", "integrity", "manager", "options", "package", "result"},
     "cli": {
-        "__init__", "engine", "errors", "expert", "grammar", "integrity", "loading", "package", "textfile",
+        "__init__", "engine", "errors", "expert", "grammar", "integrity", "loading", "package", "text", "textfile",
     },
     "__main__": {"cli"},
 }  # fmt: skip
@@ -63,7 +65,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "grammar": {"llguidance", "numpy"},
     "observability": {"opentelemetry"},
     "integrity": {"cryptography", "filelock", "platformdirs"},
-    "loading": {"tqdm"},
+    "loading": {"tokenizers", "tqdm"},
     "package": {"filelock", "jsonschema", "platformdirs", "referencing"},
     "text": {"jinja2", "tokenizers"},
 }

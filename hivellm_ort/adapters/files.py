@@ -1,0 +1,57 @@
+"""The files of a PEFT adapter's folder: their names, their texts, and what to do where one is missing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hivellm_ort.errors import AdapterError
+from hivellm_ort.textfile import decode_text
+
+__all__ = ["ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "check_adapter_files", "read_config_document"]
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_PICKLE = "adapter_model.bin"
+_MAX_BYTES = 4 << 20
+
+
+def check_adapter_files(folder: Path) -> None:
+    """Check that a folder has both files of an adapter.
+
+    Raises:
+        AdapterError: One is missing; where there is a pickle in place of the weights, the message says how to
+            convert it.
+    """
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if (folder / name).is_file():
+            continue
+        if name == ADAPTER_WEIGHTS and (folder / _PICKLE).is_file():
+            raise AdapterError(
+                f"{_PICKLE} in {folder} is a pickle, which is never read: load the adapter with PEFT, and save it "
+                f"again with save_pretrained(…, safe_serialization=True), which writes {ADAPTER_WEIGHTS}"
+            )
+        raise AdapterError(f"{name} is missing in {folder}: PEFT's save_pretrained writes it")
+
+
+def read_config_document(path: Path) -> dict[str, Any]:
+    """Read `adapter_config.json` as it is, in the encoding of its byte order mark, else in UTF-8.
+
+    Raises:
+        AdapterError: The file is missing, too large, or holds no JSON object.
+    """
+    where = path.name
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise AdapterError(f"{where} is larger than {_MAX_BYTES} bytes: not an adapter configuration")
+        data = json.loads(decode_text(path.read_bytes()))
+    except FileNotFoundError:
+        raise AdapterError(f"{where} is missing: PEFT writes it beside the adapter's weights") from None
+    except OSError as error:
+        raise AdapterError(f"{where} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise AdapterError(f"{where} is not valid JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise AdapterError(f"{where}: expected a JSON object, found {type(data).__name__}")
+    return data

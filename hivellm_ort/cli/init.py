@@ -1,0 +1,183 @@
+"""The command `hivellm-ort init`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hivellm_ort.cli.output import json_option, print_json
+from hivellm_ort.errors import LoadError, ManifestError
+from hivellm_ort.loading.peft_folder import base_model, base_name, expert_name, manifest_document
+from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
+from hivellm_ort.package.manifest_parts import PROMPT_TEMPLATES
+from hivellm_ort.text.prompt import dialect_of
+
+__all__ = ["init"]
+
+# What must be told, with the question for it; the flag is called as the field, but for capabilities.
+_QUESTIONS = {
+    "name": "Name, such as expert-sql",
+    "version": "Version",
+    "base": "Base model, such as Qwen3-0.6B, or the folder of its base bundle",
+    "description": "What the expert does, in one line",
+    "license": "Licence, such as Apache-2.0",
+    "capability": "Capabilities, such as task:summary language:en",
+}
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--name", help="Name of the expert; default: expert- and the folder's name.")
+@click.option("--version", help="Three numbers; default: 0.1.0.")
+@click.option(
+    "--base",
+    help="Base model: its name, or the folder of its base bundle, whose digest is then stated too; default: what "
+    "adapter_config.json says.",
+)
+@click.option("--description", help="What the expert does, in one line.")
+@click.option("--license", help="Identifier of the licence, such as Apache-2.0.")
+@click.option(
+    "--capability",
+    multiple=True,
+    help="Such as task:summary or database:sql, by which prompts find the expert; may be repeated.",
+)
+@click.option("--author", help="Person or organisation.")
+@click.option("--keyword", multiple=True, help="A word of prompts that this expert is for; may be repeated.")
+@click.option("--stop", multiple=True, help="A text that ends an answer; may be repeated.")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Longest answer in tokens.")
+@click.option("--temperature", type=click.FloatRange(min=0, max=2), help="0 is greedy.")
+@click.option(
+    "--prompt-template",
+    type=click.Choice(PROMPT_TEMPLATES),
+    help="Format of the prompts of the training; default: the chat template of the folder, else of the base.",
+)
+@click.option("--force", is_flag=True, help="Replace the manifest that is there.")
+@json_option("Print what was written as JSON, and ask nothing.")
+def init(
+    folder: Path,
+    author: str | None,
+    keyword: tuple[str, ...],
+    stop: tuple[str, ...],
+    max_tokens: int | None,
+    temperature: float | None,
+    prompt_template: str | None,
+    force: bool,
+    as_json: bool,
+    **told: Any,
+) -> None:
+    """Write a manifest.json for the PEFT adapter in FOLDER, as 'hivellm-ort pack --strict' wants it.
+
+    On a terminal it asks for what no option says. The format has no place for a system prompt: write it into the
+    folder's chat_template.jinja, or pass it with every request.
+    """
+    if not folder.is_dir():
+        raise LoadError(f"{folder}: not a folder; name the folder that PEFT saved")
+    path = folder / MANIFEST
+    if path.exists() and not force:
+        raise ManifestError(f"{path} is there already: change it by hand, or replace it with --force")
+    defaults = {"name": expert_name(folder), "version": "0.1.0", "base": base_name(folder)}
+    # Read before anything is asked: most mistakes are in an adapter.
+    manifest_document(folder, name="", version="", base={"name": ""})
+    answers = _answers(told, defaults, ask=not as_json and _on_a_terminal())
+    base = base_model(answers["base"])
+    if prompt_template is not None:
+        base["prompt_template"] = prompt_template
+    fields: dict[str, Any] = {
+        "description": answers["description"],
+        **({"author": author} if author else {}),
+        "license": answers["license"],
+        "capabilities": list(answers["capability"]),
+        **({"routing": {"keywords": list(keyword)}} if keyword else {}),
+    }
+    decoding: dict[str, Any] = {
+        **({} if temperature is None else {"temperature": temperature}),
+        **({} if max_tokens is None else {"max_new_tokens": max_tokens}),
+        **({"stop_sequences": list(stop)} if stop else {}),
+    }
+    document = manifest_document(
+        folder,
+        name=answers["name"],
+        version=answers["version"],
+        base=base,
+        fields=fields,
+        decoding=decoding,
+    )
+    manifest = _checked(document)
+    _write(path, document)
+    notes = _notes(manifest)
+    if as_json:
+        print_json({"file": str(path), "manifest": document, "notes": notes})
+        return
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
+    click.echo(f"{path}  {manifest.name} {manifest.version}")
+    click.echo(f"next: hivellm-ort pack {folder} --strict")
+
+
+def _on_a_terminal() -> bool:
+    return sys.stdin.isatty()
+
+
+def _answers(told: dict[str, Any], defaults: dict[str, str | None], *, ask: bool) -> dict[str, Any]:
+    """The options, and for those that are missing what the user says, or the defaults where nobody can be asked."""
+    answers = {}
+    for field, question in _QUESTIONS.items():
+        value = told[field] or None
+        if value is None and ask:
+            value = click.prompt(question, default=defaults.get(field), err=True)
+            value = value.replace(",", " ").split() if field == "capability" else value
+        value = value or defaults.get(field)
+        if not value:
+            raise ManifestError(f"--{field} is missing: {question[0].lower()}{question[1:]}")
+        answers[field] = value
+    return answers
+
+
+def _checked(document: dict[str, Any]) -> ExpertManifest:
+    """The manifest, if --strict takes it; else the first fault, with the option that it comes from."""
+    try:
+        return ExpertManifest.from_dict(document, strict=True)
+    except ManifestError as error:
+        line = str(error).splitlines()[0]
+        field = (error.pointer or "").split("/")[1:]
+        option = {
+            "capabilities": "capability",
+            "base_models": "base",
+            "training": "stop",
+            "routing": "keyword",
+        }
+        name = option.get(field[0], field[0]) if field else ""
+        inside = "adapters" in field
+        raise ManifestError(line if inside or not name else f"--{name}: {line}") from error
+
+
+def _write(path: Path, document: dict[str, Any]) -> None:
+    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{MANIFEST}-", dir=path.parent)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+            Path(name).chmod(0o644)
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise LoadError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def _notes(manifest: ExpertManifest) -> list[str]:
+    dialect = dialect_of(manifest.capabilities, manifest.decoding.grammar_type)
+    if dialect is None:
+        return []
+    return [
+        f"of these capabilities prompts without a system message get 'Dialect: {dialect}' as one: if the training "
+        "had none, leave that capability out, or give an empty system message with every request"
+    ]

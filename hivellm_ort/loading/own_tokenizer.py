@@ -1,0 +1,160 @@
+"""The tokenizer that an adapter's folder brings: whether it gives the ids of the base's.
+
+A swapped expert is asked with its base's tokenizer, so the two must agree; a merged one gets its own.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hivellm_ort.errors import AdapterError, LoadError
+from hivellm_ort.text.template_source import read_template_source
+from hivellm_ort.textfile import decode_text
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer  # type: ignore[import-untyped, unused-ignore]
+
+__all__ = ["TOKENIZER", "Difference", "check_tokenizer", "difference", "read_tokenizer", "special_tokens"]
+
+TOKENIZER = "tokenizer.json"
+_CONFIG = "tokenizer_config.json"
+_SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+_LOG = logging.getLogger("hivellm_ort")
+# Where pre-tokenizers and normalisers differ: digits, case, contractions, runs of spaces, code, scripts, emoji.
+_PROBES = (
+    "Hello world! It's 2024-01-31, isn't it?\n\n  SELECT a.b, COUNT(*) FROM t WHERE x >= 12345.678;\n",
+    "def f(x):\n\treturn {'key': [1, 22, 333, 4444]}  # caf\u00e9, na\u00efve, \u00dcber\n    pass",
+    "\u4f60\u597d\uff0c\u4e16\u754c\u3002 "
+    "\u041f\u0440\u0438\u0432\u0435\u0442 \u0645\u0631\u062d\u0628\u0627 \U0001f642 e\u0301",
+)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How an adapter's tokenizer differs from its base's; false where it does not.
+
+    Attributes:
+        added: tokens that the base's does not have, with their ids.
+        moved: tokens that have another id in the base's.
+        split: a text of which the two make different tokens though they have the same ones; None without any.
+    """
+
+    added: dict[str, int]
+    moved: tuple[str, ...]
+    split: str | None
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.moved or self.split)
+
+
+def special_tokens(folder: Path) -> dict[str, str]:
+    """The texts of `bos_token`, `eos_token`, `pad_token` and `unk_token` that `tokenizer_config.json` states.
+
+    Raises:
+        LoadError: the file is no JSON object.
+    """
+    path = folder / _CONFIG
+    if not path.is_file():
+        return {}
+    try:
+        document = json.loads(decode_text(path.read_bytes()))
+        values = {name: document.get(name) for name in _SPECIAL}
+    except (OSError, ValueError, RecursionError, AttributeError) as error:
+        raise LoadError(f"{folder.resolve().name}/{_CONFIG}: no JSON object: {error}") from error
+    texts = {
+        name: value.get("content") if isinstance(value, dict) else value for name, value in values.items()
+    }
+    return {name: text for name, text in texts.items() if isinstance(text, str)}
+
+
+def read_tokenizer(folder: Path) -> Tokenizer | None:
+    """The tokenizer of an adapter's folder; None where there is none, or, with a warning, none that can be read."""
+    path = folder / TOKENIZER
+    if not path.is_file():
+        return None
+    from tokenizers import Tokenizer as FastTokenizer
+
+    try:
+        return FastTokenizer.from_str(decode_text(path.read_bytes()))
+    except Exception as error:  # the library raises bare exceptions, so there is no narrower class to catch
+        _LOG.warning("%s: no tokenizer that can be read (%s): that of the base is used", path, error)
+        return None
+
+
+def difference(own: Tokenizer, base: Tokenizer) -> Difference:
+    """Compare an adapter's tokenizer with its base's: ids of tokens, and the tokens of a few texts."""
+    mine, theirs = own.get_vocab(with_added_tokens=True), base.get_vocab(with_added_tokens=True)
+    added = {token: id_ for token, id_ in mine.items() if token not in theirs}
+    moved = tuple(token for token, id_ in mine.items() if theirs.get(token, id_) != id_)
+    differing = (text for text in _PROBES if _ids(own, text) != _ids(base, text))
+    return Difference(added, moved, None if added or moved else next(differing, None))
+
+
+def check_tokenizer(folder: Path, base: Path | Tokenizer) -> None:
+    """Check that an adapter can be asked with its base's tokenizer.
+
+    What only pads is no difference, for no prompt has it.
+
+    Args:
+        folder: the adapter's, with its `tokenizer.json` or without.
+        base: the base's `tokenizer.json`, or what was read from it.
+
+    Raises:
+        AdapterError: tokens have other ids in the base, or the folder's chat template writes tokens that the base
+            does not have.
+        LoadError: the folder's chat template or `tokenizer_config.json` cannot be read.
+    """
+    if isinstance(base, Path) and _same_bytes(folder / TOKENIZER, base):
+        return
+    own = read_tokenizer(folder)
+    theirs = read_tokenizer(base.parent) if isinstance(base, Path) else base
+    found = difference(own, theirs) if own is not None and theirs is not None else None
+    if not found:
+        return
+    where = folder / TOKENIZER
+    if found.moved:
+        raise AdapterError(
+            f"{where}: {_listed(found.moved)} have other ids in the base model's tokenizer: the adapter belongs to "
+            f"another base model; or remove {TOKENIZER} from the folder if it is not the one of the training"
+        )
+    if found.split is not None:
+        _LOG.warning(
+            "%s splits texts in another way than the base model's tokenizer, which is used: %r",
+            where,
+            found.split[:40],
+        )
+        return
+    added = [token for token in found.added if token != special_tokens(folder).get("pad_token")]
+    template = read_template_source(folder)
+    written = [token for token in added if template.file is not None and token in template.source]
+    if written:
+        raise AdapterError(
+            f"{where}: the base model's tokenizer does not have {_listed(written)}, which {template.file} writes: "
+            "export the expert with --merge, which takes the adapter's tokenizer"
+        )
+    if added:
+        _LOG.warning(
+            "%s: the base model's tokenizer does not have %s: they are read as plain text; export the expert with "
+            "--merge if it was trained on them",
+            where,
+            _listed(added),
+        )
+
+
+def _same_bytes(path: Path, other: Path) -> bool:
+    return path.is_file() and other.is_file() and path.read_bytes() == other.read_bytes()
+
+
+def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    return ids
+
+
+def _listed(tokens: list[str] | tuple[str, ...]) -> str:
+    more = f" and {len(tokens) - 5} more" if len(tokens) > 5 else ""
+    return ", ".join(ascii(token) for token in tokens[:5]) + more

@@ -1,0 +1,131 @@
+"""What the files of a PEFT adapter tell for a manifest."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hivellm_ort.adapters.config import read_peft_config
+from hivellm_ort.adapters.files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    check_adapter_files,
+    read_config_document,
+)
+from hivellm_ort.adapters.tensors import AdapterTensors
+from hivellm_ort.contract import DECODER_JSON, DecoderConfig
+from hivellm_ort.errors import AdapterError
+from hivellm_ort.package.manifest import ExpertManifest
+
+__all__ = ["base_model", "base_name", "drafted_manifest", "expert_name", "manifest_document"]
+
+_CHECKPOINT = re.compile(r"checkpoint-\d+|final|adapter|lora|output|out")
+_SNAPSHOT = re.compile(r"models--[^/\\]+--([^/\\]+)[/\\]snapshots[/\\][0-9a-f]+")
+# What Unsloth appends where it trains on its own 4-bit copy of a model.
+_QUANTISED = re.compile(r"(?:-unsloth)?-bnb-4bit$")
+_TENSOR = re.compile(r"(?:^|\.)([^.]+)\.(?:lora_|ia3_|lokr_)")
+
+
+def expert_name(folder: Path) -> str:
+    """A name after the folder, of a checkpoint after the folder above: `my_SQL/checkpoint-50` is `expert-my-sql`."""
+    place = folder.resolve()
+    if _CHECKPOINT.fullmatch(place.name.lower()) and place.parent.name:
+        place = place.parent
+    words = re.sub(r"[^a-z0-9]+", "-", place.name.lower()).strip("-")
+    return f"expert-{words.removeprefix('expert-') or 'adapter'}"
+
+
+def base_name(folder: Path) -> str | None:
+    """The base model's short name from `base_model_name_or_path`, as `Qwen3-0.6B`; None where it tells none.
+
+    Raises:
+        AdapterError: `adapter_config.json` cannot be read.
+    """
+    value = read_config_document(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if not isinstance(value, str):
+        return None
+    snapshot = _SNAPSHOT.search(value)
+    name = snapshot[1] if snapshot else re.split(r"[/\\]", value.strip().rstrip("/\\"))[-1]
+    return _QUANTISED.sub("", name) if name.strip(". ") else None
+
+
+def base_model(text: str) -> dict[str, str]:
+    """`name` of a base model that is given by name, and `sha256` too where it is the folder of a base bundle.
+
+    Raises:
+        ManifestError: the folder's `decoder.json` cannot be read.
+    """
+    path = Path(text) / DECODER_JSON
+    if not path.is_file():
+        return {"name": text}
+    config = DecoderConfig.from_file(path)
+    return {"name": config.name, "sha256": config.source_sha256}
+
+
+def manifest_document(
+    folder: Path,
+    *,
+    name: str,
+    version: str,
+    base: Mapping[str, str],
+    fields: Mapping[str, Any] | None = None,
+    decoding: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The manifest of the adapter in a folder.
+
+    Args:
+        folder: with `adapter_config.json` and `adapter_model.safetensors`.
+        name: of the expert.
+        version: of the expert.
+        base: fields of its base model.
+        fields: further fields of the manifest.
+        decoding: suggested sampling.
+
+    Raises:
+        AdapterError: the adapter's files cannot be read; the message begins with the folder's name.
+    """
+    check_adapter_files(folder)
+    try:
+        adapter = _adapter(folder)
+    except AdapterError as error:
+        raise type(error)(f"{folder.resolve().name}/{error}") from error
+    document = {
+        "name": name,
+        "version": version,
+        "schema_version": "2.0",
+        **(fields or {}),
+        "base_models": [{**base, "adapters": [adapter]}],
+    }
+    return {**document, "training": {"decoding": dict(decoding)}} if decoding else document
+
+
+def drafted_manifest(folder: Path) -> ExpertManifest:
+    """A manifest for a folder that has none, called after it.
+
+    Raises:
+        AdapterError: the adapter's files cannot be read.
+    """
+    base = {"name": base_name(folder) or "unknown"}
+    document = manifest_document(folder, name=expert_name(folder), version="0.0.0", base=base)
+    return ExpertManifest.from_dict(document, where=folder.name)
+
+
+def _adapter(folder: Path) -> dict[str, Any]:
+    config = read_peft_config(folder / ADAPTER_CONFIG)
+    tensors = AdapterTensors.from_file(folder / ADAPTER_WEIGHTS)
+    modules = sorted({found[1] for name in tensors.arrays if (found := _TENSOR.search(name))})
+    if not modules:
+        raise AdapterError(f"{ADAPTER_WEIGHTS} has no tensor of an adapter (lora_A, ia3_l, …)")
+    kind = "lora" if config.kind == "rslora" else config.kind
+    adapter: dict[str, Any] = {"type": kind, "target_modules": modules}
+    if kind == "ia3":
+        return {
+            **adapter,
+            "feedforward_modules": [name for name in modules if config.is_feedforward(name)],
+        }
+    if kind == "lokr":
+        document = read_config_document(folder / ADAPTER_CONFIG)
+        return {**adapter, "r": document.get("r", 8), "alpha": document.get("alpha", 8)}
+    return {**adapter, "r": config.rank, "alpha": config.alpha}
