@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import hashlib
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,27 +53,18 @@ def merge(base: BaseModel, folder: Path) -> tuple[BaseModel, str]:
     check_adapter_files(folder)
     weights = folder / ADAPTER_WEIGHTS
     config = _config(folder / ADAPTER_CONFIG)
-    tensors = AdapterTensors.from_file(weights, saved=tuple(getattr(config, "modules_to_save", None) or ()))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PEFT repeats its own defaults as warnings
-            tied = _untie(base)
-            tokenizer = fit_vocabulary(base, folder, tensors, config)
-            model = _merged(base.model, config, tensors)
-            _tie_again(model, tied)
-    except AdapterError:
-        raise
-    except Exception as error:  # PEFT raises whatever it meets
-        raise AdapterError(
-            f"{ADAPTER_CONFIG}: PEFT cannot apply the adapter in {folder.name}: {error}"
-        ) from error
+    saved = getattr(config, "modules_to_save", None) or ()
+    tensors = AdapterTensors.from_file(weights, saved=(saved,) if isinstance(saved, str) else tuple(saved))
+    tied = _untie(base)
+    tokenizer = fit_vocabulary(base, folder, tensors, config)
+    model = _merged(base.model, config, tensors)
+    _tie_again(model, tied)
     digest = hashlib.sha256(weights.read_bytes() + (folder / ADAPTER_CONFIG).read_bytes())
     if tokenizer is not base.tokenizer:
         digest.update(tokenizer.backend_tokenizer.to_str().encode())
     source = hashlib.sha256(f"{base.source_sha256}\n{digest.hexdigest()}".encode()).hexdigest()
-    return dataclasses.replace(
-        base, model=model, source_sha256=source, tokenizer=tokenizer
-    ), digest.hexdigest()
+    merged = dataclasses.replace(base, model=model, source_sha256=source, tokenizer=tokenizer)
+    return merged, digest.hexdigest()
 
 
 def _merged(model: nn.Module, config: peft.PeftConfig, tensors: AdapterTensors) -> nn.Module:
@@ -80,14 +73,26 @@ def _merged(model: nn.Module, config: peft.PeftConfig, tensors: AdapterTensors) 
     plain = copy.copy(config)
     if hasattr(plain, "init_lora_weights"):
         plain.init_lora_weights = False
-    shell = peft.get_peft_model(model, plain)
-    named = _named_as_peft(tensors, shell, config)
-    shell = shell.unload()
-    with tempfile.TemporaryDirectory() as work:
+    with _peft("PEFT cannot apply the adapter"):
+        shell = peft.get_peft_model(model, plain)
+        wanted = get_peft_model_state_dict(shell, save_embedding_layers=False)
+    named = _named_as_peft(tensors, wanted, config)
+    with tempfile.TemporaryDirectory() as work, _peft("PEFT cannot apply the adapter"):
         save_file(named, Path(work) / ADAPTER_WEIGHTS, {"format": "pt"})
-        loaded = peft.PeftModel.from_pretrained(shell, work, config=config)
+        loaded = peft.PeftModel.from_pretrained(shell.unload(), work, config=config)
         merged: nn.Module = loaded.merge_and_unload(safe_merge=True).eval()
     return merged
+
+
+@contextlib.contextmanager
+def _peft(fault: str) -> Iterator[None]:
+    """Whatever PEFT raises is about the adapter, and what it warns of are its own defaults, or checked here."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except Exception as error:
+        raise AdapterError(f"{ADAPTER_CONFIG}: {fault}: {error}") from error
 
 
 def _config(path: Path) -> peft.PeftConfig:
@@ -95,23 +100,25 @@ def _config(path: Path) -> peft.PeftConfig:
     where = path.name
     document = read_config_document(path)
     kind = document.get("peft_type")
-    config_class = PEFT_TYPE_TO_CONFIG_MAPPING.get(kind) if isinstance(kind, str) else None
+    config_class = PEFT_TYPE_TO_CONFIG_MAPPING.get(kind.upper()) if isinstance(kind, str) else None
     if config_class is None:
         raise AdapterError(f"{where}: peft_type {kind!r} is none that PEFT {peft.__version__} knows")
     try:
         check_fields(document)
     except AdapterError as error:
         raise AdapterError(f"{where}: {error}") from error
-    known = {field.name for field in dataclasses.fields(config_class) if field.init} - {"runtime_config"}
+    known = {field.name for field in dataclasses.fields(config_class) if field.init}
+    known -= {"peft_type", "runtime_config"}
     for name, value in document.items():
         if name not in known | NEUTRAL and value not in _EMPTY:
             raise AdapterError(
                 f"{where}: {name} = {value!r} is not a field that PEFT {peft.__version__} knows"
             )
-    try:
-        config: peft.PeftConfig = config_class(**{name: document[name] for name in known & document.keys()})
-    except Exception as error:  # as above
-        raise AdapterError(f"{where}: PEFT refuses the configuration: {error}") from error
+    with _peft("PEFT refuses it"):
+        # Null is not set, as where adapters are swapped.
+        config: peft.PeftConfig = config_class(
+            **{name: value for name, value in document.items() if name in known and value is not None}
+        )
     if config.is_prompt_learning:
         raise AdapterError(f"{where}: peft_type {kind} adds a prompt and no weights to merge")
     config.inference_mode = True
@@ -139,10 +146,11 @@ def _tie_again(model: nn.Module, tied: bool) -> None:
         model.lm_head.weight = table
 
 
-def _named_as_peft(tensors: AdapterTensors, shell: peft.PeftModel, config: peft.PeftConfig) -> dict[str, Any]:
+def _named_as_peft(
+    tensors: AdapterTensors, wanted: dict[str, torch.Tensor], config: peft.PeftConfig
+) -> dict[str, Any]:
     """The adapter's tensors by PEFT's names; it only warns about those that are missing or too many."""
     exact = config.peft_type != peft.PeftType.ADALORA  # which gives ranks up
-    wanted = get_peft_model_state_dict(shell, save_embedding_layers=False)
     named = {}
     for key, value in wanted.items():
         name, shape = plain_name(key), tuple(value.shape)

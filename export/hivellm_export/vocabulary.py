@@ -132,17 +132,16 @@ def _tokenizer(base: BaseModel, folder: Path, rows: int, *, whole: bool) -> Any:
     found = difference(own, base.tokenizer.backend_tokenizer) if own is not None else Difference({}, (), None)
     if not found:
         return base.tokenizer
-    where = folder / TOKENIZER
     if found.moved and not whole:
         raise AdapterError(
-            f"{where}: {found.moved[0]!a} has another id in the base model's tokenizer, and the adapter has no "
+            f"{TOKENIZER}: {found.moved[0]!a} has another id in the base model's tokenizer, and the adapter has no "
             "embedding and LM head of its own: it belongs to another base model"
         )
     beyond = [token for token, id_ in found.added.items() if id_ >= rows]
     if beyond:
         _LOG.warning(
             "%s: %s has an id beyond the %d rows of the embedding: the base's tokenizer is used",
-            where,
+            folder / TOKENIZER,
             ascii(beyond[0]),
             rows,
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -159,16 +158,13 @@ def _checked(document: dict[str, Any]) -> ExpertManifest:
 
 def _write(path: Path, document: dict[str, Any]) -> None:
     text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    work = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{MANIFEST}-", dir=path.parent)
         try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-            Path(name).chmod(0o644)
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+            work.write_bytes(text.encode())
+            work.replace(path)
+        finally:
+            work.unlink(missing_ok=True)
     except OSError as error:
         raise LoadError(f"{path}: cannot be written: {error.strerror or error}") from error
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from hivellm_ort.adapters.files import ADAPTER_CONFIG
+from hivellm_ort.errors import AdapterError
 from hivellm_ort.loading.peft_folder import drafted_manifest
 from hivellm_ort.package.archive import DEFAULT_LIMITS, Limits
 from hivellm_ort.package.filecheck import Check
@@ -32,6 +33,13 @@ def open_with_progress(
         return UnpackedPackage(
             root=path, sha256="", adapter=None, bundles=(), members=(), skipped=(), notes=()
         )
+    if path.is_dir() and not (path / MANIFEST).is_file():
+        below = [found.parent.name for found in sorted(path.glob(f"*/{ADAPTER_CONFIG}"))]
+        if below:
+            raise AdapterError(
+                f"{path} has neither {MANIFEST} nor {ADAPTER_CONFIG}; there is an adapter in {', '.join(below[:5])}: "
+                "name that folder"
+            )
     size = path.stat().st_size if path.is_file() else None
     # Shown after a second, on a terminal: a package that was unpacked before takes less.
     with tqdm(

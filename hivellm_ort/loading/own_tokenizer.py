@@ -119,8 +119,8 @@ def check_tokenizer(folder: Path, base: Path | Tokenizer) -> None:
     where = folder / TOKENIZER
     if found.moved:
         raise AdapterError(
-            f"{where}: {_listed(found.moved)} have other ids in the base model's tokenizer: the adapter belongs to "
-            f"another base model; or remove {TOKENIZER} from the folder if it is not the one of the training"
+            f"{TOKENIZER}: {_listed(found.moved)} have other ids in the base model's tokenizer: the adapter belongs "
+            f"to another base model; or remove {TOKENIZER} from the folder if it is not the one of the training"
         )
     if found.split is not None:
         _LOG.warning(
@@ -134,8 +134,8 @@ def check_tokenizer(folder: Path, base: Path | Tokenizer) -> None:
     written = [token for token in added if template.file is not None and token in template.source]
     if written:
         raise AdapterError(
-            f"{where}: the base model's tokenizer does not have {_listed(written)}, which {template.file} writes: "
-            "export the expert with --merge, which takes the adapter's tokenizer"
+            f"{TOKENIZER}: the base model's tokenizer does not have {_listed(written)}, which {template.file} "
+            "writes: export the expert with --merge, which takes the adapter's tokenizer"
         )
     if added:
         _LOG.warning(

@@ -13,7 +13,7 @@ from hivellm_ort.adapters.prepared import PreparedAdapter
 from hivellm_ort.adapters.tensors import table_digest
 from hivellm_ort.contract import CONTRACT_VERSION
 from hivellm_ort.engine.devices import Device
-from hivellm_ort.errors import LoadError
+from hivellm_ort.errors import AdapterError, LoadError
 from hivellm_ort.loading.adapter_files import AdapterFiles, find_adapter_files
 from hivellm_ort.loading.bases import bundles_beside, choose_base, find_thin_base, model_of
 from hivellm_ort.loading.bundles import Bundle, best_first
@@ -112,7 +112,12 @@ def _prepared(
     if (files.own / TOKENIZER).is_file():  # what it is checked for is in all of these
         digests += [package.digest(path) for path in files.texts]
     key = hashlib.sha256("\n".join((CONTRACT_VERSION, *digests)).encode()).hexdigest()
-    path = store.prepared(key, lambda: _prepare(files, bundle), check=check)
+    try:
+        path = store.prepared(key, lambda: _prepare(files, bundle), check=check)
+    except AdapterError as error:
+        if package.sha256:
+            raise
+        raise type(error)(f"{files.weights.resolve().parent.name}/{error}") from error
     return PreparedAdapter.from_file(path)
 
 

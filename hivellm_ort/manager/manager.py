@@ -127,7 +127,7 @@ class ExpertManager:
 
         Args:
             name: the name to ask it by.
-            path: the package.
+            path: the package, or a folder as PEFT saves it.
             base: as in `Expert.load`.
             replace: whether it may take the place of another; requests that run keep the one they began with, and
                 pins hold for the new one.

@@ -122,6 +122,8 @@ ACCEPTED: dict[str, Edit] = {
         unsloth_training=True,
     ),
     "fan_in_fan_out": fields(fan_in_fan_out=True),
+    "nulls": fields(rank_pattern=None, alpha_pattern=None, bias=None, use_dora=None, lora_dropout=None),
+    "a small type": fields(peft_type="lora"),
     "no path of the base": fields(base_model_name_or_path=None),
     "initialisation's settings": fields(init_lora_weights="eva", eva_config={"rho": 2.0}),
     "torch.compile": renamed(

@@ -349,8 +349,14 @@ def test_loading_errors_name_the_folder(base: Path, folder: Path, tmp_path: Path
     """A configuration with a fault is refused with folder, file and field."""
     config = json.loads((folder / CONFIG).read_text())
     (folder / CONFIG).write_text(json.dumps({**config, "layer_replication": [[0, 1]]}))
-    with pytest.raises(AdapterError, match=r"^My adapter/adapter_config.json: layer_replication"):
-        tokens(folder, base, tmp_path / "cache")
+    document = {
+        "name": "expert-x", "version": "1.0.0", "base_models": [{"name": "t", "adapters": [{"type": "dora"}]}],
+    }  # fmt: skip
+    for manifest in (None, document):
+        if manifest is not None:
+            (folder / MANIFEST).write_text(json.dumps(manifest))
+        with pytest.raises(AdapterError, match=r"^My adapter/adapter_config.json: layer_replication"):
+            tokens(folder, base, tmp_path / "cache")
 
 
 @pytest.fixture(scope="module")
@@ -407,6 +413,12 @@ def test_packed_folder_beside_its_base(
         else:
             with pytest.raises(LoadError, match="none is at hand"):
                 tokens(Path("x.expert"), None, tmp_path / "cache")
+
+
+def test_a_folder_of_folders(base: Path, folder: Path) -> None:
+    """A folder above adapters is refused with their names."""
+    with pytest.raises(AdapterError, match="there is an adapter in My adapter"):
+        tokens(folder.parent, base, folder.parent / "cache")
 
 
 def test_a_folder_of_neither(tmp_path: Path) -> None:
