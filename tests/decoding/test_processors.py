@@ -255,6 +255,12 @@ def test_nothing_left_to_choose(options: dict[str, Any], expected: str) -> None:
         make_sampler(params)(processor(params)(ids(0, 1), np.ones(2, np.float32)))
 
 
+def test_words_need_the_texts_of_tokens() -> None:
+    """Without texts no word can be found in them, and that is said."""
+    with pytest.raises(ValueError, match="bad_words needs the texts of the tokens"):
+        make_processors(SamplingParams(bad_words=["a"]), prompt_length=0, eos_token_ids=EOS)
+
+
 def test_ids_beyond_the_vocabulary() -> None:
     """A token id that the vocabulary does not have is a ValueError."""
     process = processor(SamplingParams(logit_bias={3: 1.0, 99: 1.0}))
