@@ -19,10 +19,14 @@ from question import Question
 from settings import Settings
 
 from hivellm_ort import (
+    ContextLengthError,
     ExpertError,
     ExpertManager,
+    GrammarError,
     InferenceResult,
     LoadError,
+    OptionError,
+    OptionTypeError,
     OutOfMemoryError,
     UnknownExpertError,
 )
@@ -31,12 +35,15 @@ from hivellm_ort.observability import PROMETHEUS_CONTENT_TYPE
 
 __all__ = ["create_app"]
 
-# A type stands before those that it is derived from. GrammarError and ContextLengthError are ValueErrors.
+# A type stands before those that it is derived from. Any other ValueError is a bug.
 _STATUS: tuple[tuple[type[Exception], int], ...] = (
     (UnknownExpertError, 404),
     (OutOfMemoryError, 503),
     (LoadError, 503),
-    (ValueError, 422),
+    (OptionError, 422),
+    (OptionTypeError, 422),
+    (ContextLengthError, 422),
+    (GrammarError, 422),
     (ExpertError, 500),
 )
 
@@ -63,7 +70,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app = FastAPI(title="HiveLLM experts", lifespan=lifespan)
     app.add_exception_handler(RequestValidationError, _on_malformed)
     app.add_exception_handler(ExpertError, _on_error)
-    app.add_exception_handler(ValueError, _on_error)
     app.add_exception_handler(Exception, _on_bug)
     app.post("/generate")(generate)
     app.post("/stream")(stream)
@@ -112,7 +118,7 @@ async def _events(answer: AsyncTextStream, first: str) -> AsyncIterator[str]:
         async for piece in answer:
             yield _event({"text": piece})
         yield _event(_document(answer.result), name="done")
-    except (ExpertError, ValueError) as error:
+    except ExpertError as error:
         yield _event(_error(error), name="error")
     finally:
         answer.cancel()  # where the client went away; does nothing after the end

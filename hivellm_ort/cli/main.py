@@ -62,24 +62,27 @@ class _Commands(click.Group):
         """
         try:
             return super().invoke(ctx)
-        except (click.ClickException, click.Abort, click.exceptions.Exit):
+        except click.ClickException as error:
+            _tell(ctx, error, error.format_message())
+            raise
+        except (click.Abort, click.exceptions.Exit):
             raise
         except (ExpertError, OSError) as error:
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
                 raise  # whoever read standard output has left; click ends quietly
-            _tell(ctx, error)
+            _tell(ctx, error, str(error))
             click.echo(f"error: {error}", err=True)
             ctx.exit(2)
         except Exception as error:
-            _tell(ctx, error)
+            _tell(ctx, error, str(error))
             click.echo(traceback.format_exc(), err=True, nl=False)
             click.echo(_REPORT, err=True)
             ctx.exit(1)
 
 
-def _tell(ctx: click.Context, error: Exception) -> None:
+def _tell(ctx: click.Context, error: Exception, message: str) -> None:
     if ctx.meta.get(JSON_OUTPUT):
-        print_json({"error": {"type": type(error).__name__, "message": str(error)}}, indent=None)
+        print_json({"error": {"type": type(error).__name__, "message": message}}, indent=None)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

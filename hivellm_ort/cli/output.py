@@ -25,7 +25,8 @@ def json_option(help_text: str) -> Callable[[_Command], _Command]:
         ctx.meta[JSON_OUTPUT] = value
         return value
 
-    return click.option("--json", "as_json", is_flag=True, callback=note, help=help_text)
+    # Eager: what is wrong with the options after it is told as JSON too.
+    return click.option("--json", "as_json", is_flag=True, is_eager=True, callback=note, help=help_text)
 
 
 def print_json(document: Any, *, indent: int | None = 2) -> None:

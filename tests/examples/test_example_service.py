@@ -147,7 +147,7 @@ def test_stream_gives_the_same_text(client: Client) -> None:
         ({"expert": "xml", "prompt": "a"}, 404, "UnknownExpertError", "loaded are: 'sql', 'json'"),
         ({"prompt": "hello"}, 404, "UnknownExpertError", "no expert fits"),
         ({"expert": "sql", "prompt": "a " * 3000}, 422, "ContextLengthError", "exceed the model's context"),
-        ({"expert": "sql", "prompt": "a", "top_p": 2}, 422, "ValueError", "top_p is 2.0"),
+        ({"expert": "sql", "prompt": "a", "top_p": 2}, 422, "OptionError", "top_p is 2.0"),
         ({"expert": "sql", "prompt": "a", "grammar": "root ::= ("}, 422, "GrammarError", "line 1"),
         ({"expert": "sql", "prompt": "a", "grammar": True}, 422, "GrammarError", "has none"),
         ({"expert": "sql"}, 422, "RequestValidationError", "give a prompt"),

@@ -348,6 +348,15 @@ def test_error_as_json(invoke: Invoke, tmp_path: Path) -> None:
     assert f"error: {error['message']}\n" == result.stderr
 
 
+def test_usage_error_as_json(invoke: Invoke, packages: Packages) -> None:
+    """So is what the command line itself refuses, wherever --json stands."""
+    result = invoke("run", packages.lora, PROMPT, "--schema", "@missing.sql", "--json")
+    assert 2 == result.exit_code
+    error = json.loads(result.stdout)["error"]
+    assert ("BadParameter", True) == (error["type"], "missing.sql cannot be read" in error["message"])
+    assert result.stderr.startswith("Usage: ")
+
+
 def test_error_as_json_without_a_shell(tmp_path: Path) -> None:
     """The arguments given to the command decide, not those of the process it runs in."""
     result = CliRunner().invoke(main, ["run", str(tmp_path / "missing.expert"), PROMPT, "--json"])
