@@ -55,10 +55,13 @@ class TokenTexts:
                 place -= 1
                 tail = self._text(int(token_ids[place])) + tail
             for start in range(max(0, len(tail) - longest), len(tail)):
-                for rest in rests.get(tail[start:], ()):
-                    if rest not in found:
-                        found[rest] = np.setdiff1d(self._beginning(rest), ends)
-                    logits[found[rest]] = -np.inf
+                begun = tail[start:]
+                if begun in rests:
+                    if begun not in found:
+                        found[begun] = np.setdiff1d(
+                            np.concatenate([self._beginning(rest) for rest in rests[begun]]), ends
+                        )
+                    logits[found[begun]] = -np.inf
 
         return edit
 
