@@ -9,7 +9,7 @@ from typing import Any
 
 __all__ = ["folder_name"]
 
-_CACHED = re.compile(r"models--(?:[^/\\]+--)?(.+)")  # models--Qwen--Qwen3-0.6B, models--gpt2
+_CACHED = re.compile(r"models--(?:[^/\\]+?--)?(.+)")  # models--Qwen--Qwen3-0.6B, models--gpt2
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 

@@ -20,7 +20,9 @@ __all__ = ["ACTIVATIONS", "ARCHITECTURES", "check_config", "checked_token_ids"]
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 """Every `model_type` that can be exported."""
 
-ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
+ACTIVATIONS = (
+    "silu", "swish", "gelu", "gelu_fast", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "relu2",
+)  # fmt: skip
 """Every `hidden_act` that can be exported."""
 
 _CLASSES = {

@@ -116,7 +116,7 @@ def _check_vocabulary(folder: Path, complete: Mapping[str, Any] | None) -> None:
     if find_spec("sentencepiece") is None:
         raise ExportError(
             f"tokenizer.model: {_TOKENIZER} is missing, and to convert this file needs sentencepiece: pip install "
-            "sentencepiece, or save the tokenizer with transformers, which writes tokenizer.json"
+            f"sentencepiece, or save the tokenizer with transformers, which writes {_TOKENIZER}"
         )
 
 
@@ -206,7 +206,8 @@ def _keep_prefix_space(staged: dict[str, Any], complete: Mapping[str, Any], know
             f"add_prefix_space, true or false, into {_CONFIG}"
         )
     # To classes of sentencepiece any value says that the tokenizer is to be built anew from tokenizer.model.
-    if known is None or not str(known.vocab_files_names.get("vocab_file")).endswith(".model"):
+    plain = known in (None, transformers.PreTrainedTokenizerFast)
+    if plain or not str(known.vocab_files_names.get("vocab_file")).endswith(".model"):
         staged["add_prefix_space"] = own
 
 
