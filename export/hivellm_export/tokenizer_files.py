@@ -191,14 +191,16 @@ def _keep_prefix_space(staged: dict[str, Any], complete: Mapping[str, Any], know
     """Keep version 4 from changing the file's own setting: there it has a default, in version 5 the file decides."""
     asked = staged.pop("add_prefix_space", None)
     own = _prefix_space(complete)
-    if own is None:
-        return
+    plain = known in (None, transformers.PreTrainedTokenizerFast)
+    steps = complete.get("pre_tokenizer")
+    if own is None or (plain and isinstance(steps, dict) and steps.get("type") == "Sequence"):
+        return  # no version looks into a sequence
     if asked is not None and asked != own:
         raise ExportError(
             f"{_CONFIG}: add_prefix_space is {json.dumps(asked)}, and {_TOKENIZER} says {json.dumps(own)}: correct "
             "the one that is wrong"
         )
-    if not own or (complete.get("pre_tokenizer") or {}).get("type") != "ByteLevel":
+    if not own or not isinstance(steps, dict) or steps.get("type") != "ByteLevel":
         return
     if asked is None and known is not None:
         raise ExportError(
@@ -206,7 +208,6 @@ def _keep_prefix_space(staged: dict[str, Any], complete: Mapping[str, Any], know
             f"add_prefix_space, true or false, into {_CONFIG}"
         )
     # To classes of sentencepiece any value says that the tokenizer is to be built anew from tokenizer.model.
-    plain = known in (None, transformers.PreTrainedTokenizerFast)
     if plain or not str(known.vocab_files_names.get("vocab_file")).endswith(".model"):
         staged["add_prefix_space"] = own
 
