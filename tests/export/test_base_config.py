@@ -17,6 +17,8 @@ from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from hivellm_export.config_fields import ACTIVATIONS, ARCHITECTURES, check_config
+from hivellm_export.pipeline import export
+from hivellm_export.rope_fields import ROPE_TYPES
 from hivellm_export.source import load_base
 from hivellm_ort.errors import ExportError, UnsupportedArchitectureError
 
@@ -249,6 +251,26 @@ def test_head_beside_tied_embeddings(model_folder: ModelFolder, refused: Refusal
     found, message = refused(base)
     assert "ExportError" == found
     assert message.startswith("config.json: tie_word_embeddings is true, and lm_head.weight")
+
+
+def test_head_that_the_operator_cannot_rotate(refused: Refusal, tmp_path: Path) -> None:
+    """A head size that ONNX Runtime would refuse in the first run is refused in the export."""
+    base = tiny.save_model(tmp_path / "base", "mistral", head_dim=24)
+    found, message = refused(base)
+    assert "ExportError" == found
+    assert "this model's head_dim is 24: use --target portable" in message
+    export(base, [], tmp_path / "portable", target="portable", precision="fp32")
+
+
+def test_documented() -> None:
+    """Every field of the families' classes, and every kind of rotary embedding, is in the document's table."""
+    text = (Path(__file__).parents[2] / "docs" / "ci-export.md").read_text(encoding="utf-8")
+    names = {
+        name for family in ARCHITECTURES for name in inspect.signature(CONFIG_MAPPING[family]).parameters
+    }
+    assert [] == sorted(
+        name for name in (names | {*ROPE_TYPES, *ACTIVATIONS}) - {"kwargs"} if f"`{name}`" not in text
+    )
 
 
 def test_unknown_field_by_the_command(model_folder: ModelFolder, refused: Refusal, tmp_path: Path) -> None:

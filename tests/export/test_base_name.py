@@ -11,7 +11,6 @@ from click.testing import CliRunner
 from exporting import copied, edit_json
 
 from hivellm_export.base_name import folder_name
-from hivellm_export.pipeline import export
 from hivellm_export.source import load_base
 from hivellm_ort import Expert
 from hivellm_ort.cli.main import main
@@ -88,11 +87,11 @@ def test_expert_of_several_bases_finds_a_snapshot(model_folder: ModelFolder, tmp
     snapshot = made(blobs.parent / "snapshots" / COMMIT)
     for file in blobs.iterdir():
         (snapshot / file.name).symlink_to(Path("../../blobs") / file.name)
-    report = export(snapshot, [], tmp_path / "home" / "models" / "some-folder", precision="fp32")
-    assert "Qwen3-0.6B" == report.base
-    assert "hub's cache" in report.base_origin
-    config = DecoderConfig.from_file(tmp_path / "home" / "models" / "some-folder" / DECODER_JSON)
-    assert "Qwen3-0.6B" == config.name
+    bundle = tmp_path / "home" / "models" / "some-folder"
+    arguments = ["export", "--base", str(snapshot), "--output", str(bundle), "--precision", "fp32"]
+    result = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert result.output.startswith("name      Qwen3-0.6B: from the hub's cache folder models--")
+    assert "Qwen3-0.6B" == DecoderConfig.from_file(bundle / DECODER_JSON).name
     folder = tiny.save_adapter(tmp_path / "expert", blobs, tiny.adapter_config("lora"))
     adapters = [{"type": "lora"}]
     tiny.with_manifest(folder)
