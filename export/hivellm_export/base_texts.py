@@ -9,7 +9,9 @@ from typing import Any
 from hivellm_ort.errors import ExportError
 from hivellm_ort.textfile import decode_text
 
-__all__ = ["read_object", "read_text"]
+__all__ = ["read_object", "read_text", "shown"]
+
+_LONGEST = 100
 
 
 def read_text(path: Path) -> str:
@@ -39,3 +41,9 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise ExportError(f"{path.name}: must be a JSON object")
     return document
+
+
+def shown(value: Any) -> str:
+    """A value of a file, as Python writes it, on one line of a message: at most 100 characters."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"

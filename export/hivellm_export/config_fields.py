@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from hivellm_export.base_texts import shown
 from hivellm_export.rope_fields import ROPE_FIELDS, read_rope
 from hivellm_ort.errors import ExportError, UnsupportedArchitectureError
 
@@ -34,8 +35,8 @@ _CLASSES = {
 
 # Training, bookkeeping, the form of transformers' own outputs, and defaults for sampling, which a request states.
 _HARMLESS = (
-    "_attn_implementation", "_attn_implementation_autoset", "_commit_hash", "_flash_attn_2_enabled",
-    "_from_model_config", "_name_or_path", "attention_dropout", "attn_implementation", "bad_words_ids",
+    "_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal", "_commit_hash",
+    "_flash_attn_2_enabled", "_from_model_config", "_name_or_path", "attention_dropout", "attn_implementation", "bad_words_ids",
     "begin_suppress_tokens", "bos_token_id", "classifier_dropout", "decoder_start_token_id",
     "diversity_penalty", "do_sample", "dtype", "early_stopping", "embd_pdrop", "encoder_no_repeat_ngram_size",
     "exponential_decay_length_penalty", "finetuning_task", "forced_bos_token_id", "forced_eos_token_id",
@@ -90,7 +91,7 @@ def check_config(document: Mapping[str, Any], where: str = "config.json") -> dic
     family = document.get("model_type")
     if family not in ARCHITECTURES:
         raise UnsupportedArchitectureError(
-            f"{where}: model_type {family!r} is not supported; supported are {', '.join(ARCHITECTURES)}"
+            f"{where}: model_type {shown(family)} is not supported; supported are {', '.join(ARCHITECTURES)}"
         )
     _check_code(document, str(family), where)
     honoured = _HONOURED[str(family)]
@@ -104,13 +105,14 @@ def check_config(document: Mapping[str, Any], where: str = "config.json") -> dic
         elif name in fixed:
             if value not in fixed[name]:
                 raise UnsupportedArchitectureError(
-                    f"{where}: {name} = {value!r} is not supported for {family}; "
-                    + (f"only {fixed[name][0]!r} is" if fixed[name] else "it has no such field")
+                    f"{where}: {name} = {shown(value)} is not supported for {family}; "
+                    + (f"only {shown(fixed[name][0])} is" if fixed[name] else "it has no such field")
                 )
         else:
+            label = name if name.isprintable() else shown(name)
             raise UnsupportedArchitectureError(
-                f"{where}: {name} = {value!r} is a field that the exporter does not know, and it may change what "
-                f"{family} computes: use a newer exporter, or remove the field if it changes nothing"
+                f"{where}: {label} = {shown(value)} is a field that the exporter does not know, and it may change "
+                f"what {family} computes: use a newer exporter, or remove the field if it changes nothing"
             )
     for name in _NEEDED:
         if config.get(name) is None:
@@ -142,7 +144,7 @@ def checked_token_ids(value: Any, name: str, vocab_size: int) -> list[int]:
     for token_id in ids:
         if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < vocab_size:
             raise ExportError(
-                f"{name} must be a token id from 0 to {vocab_size - 1} or a list of them, it is {value!r}"
+                f"{name} must be a token id from 0 to {vocab_size - 1} or a list of them, it is {shown(value)}"
             )
     return ids
 
@@ -154,12 +156,13 @@ def _check_code(document: Mapping[str, Any], family: str, where: str) -> None:
         not isinstance(classes, list) or set(map(str, classes)) - {*_CLASSES[family]}
     ):
         raise UnsupportedArchitectureError(
-            f"{where}: architectures {classes!r} is not supported for {family}; supported is {_CLASSES[family][0]}"
+            f"{where}: architectures {shown(classes)} is not supported for {family}; supported is "
+            f"{_CLASSES[family][0]}"
         )
     if document.get("auto_map"):
         raise UnsupportedArchitectureError(
-            f"{where}: auto_map = {document['auto_map']!r} names code of the folder's own, which is never run: use "
-            f"a model that transformers has itself, or remove the field if the code computes what {family} does"
+            f"{where}: auto_map = {shown(document['auto_map'])} names code of the folder's own, which is never run: "
+            f"use a model that transformers has itself, or remove the field if the code computes what {family} does"
         )
     quantised = document.get("quantization_config")
     if quantised:
@@ -194,7 +197,13 @@ def _check_heads(config: dict[str, Any], document: Mapping[str, Any], where: str
 
 
 def _check_layers(config: dict[str, Any], document: Mapping[str, Any], where: str) -> None:
-    """`layer_types` says again which layers have a sliding window; where it says something else, neither is sure."""
+    """Two fields may say again which layers have a sliding window; where they say something else, neither is sure."""
+    always = config["model_type"] == "mistral" and config.get("sliding_window", _WINDOW) is not None
+    if always and document.get("use_sliding_window") is False:
+        raise UnsupportedArchitectureError(
+            f"{where}: use_sliding_window is false, and mistral has a sliding_window of "
+            f"{config.get('sliding_window', _WINDOW)}: write null for the latter, or remove the former"
+        )
     types = document.get("layer_types")
     if types is None:
         config.pop("layer_types", None)
@@ -205,7 +214,7 @@ def _check_layers(config: dict[str, Any], document: Mapping[str, Any], where: st
     for kind in types:
         if kind not in ("full_attention", "sliding_attention"):
             raise UnsupportedArchitectureError(
-                f"{where}: layer_types has {kind!r}; supported are full_attention and sliding_attention"
+                f"{where}: layer_types has {shown(kind)}; supported are full_attention and sliding_attention"
             )
     family = config["model_type"]
     if family in ("qwen2", "qwen3"):
@@ -214,19 +223,19 @@ def _check_layers(config: dict[str, Any], document: Mapping[str, Any], where: st
         )
         wrong = "sliding_attention" in types and not windowed
     else:
-        windowed = family == "mistral" and config.get("sliding_window", _WINDOW) is not None
+        windowed = always
         wrong = set(types) != {"sliding_attention" if windowed else "full_attention"}
         config.pop("layer_types", None)
     if wrong:
         raise UnsupportedArchitectureError(
-            f"{where}: layer_types {sorted(set(types))!r} contradicts the window, which is "
+            f"{where}: layer_types {shown(sorted(set(types)))} contradicts the window, which is "
             + (f"{config.get('sliding_window', _WINDOW)} for every layer" if windowed else "off")
         )
 
 
 def _whole(value: Any, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ExportError(f"{name} must be a whole number above 0, it is {value!r}")
+        raise ExportError(f"{name} must be a whole number above 0, it is {shown(value)}")
     return value
 
 
@@ -236,26 +245,26 @@ def _whole_or_none(value: Any, name: str) -> int | None:
 
 def _from_zero(value: Any, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ExportError(f"{name} must be a whole number from 0, it is {value!r}")
+        raise ExportError(f"{name} must be a whole number from 0, it is {shown(value)}")
     return value
 
 
 def _positive(value: Any, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
-        raise ExportError(f"{name} must be a number between 0 and 1, it is {value!r}")
+        raise ExportError(f"{name} must be a number between 0 and 1, it is {shown(value)}")
     return float(value)
 
 
 def _flag(value: Any, name: str) -> bool:
     if value is not None and not isinstance(value, bool):
-        raise ExportError(f"{name} must be true or false, it is {value!r}")
+        raise ExportError(f"{name} must be true or false, it is {shown(value)}")
     return bool(value)
 
 
 def _activation(value: Any, name: str) -> str:
     if value not in ACTIVATIONS:
         raise UnsupportedArchitectureError(
-            f"{name} {value!r} is not supported; supported are {', '.join(ACTIVATIONS)}"
+            f"{name} {shown(value)} is not supported; supported are {', '.join(ACTIVATIONS)}"
         )
     return str(value)
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from hivellm_export.base_texts import shown
 from hivellm_ort.errors import ExportError, UnsupportedArchitectureError
 
 __all__ = ["ROPE_FIELDS", "ROPE_TYPES", "read_rope"]
@@ -75,25 +76,26 @@ def read_rope(document: Mapping[str, Any], *, head_dim: int, positions: int, whe
     for factor in (rope.pop("partial_rotary_factor", None), document.get("partial_rotary_factor")):
         if factor not in (None, 1):
             raise UnsupportedArchitectureError(
-                f"{where}: partial_rotary_factor {factor!r} is not supported: the graph rotates whole heads"
+                f"{where}: partial_rotary_factor {shown(factor)} is not supported: the graph rotates whole heads"
             )
     kind = _type_of(rope, name, where)
     known = {*_NEEDED[kind], *_OPTIONAL.get(kind, ())}
     for key, value in rope.items():
         if key not in known:
+            label = key if key.isprintable() else shown(key)
             raise UnsupportedArchitectureError(
-                f"{where}: {name}.{key} = {value!r} is not a field of rope_type {kind!r}; "
+                f"{where}: {name}.{label} = {shown(value)} is not a field of rope_type {shown(kind)}; "
                 f"it has {', '.join(sorted(known)) or 'none'}"
             )
     for key in _NEEDED[kind]:
         if rope.get(key) is None:
-            raise ExportError(f"{where}: {name}.{key} is missing: rope_type {kind!r} needs it")
+            raise ExportError(f"{where}: {name}.{key} is missing: rope_type {shown(kind)} needs it")
     outer = document.get(_ORIGINAL)
     if kind in ("llama3", "yarn", "longrope"):
         original = _agreed(rope.get(_ORIGINAL), outer, f"{name}.{_ORIGINAL}", where)
         if outer is not None and kind == "yarn" and rope.get(_ORIGINAL) is None:
             raise UnsupportedArchitectureError(
-                f"{where}: {_ORIGINAL} {outer!r} is beside {name} and not in it, where transformers 4 and 5 "
+                f"{where}: {_ORIGINAL} {shown(outer)} is beside {name} and not in it, where transformers 4 and 5 "
                 f"read it differently: write it into {name}"
             )
         rope[_ORIGINAL] = _whole(positions if original is None else original, f"{name}.{_ORIGINAL}", where)
@@ -101,7 +103,7 @@ def read_rope(document: Mapping[str, Any], *, head_dim: int, positions: int, whe
         for value in (rope.get(_ORIGINAL), outer):
             if value not in (None, positions):
                 raise UnsupportedArchitectureError(
-                    f"{where}: {_ORIGINAL} {value!r} means nothing to rope_type {kind!r}, which goes by "
+                    f"{where}: {_ORIGINAL} {shown(value)} means nothing to rope_type {shown(kind)}, which goes by "
                     f"max_position_embeddings {positions}: leave it out"
                 )
     if kind == "default":
@@ -123,7 +125,7 @@ def _found(document: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]
         if value is None or value == {}:
             continue
         if not isinstance(value, Mapping):
-            raise ExportError(f"{where}: {name} must be an object, it is {value!r}")
+            raise ExportError(f"{where}: {name} must be an object, it is {shown(value)}")
         value = _of_all_layers(value, name, where)
         forms[name] = {key: item for key, item in value.items() if item is not None}
     if len(forms) == 2:
@@ -163,7 +165,7 @@ def _type_of(rope: dict[str, Any], name: str, where: str) -> str:
     kind = "default" if kind is None else kind
     if kind not in ROPE_TYPES:
         raise UnsupportedArchitectureError(
-            f"{where}: {name} type {kind!r} is not supported; supported are {', '.join(ROPE_TYPES)}"
+            f"{where}: {name} type {shown(kind)} is not supported; supported are {', '.join(ROPE_TYPES)}"
         )
     return str(kind)
 
@@ -186,7 +188,7 @@ def _longrope(rope: dict[str, Any], name: str, head_dim: int, positions: int, wh
         # Versions 4 and 5 derive it from different fields as soon as there is a factor.
         if rope.get("factor") not in (None, 1):
             raise UnsupportedArchitectureError(
-                f"{where}: {name}.factor {rope['factor']!r} beside max_position_embeddings {positions} and "
+                f"{where}: {name}.factor {shown(rope['factor'])} beside max_position_embeddings {positions} and "
                 f"{_ORIGINAL} {original} says nothing certain: write attention_factor into {name}"
             )
         rope["attention_factor"] = 1.0
@@ -197,23 +199,23 @@ def _agreed(one: Any, two: Any, name: str, where: str) -> Any:
     """The value that is given once, or twice alike."""
     if one is not None and two is not None and one != two:
         raise UnsupportedArchitectureError(
-            f"{where}: {name} is both {one!r} and {two!r}: leave one of them out"
+            f"{where}: {name} is both {shown(one)} and {shown(two)}: leave one of them out"
         )
     return two if one is None else one
 
 
 def _number(value: Any, name: str, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-        raise ExportError(f"{where}: {name} must be a number above 0, it is {value!r}")
+        raise ExportError(f"{where}: {name} must be a number above 0, it is {shown(value)}")
     return value
 
 
 def _whole(value: Any, name: str, where: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ExportError(f"{where}: {name} must be a whole number above 0, it is {value!r}")
+        raise ExportError(f"{where}: {name} must be a whole number above 0, it is {shown(value)}")
     return value
 
 
 def _flag(value: Any, name: str, where: str) -> None:
     if not isinstance(value, bool):
-        raise ExportError(f"{where}: {name} must be true or false, it is {value!r}")
+        raise ExportError(f"{where}: {name} must be true or false, it is {shown(value)}")

@@ -109,6 +109,7 @@ _LOADING: dict[str, Any] = {
 
 
 def _load_folder(path: Path) -> BaseModel:
+    path = path.resolve()  # `.` has no name for messages
     with _quiet_transformers(), _reading(path):
         folder = BaseFolder.open(path)
         model, info = folder.load_model(**_LOADING)

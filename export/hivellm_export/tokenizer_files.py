@@ -21,7 +21,7 @@ import tokenizers
 import transformers
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING, tokenizer_class_from_name
 
-from hivellm_export.base_texts import read_object, read_text
+from hivellm_export.base_texts import read_object, read_text, shown
 from hivellm_ort.errors import ExportError
 
 __all__ = ["load_tokenizer"]
@@ -58,7 +58,7 @@ def load_tokenizer(folder: Path, document: Mapping[str, Any], config: Any) -> An
     known = _class_of(settings, document, config)
     if known is None and complete is None:
         raise ExportError(
-            f"{_CONFIG}: tokenizer_class {settings.get('tokenizer_class')!r} is not one of transformers "
+            f"{_CONFIG}: tokenizer_class {shown(settings.get('tokenizer_class'))} is not one of transformers "
             f"{transformers.__version__}, and the folder has no {_TOKENIZER}"
         )
     staged = _in_old_words(settings)
@@ -88,7 +88,7 @@ def load_tokenizer(folder: Path, document: Mapping[str, Any], config: Any) -> An
 def _check_settings(settings: Mapping[str, Any]) -> None:
     name = settings.get("tokenizer_class")
     if name is not None and not isinstance(name, str):
-        raise ExportError(f"{_CONFIG}: tokenizer_class must be a text, it is {name!r}")
+        raise ExportError(f"{_CONFIG}: tokenizer_class must be a text, it is {shown(name)}")
     for key, why in (
         ("auto_map", "names code of the folder's own, which is never run"),
         ("split_special_tokens", "splits special tokens, which no tokenizer.json can say"),
@@ -96,7 +96,7 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
     ):
         if settings.get(key):
             raise ExportError(
-                f"{_CONFIG}: {key} = {settings[key]!r} {why}: remove it if {_TOKENIZER} alone is right"
+                f"{_CONFIG}: {key} = {shown(settings[key])} {why}: remove it if {_TOKENIZER} alone is right"
             )
 
 
@@ -105,7 +105,8 @@ def _check_vocabulary(folder: Path, complete: Mapping[str, Any] | None) -> None:
         try:
             tokenizers.Tokenizer.from_str(json.dumps(complete))
         except Exception as error:  # the library raises bare exceptions
-            raise ExportError(f"{_TOKENIZER}: not a tokenizer that tokenizers can read ({error})") from error
+            reason = " ".join(str(error).split())
+            raise ExportError(f"{_TOKENIZER}: not a tokenizer that tokenizers can read ({reason})") from error
         return
     if all((folder / name).is_file() for name in ("vocab.json", "merges.txt")):
         return
@@ -140,14 +141,14 @@ def _in_old_words(settings: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in (("model_specific_special_tokens", named), ("extra_special_tokens", extra)):
         wanted = (dict, list) if key == "extra_special_tokens" else (dict,)
         if value is not None and not isinstance(value, wanted):
-            raise ExportError(f"{_CONFIG}: {key} must be an object of tokens, it is {value!r}")
+            raise ExportError(f"{_CONFIG}: {key} must be an object of tokens, it is {shown(value)}")
     names = {**(named or {}), **(extra if isinstance(extra, dict) else {})}
     if names:
         staged["extra_special_tokens"] = names
     if isinstance(extra, list):
         listed = staged.get("additional_special_tokens") or []
         if not isinstance(listed, list):
-            raise ExportError(f"{_CONFIG}: additional_special_tokens must be a list, it is {listed!r}")
+            raise ExportError(f"{_CONFIG}: additional_special_tokens must be a list, it is {shown(listed)}")
         staged["additional_special_tokens"] = [*listed, *(token for token in extra if token not in listed)]
     return staged
 
@@ -159,7 +160,7 @@ def _templates(folder: Path, settings: Mapping[str, Any]) -> str | dict[str, str
         found["default"] = read_text(folder / _TEMPLATE)
     for file in sorted((folder / _TEMPLATES).glob("*.jinja")):
         found[file.name.removesuffix(".jinja")] = read_text(file)
-    where = _TEMPLATES
+    where = f"{_TEMPLATE} and {_TEMPLATES}"
     if not found:
         where = f"{_CONFIG}: chat_template"
         found = _named(settings.get("chat_template"), where)
@@ -168,6 +169,9 @@ def _templates(folder: Path, settings: Mapping[str, Any]) -> str | dict[str, str
             f"{where}: no template is called default, only {', '.join(sorted(map(str, found)))}: say which is meant, "
             f"as {_TEMPLATE}"
         )
+    for name, text in found.items():
+        if not text.strip():
+            raise ExportError(f"{where}: the template {name} is empty: remove it, or write one")
     return found["default"] if len(found) == 1 else found or None
 
 

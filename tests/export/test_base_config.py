@@ -178,6 +178,7 @@ def test_unknown_field(family: str, name: str) -> None:
         ("mistral", {"attention_bias": True}, "attention_bias = True"),
         ("mistral", {"layer_types": ["full_attention"] * 2}, "layer_types"),
         ("mistral", {"mlp_bias": True}, "mlp_bias = True"),
+        ("mistral", {"use_sliding_window": False}, "use_sliding_window is false"),
         ("qwen2", {"attention_bias": False}, "attention_bias = False"),
         ("qwen2", {"use_mrope": True}, "use_mrope = True"),
         ("qwen2", {"layer_types": ["sliding_attention"] * 2}, "layer_types"),
@@ -233,6 +234,17 @@ def test_missing_field() -> None:
         del document[name]
         with pytest.raises(ExportError, match=f"config.json: {name} is missing"):
             check_config(document)
+
+
+def test_long_value() -> None:
+    """A value of any size is shown on one line that can be read."""
+    with pytest.raises(UnsupportedArchitectureError) as error:
+        check_config(small("llama", new_factors=list(range(10_000))))
+    assert str(error.value).startswith("config.json: new_factors = [0, 1, 2, ")
+    assert len(str(error.value)) < 400
+    with pytest.raises(UnsupportedArchitectureError) as error:
+        check_config(small("llama", **{"a\nname": "a\nvalue"}))
+    assert "\n" not in str(error.value)
 
 
 def test_where_is_said() -> None:

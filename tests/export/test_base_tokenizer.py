@@ -263,6 +263,7 @@ def test_templates_in_files(model_folder: ModelFolder, tmp_path: Path) -> None:
         ({"tokenizer_class": 5}, "tokenizer_config.json: tokenizer_class"),
         ({"extra_special_tokens": "<tool>"}, "tokenizer_config.json: extra_special_tokens"),
         ({"chat_template": [{"name": "rag", "template": "x"}]}, "no template is called default, only rag"),
+        ({"chat_template": " "}, "tokenizer_config.json: chat_template: the template default is empty"),
         ({"chat_template": 5}, "tokenizer_config.json: chat_template must be a text"),
     ],
 )  # fmt: skip
