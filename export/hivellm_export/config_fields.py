@@ -36,20 +36,20 @@ _CLASSES = {
 # Training, bookkeeping, the form of transformers' own outputs, and defaults for sampling, which a request states.
 _HARMLESS = (
     "_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal", "_commit_hash",
-    "_flash_attn_2_enabled", "_from_model_config", "_name_or_path", "attention_dropout", "attn_implementation", "bad_words_ids",
-    "begin_suppress_tokens", "bos_token_id", "classifier_dropout", "decoder_start_token_id",
-    "diversity_penalty", "do_sample", "dtype", "early_stopping", "embd_pdrop", "encoder_no_repeat_ngram_size",
-    "exponential_decay_length_penalty", "finetuning_task", "forced_bos_token_id", "forced_eos_token_id",
-    "gradient_checkpointing", "hidden_dropout", "id2label", "initializer_range", "is_decoder",
-    "is_llama_config", "is_qwen2_config", "label2id", "length_penalty", "max_length", "max_sequence_length",
-    "min_length", "model_max_length", "name_or_path", "neftune_noise_alpha", "no_repeat_ngram_size",
-    "num_beam_groups", "num_beams", "num_labels", "num_return_sequences", "output_attentions",
-    "output_hidden_states", "output_scores", "pad_token_id", "prefix", "pretraining_tp", "problem_type",
-    "remove_invalid_values", "repetition_penalty", "resid_pdrop", "return_dict", "return_dict_in_generate",
-    "sep_token_id", "suppress_tokens", "task_specific_params", "temperature", "tf_legacy_loss",
-    "tie_encoder_decoder", "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript",
-    "transformers.js_config", "transformers_version", "typical_p", "unsloth_fixed", "unsloth_version",
-    "use_bfloat16", "use_cache",
+    "_flash_attn_2_enabled", "_from_model_config", "_name_or_path", "attention_dropout",
+    "attn_implementation", "bad_words_ids", "begin_suppress_tokens", "bos_token_id", "classifier_dropout",
+    "decoder_start_token_id", "diversity_penalty", "do_sample", "dtype", "early_stopping", "embd_pdrop",
+    "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty", "finetuning_task",
+    "forced_bos_token_id", "forced_eos_token_id", "gradient_checkpointing", "hidden_dropout", "id2label",
+    "initializer_range", "is_decoder", "is_llama_config", "is_qwen2_config", "label2id", "length_penalty",
+    "max_length", "max_sequence_length", "min_length", "model_max_length", "name_or_path",
+    "neftune_noise_alpha", "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_labels",
+    "num_return_sequences", "output_attentions", "output_hidden_states", "output_scores", "pad_token_id",
+    "prefix", "pretraining_tp", "problem_type", "remove_invalid_values", "repetition_penalty", "resid_pdrop",
+    "return_dict", "return_dict_in_generate", "sep_token_id", "suppress_tokens", "task_specific_params",
+    "temperature", "tf_legacy_loss", "tie_encoder_decoder", "tokenizer_class", "top_k", "top_p",
+    "torch_dtype", "torchscript", "transformers.js_config", "transformers_version", "typical_p",
+    "unsloth_fixed", "unsloth_version", "use_bfloat16", "use_cache",
 )  # fmt: skip
 
 # Only these values: they say what the graph does anyway.
@@ -192,7 +192,8 @@ def _check_heads(config: dict[str, Any], document: Mapping[str, Any], where: str
             config["head_dim"] = size // heads
     if config["head_dim"] < 2 or config["head_dim"] % 2:
         raise ExportError(
-            f"{where}: head_dim {config['head_dim']} is odd: rotary embeddings turn pairs of channels"
+            f"{where}: head_dim {config['head_dim']} (or hidden_size / num_attention_heads) must be an even number: "
+            "rotary embeddings turn pairs of channels"
         )
 
 
@@ -233,10 +234,14 @@ def _check_layers(config: dict[str, Any], document: Mapping[str, Any], where: st
         )
 
 
-def _whole(value: Any, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ExportError(f"{name} must be a whole number above 0, it is {shown(value)}")
+def _whole(value: Any, name: str, most: int = 1 << 31) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < most:
+        raise ExportError(f"{name} must be a whole number above 0 and below {most}, it is {shown(value)}")
     return value
+
+
+def _layers(value: Any, name: str) -> int:
+    return _whole(value, name, 10_000)  # transformers makes lists of that length
 
 
 def _whole_or_none(value: Any, name: str) -> int | None:
@@ -277,7 +282,7 @@ _ALL: dict[str, _Check] = {
     "vocab_size": _whole,
     "hidden_size": _whole,
     "intermediate_size": _whole,
-    "num_hidden_layers": _whole,
+    "num_hidden_layers": _layers,
     "num_attention_heads": _whole,
     "num_key_value_heads": _whole_or_none,
     "head_dim": _whole_or_none,

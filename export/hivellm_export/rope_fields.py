@@ -150,7 +150,7 @@ def _of_all_layers(value: Mapping[str, Any], name: str, where: str) -> Mapping[s
     layers = [key for key in value if key in _LAYER_TYPES]
     if not layers:
         return value
-    forms = [value[key] for key in layers if value[key] is not None]
+    forms: list[Mapping[str, Any]] = [value[key] for key in layers if value[key] is not None]
     if set(value) - set(layers) or not forms or any(not isinstance(form, Mapping) for form in forms):
         raise ExportError(f"{where}: {name} must hold rotary parameters, or one object of them by layer type")
     if any(form != forms[0] for form in forms):

@@ -201,10 +201,11 @@ def test_unsupported_value(family: str, fields: dict[str, Any], named: str) -> N
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({"hidden_size": 64.0}, "hidden_size must be a whole number above 0, it is 64.0"),
+        ({"hidden_size": 64.0}, "hidden_size must be a whole number above 0 and below"),
         ({"num_attention_heads": None}, "num_attention_heads"),
         ({"num_key_value_heads": 3}, "num_key_value_heads 3"),
-        ({"head_dim": 15}, "head_dim 15 is odd"),
+        ({"num_hidden_layers": 10**30}, "num_hidden_layers must be a whole number above 0 and below 10000"),
+        ({"head_dim": 15}, "head_dim 15 "),
         ({"rms_norm_eps": "small"}, "rms_norm_eps"),
         ({"max_position_embeddings": 0}, "max_position_embeddings"),
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings must be true or false"),
