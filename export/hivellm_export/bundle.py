@@ -129,7 +129,9 @@ def _counted(tensor: Callable[[str], NDArray[np.float32]], bar: Any) -> Callable
 
 def _write_tokenizer(base: BaseModel, folder: Path) -> None:
     with tempfile.TemporaryDirectory() as temporary:
-        base.tokenizer.save_pretrained(temporary)
+        # Several templates stay together in tokenizer_config.json: a runtime may choose by name.
+        several = isinstance(base.tokenizer.chat_template, dict)
+        base.tokenizer.save_pretrained(temporary, save_jinja_files=not several)
         for name in _TOKENIZER_FILES:
             source = Path(temporary) / name
             if source.is_file():

@@ -274,6 +274,12 @@ class _Checker:
         for node in self.model.graph:
             if node.op_type != "GroupQueryAttention":
                 continue
+            size = self.config.architecture.head_dim
+            if size % 16 and node.attributes.get_int("do_rotary", 0):
+                yield (
+                    f"node {_name(node)}: rule attention: rotated heads have a multiple of 16 channels in ONNX "
+                    f"Runtime, this model's head_dim is {size}: use --target portable"
+                )
             inputs = [value is not None for value in node.inputs] + [False] * 16
             normed = inputs[14] or inputs[15]
             if normed and self.config.target != "cuda":

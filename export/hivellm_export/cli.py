@@ -90,6 +90,8 @@ def export(
     if as_json:
         print_json(dataclasses.asdict(report))
         return
+    if report.base_origin:
+        click.echo(f"name      {report.base}: from {report.base_origin}")
     for bundle in report.bundles:
         cache = f" with keys and values in {bundle.cache}" if bundle.cache == "int8" else ""
         click.echo(f"base      {report.base} {bundle.precision} {bundle.target}{cache}  {bundle.sha256[:12]}")

@@ -71,7 +71,10 @@ class BundleReport:
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export made: of each base one bundle for every target."""
+    """What an export made: of each base one bundle for every target.
+
+    `base_origin` says where the name `base` is from; empty where it is the folder's or file's own.
+    """
 
     output: str
     base: str
@@ -79,6 +82,7 @@ class ExportReport:
     bundles: list[BundleReport] = field(default_factory=list)
     packages: list[PackageReport] = field(default_factory=list)
     seconds: float = 0.0
+    base_origin: str = ""
 
 
 def export(
@@ -188,7 +192,12 @@ def _export(
     elif thin:
         made = _place(made, bundles, products / _BASE_FOLDER)
     return ExportReport(
-        output="", base=model.name, source_sha256=model.source_sha256, bundles=made, packages=packages
+        output="",
+        base=model.name,
+        source_sha256=model.source_sha256,
+        bundles=made,
+        packages=packages,
+        base_origin=model.name_origin,
     )
 
 

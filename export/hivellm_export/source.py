@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,13 +16,14 @@ import transformers
 from numpy.typing import NDArray
 from torch import nn
 
+from hivellm_export.base_folder import BaseFolder
+from hivellm_export.config_fields import ARCHITECTURES
 from hivellm_ort.contract import Architecture
 from hivellm_ort.errors import ExpertError, ExportError, UnsupportedArchitectureError
 from hivellm_ort.package.archive import sha256_file
 
 __all__ = ["ARCHITECTURES", "BaseModel", "load_base"]
 
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 _STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 
 
@@ -36,12 +36,14 @@ class BaseModel:
         model: the Hugging Face model, float32, in evaluation mode.
         tokenizer: its fast tokenizer.
         source_sha256: digest of the weight files.
+        name_origin: where the name is from, empty where it is the folder's or file's own.
     """
 
     name: str
     model: nn.Module
     tokenizer: Any
     source_sha256: str
+    name_origin: str = ""
 
     @property
     def architecture(self) -> Architecture:
@@ -90,70 +92,49 @@ def load_base(path: Path) -> BaseModel:
         ExportError: the path is neither, or its files cannot be read.
     """
     if path.is_file() and path.suffix == ".gguf":
-        folder, weights = path.parent, [path]
-        options: dict[str, Any] = {"gguf_file": path.name}
-    elif (path / "config.json").is_file():
-        folder, options = path, {}
-        weights = _weight_files(path)
-        if not weights:
-            raise ExportError(
-                f"{path}: no model.safetensors: only safetensors weights are read, never pickles"
-            )
-    else:
-        raise ExportError(f"{path}: neither a .gguf file nor a Hugging Face folder with config.json")
-    if not options:
-        _check_model_type(path / "config.json")
-    options["trust_remote_code"] = False  # else transformers asks whether to run code from the folder
+        return _load_gguf(path)
+    if (path / "config.json").is_file():
+        return _load_folder(path)
+    snapshots = sorted([*path.glob("snapshots/*/config.json"), *path.glob("*/config.json")])
+    hint = f"; one that has it is {snapshots[-1].parent}" if snapshots else ""
+    raise ExportError(f"{path}: neither a .gguf file nor a Hugging Face folder with config.json{hint}")
+
+
+_LOADING: dict[str, Any] = {
+    "dtype": torch.float32,
+    "attn_implementation": "eager",
+    "output_loading_info": True,
+    "ignore_mismatched_sizes": True,  # reported below, by name
+}
+
+
+def _load_folder(path: Path) -> BaseModel:
+    path = path.resolve()  # `.` has no name for messages
     with _quiet_transformers(), _reading(path):
-        config = transformers.AutoConfig.from_pretrained(folder, **options)
+        folder = BaseFolder.open(path)
+        model, info = folder.load_model(**_LOADING)
+        _check_weights(path, model, info)
+    with _quiet_transformers(), _reading(path, "tokenizer"):
+        tokenizer = folder.load_tokenizer(model.config)
+    name, origin = folder.name
+    return BaseModel(name, model.eval(), tokenizer, _digest([*folder.weights]), origin)
+
+
+def _load_gguf(path: Path) -> BaseModel:
+    # Without the last option transformers asks whether to run code from the folder.
+    options: dict[str, Any] = {"gguf_file": path.name, "trust_remote_code": False}
+    with _quiet_transformers(), _reading(path):
+        config = transformers.AutoConfig.from_pretrained(path.parent, **options)
         _check_supported(config)
         model, info = transformers.AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            use_safetensors=True,
-            attn_implementation="eager",
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported below, by name
-            **options,
+            path.parent, use_safetensors=True, **_LOADING, **options
         )
         _check_weights(path, model, info)
     with _quiet_transformers(), _reading(path, "tokenizer"):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, **options)
     if not tokenizer.is_fast:
         raise ExportError(f"{path}: the tokenizer has no tokenizer.json form; the runtime reads only that")
-    return BaseModel(_short_name(path), model.eval(), tokenizer, _digest(weights))
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The files transformers loads, in the order of their names: one, or the shards that the index lists."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file() or not index.is_file():
-        return [single] if single.is_file() else []
-    try:
-        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-    except (OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
-        raise ExportError(f"{index.name}: not an index of weight files: {error!r}") from error
-    for name in names:
-        if not (folder / str(name)).is_file():
-            raise ExportError(f"{name} is missing: {index.name} lists it")
-    return [folder / name for name in names]
-
-
-def _check_model_type(path: Path) -> None:
-    """Ask config.json itself: transformers knows neither all architectures nor what is wrong with the file."""
-    try:
-        document = json.loads(path.read_bytes())
-        kind = document["model_type"]
-    except (OSError, ValueError, RecursionError, TypeError, KeyError) as error:
-        raise ExportError(f"{path}: config.json is not a JSON object with a model_type: {error!r}") from error
-    _check_kind(kind)
-
-
-def _check_kind(kind: Any) -> None:
-    if kind not in ARCHITECTURES:
-        raise UnsupportedArchitectureError(
-            f"config.json: model_type {kind!r} is not supported; supported are {', '.join(ARCHITECTURES)}"
-        )
+    return BaseModel(_short_name(path), model.eval(), tokenizer, _digest([path]))
 
 
 def _check_weights(path: Path, model: nn.Module, info: dict[str, Any]) -> None:
@@ -173,7 +154,11 @@ def _check_weights(path: Path, model: nn.Module, info: dict[str, Any]) -> None:
 
 
 def _check_supported(config: Any) -> None:
-    _check_kind(config.model_type)
+    if config.model_type not in ARCHITECTURES:
+        raise UnsupportedArchitectureError(
+            f"config.json: model_type {config.model_type!r} is not supported; supported are "
+            f"{', '.join(ARCHITECTURES)}"
+        )
     scaling = getattr(config, "rope_scaling", None) or {}
     rope = scaling.get("rope_type", scaling.get("type", "default"))
     if rope not in _STATIC_ROPE:
@@ -184,9 +169,7 @@ def _check_supported(config: Any) -> None:
 
 
 def _short_name(path: Path) -> str:
-    """`SmolLM2-135M-Instruct.Q4_1.gguf` is `SmolLM2-135M-Instruct`; a folder keeps its name."""
-    if path.suffix != ".gguf":
-        return path.resolve().name
+    """`SmolLM2-135M-Instruct.Q4_1.gguf` is `SmolLM2-135M-Instruct`."""
     head, dot, tail = path.stem.rpartition(".")
     return head if dot and tail[:1] in "QFBI" else path.stem
 
@@ -204,7 +187,8 @@ def _reading(path: Path, what: str = "base model") -> Iterator[None]:
     except ExpertError:
         raise
     except Exception as error:  # transformers, safetensors, tokenizers and gguf raise whatever they meet
-        raise ExportError(f"{path.name}: cannot be read as a {what}: {error}") from error
+        reason = " ".join(str(error).split())  # an error is one line
+        raise ExportError(f"{path.name}: cannot be read as a {what}: {reason}") from error
 
 
 @contextlib.contextmanager

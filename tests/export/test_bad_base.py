@@ -104,14 +104,15 @@ def test_unsupported_architecture(
 
 
 @pytest.mark.parametrize("field", ["rope_type", "type"])
-def test_dynamic_rope(field: str, model_folder: ModelFolder, refused: Refusal, tmp_path: Path) -> None:
-    """A rotary embedding that depends on the input's length is refused, in both spellings of the field."""
+def test_unknown_rope(field: str, model_folder: ModelFolder, refused: Refusal, tmp_path: Path) -> None:
+    """A rotary embedding that the graph cannot express is refused, in both spellings of the field."""
     base = copied(model_folder("qwen2"), tmp_path / "base")
-    edit_json(base / "config.json", rope_scaling={field: "dynamic", "factor": 2.0})
+    edit_json(base / "config.json", rope_scaling={field: "mrope", "mrope_section": [2, 3, 3]})
     found, message = refused(base)
     assert "UnsupportedArchitectureError" == found
-    assert "rope_scaling" in message
-    assert "'dynamic'" in message
+    assert message.startswith(
+        "config.json: rope_scaling type 'mrope' is not supported; supported are default, "
+    )
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", "", "{}", '{"model_type": 1}'])
