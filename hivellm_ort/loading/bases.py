@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hivellm_ort.adapters.prepared import PreparedAdapter
 from hivellm_ort.engine.devices import Device
-from hivellm_ort.errors import BaseMismatchError, LoadError, ManifestError, argument
+from hivellm_ort.errors import BaseMismatchError, LoadError, ManifestError, ProviderError, argument
 from hivellm_ort.loading.bundles import Bundle, best_first, none_before
 from hivellm_ort.package.filecheck import Check
 from hivellm_ort.package.manifest import BaseModelRef, ExpertManifest
@@ -116,14 +116,19 @@ def find_thin_base(
         LoadError: none is at hand.
         ProviderError: the device runs none of them.
     """
-    exactly = [bundle for bundle in near if bundle.config.sha256 == adapter.base_sha256]
-    fitting = [bundle for bundle in near if bundle.config.source_sha256 == adapter.source_sha256]
-    found = (
-        exactly if check == "digest" else exactly + [bundle for bundle in fitting if bundle not in exactly]
-    )
+    found = [
+        bundle
+        for bundle in near
+        if bundle.config.sha256 == adapter.base_sha256
+        or (bundle.config.source_sha256 == adapter.source_sha256 and check == "size")
+    ]
+    fault = None
     if found:
         whose = f"base {found[0].config.name!r} beside the package"
-        return _used(best_first(found, device, whose=whose, exact=adapter.base_sha256)[0], store, check)
+        try:
+            return _used(best_first(found, device, whose=whose, exact=adapter.base_sha256)[0], store, check)
+        except ProviderError as error:
+            fault = error  # another one may be at hand
     folder = store.find_bundle(adapter.base_sha256)
     if folder is not None and none_before(exact := Bundle.open(folder), device):
         return exact
@@ -131,7 +136,7 @@ def find_thin_base(
     if same:
         whose = f"base {same[0].config.name!r} at hand"
         return _used(best_first(same, device, whose=whose, exact=adapter.base_sha256)[0], store)
-    raise LoadError(
+    raise fault or LoadError(
         f"the package is thin, and its base bundle {adapter.base_sha256[:12]}… is neither in {BESIDE}/ beside it nor "
         f"in the cache: pass {argument('base', 'FOLDER')}, a bundle exported from the same base model"
     )

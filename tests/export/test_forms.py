@@ -82,7 +82,7 @@ def test_form(target: str, precision: str, target_bundle: TargetBundle) -> None:
     """Types, opsets, inputs, shapes and what may be done, as data."""
     document = json.loads((target_bundle("qwen3", target, precision) / DECODER_JSON).read_text())
     assert FORMS[target, precision] == document["graph"]
-    assert ("1.6", target, precision) == tuple(
+    assert ("1.7", target, precision) == tuple(
         document[key] for key in ("contract_version", "target", "precision")
     )
 

@@ -23,6 +23,7 @@ from hivellm_ort import (
     IntegrityError,
     LoadError,
     ManifestError,
+    Trust,
 )
 from hivellm_ort.cli import init as init_module
 from hivellm_ort.cli.main import main
@@ -398,6 +399,24 @@ def test_a_changed_base_beside_a_package(thin: Path, tmp_path: Path) -> None:
         file.write(b"x")
     with pytest.raises(IntegrityError, match=r"weights\.bin"):
         tokens(next(place.glob("*.expert")), None, tmp_path / "cache")
+
+
+def test_only_the_very_base_of_a_signed_package(
+    packages: Packages, thin: Path, invoke: Invoke, tmp_path: Path
+) -> None:
+    """With `require` a base beside a package is the one whose digest was signed, and not one that says it fits."""
+    place = Path(shutil.copytree(thin, tmp_path / "place"))
+    package = next(place.glob("*.expert"))
+    assert 0 == invoke("keygen", "publisher.key").exit_code
+    assert 0 == invoke("sign", package, "--key", "publisher.key", "--publisher", "me").exit_code
+    trust = Trust("require", keys={"me": Path("publisher.pub").read_text().strip()})
+    assert expected(packages) == tokens(package, None, tmp_path / "cache", trust=trust)
+    shutil.rmtree(place / "base")
+    export(packages.model, [], place / "base", precision="int8")
+    with pytest.raises(LoadError, match="nor in the cache"):
+        tokens(package, None, tmp_path / "other cache", trust=trust)
+    with Expert.load(package, cache_dir=tmp_path / "other cache", threads=1) as expert:
+        assert "int8" == expert.base.precision
 
 
 def test_packed_folder_beside_its_base(
