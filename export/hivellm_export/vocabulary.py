@@ -18,19 +18,14 @@ from hivellm_export.source import BaseModel
 from hivellm_ort.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from hivellm_ort.adapters.tensors import EMBEDDINGS, AdapterTensors
 from hivellm_ort.errors import AdapterError, BaseMismatchError
-from hivellm_ort.loading.own_tokenizer import (
-    TOKENIZER,
-    Difference,
-    difference,
-    read_tokenizer,
-    special_tokens,
-)
+from hivellm_ort.loading.own_tokenizer import TOKENIZER, Difference, difference, read_tokenizer
 from hivellm_ort.text.template_source import read_template_source
 
 __all__ = ["fit_vocabulary"]
 
 _LOG = logging.getLogger("hivellm_ort")
 _EMBED, _HEAD = EMBEDDINGS
+_SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 def fit_vocabulary(base: BaseModel, folder: Path, tensors: AdapterTensors, config: peft.PeftConfig) -> Any:
@@ -148,7 +143,7 @@ def _tokenizer(base: BaseModel, folder: Path, rows: int, *, whole: bool) -> Any:
         return base.tokenizer
     template = read_template_source(folder)
     special = {"bos_token": base.tokenizer.bos_token, "eos_token": base.tokenizer.eos_token}
-    special |= special_tokens(folder)
+    special |= {name: template.tokens[name] for name in _SPECIAL if name in template.tokens}
     return PreTrainedTokenizerFast(
         tokenizer_object=own,
         chat_template=template.source if template.file is not None else base.tokenizer.chat_template,

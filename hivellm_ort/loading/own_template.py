@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from hivellm_ort.errors import LoadError
-from hivellm_ort.loading.own_tokenizer import special_tokens
 from hivellm_ort.text.template import ChatTemplate
 from hivellm_ort.text.template_source import TemplateSource, read_template_source
 
@@ -26,17 +25,19 @@ def own_template(folder: Path, bundle: Path) -> tuple[ChatTemplate | None, str |
         LoadError: a file is unreadable or malformed, or the template does not compile.
     """
     own, base = _source(folder), _source(bundle)
-    mine, theirs = special_tokens(folder), special_tokens(bundle)
-    tokens = {**theirs, **mine}
-    if own.file is None or (own.source == base.source and tokens == theirs):
-        return None, mine.get("eos_token")
+    tokens = {**base.tokens, **own.tokens}
+    end = own.tokens.get("eos_token")
+    if own.file is None or (own.source, own.tool_use, tokens) == (base.source, base.tool_use, base.tokens):
+        return None, end
     template = ChatTemplate(
         own.source,
         bos_token=tokens.get("bos_token"),
         eos_token=tokens.get("eos_token"),
         name=f"{folder.resolve().name}/{own.file}",
+        tokens=tokens,
+        tool_use=own.tool_use,
     )
-    return template, mine.get("eos_token")
+    return template, end
 
 
 def _source(folder: Path) -> TemplateSource:

@@ -5,24 +5,21 @@ A swapped expert is asked with its base's tokenizer, so the two must agree; a me
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hivellm_ort.errors import AdapterError, LoadError
+from hivellm_ort.errors import AdapterError
 from hivellm_ort.text.template_source import read_template_source
 from hivellm_ort.textfile import decode_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer  # type: ignore[import-untyped, unused-ignore]
 
-__all__ = ["TOKENIZER", "Difference", "check_tokenizer", "difference", "read_tokenizer", "special_tokens"]
+__all__ = ["TOKENIZER", "Difference", "check_tokenizer", "difference", "read_tokenizer"]
 
 TOKENIZER = "tokenizer.json"
-_CONFIG = "tokenizer_config.json"
-_SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 _LOG = logging.getLogger("hivellm_ort")
 # Where pre-tokenizers and normalisers differ: digits, case, contractions, runs of spaces, code, scripts, emoji.
@@ -50,26 +47,6 @@ class Difference:
 
     def __bool__(self) -> bool:
         return bool(self.added or self.moved or self.split)
-
-
-def special_tokens(folder: Path) -> dict[str, str]:
-    """The texts of `bos_token`, `eos_token`, `pad_token` and `unk_token` that `tokenizer_config.json` states.
-
-    Raises:
-        LoadError: the file is no JSON object.
-    """
-    path = folder / _CONFIG
-    if not path.is_file():
-        return {}
-    try:
-        document = json.loads(decode_text(path.read_bytes()))
-        values = {name: document.get(name) for name in _SPECIAL}
-    except (OSError, ValueError, RecursionError, AttributeError) as error:
-        raise LoadError(f"{folder.resolve().name}/{_CONFIG}: no JSON object: {error}") from error
-    texts = {
-        name: value.get("content") if isinstance(value, dict) else value for name, value in values.items()
-    }
-    return {name: text for name, text in texts.items() if isinstance(text, str)}
 
 
 def read_tokenizer(folder: Path) -> Tokenizer | None:
@@ -129,8 +106,8 @@ def check_tokenizer(folder: Path, base: Path | Tokenizer) -> None:
             found.split[:40],
         )
         return
-    added = [token for token in found.added if token != special_tokens(folder).get("pad_token")]
     template = read_template_source(folder)
+    added = [token for token in found.added if token != template.tokens.get("pad_token")]
     written = [token for token in added if template.file is not None and token in template.source]
     if written:
         raise AdapterError(
