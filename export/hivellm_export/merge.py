@@ -48,6 +48,8 @@ def merge(base: BaseModel, folder: Path) -> tuple[BaseModel, str]:
             if hasattr(plain, "init_lora_weights"):
                 plain.init_lora_weights = False
             shell = peft.get_peft_model(base.model, plain)
+            # PEFT has put the base's path here, and would look for it on the Hub when it is no folder.
+            plain.base_model_name_or_path = None
             _check_tensors(weights, shell, exact=config.peft_type != peft.PeftType.ADALORA)
             shell = shell.unload()
             loaded = peft.PeftModel.from_pretrained(shell, str(folder), config=config)

@@ -17,6 +17,8 @@ import transformers
 from numpy.typing import NDArray
 from torch import nn
 
+from hivellm_export.gguf_base import read_gguf
+from hivellm_export.gguf_fit import check_size
 from hivellm_ort.contract import Architecture
 from hivellm_ort.errors import ExpertError, ExportError, UnsupportedArchitectureError
 from hivellm_ort.package.archive import sha256_file
@@ -81,47 +83,56 @@ class BaseModel:
         return cos[0, :, :half].contiguous().numpy(), sin[0, :, :half].contiguous().numpy()
 
 
-def load_base(path: Path) -> BaseModel:
+def load_base(path: Path, tokenizer: Path | None = None) -> BaseModel:
     """Load a Hugging Face folder or a `.gguf` file in float32.
+
+    Args:
+        path: the folder or the file.
+        tokenizer: folder of the tokenizer to take instead of the base's own; it must fit the base.
 
     Raises:
         UnsupportedArchitectureError: `model_type` is not in `ARCHITECTURES`, or the model uses a variant that the
             graph does not express.
         ExportError: the path is neither, or its files cannot be read.
     """
-    if path.is_file() and path.suffix == ".gguf":
-        folder, weights = path.parent, [path]
-        options: dict[str, Any] = {"gguf_file": path.name}
-    elif (path / "config.json").is_file():
-        folder, options = path, {}
-        weights = _weight_files(path)
-        if not weights:
-            raise ExportError(
-                f"{path}: no model.safetensors: only safetensors weights are read, never pickles"
-            )
-    else:
+    if path.is_file() and path.suffix.lower() == ".gguf":
+        own = None if tokenizer is None else _tokenizer(tokenizer)
+        with _quiet_transformers(), _reading(path):
+            base = read_gguf(path, own, tokenizer)
+        return BaseModel(base.name, base.model, base.tokenizer, _digest(base.files))
+    if not (path / "config.json").is_file():
         raise ExportError(f"{path}: neither a .gguf file nor a Hugging Face folder with config.json")
-    if not options:
-        _check_model_type(path / "config.json")
-    options["trust_remote_code"] = False  # else transformers asks whether to run code from the folder
+    weights = _weight_files(path)
+    if not weights:
+        raise ExportError(f"{path}: no model.safetensors: only safetensors weights are read, never pickles")
+    _check_model_type(path / "config.json")
     with _quiet_transformers(), _reading(path):
-        config = transformers.AutoConfig.from_pretrained(folder, **options)
+        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
         _check_supported(config)
         model, info = transformers.AutoModelForCausalLM.from_pretrained(
-            folder,
+            path,
             dtype=torch.float32,
             use_safetensors=True,
             attn_implementation="eager",
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported below, by name
-            **options,
+            trust_remote_code=False,
         )
         _check_weights(path, model, info)
-    with _quiet_transformers(), _reading(path, "tokenizer"):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
+    own = _tokenizer(tokenizer or path)
+    if tokenizer is not None:
+        check_size(own, tokenizer, path.name, config.vocab_size)
+    return BaseModel(path.resolve().name, model.eval(), own, _digest(weights))
+
+
+def _tokenizer(folder: Path) -> Any:
+    """The fast tokenizer of a Hugging Face folder."""
+    with _quiet_transformers(), _reading(folder, "tokenizer"):
+        # Else transformers asks whether to run code from the folder.
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if not tokenizer.is_fast:
-        raise ExportError(f"{path}: the tokenizer has no tokenizer.json form; the runtime reads only that")
-    return BaseModel(_short_name(path), model.eval(), tokenizer, _digest(weights))
+        raise ExportError(f"{folder}: the tokenizer has no tokenizer.json form; the runtime reads only that")
+    return tokenizer
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -181,14 +192,6 @@ def _check_supported(config: Any) -> None:
             f"config.json: rope_scaling type {rope!r} depends on the length of the input and is not supported; "
             f"supported are {', '.join(_STATIC_ROPE)}"
         )
-
-
-def _short_name(path: Path) -> str:
-    """`SmolLM2-135M-Instruct.Q4_1.gguf` is `SmolLM2-135M-Instruct`; a folder keeps its name."""
-    if path.suffix != ".gguf":
-        return path.resolve().name
-    head, dot, tail = path.stem.rpartition(".")
-    return head if dot and tail[:1] in "QFBI" else path.stem
 
 
 def _digest(files: list[Path]) -> str:
