@@ -10,10 +10,10 @@ from torch import nn
 
 from hivellm_export.gguf_config import read_config
 from hivellm_export.gguf_file import GgufFile
-from hivellm_export.gguf_fit import check_fit
+from hivellm_export.gguf_fit import check_fit, check_size
 from hivellm_export.gguf_names import short_name
 from hivellm_export.gguf_tokenizer import read_tokenizer
-from hivellm_export.gguf_vocabulary import begin_id, end_ids, read_templates, read_tokens
+from hivellm_export.gguf_vocabulary import begin_id, end_ids, read_template, read_tokens
 from hivellm_export.gguf_weights import read_model
 from hivellm_ort.errors import ExportError
 
@@ -55,14 +55,16 @@ def read_gguf(path: Path, tokenizer: Any = None, folder: Path | None = None) -> 
     count = len(read_tokens(file))
     if count > config["vocab_size"]:
         raise ExportError(
-            f"{file.name}: tokenizer.ggml.tokens has {count} tokens, and token_embd.weight {config['vocab_size']} rows"
+            f"{file.name}: tokenizer.ggml.tokens has {count} tokens, and token_embd.weight has "
+            f"{config['vocab_size']} rows"
         )
     # Before the weights, which take longest.
     if tokenizer is None:
         tokenizer = read_tokenizer(file)
     else:
+        check_size(tokenizer, folder or path, file.name, config["vocab_size"])
         check_fit(tokenizer, folder or path, file)
         if not tokenizer.chat_template:
-            tokenizer.chat_template = read_templates(file) or None
+            tokenizer.chat_template = read_template(file)
     config |= {"bos_token_id": begin_id(file), "eos_token_id": end_ids(file) or None, "pad_token_id": None}
     return GgufBase(short_name(file), read_model(file, config), tokenizer, file.paths)

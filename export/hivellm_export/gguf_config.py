@@ -1,7 +1,7 @@
 """What a GGUF file says about the architecture, as the fields of a Hugging Face configuration.
 
-Every key of the architecture is read here, is known to change nothing, or is refused by name. What a key means is what
-llama.cpp makes of it (`llama-model.cpp`, `load_hparams`).
+Every key of the architecture is read here, is known to change nothing, or is refused by name. What a key means is
+what llama.cpp makes of it (`llama-model.cpp`, `load_hparams`).
 """
 
 from __future__ import annotations
@@ -85,7 +85,9 @@ def read_config(file: GgufFile) -> dict[str, Any]:
                 f"{file.name}: {kind}.{name} is {positive(name, default)} and the size of a head is {head_dim}: only "
                 "heads of one size that are rotated whole are supported"
             )
-    context, layers, inner = (positive(name) for name in ("context_length", "block_count", "feed_forward_length"))
+    context, layers, inner = (
+        positive(name) for name in ("context_length", "block_count", "feed_forward_length")
+    )
     kv_heads = positive("attention.head_count_kv", heads)
     window = file.value(f"{kind}.attention.sliding_window", int, 0)
     rows = _shape(file, "token_embd.weight")[0]
@@ -166,7 +168,7 @@ def _rope_scaling(file: GgufFile, kind: str, context: int) -> dict[str, Any] | N
             f"{file.name}: {key}.type {form!r} is not supported; supported are none, linear, yarn"
         )
     if attention != 1.0 and form != "yarn":
-        raise UnsupportedArchitectureError(f"{file.name}: {key}.attn_factor = {attention} goes with yarn only")
+        raise UnsupportedArchitectureError(f"{file.name}: {key}.attn_factor = {attention} needs type yarn")
     if form == "none" or (factor == 1.0 and attention == 1.0):
         return None
     if form == "linear":

@@ -1,4 +1,4 @@
-"""Open a GGUF file, whole or in parts, with the `gguf` library, and take its values by key with their types checked."""
+"""Open a GGUF file, whole or in parts, with the `gguf` library; values by key, their types checked."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ class GgufFile:
         count = self.value("split.count", int, 0) or 1
         if count != len(self.paths):
             raise ExportError(
-                f"{self.name}: split.count is {count}, and the file's name makes it {len(self.paths)}: give the parts "
-                f"their names back, …-00001-of-{count:05}.gguf"
+                f"{self.name}: split.count is {count}, and the file's name makes it {len(self.paths)}: give the "
+                f"parts their names back, …-00001-of-{count:05}.gguf"
             )
         self.tensors: dict[str, gguf.ReaderTensor] = {}
         for reader, part in zip(readers, self.paths, strict=True):
@@ -110,7 +110,9 @@ class GgufFile:
         if type(value) is not kind:
             found = "an array" if isinstance(value, list) else repr(value)
             what = ", one for each layer," if isinstance(value, list) else ""
-            raise ExportError(f"{self.name}: {key} is {found}{what} and must be one value of type {kind.__name__}")
+            raise ExportError(
+                f"{self.name}: {key} is {found}{what} and must be one value of type {kind.__name__}"
+            )
         return value
 
     def array(self, name: str) -> NDArray[np.float32]:

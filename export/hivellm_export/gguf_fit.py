@@ -39,7 +39,9 @@ def check_fit(tokenizer: Any, folder: Path, file: GgufFile) -> None:
         if found is None and wanted.startswith(("[PAD", "[EMPTY_")):
             continue  # the file's filling of rows that no token has
         # llama.cpp's converter writes blanks for the signs that stand for them in added tokens.
-        if found != wanted and not (i in added and found and found.replace("▁", " ") == wanted.replace("▁", " ")):
+        if found != wanted and not (
+            i in added and found and found.replace("▁", " ") == wanted.replace("▁", " ")
+        ):
             raise ExportError(
                 f"{folder}: token {i} is {found!r}, and in {file.name} it is {wanted!r}: it is the tokenizer of "
                 "another model"
@@ -47,7 +49,8 @@ def check_fit(tokenizer: Any, folder: Path, file: GgufFile) -> None:
     begin, ends = begin_id(file), end_ids(file)
     if tokenizer.bos_token_id is not None and begin is not None and tokenizer.bos_token_id != begin:
         raise ExportError(
-            f"{folder}: bos_token is {tokenizer.bos_token_id}, and tokenizer.ggml.bos_token_id of {file.name} is {begin}"
+            f"{folder}: bos_token is {tokenizer.bos_token_id}, and tokenizer.ggml.bos_token_id of {file.name} is "
+            f"{begin}"
         )
     if tokenizer.eos_token_id is not None and ends and tokenizer.eos_token_id not in ends:
         raise ExportError(

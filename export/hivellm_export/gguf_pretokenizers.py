@@ -5,6 +5,7 @@ Llama, Mistral, Qwen2 and Qwen3 models come with. The expressions give llama.cpp
 `gpt-4o` and `deepseek-llm` are not in every text those of the original tokenizer.
 """
 
+# ruff: noqa: RUF001 - ranges of characters of many scripts
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -47,9 +48,8 @@ _GPT4O = (
     rf"{'|'.join(f'{cased}{_CONTRACTIONS}?' for cased in _CASED)}"
     rf"|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
 )
-_QWEN35 = (
-    rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_SPACES}"
-)
+_MARKED = r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+"
+_QWEN35 = rf"{_CONTRACTIONS}|{_MARKED}|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_SPACES}"
 _SEED_CODER = rf"{_CONTRACTIONS}|{_LETTERS}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{_SPACES}"
 _DEEPSEEK_V3 = (
     r"\p{N}{1,3}",

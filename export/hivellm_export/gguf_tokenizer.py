@@ -8,7 +8,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from hivellm_export.gguf_file import GgufFile
-from hivellm_export.gguf_vocabulary import OPTION, Vocabulary, read_templates, read_vocabulary
+from hivellm_export.gguf_vocabulary import OPTION, Vocabulary, read_template, read_vocabulary
 from hivellm_ort.errors import ExportError
 
 __all__ = ["read_tokenizer"]
@@ -32,14 +32,18 @@ def read_tokenizer(file: GgufFile) -> PreTrainedTokenizerFast:
     ]
     tokenizer.add_tokens(added)
     _frame(tokenizer, vocabulary)
-    names = {"bos": vocabulary.bos, "eos": vocabulary.eos, "unk": vocabulary.unknown, "pad": vocabulary.padding}
-    templates = read_templates(file)
+    names = {
+        "bos_token": vocabulary.bos,
+        "eos_token": vocabulary.eos,
+        "unk_token": vocabulary.unknown,
+        "pad_token": vocabulary.padding,
+    }
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         clean_up_tokenization_spaces=False,
-        chat_template=templates.get("default") if templates.keys() <= {"default"} else templates,
+        chat_template=read_template(file),
         # A token that is not special to llama.cpp would become so by being named here.
-        **{f"{name}_token": tokens[i] for name, i in names.items() if i is not None and i in vocabulary.added},
+        **{name: tokens[i] for name, i in names.items() if i in vocabulary.added},
     )
 
 
@@ -112,8 +116,8 @@ def _check_order(tokens: list[str], vocabulary: Vocabulary, ids: dict[str, int],
             other = begins.get(token[cut:]) if token[:cut] in ids else None
             if other is not None and other != token:
                 raise ExportError(
-                    f"{name}: tokenizer.ggml.scores: tokens {ids[token]} ({token!r}) and {ids[other]} ({other!r}) have "
-                    f"the same score, {vocabulary.scores[ids[token]]}, so it is unknown which is merged first: {OPTION}"
+                    f"{name}: tokenizer.ggml.scores: tokens {ids[token]} ({token!r}) and {ids[other]} ({other!r}) "
+                    f"have one score, {vocabulary.scores[ids[token]]}, so no order of merges is right: {OPTION}"
                 )
 
 

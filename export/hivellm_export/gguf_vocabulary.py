@@ -3,6 +3,7 @@
 What is not in the file is what llama.cpp takes instead (`llama-vocab.cpp`), or is refused by its key.
 """
 
+# ruff: noqa: RUF001 - DeepSeek writes its tokens with these bars
 from __future__ import annotations
 
 import enum
@@ -20,7 +21,7 @@ __all__ = [
     "Vocabulary",
     "begin_id",
     "end_ids",
-    "read_templates",
+    "read_template",
     "read_tokens",
     "read_vocabulary",
 ]
@@ -30,7 +31,7 @@ _MODELS = ("gpt2", "llama")
 _PREFIX = "tokenizer.ggml."
 # Any value of these changes nothing in this package's tokenizers: infilling is not one of their tasks.
 _HARMLESS = {
-    *("token_type_count", "seperator_token_id", "mask_token_id", "cls_token_id", "add_sep_token", "add_mask_token"),
+    *("token_type_count", "seperator_token_id", "mask_token_id", "cls_token_id", "add_sep_token"),
     *(f"fim_{name}_token_id" for name in ("pre", "suf", "mid", "pad", "rep", "sep")),
     *("prefix_token_id", "suffix_token_id", "middle_token_id"),
 }
@@ -41,19 +42,19 @@ _READ = {
 }
 # llama.cpp ends an answer at these, whatever the file says of them, and reads them as special tokens.
 _ENDS = {
-    *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>"),
+    *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>"),
     *("<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<eos>"),
-    *("<end_of_utterance>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~["),
+    *("<end_of_turn>", "<end_of_utterance>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~["),
 }
 # The same of the marks for infilling, of each kind for which the file names no token.
 _INFILLING = {
-    "pre": ("<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>", "<|code_prefix|>", "<|prefix|>"),
-    "suf": ("<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>", "<|code_suffix|>", "<|suffix|>"),
-    "mid": ("<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>", "<MID>", "▁<MID>", "<|code_middle|>", "<|middle|>"),
-    "pad": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
-    "rep": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
-    "sep": ("<|file_sep|>",),
-}  # fmt: skip
+    "pre": "<|fim_prefix|> <fim-prefix> <fim_prefix> <｜fim▁begin｜> <PRE> ▁<PRE> <|code_prefix|> <|prefix|>",
+    "suf": "<|fim_suffix|> <fim-suffix> <fim_suffix> <｜fim▁hole｜> <SUF> ▁<SUF> <|code_suffix|> <|suffix|>",
+    "mid": "<|fim_middle|> <fim-middle> <fim_middle> <｜fim▁end｜> <MID> ▁<MID> <|code_middle|> <|middle|>",
+    "pad": "<|fim_pad|> <fim-pad> <fim_pad> <PAD> [PAD]",
+    "rep": "<|fim_repo|> <|repo_name|> <fim-repo> <REPO> <reponame>",
+    "sep": "<|file_sep|>",
+}
 _USER_DEFINED = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
 
 
@@ -118,7 +119,7 @@ def read_vocabulary(file: GgufFile) -> Vocabulary:
     model = file.value(f"{_PREFIX}model", str)
     if model not in _MODELS:
         raise ExportError(
-            f"{file.name}: {_PREFIX}model {model!r} is not supported; supported are {', '.join(_MODELS)}: {OPTION}"
+            f"{file.name}: {_PREFIX}model {model!r} is not supported; supported are {', '.join(_MODELS)}"
         )
     for key in file.keys:
         if key.startswith(_PREFIX) and key.removeprefix(_PREFIX) not in _READ | _HARMLESS:
@@ -149,7 +150,7 @@ def read_vocabulary(file: GgufFile) -> Vocabulary:
     for name, add in adds.items():
         if add and ids[name] is None:
             raise ExportError(
-                f"{file.name}: {_PREFIX}{name}_token_id is missing, and the tokenizer adds it to every text: {OPTION}"
+                f"{file.name}: {_PREFIX}{name}_token_id is missing, and it is added to every text: {OPTION}"
             )
     return Vocabulary(
         model=model,
@@ -167,7 +168,7 @@ def read_vocabulary(file: GgufFile) -> Vocabulary:
 
 
 def end_ids(file: GgufFile) -> list[int]:
-    """Ids at which an answer ends: eos, eot and eom, and the control tokens at which llama.cpp ends one by their text.
+    """Ids at which an answer ends: eos, eot, eom, and the control tokens that end one for llama.cpp by their text.
 
     Raises:
         ExportError: a key is malformed or not the id of a token.
@@ -175,17 +176,18 @@ def end_ids(file: GgufFile) -> list[int]:
     tokens = read_tokens(file)
     kinds = file.value(f"{_PREFIX}token_type", list, [])
     named = (_id(file, f"{name}_token_id", len(tokens), None) for name in ("eos", "eot", "eom"))
-    written = (i for i, kind in enumerate(kinds[: len(tokens)]) if kind == Kind.CONTROL and tokens[i] in _ENDS)
+    pairs = enumerate(zip(tokens, kinds, strict=False))  # what is wrong with the lengths is said elsewhere
+    written = (i for i, (token, kind) in pairs if kind == Kind.CONTROL and token in _ENDS)
     return sorted({i for i in (*named, *written) if i is not None})
 
 
-def read_templates(file: GgufFile) -> dict[str, str]:
-    """Chat templates by name, the usual one under `default`; often none."""
+def read_template(file: GgufFile) -> str | dict[str, str] | None:
+    """The chat template; several by their names where there are more, the usual one under `default`."""
     prefix = "tokenizer.chat_template"
-    found = {key.removeprefix(f"{prefix}."): file.value(key, str) for key in file.keys if key.startswith(f"{prefix}.")}
-    if prefix in file.keys:
-        found["default"] = file.value(prefix, str)
-    return found
+    keys = [key for key in file.keys if key.startswith(f"{prefix}.")]
+    found = {key.removeprefix(f"{prefix}."): file.value(key, str) for key in keys}
+    usual = file.value(prefix, str, None)
+    return usual if not found else found if usual is None else {"default": usual, **found}
 
 
 def read_tokens(file: GgufFile) -> list[str]:
@@ -218,7 +220,7 @@ def _kinds(file: GgufFile, tokens: list[str]) -> list[Kind]:
     special = set(_ENDS)
     for name, texts in _INFILLING.items():
         if f"{_PREFIX}fim_{name}_token_id" not in file.keys:
-            special.update(texts)
+            special.update(texts.split())
     for i, token in enumerate(tokens):
         if token in special:
             kinds[i] = Kind.CONTROL
@@ -234,7 +236,8 @@ def _pre(file: GgufFile) -> PreTokenizer:
         raise ExportError(f"{file.name}: {key} is missing, so it is unknown how words are cut: {OPTION}")
     if name not in PRE_TOKENIZERS:
         raise ExportError(
-            f"{file.name}: {key} {name!r} is not supported; supported are {', '.join(sorted(PRE_TOKENIZERS))}: {OPTION}"
+            f"{file.name}: {key} {name!r} is not supported; supported are {', '.join(sorted(PRE_TOKENIZERS))}: "
+            f"{OPTION}"
         )
     return PRE_TOKENIZERS[name]
 
@@ -246,7 +249,9 @@ def _merges(file: GgufFile, tokens: set[str]) -> list[tuple[str, str]]:
         left, _, right = text[1:].partition(" ")
         pair = (text[:1] + left, right)
         if not {*pair, "".join(pair)} <= tokens:
-            raise ExportError(f"{file.name}: {key} {i}, {text!r}, is not of two tokens that make a third: {OPTION}")
+            raise ExportError(
+                f"{file.name}: {key}[{i}], {text!r}, is not two tokens that make a third: {OPTION}"
+            )
         merges[pair] = None
     return list(merges)
 
@@ -281,5 +286,5 @@ def _list(file: GgufFile, key: str, kind: Any, count: int | None = None) -> list
     if not all(isinstance(value, kind) for value in values):
         raise ExportError(f"{file.name}: {key} has a value of a wrong type: {OPTION}")
     if count is not None and len(values) != count:
-        raise ExportError(f"{file.name}: {key} has {len(values)} values, and there are {count} tokens: {OPTION}")
+        raise ExportError(f"{file.name}: {key} has {len(values)} values for {count} tokens: {OPTION}")
     return values
