@@ -46,7 +46,12 @@ def _record(smollm2: Path | None) -> None:
 
     kept = recorded() if PLACE.exists() else {}
     chosen = [text for text in texts(2000, special=SPECIAL, seed=5)[-1500:] if 8 < len(text) < 48][:48]
-    chosen += ["f(x);\n\ny = 1234567 != 12;\r\n  }", "ÉCOLE naïve don't DON'T हिन्दी में 2024", *PARTS[2]]
+    chosen += [
+        "f(x);\n\ny = 1234567 != 12;\r\n  }",
+        "'\x14.\x04'\x04s",
+        "ÉCOLE naïve don't DON'T हिन्दी में 2024",
+        *PARTS[2],
+    ]
     made: dict[str, Any] = {"texts": chosen}
     with tempfile.TemporaryDirectory() as folder:
         for name, make in VOCABULARIES.items():

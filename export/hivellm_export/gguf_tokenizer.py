@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -54,9 +55,11 @@ def _of_bytes(vocabulary: Vocabulary, _: str) -> Tokenizer:
         models.BPE(vocab=ids, merges=vocabulary.merges, ignore_merges=vocabulary.pre.whole_words)
     )
     cuts = [pre_tokenizers.Split(Regex(expression), "isolated") for expression in vocabulary.pre.expressions]
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [*cuts, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
+    alphabet = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    missing = "".join(sorted(set(pre_tokenizers.ByteLevel.alphabet()) - ids.keys()))
+    # A byte without a token is left out; without this cut what is before it would be merged with what is after it.
+    gaps = [pre_tokenizers.Split(Regex(f"[{re.escape(missing)}]"), "removed")] if missing else []
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*cuts, alphabet, *gaps])
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 

@@ -55,14 +55,18 @@ class Vocabulary:
         return {f"tokenizer.ggml.{name}": value for name, value in values.items()}
 
 
-def byte_vocabulary(pre: str = "qwen2", *, extra: Sequence[str] = ("<think>", "</think>")) -> Vocabulary:
-    """Every byte, and merges that make one token of every part of the texts, wherever words are cut.
+def byte_vocabulary(
+    pre: str = "qwen2", *, extra: Sequence[str] = ("<think>", "</think>"), lacking: str = ""
+) -> Vocabulary:
+    """Every byte but those of `lacking`, and merges that make one token of a part of the texts or of two.
 
     The first part is `!`; what llama.cpp does not cut out of a text therefore shows in the ids.
     """
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    encode = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    without = {encode.pre_tokenize_str(byte)[0][0] for byte in lacking}
+    alphabet = sorted(set(pre_tokenizers.ByteLevel.alphabet()) - without)
     made = Vocabulary({"model": "gpt2", "pre": pre}, list(alphabet), [NORMAL] * len(alphabet))
-    known, encode = set(alphabet), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    known = set(alphabet)
     pieces = [";\n\n", *(part for group in PARTS for part in group)]
     pieces += [blank + piece for blank in (" ", "\t") for piece in pieces[:60]]
     pieces += [f"{one}{two}" for one, two in zip(pieces, pieces[7:], strict=False)]
@@ -70,7 +74,7 @@ def byte_vocabulary(pre: str = "qwen2", *, extra: Sequence[str] = ("<think>", "<
         (whole, _), *_ = encode.pre_tokenize_str(piece) or [("!", (0, 0))]
         for i in range(1, min(len(whole), 12)):
             token = whole[: i + 1]
-            if token not in known:
+            if token not in known and not without & set(token):
                 known.add(token)
                 made.add(token)
                 made.merges.append(f"{whole[:i]} {whole[i]}")
@@ -216,6 +220,7 @@ def tiny_keys(model: nn.Module, kind: str, vocabulary: Vocabulary | None = None)
 
 VOCABULARIES: dict[str, Callable[[], Vocabulary]] = {
     **{pre: functools.partial(byte_vocabulary, pre) for pre in sorted(PRE_TOKENIZERS)},
+    "bytes-missing": functools.partial(byte_vocabulary, "gpt-2", lacking="\x04\x14"),
     "characters": character_vocabulary,
     "characters-no-prefix": functools.partial(character_vocabulary, add_space_prefix=False),
     "characters-ends": functools.partial(character_vocabulary, add_bos_token=False, add_eos_token=True),
