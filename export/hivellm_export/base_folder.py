@@ -94,7 +94,7 @@ class BaseFolder:
 
     def load_tokenizer(self, config: Any) -> Any:
         """The tokenizer; see `hivellm_export.tokenizer_files.load_tokenizer`."""
-        return load_tokenizer(self.path, self.document, config)
+        return load_tokenizer(self.path, config)
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -51,6 +51,10 @@ __all__ = ["export", "quiet_imports"]
     help="Keep keys and values of target cpu in 8 bits: a quarter of the memory, and less time for long contexts and "
     "many rows; needs ONNX Runtime 1.28 [default: float32].",
 )  # fmt: skip
+@click.option(
+    "--tokenizer", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="FOLDER",
+    help="Take the tokenizer of this Hugging Face folder, and not the base's own; it must fit the base.",
+)  # fmt: skip
 @click.option("--merge", "merged", is_flag=True, help="Fold the one expert into the weights.")
 @click.option("--thin", is_flag=True, help="Leave the base out of the packages and write it once, to base/.")
 @click.option("--force", is_flag=True, help="Replace what the output folder holds of the same names.")
@@ -63,6 +67,7 @@ def export(
     precisions: tuple[str, ...],
     context: int | None,
     cache: str | None,
+    tokenizer: Path | None,
     merged: bool,
     thin: bool,
     force: bool,
@@ -86,6 +91,7 @@ def export(
         merged=merged,
         thin=thin,
         force=force,
+        tokenizer=tokenizer,
     )
     if as_json:
         print_json(dataclasses.asdict(report))

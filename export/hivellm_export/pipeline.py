@@ -97,6 +97,7 @@ def export(
     merged: bool = False,
     thin: bool = False,
     force: bool = False,
+    tokenizer: Path | None = None,
 ) -> ExportReport:
     """Export `base` and `experts` to `output`.
 
@@ -115,6 +116,7 @@ def export(
         merged: fold the one expert into the weights.
         thin: leave the bundle out of the packages.
         force: replace what `output` holds of the same names.
+        tokenizer: folder of the tokenizer to take instead of the base's own; it must fit the base.
 
     Raises:
         ExpertError: an input is wrong, or `output` is in use; nothing is written then.
@@ -131,7 +133,7 @@ def export(
             f"{output} exists and is not an empty folder: choose another --output, or use --force"
         )
     with _built_beside(output) as work:
-        model = load_base(base)
+        model = load_base(base, tokenizer)
         for source in sources:
             source.check_base(model.source_sha256)
         count = sum(parameter.numel() for parameter in model.model.parameters())

@@ -12,19 +12,19 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from numpy.typing import NDArray
 from torch import nn
 
 from hivellm_export.base_folder import BaseFolder
 from hivellm_export.config_fields import ARCHITECTURES
+from hivellm_export.gguf_base import read_gguf
+from hivellm_export.gguf_fit import check_size
+from hivellm_export.tokenizer_files import load_tokenizer
 from hivellm_ort.contract import Architecture
-from hivellm_ort.errors import ExpertError, ExportError, UnsupportedArchitectureError
+from hivellm_ort.errors import ExpertError, ExportError
 from hivellm_ort.package.archive import sha256_file
 
 __all__ = ["ARCHITECTURES", "BaseModel", "load_base"]
-
-_STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 
 
 @dataclass(frozen=True)
@@ -83,58 +83,52 @@ class BaseModel:
         return cos[0, :, :half].contiguous().numpy(), sin[0, :, :half].contiguous().numpy()
 
 
-def load_base(path: Path) -> BaseModel:
+def load_base(path: Path, tokenizer: Path | None = None) -> BaseModel:
     """Load a Hugging Face folder or a `.gguf` file in float32.
+
+    Args:
+        path: the folder or the file.
+        tokenizer: folder of the tokenizer to take instead of the base's own; it must fit the base.
 
     Raises:
         UnsupportedArchitectureError: `model_type` is not in `ARCHITECTURES`, or the model uses a variant that the
             graph does not express.
         ExportError: the path is neither, or its files cannot be read.
     """
-    if path.is_file() and path.suffix == ".gguf":
-        return _load_gguf(path)
+    if path.is_file() and path.suffix.lower() == ".gguf":
+        return _load_gguf(path, tokenizer)
     if (path / "config.json").is_file():
-        return _load_folder(path)
+        return _load_folder(path, tokenizer)
     snapshots = sorted([*path.glob("snapshots/*/config.json"), *path.glob("*/config.json")])
     hint = f"; one that has it is {snapshots[-1].parent}" if snapshots else ""
     raise ExportError(f"{path}: neither a .gguf file nor a Hugging Face folder with config.json{hint}")
 
 
-_LOADING: dict[str, Any] = {
-    "dtype": torch.float32,
-    "attn_implementation": "eager",
-    "output_loading_info": True,
-    "ignore_mismatched_sizes": True,  # reported below, by name
-}
-
-
-def _load_folder(path: Path) -> BaseModel:
+def _load_folder(path: Path, other: Path | None) -> BaseModel:
     path = path.resolve()  # `.` has no name for messages
     with _quiet_transformers(), _reading(path):
         folder = BaseFolder.open(path)
-        model, info = folder.load_model(**_LOADING)
+        model, info = folder.load_model(
+            dtype=torch.float32,
+            attn_implementation="eager",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, by name
+        )
         _check_weights(path, model, info)
-    with _quiet_transformers(), _reading(path, "tokenizer"):
-        tokenizer = folder.load_tokenizer(model.config)
+    with _quiet_transformers(), _reading(other or path, "tokenizer"):
+        if other is None:
+            tokenizer = folder.load_tokenizer(model.config)
+        else:
+            tokenizer = load_tokenizer(other, model.config)
+            check_size(tokenizer, other, path.name, model.config.vocab_size)
     name, origin = folder.name
     return BaseModel(name, model.eval(), tokenizer, _digest([*folder.weights]), origin)
 
 
-def _load_gguf(path: Path) -> BaseModel:
-    # Without the last option transformers asks whether to run code from the folder.
-    options: dict[str, Any] = {"gguf_file": path.name, "trust_remote_code": False}
+def _load_gguf(path: Path, other: Path | None) -> BaseModel:
     with _quiet_transformers(), _reading(path):
-        config = transformers.AutoConfig.from_pretrained(path.parent, **options)
-        _check_supported(config)
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(
-            path.parent, use_safetensors=True, **_LOADING, **options
-        )
-        _check_weights(path, model, info)
-    with _quiet_transformers(), _reading(path, "tokenizer"):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, **options)
-    if not tokenizer.is_fast:
-        raise ExportError(f"{path}: the tokenizer has no tokenizer.json form; the runtime reads only that")
-    return BaseModel(_short_name(path), model.eval(), tokenizer, _digest([path]))
+        base = read_gguf(path, other)
+    return BaseModel(base.name, base.model, base.tokenizer, _digest(base.files))
 
 
 def _check_weights(path: Path, model: nn.Module, info: dict[str, Any]) -> None:
@@ -151,27 +145,6 @@ def _check_weights(path: Path, model: nn.Module, info: dict[str, Any]) -> None:
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise ExportError(f"{path.name}: tensor {name} holds NaN or infinity")
-
-
-def _check_supported(config: Any) -> None:
-    if config.model_type not in ARCHITECTURES:
-        raise UnsupportedArchitectureError(
-            f"config.json: model_type {config.model_type!r} is not supported; supported are "
-            f"{', '.join(ARCHITECTURES)}"
-        )
-    scaling = getattr(config, "rope_scaling", None) or {}
-    rope = scaling.get("rope_type", scaling.get("type", "default"))
-    if rope not in _STATIC_ROPE:
-        raise UnsupportedArchitectureError(
-            f"config.json: rope_scaling type {rope!r} depends on the length of the input and is not supported; "
-            f"supported are {', '.join(_STATIC_ROPE)}"
-        )
-
-
-def _short_name(path: Path) -> str:
-    """`SmolLM2-135M-Instruct.Q4_1.gguf` is `SmolLM2-135M-Instruct`."""
-    head, dot, tail = path.stem.rpartition(".")
-    return head if dot and tail[:1] in "QFBI" else path.stem
 
 
 def _digest(files: list[Path]) -> str:

@@ -27,6 +27,7 @@ from hivellm_ort.errors import ExportError
 __all__ = ["load_tokenizer"]
 
 _CONFIG, _TOKENIZER = "tokenizer_config.json", "tokenizer.json"
+_MODEL = "config.json"
 _TEMPLATE, _TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 _SPECIAL = ("special_tokens_map.json", "added_tokens.json")
 # Paths and switches of transformers' own: a value from the folder would point it at other files.
@@ -38,18 +39,18 @@ _DROPPED = (
 _PARTS = ("normalizer", "pre_tokenizer", "model", "decoder")
 
 
-def load_tokenizer(folder: Path, document: Mapping[str, Any], config: Any) -> Any:
-    """Load the fast tokenizer of a base model's folder.
+def load_tokenizer(folder: Path, config: Any) -> Any:
+    """Load the fast tokenizer of a Hugging Face folder.
 
     Args:
         folder: with `tokenizer.json`, or with `vocab.json` and `merges.txt`, or with `tokenizer.model`, which needs
             the package sentencepiece.
-        document: the folder's `config.json`.
         config: the model's configuration object, which decides the class where no file does.
 
     Raises:
         ExportError: a file is missing or malformed, or two of them contradict each other.
     """
+    document = read_object(folder / _MODEL) if (folder / _MODEL).is_file() else {}
     settings = read_object(folder / _CONFIG) if (folder / _CONFIG).is_file() else {}
     complete = read_object(folder / _TOKENIZER) if (folder / _TOKENIZER).is_file() else None
     _check_settings(settings)
@@ -69,9 +70,7 @@ def load_tokenizer(folder: Path, document: Mapping[str, Any], config: Any) -> An
     with tempfile.TemporaryDirectory() as work:
         stage = Path(work)
         _write(stage / _CONFIG, staged)
-        _write(
-            stage / "config.json", {key: document.get(key) for key in ("model_type", "transformers_version")}
-        )
+        _write(stage / _MODEL, {key: document.get(key) for key in ("model_type", "transformers_version")})
         _stage_vocabulary(folder, stage, complete)
         tokenizer = (known or transformers.PreTrainedTokenizerFast).from_pretrained(
             stage, local_files_only=True
