@@ -1,6 +1,6 @@
 """The contract between exporter and runtime: names in the graphs and the form of `decoder.json`.
 
-Version 1.6. A change here changes `CONTRACT_VERSION`: the minor number for an addition that an older runtime
+Version 1.7. A change here changes `CONTRACT_VERSION`: the minor number for an addition that an older runtime
 can ignore, the major number for anything else. `docs/contract.md` states it in full.
 """
 
