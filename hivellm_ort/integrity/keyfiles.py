@@ -41,6 +41,8 @@ def generate_key(path: Path) -> str:
         LoadError: A file is there already or cannot be written.
         ValueError: The path has the suffix of public keys.
     """
+    if not path.name:
+        raise OptionError(f"{str(path)!r} names no file: give the private key a name, such as publisher.key")
     public = public_path(path)
     if public == path:
         raise OptionError(f"{path}: .pub is for the public key; give the private key another suffix")
