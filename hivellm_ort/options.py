@@ -102,6 +102,8 @@ class GenerateOptions(TypedDict, total=False):
     prompt_lookup: bool | None
 
 
+_MOST_THREADS = 1024  # ONNX Runtime starts as many as it is told, until the memory is full
+
 # A value of these is a list itself; what is in it.
 _LISTS: dict[str, type | tuple[type, ...]] = {
     "messages": Mapping,
@@ -222,17 +224,21 @@ def check_loading(*, fallback: object, threads: object, prefix_cache_bytes: obje
 
     Raises:
         OptionTypeError: one has a wrong type.
-        OptionError: a number is too small.
+        OptionError: a number is out of range.
     """
     if not isinstance(fallback, bool):
         raise OptionTypeError(f"{argument('fallback')} is {_described(fallback)}: pass {_FLAG.wanted}")
-    for name, value, least in (("threads", threads, 1), ("prefix_cache_bytes", prefix_cache_bytes, 0)):
+    limits = {"threads": (threads, 1, _MOST_THREADS), "prefix_cache_bytes": (prefix_cache_bytes, 0, None)}
+    for name, (value, least, most) in limits.items():
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int):
             raise OptionTypeError(f"{argument(name)} is {_described(value)}: pass {_WHOLE.wanted}, or None")
-        if value < least:
-            raise OptionError(f"{argument(name)} is {value}: it must be an integer from {least}, or None")
+        if value < least or (most is not None and value > most):
+            upto = "" if most is None else f" to {most}"
+            raise OptionError(
+                f"{argument(name)} is {value}: it must be an integer from {least}{upto}, or None"
+            )
 
 
 def options_of_rows(options: Mapping[str, Any], rows: int) -> list[GenerateOptions]:

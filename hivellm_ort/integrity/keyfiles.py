@@ -44,6 +44,8 @@ def generate_key(path: StrPath) -> str:
         ValueError: The path has the suffix of public keys.
     """
     path = Path(path)
+    if not path.name:
+        raise OptionError(f"{str(path)!r} names no file: give the private key a name, such as publisher.key")
     public = public_path(path)
     if public == path:
         raise OptionError(f"{path}: .pub is for the public key; give the private key another suffix")

@@ -93,6 +93,8 @@ def test_suffix_of_public_keys(tmp_path: Path) -> None:
     """A private key cannot have the name of its public one."""
     with pytest.raises(ValueError, match="for the public key"):
         generate_key(tmp_path / "my.pub")
+    with pytest.raises(ValueError, match="names no file"):
+        generate_key(Path())
     assert [] == list(tmp_path.iterdir())
 
 

@@ -286,6 +286,7 @@ def test_wrong_requests(packages: Packages, lora: Expert) -> None:
         ({"threads": "2"}, OptionTypeError),
         ({"threads": True}, OptionTypeError),
         ({"threads": 0}, OptionError),
+        ({"threads": 1025}, OptionError),
         ({"prefix_cache_bytes": 1.5}, OptionTypeError),
         ({"prefix_cache_bytes": -1}, OptionError),
         ({"fallback": "no"}, OptionTypeError),

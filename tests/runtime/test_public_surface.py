@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import json
 import re
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 from running import PROMPT, Packages
 
 import hivellm_ort
-from hivellm_ort import Expert
+from hivellm_ort import Expert, GenerateOptions
 
 BUILD_TIME = {"torch", "transformers", "peft", "optimum", "onnx", "onnx_ir", "onnxscript", "hivellm_export"}
 # What each room may import of this package: a room knows only rooms below it. Lowest first.
@@ -172,9 +173,8 @@ def test_errors_have_types_of_their_own() -> None:
 
 def test_messages_name_arguments_in_one_way() -> None:
     """Messages that commands show too write no argument as Python has it: `errors.argument` names it."""
-    python = re.compile(
-        r"\b(base|cache_dir|device|enable_thinking|fallback|schema|stop|system|threads|trust)="
-    )
+    names = {*GenerateOptions.__annotations__, *inspect.signature(Expert.load).parameters} - {"path"}
+    python = re.compile(rf"\b({'|'.join(sorted(names))})=")
     found = []
     for path in FILES:
         tree = ast.parse(path.read_text(encoding="utf-8"))
