@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import shutil
 import tempfile
@@ -19,6 +20,7 @@ from hivellm_export.plans import Plan, plan_bundles
 from hivellm_export.source import BaseModel, load_base
 from hivellm_export.trace import trace_decoder
 from hivellm_export.unpack import unpacked
+from hivellm_export.verify import Made, Verification, too_long, verify
 from hivellm_ort.adapters.config import ADAPTER_CONFIG
 from hivellm_ort.adapters.prepare import ADAPTER_WEIGHTS, prepare
 from hivellm_ort.adapters.prepared import PreparedAdapter
@@ -34,7 +36,10 @@ _BASE_FOLDER = "base"
 
 @dataclass(frozen=True)
 class PackageReport:
-    """One package that was written: sizes in bytes, digests in hex; `kind` is the adapter's."""
+    """One package that was written: sizes in bytes, digests in hex; `kind` is the adapter's.
+
+    `verification` has one for each bundle of the export, and none where the export was not verified.
+    """
 
     name: str
     version: str
@@ -43,6 +48,7 @@ class PackageReport:
     sha256: str
     kind: str
     rank: int
+    verification: list[Verification] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,7 @@ class BundleReport:
         sha256: its digest.
         folder: its place within the output; None where it is only in packages.
         reason: why this precision; empty where it was asked for.
+        verification: how its answers compare with transformers'; None where the export was not verified.
     """
 
     target: str
@@ -64,11 +71,16 @@ class BundleReport:
     sha256: str
     folder: str | None
     reason: str = ""
+    verification: Verification | None = None
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export made: of each base one bundle for every target."""
+    """What an export made: of each base one bundle for every target.
+
+    `unverified` says why it was not verified; it is empty where it was. `seconds` is all of the time, and
+    `verify_seconds` what of it verification took.
+    """
 
     output: str
     base: str
@@ -76,6 +88,8 @@ class ExportReport:
     bundles: list[BundleReport] = field(default_factory=list)
     packages: list[PackageReport] = field(default_factory=list)
     seconds: float = 0.0
+    unverified: str = ""
+    verify_seconds: float = 0.0
 
 
 def export(
@@ -90,6 +104,7 @@ def export(
     merged: bool = False,
     thin: bool = False,
     force: bool = False,
+    verify: bool | None = None,
 ) -> ExportReport:
     """Export `base` and `experts` to `output`.
 
@@ -108,9 +123,12 @@ def export(
         merged: fold the one expert into the weights.
         thin: leave the bundle out of the packages.
         force: replace what `output` holds of the same names.
+        verify: compare what was made with transformers, PEFT and the files of the base before it is written; None
+            does so where it is expected to take under a minute.
 
     Raises:
-        ExpertError: an input is wrong, or `output` is in use; nothing is written then.
+        ExpertError: an input is wrong, what was made does not stand verification, or `output` is in use; nothing is
+            written then.
     """
     begin = time.perf_counter()
     if merged and (len(experts) != 1 or thin):
@@ -128,7 +146,12 @@ def export(
             source.check_base(model.source_sha256)
         count = sum(parameter.numel() for parameter in model.model.parameters())
         plans = tuple(plan.settled(count, cpu_flags()) for plan in plans)
-        report = _export(model, sources, work, plans, merged=merged, thin=thin)
+        unverified = too_long(count, len(plans), len(sources)) if verify is None else ""
+        if verify is False:
+            unverified = "verification was switched off"
+        checked = None if unverified else base
+        report = _export(model, sources, work, plans, merged=merged, thin=thin, checked=checked)
+        report = dataclasses.replace(report, unverified=unverified)
     return dataclasses.replace(report, output=str(output), seconds=time.perf_counter() - begin)
 
 
@@ -140,10 +163,12 @@ def _export(
     *,
     merged: bool,
     thin: bool,
+    checked: Path | None,
 ) -> ExportReport:
     products, bundles = work / "products", work / "bundles"
     adapter_digest = None
     forms = [plan.form(model.architecture) for plan in plans]
+    before = copy.deepcopy(model.model) if merged and checked else None  # a merge changes it in place
     if merged:
         with _naming(sources[0]):
             model, adapter_digest = merge(model, sources[0].folder)
@@ -179,12 +204,35 @@ def _export(
         path = products / source.package_name
         write_package(path, source, adapter=content, bundles=() if thin else folders)
         packages.append(_package_report(source, path, kind, rank))
+    begin = time.perf_counter()
+    if checked is not None:
+        verified = verify(
+            Made(
+                base=model,
+                source=checked,
+                tokenizer=None,
+                bundles=list(zip(folders, sites, strict=True)),
+                experts=[(source.folder, products / source.package_name) for source in sources],
+                before=before,
+                thin=thin,
+            )
+        )
+        made = [dataclasses.replace(one, verification=own) for one, own in zip(made, verified[0], strict=True)]
+        packages = [
+            dataclasses.replace(one, verification=own) for one, own in zip(packages, verified[1], strict=True)
+        ]
+    seconds = time.perf_counter() - begin
     if not packages:
         made = _place(made, bundles, products)
     elif thin:
         made = _place(made, bundles, products / _BASE_FOLDER)
     return ExportReport(
-        output="", base=model.name, source_sha256=model.source_sha256, bundles=made, packages=packages
+        output="",
+        base=model.name,
+        source_sha256=model.source_sha256,
+        bundles=made,
+        packages=packages,
+        verify_seconds=seconds,
     )
 
 

@@ -1,0 +1,406 @@
+"""Hold what an export has made against transformers, PEFT and the files it was made from."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from tqdm import tqdm
+
+from hivellm_export.source import BaseModel
+from hivellm_export.verify.adapters import check_adapter, load_peft
+from hivellm_export.verify.answers import PROMPTS, Answers, Pass, bundle_pass, prompts, reference_pass
+from hivellm_export.verify.report import Bound, Verification, bound_of
+from hivellm_export.verify.rotary import check_rotary
+from hivellm_export.verify.source import open_source
+from hivellm_export.verify.tokens import check_tokenizer
+from hivellm_export.verify.weights import Array, BundleWeights, check_weights, compare
+from hivellm_ort import Expert
+from hivellm_ort.contract import DECODER_JSON, DecoderConfig, Site
+from hivellm_ort.engine.adapters import BoundAdapter
+from hivellm_ort.engine.devices import Device
+from hivellm_ort.engine.placement import place
+from hivellm_ort.engine.session import Engine
+from hivellm_ort.errors import ExpertError, ExportError
+from hivellm_ort.text.tokenizer import TextTokenizer
+from hivellm_ort.textfile import decode_text
+
+__all__ = ["Made", "too_long", "verify"]
+
+_REFERENCES = "references.jsonl"  # prompts that an expert's author has recorded
+_EXAMPLES = 2
+_OWN = ("cpu", "portable")  # targets whose graphs the CPU provider is meant to run
+_EXACT = Bound(kl=0, error=1e-6, scale=1e-6, layer=0)
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+# Seconds for a billion parameters, on two cores of a Xeon with AVX-512: docs/ci-export.md.
+_SECONDS = 60.0
+_PER_BUNDLE, _PER_EXPERT = 40.0, 40.0
+
+Results = tuple[list[Verification], list[list[Verification]]]
+
+
+@dataclass(frozen=True)
+class Made:
+    """What an export has made.
+
+    Attributes:
+        base: the model that the bundles were made from.
+        source: the folder or `.gguf` file that it was read from.
+        tokenizer: a folder with the original tokenizer of a GGUF file; None where there is none.
+        bundles: each bundle's folder, with the sites of its graphs.
+        experts: each expert's folder, with its package.
+        before: the model as it was before the one expert was merged into it, which is changed; None where nothing
+            was merged.
+        thin: whether the packages have no bundle.
+    """
+
+    base: BaseModel
+    source: Path
+    tokenizer: Path | None
+    bundles: Sequence[tuple[Path, Sequence[Site]]]
+    experts: Sequence[tuple[Path, Path]]
+    before: nn.Module | None
+    thin: bool
+
+
+def verify(made: Made) -> Results:
+    """Verify an export; its files are read and not changed.
+
+    Tokenizers, rotary embeddings and weights are compared with the files of the source; what adapters do to each
+    module, logits, and keys and values of every layer with transformers and PEFT.
+
+    Returns:
+        A verification of every bundle, and for every expert one on each bundle. Of a merged expert both are the same.
+
+    Raises:
+        ExportError: something differs by more than the bound of the precision; the message names it.
+    """
+    count = sum(parameter.numel() for parameter in made.base.model.parameters())
+    steps = len(made.bundles) * (2 + len(made.experts))  # reading all weights is counted as much as the prompts
+    hidden = None if sys.stderr else True  # None: unless it is a terminal
+    with (
+        _quiet(),
+        tempfile.TemporaryDirectory() as cache,
+        tqdm(total=steps * count, desc="verifying", unit="w", unit_scale=True, disable=hidden, delay=1) as bar,
+    ):
+        verifier = _Verifier(made, Path(cache), bar.update, count)
+        return verifier.swapped() if made.before is None else verifier.merged(made.before)
+
+
+def too_long(parameters: int, bundles: int, experts: int) -> str:
+    """Why an export is not verified unless it is asked for; empty where it is expected to take under a minute.
+
+    Args:
+        parameters: of the model.
+        bundles: how many are made.
+        experts: how many are made.
+    """
+    expected = parameters / 1e9 * bundles * (_PER_BUNDLE + experts * _PER_EXPERT)
+    if expected < _SECONDS:
+        return ""
+    return (
+        f"verification of {parameters / 1e6:.0f} M parameters in {bundles} bundles with {experts} experts is expected "
+        f"to take {expected:.0f} s: use --verify to have it"
+    )
+
+
+@dataclass(frozen=True)
+class _Bundle:
+    folder: Path
+    config: DecoderConfig
+    sites: Sequence[Site]
+
+    @property
+    def where(self) -> str:
+        return f"base bundle {self.config.name} {self.config.precision} for {self.config.target}"
+
+    @property
+    def bound(self) -> Bound:
+        return bound_of(self.config.precision, self.config.graph.cache_dtype)
+
+    @cached_property
+    def weights(self) -> BundleWeights:
+        return BundleWeights(self.folder, self.config, self.sites, where=self.where)
+
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return prompts(TextTokenizer.from_folder(self.folder).encode, self.config, texts)
+
+    def verification(
+        self, answers: Answers | None, worst: float | None, omitted: list[str], begin: float
+    ) -> Verification:
+        return Verification(
+            target=self.config.target,
+            precision=self.config.precision,
+            kl=None if answers is None else answers.kl,
+            bound=self.bound.kl,
+            agreement=None if answers is None else answers.agreement,
+            tokens=0 if answers is None else answers.tokens,
+            weights=worst,
+            seconds=time.perf_counter() - begin,
+            omitted=omitted,
+        )
+
+
+class _Verifier:
+    """Verifies one export.
+
+    Args:
+        made: the export.
+        cache: an empty folder to unpack packages to.
+        progress: is told what was done, in values of weights.
+        count: values of the model.
+    """
+
+    def __init__(self, made: Made, cache: Path, progress: Callable[[int], object], count: int):
+        self._made, self._cache = made, cache
+        self._progress, self._count = progress, count
+        self._source = open_source(made.source)
+        self._bundles = [
+            _Bundle(folder, DecoderConfig.from_file(folder / DECODER_JSON), sites) for folder, sites in made.bundles
+        ]
+
+    def swapped(self) -> Results:
+        """Bundles that take adapters, and the experts on them."""
+        made = self._made
+        names = self._source.names() - ({_HEAD} if self._source.tied else set())
+        bundles, reference = [], _Reference(made.base.model)
+        for bundle in self._bundles:
+            begin = time.perf_counter()
+            omitted = self._tables(bundle, made.tokenizer)
+            worst = self._weights(bundle, names, self._source.tensor, made.source.name)
+            answers = self._answers(bundle, reference, PROMPTS, omitted)
+            bundles.append(bundle.verification(answers, worst, omitted, begin))
+        return bundles, [self._expert(folder, package) for folder, package in made.experts]
+
+    def merged(self, before: nn.Module) -> Results:
+        """Bundles that have the one expert merged in."""
+        made, source = self._made, self._source
+        folder, package = made.experts[0]
+        for name, parameter in before.named_parameters():
+            if name in source.names() and not (name == _HEAD and source.tied):
+                values, file = parameter.detach().numpy(), made.source.name
+                compare(source.tensor(name), values, _EXACT, name=name, where="the base in memory", source=file)
+        if before.lm_head.weight is before.model.embed_tokens.weight:  # an adapter may change one of the two
+            before.lm_head.weight = nn.Parameter(before.lm_head.weight.detach().clone())
+        adapted, told = self._peft(before, folder)
+        reference = _Reference(made.base.model if adapted is None else adapted)
+        own = folder if (folder / "tokenizer.json").is_file() else made.tokenizer
+        checked = []
+        for bundle in self._bundles:
+            begin = time.perf_counter()
+            omitted = [*told, *self._tables(bundle, own)]
+            answers = self._answers(
+                bundle, reference, [*PROMPTS, *_examples(folder)], omitted, package=package
+            )
+            checked.append((bundle, answers, omitted, time.perf_counter() - begin))
+        model = made.base.model if adapted is None else adapted.merge_and_unload(safe_merge=True)
+        tensors = {name: parameter.detach().numpy() for name, parameter in model.named_parameters()}
+        if adapted is None:
+            where = "the merged model in memory"
+        else:
+            where = f"PEFT's merge of {folder.name}"
+        results = []
+        for bundle, answers, omitted, seconds in checked:
+            begin = time.perf_counter()
+            worst = self._weights(bundle, set(tensors), tensors.__getitem__, where)
+            results.append(bundle.verification(answers, worst, omitted, begin - seconds))
+        return results, [results]
+
+    def _expert(self, folder: Path, package: Path) -> list[Verification]:
+        """An expert on each bundle."""
+        begin, results = time.perf_counter(), []
+        adapted, told = self._peft(self._made.base.model, folder)
+        try:
+            reference = None if adapted is None else _Reference(adapted)
+            for bundle in self._bundles:
+                omitted, worst, answers = list(told), None, None
+                with self._running(bundle, omitted, package) as running:
+                    if running is not None and reference is not None:
+                        engine, adapter = running
+                        worst, answers = self._adapter(bundle, engine, adapter, reference, folder)
+                self._progress(self._count)
+                results.append(bundle.verification(answers, worst, omitted, begin))
+                begin = time.perf_counter()
+        finally:
+            if adapted is not None:
+                adapted.unload()
+        return results
+
+    def _adapter(
+        self,
+        bundle: _Bundle,
+        engine: Engine,
+        adapter: BoundAdapter | None,
+        reference: _Reference,
+        folder: Path,
+    ) -> tuple[float | None, Answers]:
+        where = f"{folder.name} on {bundle.where}"
+        worst, dtype = None, bundle.config.graph.adapter_dtype
+        if adapter is not None:
+            worst = check_adapter(reference.model, adapter, bundle.sites, dtype=dtype, where=where)
+        texts = [*PROMPTS, *_examples(folder)]
+        return worst, _compared(bundle, engine, adapter, reference, texts, where)
+
+    def _tables(self, bundle: _Bundle, tokenizer: Path | None) -> list[str]:
+        """Compare tokenizer and rotary embedding; what could not be."""
+        dtype, weights = bundle.config.graph.activation_dtype, bundle.weights
+        told = (
+            check_tokenizer(bundle.folder, self._source, tokenizer, where=bundle.where),
+            check_rotary(self._source.rotary(), *weights.rotary(), dtype=dtype, where=bundle.where),
+        )
+        return [one for one in told if one is not None]
+
+    def _weights(
+        self, bundle: _Bundle, names: set[str], tensor: Callable[[str], Array], source: str
+    ) -> float:
+        if _HEAD not in bundle.weights.names and _HEAD in names:
+            # Tied in the bundle alone: then the two have to be equal.
+            compare(
+                tensor(_HEAD),
+                bundle.weights.tensor(_EMBEDDING),
+                bundle.bound,
+                name=_HEAD,
+                where=bundle.where,
+                source=source,
+            )
+        return check_weights(
+            bundle.weights,
+            names - ({_HEAD} - bundle.weights.names),
+            tensor,
+            bound=bundle.bound,
+            where=bundle.where,
+            source=source,
+            progress=self._progress,
+        )
+
+    def _answers(
+        self,
+        bundle: _Bundle,
+        reference: _Reference,
+        texts: Sequence[str],
+        omitted: list[str],
+        package: Path | None = None,
+    ) -> Answers | None:
+        """Compare answers without an adapter; None where the bundle does not run here."""
+        answers = None
+        with self._running(bundle, omitted, package) as running:
+            if running is not None:
+                answers = _compared(bundle, running[0], None, reference, texts, bundle.where)
+        self._progress(self._count)
+        return answers
+
+    def _peft(self, model: nn.Module, folder: Path) -> tuple[Any, list[str]]:
+        """PEFT's reading of an adapter; or None, and what to say."""
+        try:
+            return load_peft(model, folder), []
+        except Exception as error:  # noqa: BLE001 - PEFT raises whatever it meets
+            text = str(error).strip().splitlines()
+            return None, [f"adapter: not compared; PEFT cannot load {folder.name} as it is: {text[0] if text else ''}"]
+
+    @contextlib.contextmanager
+    def _running(
+        self, bundle: _Bundle, omitted: list[str], package: Path | None
+    ) -> Iterator[tuple[Engine, BoundAdapter | None] | None]:
+        """A bundle on the CPU provider, with the adapter of a package; None where it does not run there."""
+        device = Device("cpu", fallback=bundle.config.target not in _OWN or "16" in bundle.config.precision)
+        with contextlib.ExitStack() as stack:
+            try:
+                alone = len(self._bundles) == 1 and not self._made.thin
+                if package is not None and (alone or self._made.before is None):
+                    base = None if alone else bundle.folder
+                    expert = stack.enter_context(
+                        Expert.load(
+                            package,
+                            device="cpu",
+                            fallback=device.fallback,
+                            base=base,
+                            cache_dir=self._cache,
+                            trust="off",
+                        )
+                    )
+                    found = expert.shared_base.engine, expert.adapter
+                else:
+                    engine = Engine(bundle.folder, bundle.config, placement=place(device, bundle.config))
+                    stack.callback(engine.close)
+                    found = engine, None
+                found[0].decoder(adapters=found[1] is not None)
+            except ExpertError as error:
+                if not device.fallback:
+                    raise ExportError(f"{bundle.where} does not run: {error}") from error
+                omitted.append(
+                    f"answers: not compared; the CPU provider does not run graphs for {bundle.config.target} in "
+                    f"{bundle.config.precision}: {str(error).splitlines()[0]}"
+                )
+                yield None
+                return
+            yield found
+
+
+class _Reference:
+    """What a model of transformers or PEFT answers, computed once for every prompt."""
+
+    def __init__(self, model: Any):
+        self.model = model
+        self._passes: dict[tuple[int, ...], Pass] = {}
+
+    def __call__(self, token_ids: Sequence[int]) -> Pass:
+        key = tuple(token_ids)
+        if key not in self._passes:
+            self._passes[key] = reference_pass(self.model, token_ids)
+        return self._passes[key]
+
+
+def _compared(
+    bundle: _Bundle,
+    engine: Engine,
+    adapter: BoundAdapter | None,
+    reference: _Reference,
+    texts: Sequence[str],
+    where: str,
+) -> Answers:
+    """Let both answer; raise ExportError where they differ by more than the bound."""
+    answers, bound = Answers(), bundle.bound
+    for token_ids in bundle.token_ids(texts):
+        answers.add(reference(token_ids), bundle_pass(engine, adapter, token_ids, bundle.weights.cache_scales))
+    layer = answers.first_layer(bound.layer)
+    if layer is not None:
+        raise ExportError(f"{where}: answers differ from transformers': {layer}")
+    if not answers.kl <= bound.kl:
+        raise ExportError(
+            f"{where}: answers differ from transformers' by {answers.kl:.3g} nats a token, the bound of "
+            f"{bundle.config.precision} is {bound.kl:g}: {answers.largest()}"
+        )
+    return answers
+
+
+def _examples(folder: Path) -> list[str]:
+    """A few prompts that the expert's author has recorded beside it, with their system texts."""
+    try:
+        lines = decode_text((folder / _REFERENCES).read_bytes()).splitlines()[:_EXAMPLES]
+        found = [json.loads(line) for line in lines]
+        return ["\n".join(str(one[key]) for key in ("system", "user") if one.get(key)) for one in found]
+    except (OSError, ValueError, TypeError, AttributeError):
+        return []
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The runtime warns that packages are unsigned and that the CPU stands in; here both are meant."""
+    logger = logging.getLogger("hivellm_ort")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
