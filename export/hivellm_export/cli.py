@@ -61,8 +61,8 @@ __all__ = ["export", "quiet_imports"]
 @click.option("--force", is_flag=True, help="Replace what the output folder holds of the same names.")
 @click.option(
     "--verify/--no-verify", "verify", default=None,
-    help="Compare what was made with transformers, PEFT and the files of the base before it is written [default: where "
-    "that is expected to take under a minute].",
+    help="Compare what was made with transformers, PEFT and the files of the base before it is written [default: "
+    "where that is expected to take under a minute].",
 )  # fmt: skip
 @json_option("Print the report as JSON.")
 def export(
@@ -129,8 +129,8 @@ def _say(what: str, verification: Verification) -> None:
         answers = "answers not compared"
     else:
         answers = (
-            f"KL {verification.kl:.2g} nats a token (at most {verification.bound:g}), {verification.agreement:.1%} the "
-            f"same token, {verification.tokens} tokens"
+            f"KL {verification.kl:.2g} nats a token (at most {verification.bound:g}), "
+            f"{verification.agreement:.1%} the same token, {verification.tokens} tokens"
         )
     click.echo(f"verified  {what}: {answers}, {verification.seconds:.1f} s")
     for omission in verification.omitted:

@@ -20,7 +20,9 @@ from hivellm_export.plans import Plan, plan_bundles
 from hivellm_export.source import BaseModel, load_base
 from hivellm_export.trace import trace_decoder
 from hivellm_export.unpack import unpacked
-from hivellm_export.verify import Made, Verification, too_long, verify
+from hivellm_export.verify.estimate import too_long
+from hivellm_export.verify.report import Verification
+from hivellm_export.verify.run import Made, verify
 from hivellm_ort.adapters.config import ADAPTER_CONFIG
 from hivellm_ort.adapters.prepare import ADAPTER_WEIGHTS, prepare
 from hivellm_ort.adapters.prepared import PreparedAdapter
@@ -148,7 +150,7 @@ def export(
         plans = tuple(plan.settled(count, cpu_flags()) for plan in plans)
         unverified = too_long(count, len(plans), len(sources)) if verify is None else ""
         if verify is False:
-            unverified = "verification was switched off"
+            unverified = "it was switched off"
         checked = None if unverified else base
         report = _export(model, sources, work, plans, merged=merged, thin=thin, checked=checked)
         report = dataclasses.replace(report, unverified=unverified)
@@ -217,7 +219,9 @@ def _export(
                 thin=thin,
             )
         )
-        made = [dataclasses.replace(one, verification=own) for one, own in zip(made, verified[0], strict=True)]
+        made = [
+            dataclasses.replace(one, verification=own) for one, own in zip(made, verified[0], strict=True)
+        ]
         packages = [
             dataclasses.replace(one, verification=own) for one, own in zip(packages, verified[1], strict=True)
         ]

@@ -23,7 +23,7 @@ from hivellm_ort.engine.adapters import BoundAdapter
 from hivellm_ort.errors import ExportError
 from hivellm_ort.textfile import decode_text
 
-__all__ = ["check_adapter", "load_peft"]
+__all__ = ["check_adapter", "load_peft", "merged_by_peft"]
 
 Array = NDArray[np.float32]
 
@@ -46,8 +46,16 @@ def load_peft(model: nn.Module, folder: Path) -> peft.PeftModel:
         return peft.PeftModel.from_pretrained(model, temporary).eval()
 
 
+def merged_by_peft(adapted: peft.PeftModel) -> nn.Module:
+    """The model that `load_peft` has adapted, with the adapter folded into its weights."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that embedding and LM head are two tensors, which is meant
+        merged: nn.Module = adapted.merge_and_unload(safe_merge=True)
+    return merged
+
+
 def check_adapter(
-    adapted: peft.PeftModel, bound: BoundAdapter, sites: Sequence[Site], *, dtype: str, where: str
+    adapted: peft.PeftModel, bound: BoundAdapter, sites: Sequence[Site], *, where: str
 ) -> float:
     """Compare module by module what the bound adapter and PEFT's make of random inputs.
 
@@ -55,7 +63,6 @@ def check_adapter(
         adapted: from `load_peft`, on the base model in float32.
         bound: the adapter as the graph gets it.
         sites: those of the graph.
-        dtype: float type of the adapter inputs.
         where: the expert, for messages.
 
     Returns:
@@ -64,11 +71,11 @@ def check_adapter(
     Raises:
         ExportError: a module differs; the message names it.
     """
-    share, floor = _ALLOWED[dtype]
     base = adapted.base_model.model
     generator = torch.Generator().manual_seed(0)
     worst = 0.0
     for site in sites:
+        share, floor = _ALLOWED[bound.values[site.lora_A].kind.name]
         x = torch.randn(_ROWS, site.in_features, generator=generator)
         values = {name: torch.from_numpy(bound.values[name].numpy()) for name in site.inputs}
         low = (x @ values[site.lora_A]) * values[site.gate]

@@ -28,7 +28,7 @@ PROMPTS = (
     "    if len(ordered) % 2:\n        return ordered[middle]\n"
     "    return (ordered[middle - 1] + ordered[middle]) / 2\n\nSELECT name, COUNT(*) AS orders FROM users "
     "WHERE created_at >= '2024-01-01' GROUP BY name HAVING COUNT(*) > 3;",
-    "¿Cuántos pedidos hubo en marzo? Всего было сто двадцать три заказа. 三月份一共有一百二十三个订单。",
+    "¿Cuántos pedidos hubo en marzo? Всего было сто двадцать три заказа. 三月份一共有一百二十三个订单。",  # noqa: RUF001
 )
 """English, code, and other scripts."""
 
@@ -108,7 +108,9 @@ def _hint(index: int, errors: NDArray[np.float64], bound: float) -> str:
     return ""
 
 
-def prompts(encode: Callable[[str], list[int]], config: DecoderConfig, texts: Sequence[str]) -> list[list[int]]:
+def prompts(
+    encode: Callable[[str], list[int]], config: DecoderConfig, texts: Sequence[str]
+) -> list[list[int]]:
     """Token ids of some texts, cut to what the bundle has room for."""
     limit = min(config.context, _LONGEST)
     found = [[token for token in encode(text) if token < config.architecture.vocab_size] for text in texts]

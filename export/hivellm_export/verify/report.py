@@ -41,7 +41,11 @@ _ROUNDED_CACHE = 5e-2  # what keys and values in 8 bits may add to the KL, and t
 def bound_of(precision: str, cache: str = "") -> Bound:
     """The bound of a precision, with keys and values of type `cache`."""
     bound = BOUNDS[precision]
-    return replace(bound, kl=bound.kl + _ROUNDED_CACHE, layer=bound.layer + _ROUNDED_CACHE) if cache == "int8" else bound
+    return (
+        replace(bound, kl=bound.kl + _ROUNDED_CACHE, layer=bound.layer + _ROUNDED_CACHE)
+        if cache == "int8"
+        else bound
+    )
 
 
 @dataclass(frozen=True)

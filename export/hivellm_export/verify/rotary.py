@@ -73,7 +73,9 @@ def _frequencies(facts: RotaryFacts) -> tuple[Floats, float] | None:
     if facts.divisors is not None:
         plain = plain / facts.divisors
     match facts.kind:
-        case "default" | "dynamic":  # dynamic changes nothing within the context that the model was trained with
+        case (
+            "default" | "dynamic"
+        ):  # dynamic changes nothing within the context that the model was trained with
             return plain, 1.0
         case "linear":
             return plain / float(facts.scaling["factor"]), 1.0
@@ -81,7 +83,9 @@ def _frequencies(facts: RotaryFacts) -> tuple[Floats, float] | None:
             return _llama3(plain, facts.scaling), 1.0
         case "yarn":
             return _yarn(plain, facts)
-        case "longrope" if float(facts.scaling.get("original_max_position_embeddings") or 0) >= facts.positions:
+        case "longrope" if (
+            float(facts.scaling.get("original_max_position_embeddings") or 0) >= facts.positions
+        ):
             factor = float(facts.scaling.get("attention_factor") or 1.0)
             return plain / np.asarray(facts.scaling["short_factor"], np.float64), factor
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import sys
@@ -10,15 +11,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 from tqdm import tqdm
 
 from hivellm_export.source import BaseModel
-from hivellm_export.verify.adapters import check_adapter, load_peft
+from hivellm_export.verify.adapters import check_adapter, load_peft, merged_by_peft
 from hivellm_export.verify.answers import PROMPTS, Answers, Pass, bundle_pass, prompts, reference_pass
 from hivellm_export.verify.report import Bound, Verification, bound_of
 from hivellm_export.verify.rotary import check_rotary
@@ -31,11 +31,11 @@ from hivellm_ort.engine.adapters import BoundAdapter
 from hivellm_ort.engine.devices import Device
 from hivellm_ort.engine.placement import place
 from hivellm_ort.engine.session import Engine
-from hivellm_ort.errors import ExpertError, ExportError
+from hivellm_ort.errors import ExpertError, ExportError, InferenceError
 from hivellm_ort.text.tokenizer import TextTokenizer
 from hivellm_ort.textfile import decode_text
 
-__all__ = ["Made", "too_long", "verify"]
+__all__ = ["Made", "verify"]
 
 _REFERENCES = "references.jsonl"  # prompts that an expert's author has recorded
 _EXAMPLES = 2
@@ -43,10 +43,7 @@ _OWN = ("cpu", "portable")  # targets whose graphs the CPU provider is meant to 
 _EXACT = Bound(kl=0, error=1e-6, scale=1e-6, layer=0)
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
-# Seconds for a billion parameters, on two cores of a Xeon with AVX-512: docs/ci-export.md.
-_SECONDS = 60.0
-_PER_BUNDLE, _PER_EXPERT = 40.0, 40.0
-
+_T = TypeVar("_T")
 Results = tuple[list[Verification], list[list[Verification]]]
 
 
@@ -87,32 +84,19 @@ def verify(made: Made) -> Results:
         ExportError: something differs by more than the bound of the precision; the message names it.
     """
     count = sum(parameter.numel() for parameter in made.base.model.parameters())
-    steps = len(made.bundles) * (2 + len(made.experts))  # reading all weights is counted as much as the prompts
+    steps = len(made.bundles) * (
+        2 + len(made.experts)
+    )  # reading all weights is counted as much as the prompts
     hidden = None if sys.stderr else True  # None: unless it is a terminal
     with (
         _quiet(),
         tempfile.TemporaryDirectory() as cache,
-        tqdm(total=steps * count, desc="verifying", unit="w", unit_scale=True, disable=hidden, delay=1) as bar,
+        tqdm(
+            total=steps * count, desc="verifying", unit="w", unit_scale=True, disable=hidden, delay=1
+        ) as bar,
     ):
         verifier = _Verifier(made, Path(cache), bar.update, count)
         return verifier.swapped() if made.before is None else verifier.merged(made.before)
-
-
-def too_long(parameters: int, bundles: int, experts: int) -> str:
-    """Why an export is not verified unless it is asked for; empty where it is expected to take under a minute.
-
-    Args:
-        parameters: of the model.
-        bundles: how many are made.
-        experts: how many are made.
-    """
-    expected = parameters / 1e9 * bundles * (_PER_BUNDLE + experts * _PER_EXPERT)
-    if expected < _SECONDS:
-        return ""
-    return (
-        f"verification of {parameters / 1e6:.0f} M parameters in {bundles} bundles with {experts} experts is expected "
-        f"to take {expected:.0f} s: use --verify to have it"
-    )
 
 
 @dataclass(frozen=True)
@@ -129,12 +113,16 @@ class _Bundle:
     def bound(self) -> Bound:
         return bound_of(self.config.precision, self.config.graph.cache_dtype)
 
-    @cached_property
+    @functools.cached_property
     def weights(self) -> BundleWeights:
         return BundleWeights(self.folder, self.config, self.sites, where=self.where)
 
+    @functools.cached_property
+    def tokenizer(self) -> TextTokenizer:
+        return TextTokenizer.from_folder(self.folder)
+
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        return prompts(TextTokenizer.from_folder(self.folder).encode, self.config, texts)
+        return prompts(self.tokenizer.encode, self.config, texts)
 
     def verification(
         self, answers: Answers | None, worst: float | None, omitted: list[str], begin: float
@@ -167,7 +155,8 @@ class _Verifier:
         self._progress, self._count = progress, count
         self._source = open_source(made.source)
         self._bundles = [
-            _Bundle(folder, DecoderConfig.from_file(folder / DECODER_JSON), sites) for folder, sites in made.bundles
+            _Bundle(folder, DecoderConfig.from_file(folder / DECODER_JSON), sites)
+            for folder, sites in made.bundles
         ]
 
     def swapped(self) -> Results:
@@ -190,7 +179,9 @@ class _Verifier:
         for name, parameter in before.named_parameters():
             if name in source.names() and not (name == _HEAD and source.tied):
                 values, file = parameter.detach().numpy(), made.source.name
-                compare(source.tensor(name), values, _EXACT, name=name, where="the base in memory", source=file)
+                compare(
+                    source.tensor(name), values, _EXACT, name=name, where="the base in memory", source=file
+                )
         if before.lm_head.weight is before.model.embed_tokens.weight:  # an adapter may change one of the two
             before.lm_head.weight = nn.Parameter(before.lm_head.weight.detach().clone())
         adapted, told = self._peft(before, folder)
@@ -204,12 +195,9 @@ class _Verifier:
                 bundle, reference, [*PROMPTS, *_examples(folder)], omitted, package=package
             )
             checked.append((bundle, answers, omitted, time.perf_counter() - begin))
-        model = made.base.model if adapted is None else adapted.merge_and_unload(safe_merge=True)
+        model = made.base.model if adapted is None else merged_by_peft(adapted)
         tensors = {name: parameter.detach().numpy() for name, parameter in model.named_parameters()}
-        if adapted is None:
-            where = "the merged model in memory"
-        else:
-            where = f"PEFT's merge of {folder.name}"
+        where = "the merged model in memory" if adapted is None else f"PEFT's merge of {folder.name}"
         results = []
         for bundle, answers, omitted, seconds in checked:
             begin = time.perf_counter()
@@ -224,11 +212,12 @@ class _Verifier:
         try:
             reference = None if adapted is None else _Reference(adapted)
             for bundle in self._bundles:
-                omitted, worst, answers = list(told), None, None
-                with self._running(bundle, omitted, package) as running:
-                    if running is not None and reference is not None:
-                        engine, adapter = running
-                        worst, answers = self._adapter(bundle, engine, adapter, reference, folder)
+                omitted: list[str] = list(told)
+                worst: float | None = None
+                answers: Answers | None = None
+                if reference is not None:
+                    check = functools.partial(_adapter_and_answers, bundle, reference, folder)
+                    worst, answers = self._run(bundle, check, omitted, package) or (None, None)
                 self._progress(self._count)
                 results.append(bundle.verification(answers, worst, omitted, begin))
                 begin = time.perf_counter()
@@ -237,26 +226,11 @@ class _Verifier:
                 adapted.unload()
         return results
 
-    def _adapter(
-        self,
-        bundle: _Bundle,
-        engine: Engine,
-        adapter: BoundAdapter | None,
-        reference: _Reference,
-        folder: Path,
-    ) -> tuple[float | None, Answers]:
-        where = f"{folder.name} on {bundle.where}"
-        worst, dtype = None, bundle.config.graph.adapter_dtype
-        if adapter is not None:
-            worst = check_adapter(reference.model, adapter, bundle.sites, dtype=dtype, where=where)
-        texts = [*PROMPTS, *_examples(folder)]
-        return worst, _compared(bundle, engine, adapter, reference, texts, where)
-
     def _tables(self, bundle: _Bundle, tokenizer: Path | None) -> list[str]:
         """Compare tokenizer and rotary embedding; what could not be."""
         dtype, weights = bundle.config.graph.activation_dtype, bundle.weights
         told = (
-            check_tokenizer(bundle.folder, self._source, tokenizer, where=bundle.where),
+            check_tokenizer(bundle.tokenizer, self._source, tokenizer, where=bundle.where),
             check_rotary(self._source.rotary(), *weights.rotary(), dtype=dtype, where=bundle.where),
         )
         return [one for one in told if one is not None]
@@ -293,10 +267,11 @@ class _Verifier:
         package: Path | None = None,
     ) -> Answers | None:
         """Compare answers without an adapter; None where the bundle does not run here."""
-        answers = None
-        with self._running(bundle, omitted, package) as running:
-            if running is not None:
-                answers = _compared(bundle, running[0], None, reference, texts, bundle.where)
+
+        def compare_answers(engine: Engine, _: BoundAdapter | None) -> Answers:
+            return _compared(bundle, engine, None, reference, texts, bundle.where)
+
+        answers = self._run(bundle, compare_answers, omitted, package)
         self._progress(self._count)
         return answers
 
@@ -304,47 +279,48 @@ class _Verifier:
         """PEFT's reading of an adapter; or None, and what to say."""
         try:
             return load_peft(model, folder), []
-        except Exception as error:  # noqa: BLE001 - PEFT raises whatever it meets
+        except Exception as error:  # PEFT raises whatever it meets
             text = str(error).strip().splitlines()
-            return None, [f"adapter: not compared; PEFT cannot load {folder.name} as it is: {text[0] if text else ''}"]
+            return None, [
+                f"adapter: not compared; PEFT cannot load {folder.name} as it is: {text[0] if text else ''}"
+            ]
 
-    @contextlib.contextmanager
-    def _running(
-        self, bundle: _Bundle, omitted: list[str], package: Path | None
-    ) -> Iterator[tuple[Engine, BoundAdapter | None] | None]:
-        """A bundle on the CPU provider, with the adapter of a package; None where it does not run there."""
-        device = Device("cpu", fallback=bundle.config.target not in _OWN or "16" in bundle.config.precision)
-        with contextlib.ExitStack() as stack:
+    def _run(
+        self,
+        bundle: _Bundle,
+        use: Callable[[Engine, BoundAdapter | None], _T],
+        omitted: list[str],
+        package: Path | None,
+    ) -> _T | None:
+        """Use a bundle on the CPU provider, with the adapter of a package.
+
+        What fails there is an error for targets that are meant for it. For others it is noted, and gives None.
+        """
+        config = bundle.config
+        device = Device("cpu", fallback=True)  # for graphs of other targets, and those that a CPU is slow at
+        alone = len(self._bundles) == 1 and not self._made.thin
+        try:
+            if config.target not in _OWN and bundle.weights.normed_attention:
+                raise InferenceError("the CPU provider has no norms of query and key in its attention")
+            if package is not None and (alone or config.merged is None):
+                options: Any = {"base": None if alone else bundle.folder, "cache_dir": self._cache}
+                with Expert.load(package, device="cpu", fallback=True, trust="off", **options) as expert:
+                    return use(expert.shared_base.engine, expert.adapter)
+            engine = Engine(bundle.folder, config, placement=place(device, config))
             try:
-                alone = len(self._bundles) == 1 and not self._made.thin
-                if package is not None and (alone or self._made.before is None):
-                    base = None if alone else bundle.folder
-                    expert = stack.enter_context(
-                        Expert.load(
-                            package,
-                            device="cpu",
-                            fallback=device.fallback,
-                            base=base,
-                            cache_dir=self._cache,
-                            trust="off",
-                        )
-                    )
-                    found = expert.shared_base.engine, expert.adapter
-                else:
-                    engine = Engine(bundle.folder, bundle.config, placement=place(device, bundle.config))
-                    stack.callback(engine.close)
-                    found = engine, None
-                found[0].decoder(adapters=found[1] is not None)
-            except ExpertError as error:
-                if not device.fallback:
-                    raise ExportError(f"{bundle.where} does not run: {error}") from error
-                omitted.append(
-                    f"answers: not compared; the CPU provider does not run graphs for {bundle.config.target} in "
-                    f"{bundle.config.precision}: {str(error).splitlines()[0]}"
-                )
-                yield None
-                return
-            yield found
+                return use(engine, None)
+            finally:
+                engine.close()
+        except ExportError:
+            raise
+        except ExpertError as error:
+            if config.target in _OWN:
+                raise ExportError(f"{bundle.where} does not run: {error}") from error
+            omitted.append(
+                f"answers: not compared; the CPU provider does not run graphs for {config.target} in "
+                f"{config.precision} of this model"
+            )
+            return None
 
 
 class _Reference:
@@ -361,6 +337,16 @@ class _Reference:
         return self._passes[key]
 
 
+def _adapter_and_answers(
+    bundle: _Bundle, reference: _Reference, folder: Path, engine: Engine, adapter: BoundAdapter | None
+) -> tuple[float | None, Answers]:
+    """Compare what an expert does to each module, and what it answers."""
+    where, worst = f"{folder.name} on {bundle.where}", None
+    if adapter is not None:
+        worst = check_adapter(reference.model, adapter, bundle.sites, where=where)
+    return worst, _compared(bundle, engine, adapter, reference, [*PROMPTS, *_examples(folder)], where)
+
+
 def _compared(
     bundle: _Bundle,
     engine: Engine,
@@ -372,7 +358,9 @@ def _compared(
     """Let both answer; raise ExportError where they differ by more than the bound."""
     answers, bound = Answers(), bundle.bound
     for token_ids in bundle.token_ids(texts):
-        answers.add(reference(token_ids), bundle_pass(engine, adapter, token_ids, bundle.weights.cache_scales))
+        answers.add(
+            reference(token_ids), bundle_pass(engine, adapter, token_ids, bundle.weights.cache_scales)
+        )
     layer = answers.first_layer(bound.layer)
     if layer is not None:
         raise ExportError(f"{where}: answers differ from transformers': {layer}")

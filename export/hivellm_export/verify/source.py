@@ -83,7 +83,7 @@ class _Folder:
         self.config: dict[str, Any] = json.loads(decode_text((path / "config.json").read_bytes()))
         index = path / "model.safetensors.index.json"
         if (path / "model.safetensors").is_file():
-            self._places = {name: "model.safetensors" for name in _names_in(path / "model.safetensors")}
+            self._places = dict.fromkeys(_names_in(path / "model.safetensors"), "model.safetensors")
         else:
             self._places = json.loads(decode_text(index.read_bytes()))["weight_map"]
 
@@ -176,9 +176,11 @@ class GgufSource:
         return default if found is None else found.contents()
 
     def names(self) -> set[str]:
+        """The tensors, by their names in transformers."""
         return self._tensors.keys() - {_FREQUENCIES}
 
     def tensor(self, name: str) -> Array:
+        """A tensor as float32, read now."""
         from gguf.quants import dequantize
 
         found = self._tensors[name]
@@ -190,9 +192,11 @@ class GgufSource:
 
     @property
     def tied(self) -> bool:
+        """Whether the LM head is the embedding."""
         return "lm_head.weight" not in self._tensors
 
     def rotary(self) -> RotaryFacts:
+        """Its rotary embedding."""
         heads = int(self.key("{}.attention.head_count"))
         width = self.key("{}.rope.dimension_count") or self.key("{}.attention.key_length")
         width = int(width or self.key("{}.embedding_length") // heads)

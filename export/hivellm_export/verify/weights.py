@@ -13,13 +13,22 @@ from numpy.typing import NDArray
 
 from hivellm_export.verify.report import Bound
 from hivellm_ort.adapters.base_weights import BaseWeights
-from hivellm_ort.contract import ADAPTER_GRAPH, BASE_GRAPH, DECODER_JSON, DecoderConfig, Part, Site, StoredWeights
+from hivellm_ort.contract import (
+    ADAPTER_GRAPH,
+    BASE_GRAPH,
+    DECODER_JSON,
+    DecoderConfig,
+    Part,
+    Site,
+    StoredWeights,
+)
 from hivellm_ort.errors import ExportError
 
 __all__ = ["BundleWeights", "check_weights", "compare"]
 
 Array = NDArray[np.float32]
 
+_NORMS = 14  # of GroupQueryAttention, the first input that is a norm of queries or keys
 _EMBEDDING, _HEAD = "model.embed_tokens", "lm_head"
 
 
@@ -27,6 +36,9 @@ class BundleWeights:
     """Every weight of a bundle under its name in transformers, back in float32.
 
     The places are taken from the graph, for the graph is what runs.
+
+    Attributes:
+        normed_attention: whether queries and keys are normed inside of attention, which the CPU provider cannot do.
 
     Args:
         folder: the bundle.
@@ -39,7 +51,11 @@ class BundleWeights:
     """
 
     def __init__(self, folder: Path, config: DecoderConfig, sites: Sequence[Site], *, where: str):
-        self._values = ir.load(folder / BASE_GRAPH).graph.initializers
+        graph = ir.load(folder / BASE_GRAPH).graph
+        self._values = graph.initializers
+        self.normed_attention = any(
+            node.op_type == "GroupQueryAttention" and any(node.inputs[_NORMS:]) for node in graph
+        )
         self._sites = sites
         if config.merged is None:
             _check_shared(self._values, ir.load(folder / ADAPTER_GRAPH).graph.initializers, where)
@@ -53,7 +69,9 @@ class BundleWeights:
         found = {name: place for name, place in stored.items() if place is not None}
         for name, place in {**config.weights, **config.half_weights}.items():
             if place != found.get(name):
-                raise ExportError(f"{where}: {DECODER_JSON} and {BASE_GRAPH} differ about the place of {name}")
+                raise ExportError(
+                    f"{where}: {DECODER_JSON} and {BASE_GRAPH} differ about the place of {name}"
+                )
         key = "weights" if config.graph.activation_dtype == "float32" else "half_weights"
         places: dict[str, Any] = {"weights": {}, "half_weights": {}, key: found}
         whole = dataclasses.replace(config, merged=None, sites=(*sites, *tables), **places)
@@ -169,9 +187,7 @@ def check_weights(
     return worst
 
 
-def compare(
-    expected: Array, actual: Array, bound: Bound, *, name: str, where: str, source: str
-) -> float:
+def compare(expected: Array, actual: Array, bound: Bound, *, name: str, where: str, source: str) -> float:
     """Compare one tensor; its relative error.
 
     Raises:
