@@ -85,13 +85,15 @@ class Answers:
                 return f"{_layer(index, values)}, which is more than {error:g}{_hint(index, values, error)}"
         return None
 
-    def largest(self) -> str:
-        """What differs most, for answers that do."""
+    def largest(self, error: float) -> str:
+        """Where to look if answers differ and no layer's keys or values are further off than this."""
         means = self._means()
         if not len(means):
             return "keys and values of the layers are not known"
+        if means.max() < error / 10:
+            return "keys and values of all layers agree, so look behind them, down to lm_head"
         index = int(means.max(axis=1).argmax())
-        return f"most in {_layer(index, means[index])}; the final norm and lm_head come behind"
+        return f"keys and values differ most in {_layer(index, means[index])}"
 
     def _means(self) -> NDArray[np.float64]:
         """By layer the relative errors of keys and of values, the mean over the prompts: [layers, 2]."""

@@ -185,24 +185,18 @@ class _Verifier:
         if before.lm_head.weight is before.model.embed_tokens.weight:  # an adapter may change one of the two
             before.lm_head.weight = nn.Parameter(before.lm_head.weight.detach().clone())
         adapted, told = self._peft(before, folder)
-        reference = _Reference(made.base.model if adapted is None else adapted)
-        own = folder if (folder / "tokenizer.json").is_file() else made.tokenizer
-        checked = []
-        for bundle in self._bundles:
-            begin = time.perf_counter()
-            omitted = [*told, *self._tables(bundle, own)]
-            answers = self._answers(
-                bundle, reference, [*PROMPTS, *_examples(folder)], omitted, package=package
-            )
-            checked.append((bundle, answers, omitted, time.perf_counter() - begin))
         model = made.base.model if adapted is None else merged_by_peft(adapted)
         tensors = {name: parameter.detach().numpy() for name, parameter in model.named_parameters()}
         where = "the merged model in memory" if adapted is None else f"PEFT's merge of {folder.name}"
+        own = folder if (folder / "tokenizer.json").is_file() else made.tokenizer
+        reference, texts = _Reference(model), [*PROMPTS, *_examples(folder)]
         results = []
-        for bundle, answers, omitted, seconds in checked:
+        for bundle in self._bundles:
             begin = time.perf_counter()
+            omitted = [*told, *self._tables(bundle, own)]
             worst = self._weights(bundle, set(tensors), tensors.__getitem__, where)
-            results.append(bundle.verification(answers, worst, omitted, begin - seconds))
+            answers = self._answers(bundle, reference, texts, omitted, package=package)
+            results.append(bundle.verification(answers, worst, omitted, begin))
         return results, [results]
 
     def _expert(self, folder: Path, package: Path) -> list[Verification]:
@@ -367,7 +361,7 @@ def _compared(
     if not answers.kl <= bound.kl:
         raise ExportError(
             f"{where}: answers differ from transformers' by {answers.kl:.3g} nats a token, the bound of "
-            f"{bundle.config.precision} is {bound.kl:g}: {answers.largest()}"
+            f"{bundle.config.precision} is {bound.kl:g}: {answers.largest(bound.layer)}"
         )
     return answers
 

@@ -213,7 +213,7 @@ class GgufSource:
             theta=float(self.key("{}.rope.freq_base", 10000.0)),
             width=width,
             positions=positions,
-            kind=kind if kind not in _NO_SCALING else "default",
+            kind="default" if kind in _NO_SCALING or (kind, factor) == ("linear", 1.0) else kind,
             scaling={
                 "factor": factor,
                 "original_max_position_embeddings": self.key(prefix + "original_context_length"),

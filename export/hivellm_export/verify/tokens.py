@@ -31,6 +31,7 @@ _CODE = (
     '{"a": [1, 2.5, -3e10], "b": null}', '<td class="price">12.50 €</td>', "C:\\Users\\me\\file.txt", "a_b-c.d/e",
     "#include <stdio.h>\n\nint main() {\n    return 0;\n}", "https://example.org/?q=1&r=%20", "->=>!==<=>&&||", "...",
     "---", "```python\nprint('hi')\n```", "user@example.org", "1.000,50", "12:30:59", "2024-01-31", "+49 (0)30",
+    "select name, total from orders where total > 10 order by total desc", "a walk in the woods, once or twice",
 )
 # fmt: on
 _SPACES = ("", " ", "  ", "   ", "\n", "\n\n", " \n", "\n ", "\t", "\t\t", "\r\n", "\u00a0", "\u3000", "\v")
