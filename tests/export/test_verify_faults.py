@@ -64,7 +64,9 @@ def test_wrong_theta(
         tables = BaseModel.rotary
         monkeypatch.setattr(BaseModel, "rotary", lambda self: tuple(table**2 for table in tables(self)))
     message = found(refused, model_folder("qwen3"))
-    assert message.startswith("base bundle qwen3 int8 for cpu: the rotary embedding differs from the source at ")
+    assert message.startswith(
+        "base bundle qwen3 int8 for cpu: the rotary embedding differs from the source at "
+    )
     assert "config.json: rope_theta and rope_scaling says theta 10000" in message
 
 
@@ -84,7 +86,11 @@ def test_wrong_pre_tokenizer(
     """Words are cut otherwise than the source's tokenizer cuts them."""
 
     def change(model: BaseModel) -> None:
-        parts = [pre_tokenizers.Digits(True), pre_tokenizers.Split("s", "isolated"), pre_tokenizers.ByteLevel(False)]
+        parts = [
+            pre_tokenizers.Digits(True),
+            pre_tokenizers.Split("s", "isolated"),
+            pre_tokenizers.ByteLevel(False),
+        ]
         model.tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(parts)
 
     plant_in_reading(monkeypatch, change)
@@ -131,7 +137,7 @@ def test_scaled_before_a_merge(
 def test_scaled_by_the_graph(
     model_folder: ModelFolder, refused: Refusal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Weights are right, and the lowering multiplies what a projection gives: the first layer that differs is named."""
+    """Weights are right, and the graph multiplies what a projection gives: the first layer that differs is named."""
     linear = Lowering._Linear
 
     def scaled(self: Lowering, node: ir.Node) -> Any:

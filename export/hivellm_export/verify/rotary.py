@@ -41,7 +41,7 @@ def check_rotary(
     """
     computed = _frequencies(facts)
     if computed is None:
-        return f"rotary embedding: the form {facts.kind!r} is not known to the check"
+        return f"rotary embedding: not compared; the form {facts.kind!r} is not known to the check"
     frequencies, factor = computed
     if cos.shape[1] != len(frequencies):
         raise ExportError(
