@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 from click.testing import CliRunner
-from exporting import CONFIG, contents, copied
+from exporting import CONFIG, WEIGHTS, contents, copied
 from safetensors.torch import load_file, save_file
 
 from hivellm_export.pipeline import ExportReport, export
@@ -189,13 +189,46 @@ def test_adapter_that_peft_does_not_load(
     assert ["adapter: not compared; PEFT cannot load expert as it is: no such thing"] == one.omitted
 
 
+def test_names_that_peft_does_not_find(
+    model_folder: ModelFolder, expert_folder: ExpertFolder, tmp_path: Path
+) -> None:
+    """PEFT goes on without tensors whose names it does not know: what it then gives is no reference."""
+    from hivellm_export.verify.adapters import load_peft
+
+    folder = copied(expert_folder("lora", "llama"), tmp_path / "expert")
+    tensors = load_file(folder / WEIGHTS)
+    save_file(
+        {f"other.{name}": tensor for name, tensor in tensors.items()}, folder / WEIGHTS, {"format": "pt"}
+    )
+    model = tiny.load_model(model_folder("llama"))
+    names = [name for name, _ in model.named_modules()]
+    with pytest.raises(ValueError, match="does not find its tensors"):
+        load_peft(model, folder, tables=False)
+    assert names == [name for name, _ in model.named_modules()]
+
+
+def test_stored_tables_change_nothing(
+    model_folder: ModelFolder, expert_folder: ExpertFolder, tmp_path: Path
+) -> None:
+    """Embedding and LM head beside a swappable adapter are not loaded into the model that the export holds."""
+    from hivellm_export.verify.adapters import load_peft
+
+    folder = copied(expert_folder("lora", "qwen2"), tmp_path / "expert")
+    tensors, name = load_file(folder / WEIGHTS), "base_model.model.lm_head.weight"
+    model = tiny.load_model(model_folder("qwen2"))
+    before = model.lm_head.weight.detach().clone()
+    save_file({**tensors, name: before * 2}, folder / WEIGHTS, {"format": "pt"})
+    load_peft(model, folder, tables=False).unload()
+    assert torch.equal(before, model.lm_head.weight)
+
+
 def test_utf16_configuration(model_folder: ModelFolder, expert_folder: ExpertFolder, tmp_path: Path) -> None:
     """PEFT gets a configuration that it can read, whatever the file's byte order mark."""
     from hivellm_export.verify.adapters import load_peft
 
     folder = copied(expert_folder("lora", "llama"), tmp_path / "expert")
     (folder / CONFIG).write_text((folder / CONFIG).read_text(), encoding="utf-16")
-    adapted = load_peft(tiny.load_model(model_folder("llama")), folder)
+    adapted = load_peft(tiny.load_model(model_folder("llama")), folder, tables=False)
     assert 4 == adapted.peft_config["default"].r
 
 

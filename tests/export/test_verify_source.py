@@ -229,12 +229,12 @@ def test_digits_of_gguf(pre: str, fits: bool, model_folder: ModelFolder, tmp_pat
     tokenizer = TextTokenizer.from_folder(model_folder("llama"))  # which cuts as GPT-2 does
     folder = model_folder("llama")
     if fits:
-        assert None is check_tokenizer(tokenizer, GgufSource(path), folder, where="bundle")
+        assert None is check_tokenizer(tokenizer, GgufSource(path), [folder], where="bundle")
         return
     with pytest.raises(
         ExportError, match=rf"base.gguf: its pre-tokenizer cuts .*tokenizer.ggml.pre '{pre}' allows"
     ):
-        check_tokenizer(tokenizer, GgufSource(path), folder, where="bundle")
+        check_tokenizer(tokenizer, GgufSource(path), [folder], where="bundle")
 
 
 def test_tokenizer_without_another(
@@ -243,7 +243,7 @@ def test_tokenizer_without_another(
     """Of a GGUF file alone, without llama.cpp, the tokenizer is said to be left out, with what to do."""
     monkeypatch.setattr("hivellm_export.verify.tokens.find_spec", lambda _: None)
     tokenizer = TextTokenizer.from_folder(model_folder("llama"))
-    told = check_tokenizer(tokenizer, write_gguf(tmp_path / "base.gguf", {}), None, where="bundle")
+    told = check_tokenizer(tokenizer, write_gguf(tmp_path / "base.gguf", {}), [], where="bundle")
     assert (
         "tokenizer: not compared; install llama-cpp-python, or pass the original one with --tokenizer FOLDER"
         == told
@@ -255,13 +255,13 @@ def test_tokenizer_of_a_newer_transformers(model_folder: ModelFolder, tmp_path: 
     base = copied(model_folder("qwen3"), tmp_path / "base")
     edit_json(base / "tokenizer_config.json", tokenizer_class="TokenizersBackend")
     source = open_source(base)
-    assert None is check_tokenizer(TextTokenizer.from_folder(base), source, None, where="bundle")
+    assert None is check_tokenizer(TextTokenizer.from_folder(base), source, [base], where="bundle")
     document = json.loads((base / "tokenizer.json").read_text())
     document["normalizer"] = {"type": "Lowercase"}
     other = copied(base, tmp_path / "other")
     (other / "tokenizer.json").write_text(json.dumps(document))
     with pytest.raises(ExportError, match=r"differs from base/tokenizer.json: .*look at its"):
-        check_tokenizer(TextTokenizer.from_folder(other), source, None, where="bundle")
+        check_tokenizer(TextTokenizer.from_folder(other), source, [base], where="bundle")
 
 
 def test_sample_texts() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import peft
 import torch
 from numpy.typing import NDArray
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hivellm_ort.adapters.config import ADAPTER_CONFIG
@@ -27,23 +27,39 @@ __all__ = ["check_adapter", "load_peft", "merged_by_peft"]
 
 Array = NDArray[np.float32]
 
+_TABLES = ("embed_tokens.weight", "lm_head.weight")
+_MISSING = "missing adapter keys"  # of PEFT's warning
 _ROWS = 4  # random inputs of a module
 # Of the adapter's effect, and of the module's output, by float type of the adapter inputs.
 _ALLOWED = {"float32": (1e-3, 2e-5), "float16": (1e-2, 4e-3), "bfloat16": (5e-2, 3e-2)}
 
 
-def load_peft(model: nn.Module, folder: Path) -> peft.PeftModel:
+def load_peft(model: nn.Module, folder: Path, *, tables: bool) -> peft.PeftModel:
     """PEFT's own reading of the adapter in `folder`, around the model; `unload` gives the model back as it was.
+
+    Args:
+        model: of transformers.
+        folder: the adapter's.
+        tables: whether to load embedding and LM head too, where the file has them; they change the model for good.
 
     Raises:
         Exception: whatever PEFT raises where it cannot read or apply the adapter.
     """
-    with tempfile.TemporaryDirectory() as temporary, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT repeats its own defaults as warnings
+    with tempfile.TemporaryDirectory() as temporary, warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
         text = decode_text((folder / ADAPTER_CONFIG).read_bytes())  # PEFT reads UTF-8 without a mark alone
         Path(temporary, ADAPTER_CONFIG).write_text(text, encoding="utf-8")
-        shutil.copyfile(folder / ADAPTER_WEIGHTS, Path(temporary, ADAPTER_WEIGHTS))
-        return peft.PeftModel.from_pretrained(model, temporary).eval()
+        tensors = load_file(folder / ADAPTER_WEIGHTS)
+        if not tables:
+            tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(_TABLES)}
+        save_file(tensors, Path(temporary, ADAPTER_WEIGHTS), {"format": "pt"})
+        adapted = peft.PeftModel.from_pretrained(model, temporary).eval()
+    if any(
+        _MISSING in str(warning.message) for warning in told
+    ):  # it goes on with weights that change nothing
+        adapted.unload()
+        raise ValueError("it does not find its tensors by their names")
+    return adapted
 
 
 def merged_by_peft(adapted: peft.PeftModel) -> nn.Module:

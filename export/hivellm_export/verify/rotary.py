@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -80,7 +79,7 @@ def _frequencies(facts: RotaryFacts) -> tuple[Floats, float] | None:
         case "linear":
             return plain / float(facts.scaling["factor"]), 1.0
         case "llama3":
-            return _llama3(plain, facts.scaling), 1.0
+            return _llama3(plain, facts), 1.0
         case "yarn":
             return _yarn(plain, facts)
         case "longrope" if (
@@ -91,9 +90,10 @@ def _frequencies(facts: RotaryFacts) -> tuple[Floats, float] | None:
     return None
 
 
-def _llama3(plain: Floats, scaling: Mapping[str, Any]) -> Floats:
+def _llama3(plain: Floats, facts: RotaryFacts) -> Floats:
     """Llama 3.1's: long waves slower by the factor, short ones as they are, a ramp between."""
-    turns = float(scaling["original_max_position_embeddings"]) * plain / (2 * math.pi)
+    scaling = facts.scaling
+    turns = float(scaling.get("original_max_position_embeddings") or facts.positions) * plain / (2 * math.pi)
     low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
     share = np.clip((turns - low) / (high - low), 0, 1)
     scaled: Floats = plain * (share + (1 - share) / float(scaling["factor"]))

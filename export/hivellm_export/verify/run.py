@@ -22,7 +22,7 @@ from hivellm_export.verify.adapters import check_adapter, load_peft, merged_by_p
 from hivellm_export.verify.answers import PROMPTS, Answers, Pass, bundle_pass, prompts, reference_pass
 from hivellm_export.verify.report import Bound, Verification, bound_of
 from hivellm_export.verify.rotary import check_rotary
-from hivellm_export.verify.source import open_source
+from hivellm_export.verify.source import GgufSource, open_source
 from hivellm_export.verify.tokens import check_tokenizer
 from hivellm_export.verify.weights import Array, BundleWeights, check_weights, compare
 from hivellm_ort import Expert
@@ -166,7 +166,7 @@ class _Verifier:
         bundles, reference = [], _Reference(made.base.model)
         for bundle in self._bundles:
             begin = time.perf_counter()
-            omitted = self._tables(bundle, made.tokenizer)
+            omitted = self._tables(bundle)
             worst = self._weights(bundle, names, self._source.tensor, made.source.name)
             answers = self._answers(bundle, reference, PROMPTS, omitted)
             bundles.append(bundle.verification(answers, worst, omitted, begin))
@@ -188,12 +188,12 @@ class _Verifier:
         model = made.base.model if adapted is None else merged_by_peft(adapted)
         tensors = {name: parameter.detach().numpy() for name, parameter in model.named_parameters()}
         where = "the merged model in memory" if adapted is None else f"PEFT's merge of {folder.name}"
-        own = folder if (folder / "tokenizer.json").is_file() else made.tokenizer
+        own = [folder] if (folder / "tokenizer.json").is_file() else []
         reference, texts = _Reference(model), [*PROMPTS, *_examples(folder)]
         results = []
         for bundle in self._bundles:
             begin = time.perf_counter()
-            omitted = [*told, *self._tables(bundle, own)]
+            omitted = [*told, *self._tables(bundle, *own)]
             worst = self._weights(bundle, set(tensors), tensors.__getitem__, where)
             answers = self._answers(bundle, reference, texts, omitted, package=package)
             results.append(bundle.verification(answers, worst, omitted, begin))
@@ -220,11 +220,13 @@ class _Verifier:
                 adapted.unload()
         return results
 
-    def _tables(self, bundle: _Bundle, tokenizer: Path | None) -> list[str]:
-        """Compare tokenizer and rotary embedding; what could not be."""
+    def _tables(self, bundle: _Bundle, *tokenizers: Path) -> list[str]:
+        """Compare rotary embedding and tokenizer, which may be that of another folder; what could not be."""
         dtype, weights = bundle.config.graph.activation_dtype, bundle.weights
+        folders = [self._made.tokenizer, None if isinstance(self._source, GgufSource) else self._made.source]
+        tokenizers += tuple(folder for folder in folders if folder is not None)
         told = (
-            check_tokenizer(bundle.tokenizer, self._source, tokenizer, where=bundle.where),
+            check_tokenizer(bundle.tokenizer, self._source, tokenizers, where=bundle.where),
             check_rotary(self._source.rotary(), *weights.rotary(), dtype=dtype, where=bundle.where),
         )
         return [one for one in told if one is not None]
@@ -271,8 +273,11 @@ class _Verifier:
 
     def _peft(self, model: nn.Module, folder: Path) -> tuple[Any, list[str]]:
         """PEFT's reading of an adapter; or None, and what to say."""
+        merged = self._made.before is not None
+        if merged and model.lm_head.out_features != self._made.base.model.lm_head.out_features:
+            return None, [f"adapter: not compared; {folder.name} brings a vocabulary of its own"]
         try:
-            return load_peft(model, folder), []
+            return load_peft(model, folder, tables=merged), []
         except Exception as error:  # PEFT raises whatever it meets
             text = str(error).strip().splitlines()
             return None, [

@@ -18,6 +18,8 @@ __all__ = ["check_tokenizer", "sample_texts"]
 
 Encode = Callable[[str], list[int]]
 
+_silence: Any = None  # llama.cpp keeps the address of what it calls
+
 # fmt: off
 _WORDS = (  # letters that look like Latin ones are meant
     "kettle", "don't", "I'll we've THEY'RE it's", "naïve café", "Straße", "œuvre", "¿Cuántos pedidos?", "Ελληνικά",
@@ -38,17 +40,16 @@ _SPACES = ("", " ", "  ", "   ", "\n", "\n\n", " \n", "\n ", "\t", "\t\t", "\r\n
 
 
 def check_tokenizer(
-    ours: TextTokenizer, source: SourceFile, tokenizer: Path | None, *, where: str
+    ours: TextTokenizer, source: SourceFile, folders: Sequence[Path], *, where: str
 ) -> str | None:
     """Encode some hundred texts with the bundle's tokenizer and with an independent one.
 
-    Of a folder that is transformers' own; of a GGUF file llama.cpp's, where `llama-cpp-python` is installed, or that
-    of the folder `tokenizer`.
+    Of folders that is transformers' own; of a GGUF file llama.cpp's too, where `llama-cpp-python` is installed.
 
     Args:
         ours: the bundle's.
         source: what was exported.
-        tokenizer: a folder with the original tokenizer of a GGUF file; None where there is none.
+        folders: with tokenizers that may be the right one; one of all readings has to agree.
         where: the bundle, for messages.
 
     Returns:
@@ -59,7 +60,7 @@ def check_tokenizer(
     """
     if isinstance(source, GgufSource):
         _check_digits(ours, source, where)
-    readers = list(_readers(source, tokenizer))
+    readers = list(_readers(source, folders))
     if not readers:
         return "tokenizer: not compared; install llama-cpp-python, or pass the original one with --tokenizer FOLDER"
     faults = []
@@ -88,22 +89,19 @@ def sample_texts(added: Sequence[str] = ()) -> list[str]:
     return [*single, *spaced, *led, *joined, *marked]
 
 
-def _readers(source: SourceFile, tokenizer: Path | None) -> Iterator[tuple[str, Encode]]:
-    """Independent tokenizers of a source, each with its name for messages; one of them has to agree."""
-    folder = tokenizer if isinstance(source, GgufSource) else source.path
+def _readers(source: SourceFile, folders: Sequence[Path]) -> Iterator[tuple[str, Encode]]:
+    """Independent tokenizers of a source, each with its name for messages."""
     if isinstance(source, GgufSource) and find_spec("llama_cpp") is not None:
         yield "llama.cpp's", _llama_cpp(source.path)
-    if folder is None:
-        return
-    own = None
-    try:
-        own = _transformers(folder)
-    except Exception:  # a class that this version of transformers does not know, and much else
-        own = None
-    if own is not None:
-        yield f"transformers' reading of {folder.name}", own
-    if (folder / "tokenizer.json").is_file() and (own is None or _is_newer(folder)):
-        yield f"{folder.name}/tokenizer.json", _tokenizer_json(folder / "tokenizer.json")
+    for folder in folders:
+        try:
+            own = _transformers(folder)
+        except Exception:  # a class that this version of transformers does not know, and much else
+            own = None
+        if own is not None:
+            yield f"transformers' reading of {folder.name}", own
+        if (folder / "tokenizer.json").is_file() and (own is None or _is_newer(folder)):
+            yield f"{folder.name}/tokenizer.json", _tokenizer_json(folder / "tokenizer.json")
 
 
 def _transformers(folder: Path) -> Encode:
@@ -123,6 +121,9 @@ def _tokenizer_json(path: Path) -> Encode:
 def _llama_cpp(path: Path) -> Encode:
     import llama_cpp
 
+    global _silence
+    _silence = _silence or llama_cpp.llama_log_callback(lambda *_: None)
+    llama_cpp.llama_log_set(_silence, None)  # it warns that a vocabulary alone has no context
     model = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
     return lambda text: list(model.tokenize(text.encode(), add_bos=False, special=True))
 
