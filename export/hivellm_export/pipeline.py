@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -151,7 +152,7 @@ def export(
         unverified = too_long(count, len(plans), len(sources)) if verify is None else ""
         if verify is False:
             unverified = "it was switched off"
-        checked = None if unverified else base
+        checked = None if unverified else functools.partial(Made, source=base, tokenizer=None)
         report = _export(model, sources, work, plans, merged=merged, thin=thin, checked=checked)
         report = dataclasses.replace(report, unverified=unverified)
     return dataclasses.replace(report, output=str(output), seconds=time.perf_counter() - begin)
@@ -165,7 +166,7 @@ def _export(
     *,
     merged: bool,
     thin: bool,
-    checked: Path | None,
+    checked: Callable[..., Made] | None,
 ) -> ExportReport:
     products, bundles = work / "products", work / "bundles"
     adapter_digest = None
@@ -209,10 +210,8 @@ def _export(
     begin = time.perf_counter()
     if checked is not None:
         verified = verify(
-            Made(
+            checked(
                 base=model,
-                source=checked,
-                tokenizer=None,
                 bundles=list(zip(folders, sites, strict=True)),
                 experts=[(source.folder, products / source.package_name) for source in sources],
                 before=before,
