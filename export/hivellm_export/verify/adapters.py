@@ -13,11 +13,10 @@ import peft
 import torch
 from numpy.typing import NDArray
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from hivellm_ort.adapters.config import ADAPTER_CONFIG
-from hivellm_ort.adapters.prepare import ADAPTER_WEIGHTS
 from hivellm_ort.contract import Site
 from hivellm_ort.engine.adapters import BoundAdapter
 from hivellm_ort.errors import ExportError
@@ -47,12 +46,12 @@ def load_peft(model: nn.Module, folder: Path, *, tables: bool) -> peft.PeftModel
     """
     with tempfile.TemporaryDirectory() as temporary, warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        text = decode_text((folder / ADAPTER_CONFIG).read_bytes())  # PEFT reads UTF-8 without a mark alone
-        Path(temporary, ADAPTER_CONFIG).write_text(text, encoding="utf-8")
-        tensors = load_file(folder / ADAPTER_WEIGHTS)
+        text = decode_text((folder / CONFIG_NAME).read_bytes())  # PEFT reads UTF-8 without a mark alone
+        Path(temporary, CONFIG_NAME).write_text(text, encoding="utf-8")
+        tensors = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
         if not tables:
             tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(_TABLES)}
-        save_file(tensors, Path(temporary, ADAPTER_WEIGHTS), {"format": "pt"})
+        save_file(tensors, Path(temporary, SAFETENSORS_WEIGHTS_NAME), {"format": "pt"})
         adapted = peft.PeftModel.from_pretrained(model, temporary).eval()
     if any(
         _MISSING in str(warning.message) for warning in told
