@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -15,3 +17,11 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Variables that change how the library behaves; the cache's place stays, for downloads are kept there."""
     for name in ("HF_HOME", "HIVELLM_CACHE_SIZE", "TQDM_DISABLE"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _exports_not_verified() -> Iterator[None]:
+    """Exports are verified where a test asks for it, with `verify=True`: hundreds of them would take minutes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hivellm_export.verify.estimate.MOST_SECONDS", 0.0)
+        yield

@@ -6,12 +6,16 @@ import dataclasses
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from hivellm_export.targets import TARGETS
 from hivellm_ort.cli.output import json_option, print_json
 from hivellm_ort.errors import ExportError
+
+if TYPE_CHECKING:
+    from hivellm_export.verify.report import Verification
 
 __all__ = ["export", "quiet_imports"]
 
@@ -58,6 +62,11 @@ __all__ = ["export", "quiet_imports"]
 @click.option("--merge", "merged", is_flag=True, help="Fold the one expert into the weights.")
 @click.option("--thin", is_flag=True, help="Leave the base out of the packages and write it once, to base/.")
 @click.option("--force", is_flag=True, help="Replace what the output folder holds of the same names.")
+@click.option(
+    "--verify/--no-verify", "verify", default=None,
+    help="Compare what was made with transformers, PEFT and the files of the base before it is written [default: "
+    "where that is expected to take under a minute].",
+)  # fmt: skip
 @json_option("Print the report as JSON.")
 def export(
     base: Path,
@@ -71,11 +80,12 @@ def export(
     merged: bool,
     thin: bool,
     force: bool,
+    verify: bool | None,
     as_json: bool,
 ) -> None:
     """Turn a base model and PEFT experts into ONNX bundles and .expert packages.
 
-    Exit status: 0 when everything was written; 2 when an input is wrong and nothing was.
+    Exit status: 0 when everything was written; 2 when an input is wrong, or verification fails, and nothing was.
     """
     quiet_imports()
     from hivellm_export.pipeline import export as run
@@ -92,7 +102,10 @@ def export(
         thin=thin,
         force=force,
         tokenizer=tokenizer,
+        verify=verify,
     )
+    if report.unverified and verify is None:
+        click.echo(f"not verified: {report.unverified}", err=True)
     if as_json:
         print_json(dataclasses.asdict(report))
         return
@@ -103,12 +116,32 @@ def export(
         click.echo(f"base      {report.base} {bundle.precision} {bundle.target}{cache}  {bundle.sha256[:12]}")
         if bundle.reason:
             click.echo(f"precision {bundle.precision}: {bundle.reason}")
+        if bundle.verification is not None:
+            _say(f"{bundle.precision} {bundle.target}", bundle.verification)
         if bundle.folder is not None:
             click.echo(f"bundle    {output / bundle.folder}")
     for package in report.packages:
         kind = f"{package.kind} rank {package.rank}" if package.rank else package.kind
         click.echo(f"package   {output / package.file}  {package.size / 1e6:.1f} MB  {kind}")
+        for verification in package.verification:
+            _say(f"{package.name} on {verification.precision} {verification.target}", verification)
+    if report.unverified:
+        click.echo(f"verified  no: {report.unverified}")
     click.echo(f"done in   {report.seconds:.1f} s")
+
+
+def _say(what: str, verification: Verification) -> None:
+    """One line on a verification, and one for each thing that was not compared."""
+    if verification.kl is None:
+        answers = "answers not compared"
+    else:
+        answers = (
+            f"KL {verification.kl:.2g} nats a token (at most {verification.bound:g}), "
+            f"{verification.agreement:.1%} the same token, {verification.tokens} tokens"
+        )
+    click.echo(f"verified  {what}: {answers}, {verification.seconds:.1f} s")
+    for omission in verification.omitted:
+        click.echo(f"          {omission}")
 
 
 def quiet_imports() -> None:

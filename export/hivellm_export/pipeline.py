@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
+import functools
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +21,9 @@ from hivellm_export.plans import Plan, plan_bundles
 from hivellm_export.source import BaseModel, load_base
 from hivellm_export.trace import trace_decoder
 from hivellm_export.unpack import unpacked
+from hivellm_export.verify.estimate import too_long
+from hivellm_export.verify.report import Verification
+from hivellm_export.verify.run import Made, verify
 from hivellm_ort.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from hivellm_ort.adapters.prepare import Embeddings, prepare
 from hivellm_ort.adapters.prepared import PreparedAdapter
@@ -37,7 +42,10 @@ _BASE_FOLDER = "base"
 
 @dataclass(frozen=True)
 class PackageReport:
-    """One package that was written: sizes in bytes, digests in hex; `kind` is the adapter's."""
+    """One package that was written: sizes in bytes, digests in hex; `kind` is the adapter's.
+
+    `verification` has one for each bundle of the export, and none where the export was not verified.
+    """
 
     name: str
     version: str
@@ -46,6 +54,7 @@ class PackageReport:
     sha256: str
     kind: str
     rank: int
+    verification: list[Verification] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,7 @@ class BundleReport:
         sha256: its digest.
         folder: its place within the output; None where it is only in packages.
         reason: why this precision; empty where it was asked for.
+        verification: how its answers compare with transformers'; None where the export was not verified.
     """
 
     target: str
@@ -67,13 +77,16 @@ class BundleReport:
     sha256: str
     folder: str | None
     reason: str = ""
+    verification: Verification | None = None
 
 
 @dataclass(frozen=True)
 class ExportReport:
     """What an export made: of each base one bundle for every target.
 
-    `base_origin` says where the name `base` is from; empty where it is the folder's or file's own.
+    `base_origin` says where the name `base` is from; empty where it is the folder's or file's own. `unverified` says
+    why it was not verified; it is empty where it was. `seconds` is all of the time, and `verify_seconds` what of it
+    verification took.
     """
 
     output: str
@@ -83,6 +96,8 @@ class ExportReport:
     packages: list[PackageReport] = field(default_factory=list)
     seconds: float = 0.0
     base_origin: str = ""
+    unverified: str = ""
+    verify_seconds: float = 0.0
 
 
 def export(
@@ -97,7 +112,8 @@ def export(
     merged: bool = False,
     thin: bool = False,
     force: bool = False,
-    tokenizer: Path | None = None,
+    tokenizer: StrPath | None = None,
+    verify: bool | None = None,
 ) -> ExportReport:
     """Export `base` and `experts` to `output`.
 
@@ -117,12 +133,16 @@ def export(
         thin: leave the bundle out of the packages.
         force: replace what `output` holds of the same names.
         tokenizer: folder of the tokenizer to take instead of the base's own; it must fit the base.
+        verify: compare what was made with transformers, PEFT and the files of the base before it is written; None
+            does so where it is expected to take under a minute.
 
     Raises:
-        ExpertError: an input is wrong, or `output` is in use; nothing is written then.
+        ExpertError: an input is wrong, what was made does not stand verification, or `output` is in use; nothing is
+            written then.
     """
     begin = time.perf_counter()
     base, output = Path(base), Path(output)
+    tokenizer = Path(tokenizer) if tokenizer is not None else None
     if merged and (len(experts) != 1 or thin):
         raise ExportError("--merge takes exactly one --expert and no --thin: the merged base is the expert")
     plans = plan_bundles(_listed(target), _listed(precision or ()), context, cache)
@@ -138,7 +158,12 @@ def export(
             source.check_base(model.source_sha256)
         count = sum(parameter.numel() for parameter in model.model.parameters())
         plans = tuple(plan.settled(count, cpu_flags()) for plan in plans)
-        report = _export(model, sources, work, plans, merged=merged, thin=thin)
+        unverified = too_long(count, len(plans), len(sources)) if verify is None else ""
+        if verify is False:
+            unverified = "it was switched off"
+        checked = None if unverified else functools.partial(Made, source=base, tokenizer=tokenizer)
+        report = _export(model, sources, work, plans, merged=merged, thin=thin, checked=checked)
+        report = dataclasses.replace(report, unverified=unverified)
     return dataclasses.replace(report, output=str(output), seconds=time.perf_counter() - begin)
 
 
@@ -150,10 +175,12 @@ def _export(
     *,
     merged: bool,
     thin: bool,
+    checked: Callable[..., Made] | None,
 ) -> ExportReport:
     products, bundles = work / "products", work / "bundles"
     adapter_digest = None
     forms = [plan.form(model.architecture) for plan in plans]
+    before = copy.deepcopy(model.model) if merged and checked else None  # a merge changes it in place
     if merged:
         with _naming(sources[0]):
             model, adapter_digest = merge(model, sources[0].folder)
@@ -189,6 +216,24 @@ def _export(
         path = products / source.package_name
         write_package(path, source, adapter=content, bundles=() if thin else folders)
         packages.append(_package_report(source, path, kind, rank))
+    begin = time.perf_counter()
+    if checked is not None:
+        verified = verify(
+            checked(
+                base=model,
+                bundles=list(zip(folders, sites, strict=True)),
+                experts=[(source.folder, products / source.package_name) for source in sources],
+                before=before,
+                thin=thin,
+            )
+        )
+        made = [
+            dataclasses.replace(one, verification=own) for one, own in zip(made, verified[0], strict=True)
+        ]
+        packages = [
+            dataclasses.replace(one, verification=own) for one, own in zip(packages, verified[1], strict=True)
+        ]
+    seconds = time.perf_counter() - begin
     if not packages:
         made = _place(made, bundles, products)
     elif thin:
@@ -200,6 +245,7 @@ def _export(
         bundles=made,
         packages=packages,
         base_origin=model.name_origin,
+        verify_seconds=seconds,
     )
 
 
