@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hivellm_ort.errors import AdapterError
+from hivellm_ort.paths import StrPath
 
 __all__ = [
     "EMBEDDINGS",
@@ -55,7 +56,7 @@ class AdapterTensors:
     embeddings: Mapping[str, Array]
 
     @classmethod
-    def from_file(cls, path: Path, *, saved: tuple[str, ...] = ()) -> AdapterTensors:
+    def from_file(cls, path: StrPath, *, saved: tuple[str, ...] = ()) -> AdapterTensors:
         """Read `adapter_model.safetensors`, whatever wrapped the model when it was saved.
 
         Args:
@@ -65,6 +66,7 @@ class AdapterTensors:
         Raises:
             AdapterError: as `read_tensors`, or two tensors have names that mean the same.
         """
+        path = Path(path)
         arrays: dict[str, Array] = {}
         keys: dict[str, str] = {}
         for key, array in read_tensors(path).items():

@@ -90,7 +90,7 @@ def test_expert_of_several_bases_finds_a_snapshot(model_folder: ModelFolder, tmp
     bundle = tmp_path / "home" / "models" / "some-folder"
     arguments = ["export", "--base", str(snapshot), "--output", str(bundle), "--precision", "fp32"]
     result = CliRunner().invoke(main, arguments, catch_exceptions=False)
-    assert result.output.startswith("name      Qwen3-0.6B: from the hub's cache folder models--")
+    assert result.stdout.startswith("name      Qwen3-0.6B: from the hub's cache folder models--")
     assert "Qwen3-0.6B" == DecoderConfig.from_file(bundle / DECODER_JSON).name
     folder = tiny.save_adapter(tmp_path / "expert", blobs, tiny.adapter_config("lora"))
     adapters = [{"type": "lora"}]
