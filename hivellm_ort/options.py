@@ -64,8 +64,12 @@ class GenerateOptions(TypedDict, total=False):
     grammar: Grammar | str | bool | None
     """What the answer must look like: a GBNF text or a `Grammar`; True for the package's own, False for none.
     Default: the package's, where its manifest says `use_grammar`. Of this and the next three give only one."""
-    json_schema: Mapping[str, Any] | str | bool | None
-    """The answer must be JSON of this schema, written with ", " and ": " on one line; True is any JSON."""
+    json_schema: Any
+    """The answer must be JSON of this schema, written with ", " and ": " on one line: a dict, JSON text, a Pydantic
+    model class or a TypeAdapter; True is any JSON."""
+    lenient: bool | None
+    """Whether what of a JSON schema cannot be enforced is left out, with a warning in the result. Default: it is
+    refused."""
     regex: str | None
     """The answer must match this regular expression from its beginning to its end."""
     choice: Sequence[str] | None
