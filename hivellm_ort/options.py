@@ -61,7 +61,10 @@ class GenerateOptions(TypedDict, total=False):
         grammar: What the answer must look like: a GBNF text or a `Grammar`; True for the package's own, False for
             none. Default: the package's, where its manifest says `use_grammar`. Of this and the next three give only
             one.
-        json_schema: The answer must be JSON of this schema, written with ", " and ": " on one line; True is any JSON.
+        json_schema: The answer must be JSON of this schema, written with ", " and ": " on one line: a dict, JSON
+            text, a Pydantic model class or a TypeAdapter; True is any JSON.
+        lenient: Whether what of a JSON schema cannot be enforced is left out, with a warning in the result. Default:
+            it is refused.
         regex: The answer must match this regular expression from its beginning to its end.
         choice: The answer must be one of these texts.
         processors: Functions `(token_ids int64 [n], logits float32 [vocab]) -> logits float32 [vocab]`, called in
@@ -95,7 +98,8 @@ class GenerateOptions(TypedDict, total=False):
     seed: int | None
     logprobs: int | None
     grammar: Grammar | str | bool | None
-    json_schema: Mapping[str, Any] | str | bool | None
+    json_schema: Any
+    lenient: bool | None
     regex: str | None
     choice: Sequence[str] | None
     processors: Sequence[Callable[[Any, Any], Any]] | None
@@ -153,6 +157,7 @@ _KINDS = {
     "logprobs": _WHOLE,
     "grammar": _Kind((str, Grammar), "a GBNF text, a Grammar, True or False", boolean=True),
     # Grammar.json_schema says what a schema may be.
+    "lenient": _FLAG,
     "regex": _TEXT,
     "choice": _Kind(Sequence, "a list of texts, such as ['yes', 'no']"),
     "processors": _Kind(Sequence, "a list of functions, such as [f]"),

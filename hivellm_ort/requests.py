@@ -127,7 +127,8 @@ class Voice:
             cancelled=_cancelled(cancelled, options.get("timeout")),
         )
         values = dataclasses.asdict(sampling) | {"max_tokens": request.max_tokens}
-        transcript = Transcript(request, sampling=values, expert=self.manifest.name)
+        warnings = self.base.grammars.warnings(grammar) if grammar else ()
+        transcript = Transcript(request, sampling=values, expert=self.manifest.name, warnings=warnings)
         return Asked(self.base, transcript, cancelled)
 
     def _sampling(self, options: GenerateOptions) -> SamplingParams:
@@ -179,6 +180,14 @@ class Voice:
         return AnswerText(IncrementalDetokenizer(self.base.tokenizer), matcher, reasoning)
 
     def _grammar(self, options: GenerateOptions) -> Grammar | None:
+        """The grammar of the request, as strict as it wants it."""
+        grammar = self._wanted_grammar(options)
+        lenient = options.get("lenient")
+        if grammar is None or grammar.kind != "json_schema" or lenient is None:
+            return grammar
+        return dataclasses.replace(grammar, lenient=lenient)
+
+    def _wanted_grammar(self, options: GenerateOptions) -> Grammar | None:
         """The grammar of the caller, else the package's where its manifest wants it."""
         given: dict[str, Any] = {
             name: value for name, value in options.items() if name in _GRAMMARS and value is not None

@@ -50,6 +50,7 @@ class InferenceResult:
             nothing follow), `cancelled`.
         timings: where the time went.
         expert: name of the expert.
+        warnings: what of the JSON schema has no effect or was not enforced, a sentence each.
     """
 
     text: str
@@ -66,6 +67,7 @@ class InferenceResult:
     sampling: Mapping[str, Any]
     timings: Timings
     expert: str
+    warnings: tuple[str, ...] = ()
 
     @property
     def tokens_per_second(self) -> float:
@@ -77,5 +79,6 @@ class InferenceResult:
         return {
             **dataclasses.asdict(self),
             "tokens": list(self.tokens),
+            "warnings": list(self.warnings),
             "tokens_per_second": self.tokens_per_second,
         }

@@ -33,17 +33,35 @@ def grammar() -> None:
     help="Answers to try, one a line.",
 )
 @click.option(
+    "--accepts-file",
+    "sample_files",
+    metavar="FILE",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="One answer to try, of any number of lines; may be repeated. A line end at its end is no part of it.",
+)
+@click.option(
     "--kind", type=click.Choice(get_args(Kind)), help="What FILE holds; default: what its ending says."
+)
+@click.option(
+    "--lenient", is_flag=True, help="Leave out, with a warning, what of a JSON schema cannot be enforced."
 )
 @json_option("Print rules, warnings and which samples are accepted as JSON.")
 @click.pass_context
 def check(
-    ctx: click.Context, file: Path, samples_file: Path | None, kind: Kind | None, as_json: bool
+    ctx: click.Context,
+    file: Path,
+    samples_file: Path | None,
+    sample_files: tuple[Path, ...],
+    kind: Kind | None,
+    lenient: bool,
+    as_json: bool,
 ) -> None:
     """Say whether the grammar in FILE is sound, what in it may be a mistake, and which samples it accepts.
 
     The ending tells the kind: .gbnf, .json (a JSON schema), .lark or .regex. A choice is a JSON list of texts.
-    Samples for a JSON schema are accepted as answers are generated: with one space after a comma and a colon.
+    Samples for a JSON schema are accepted as answers are generated: on one line, with one space after a comma and a
+    colon.
 
     Exit status: 0 sound, and every sample accepted; 1 a sample was rejected; 2 the grammar is wrong, or a file
     cannot be read.
@@ -55,10 +73,12 @@ def check(
     if known is None:
         raise LoadError(f"{file}: its ending does not tell its kind; add --kind with one of {_listed()}")
     # A regular expression in a file ends with its line.
-    checked = Grammar(known, text.removesuffix("\n") if known == "regex" else text, str(file))
-    samples = [] if samples_file is None else _lines(_content(samples_file))
+    checked = Grammar(known, text.removesuffix("\n") if known == "regex" else text, str(file), lenient)
+    lines = [] if samples_file is None else _lines(_content(samples_file))
+    samples = [(f"line {number}", line) for number, line in enumerate(lines, 1)]
+    samples += [(str(one), _content(one).removesuffix("\n")) for one in sample_files]
     report = check_grammar(checked)
-    failures = accepts(checked, samples) if samples else []
+    failures = accepts(checked, [sample for _, sample in samples]) if samples else []
     accepted = [failure is None for failure in failures]
     if as_json:
         document = {"rules": report.rules, "warnings": report.warnings, "accepts": accepted}
@@ -68,19 +88,24 @@ def check(
     ctx.exit(0 if all(accepted) else 1)
 
 
-def _print(rules: int, warnings: list[str], samples: list[str], failures: list[int | None]) -> None:
+def _print(
+    rules: int, warnings: list[str], samples: list[tuple[str, str]], failures: list[int | None]
+) -> None:
     click.echo(f"rules    {rules}")
     for warning in warnings:
         click.echo(f"warning  {printable(warning)}")
-    for number, failure in enumerate(failures, 1):
-        click.echo(f"line {number}  {'ok' if failure is None else 'rejected'}")
-    rejected = ((number, place) for number, place in enumerate(failures) if place is not None)
+    for (name, _), failure in zip(samples, failures, strict=True):
+        click.echo(f"{name}  {'ok' if failure is None else 'rejected'}")
+    rejected = ((one, place) for one, place in zip(samples, failures, strict=True) if place is not None)
     first, place = next(rejected, (None, 0))
     if first is None:
         return
-    sample = samples[first]
+    name, sample = first
+    if "\n" in sample:
+        name = f"{name}, line {sample.count(chr(10), 0, place) + 1}"
+    column = place - (sample.rfind("\n", 0, place) + 1)
     before, after = sample[max(0, place - _AROUND) : place], sample[place : place + _AROUND]
-    click.echo(f"line {first + 1}, column {place + 1}: ", nl=False)
+    click.echo(f"{name}, column {column + 1}: ", nl=False)
     if place == len(sample):
         click.echo(f"the grammar asks for more after {before!r}")
     elif place == 0:

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import click
 
-from hivellm_ort.cli.output import json_option, print_json
+from hivellm_ort.cli.output import json_option, print_json, printable
 from hivellm_ort.expert import Expert
 from hivellm_ort.integrity import Policy
 from hivellm_ort.textfile import decode_text
@@ -112,6 +112,12 @@ def loading_options(command: Any) -> Any:
 @click.option("--grammar", callback=text_or_file, help="GBNF grammar of the answer: text, or @FILE.")
 @click.option("--no-grammar", is_flag=True, help="Without the package's own grammar.")
 @click.option("--json-schema", callback=text_or_file, help="JSON schema of the answer: text, or @FILE.")
+@click.option(
+    "--lenient",
+    is_flag=True,
+    default=None,
+    help="Leave out, with a warning, what of a JSON schema cannot be enforced.",
+)
 @click.option("--regex", help="Regular expression that the answer matches.")
 @click.option("--choice", multiple=True, help="A text that the answer may be; give each of them.")
 @click.option("--thinking", "enable_thinking", is_flag=True, help="Let a thinking model think first.")
@@ -154,3 +160,5 @@ def run(
             print_json(stream.result.to_dict())
         else:
             click.echo()
+            for warning in stream.result.warnings:
+                click.echo(f"warning: {printable(warning)}", err=True)

@@ -42,19 +42,24 @@ class Transcript:
         request: the request.
         sampling: how its tokens are chosen, option by option.
         expert: name of the expert.
+        warnings: what is to be said of the request's grammar.
 
     Attributes:
         request: as given.
         sampling: as given.
         expert: as given.
+        warnings: as given.
         pieces: text as it became certain; None after the last.
         ended: set after the last step.
         error: what the answer ended with, in place of a result.
         observer: told of the request.
     """
 
-    def __init__(self, request: Request, *, sampling: Mapping[str, Any], expert: str):
+    def __init__(
+        self, request: Request, *, sampling: Mapping[str, Any], expert: str, warnings: tuple[str, ...] = ()
+    ):
         self.request = request
+        self.warnings = warnings
         self.expert = expert
         self.pieces: SimpleQueue[str | None] = SimpleQueue()
         self.ended = threading.Event()
@@ -165,6 +170,7 @@ class Transcript:
             sampling=self.sampling,
             timings=self.timings(),
             expert=self.expert,
+            warnings=self.warnings,
         )
 
     def timings(self) -> Timings:

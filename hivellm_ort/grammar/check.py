@@ -50,8 +50,8 @@ def check_grammar(grammar: Grammar, *, limits: GrammarLimits = DEFAULT) -> Gramm
     Raises:
         GrammarError: If it is wrong or exceeds a limit.
     """
-    matcher, tokens = _compiled(grammar, limits)
-    rules, warnings = 1, list(matcher.get_grammar_warnings())
+    matcher, tokens, warned = _compiled(grammar, limits)
+    rules, warnings = 1, [*warned, *matcher.get_grammar_warnings()]
     if grammar.kind == "gbnf":
         parsed = parse_gbnf(grammar.text, limits=limits)
         rules = len(parsed.nodes)
@@ -79,7 +79,7 @@ def accepts(grammar: Grammar, texts: list[str], *, limits: GrammarLimits = DEFAU
     Raises:
         GrammarError: If the grammar is wrong, exceeds a limit or names tokens.
     """
-    matcher, tokens = _compiled(grammar, limits)
+    matcher, tokens, _ = _compiled(grammar, limits)
     if tokens:
         raise GrammarError(
             f"{grammar.source}: the grammar names tokens ({', '.join(tokens)}), so that which texts it accepts can "
@@ -99,8 +99,8 @@ def _failing(matcher: LLMatcher, text: str, source: str) -> int | None:
     return len(content[:taken].decode(errors="ignore"))
 
 
-def _compiled(grammar: Grammar, limits: GrammarLimits) -> tuple[LLMatcher, tuple[str, ...]]:
-    """The grammar's matcher on bytes, and the tokens that it names, for which it has any other."""
+def _compiled(grammar: Grammar, limits: GrammarLimits) -> tuple[LLMatcher, tuple[str, ...], tuple[str, ...]]:
+    """The grammar's matcher on bytes, the tokens that it names, for which it has any other, and its warnings."""
     tokens: dict[str, None] = {}
 
     def stand_in(token: str) -> str:
@@ -108,7 +108,8 @@ def _compiled(grammar: Grammar, limits: GrammarLimits) -> tuple[LLMatcher, tuple
         return _ANY_TOKEN
 
     definition = to_llguidance(grammar, limits, lambda lark: replace_tokens(lark, stand_in), exact=True)
-    return compile_matcher(definition, _byte_tokenizer(), grammar, limits), tuple(tokens)
+    matcher = compile_matcher(definition.text, _byte_tokenizer(), grammar, limits)
+    return matcher, tuple(tokens), definition.warnings
 
 
 @cache

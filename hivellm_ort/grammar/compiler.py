@@ -11,27 +11,20 @@ from typing import TYPE_CHECKING
 
 from hivellm_ort.errors import GrammarError
 from hivellm_ort.grammar.failures import compile_failure
-from hivellm_ort.grammar.grammar import Grammar
+from hivellm_ort.grammar.grammar import Definition, Grammar
 from hivellm_ort.grammar.limits import DEFAULT, GrammarLimits
 from hivellm_ort.grammar.matcher import MatcherConstraint, fill_masks
 from hivellm_ort.grammar.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
-    from llguidance._lib import JsonCompileOptions
 
     from hivellm_ort.grammar.constraint import Constraint
 
 __all__ = ["GrammarCompiler", "compile_matcher", "to_llguidance"]
 
 _KEPT = 64
-_OWN_LIMITS = ("max_bytes", "max_rules", "max_depth", "max_repetition", "max_expanded")
-# As json.dumps writes, so that what lies between two values is forced.
-_JSON_STYLE: JsonCompileOptions = {
-    "item_separator": ", ",
-    "key_separator": ": ",
-    "whitespace_flexible": False,
-}
+_OWN_LIMITS = ("max_bytes", "max_options", "max_rules", "max_depth", "max_repetition", "max_expanded")
 
 
 class GrammarCompiler:
@@ -50,7 +43,7 @@ class GrammarCompiler:
         self._width = width
         self._vocabulary: Vocabulary | None = None
         self._building = Lock()
-        self._definitions: OrderedDict[tuple[str, GrammarLimits], str] = OrderedDict()
+        self._definitions: OrderedDict[tuple[str, GrammarLimits], Definition] = OrderedDict()
         self._keeping = Lock()
 
     def compile(
@@ -80,10 +73,12 @@ class GrammarCompiler:
             definition = self._definitions.get(key)
         if definition is None:
             definition = to_llguidance(grammar, limits, vocabulary.named, exact=False)
+            if grammar.kind == "choice":
+                _require_spelling(grammar, vocabulary)
         # Anew for each answer, in a millisecond or two: copies of a matcher share its lexer, and what one answer
         # takes of its limits the next ones lack.
         constraint = MatcherConstraint(
-            compile_matcher(definition, vocabulary.tokenizer, grammar, limits),
+            compile_matcher(definition.text, vocabulary.tokenizer, grammar, limits),
             vocabulary,
             end_token_ids=end_token_ids,
             closing_token_ids=closing_token_ids,
@@ -99,6 +94,22 @@ class GrammarCompiler:
                 self._definitions.popitem(last=False)
         return constraint
 
+    def warnings(self, grammar: Grammar, *, limits: GrammarLimits = DEFAULT) -> tuple[str, ...]:
+        """Return what of a grammar has no effect or is not enforced, a sentence each.
+
+        Args:
+            grammar: One that was compiled before, of which what was made is kept; else it is read anew.
+            limits: As `compile`.
+
+        Raises:
+            GrammarError: As `compile`.
+        """
+        with self._keeping:
+            definition = self._definitions.get((grammar.digest, limits))
+        if definition is None:
+            definition = to_llguidance(grammar, limits, self._built().named, exact=False)
+        return definition.warnings
+
     def _built(self) -> Vocabulary:
         with self._building:
             if self._vocabulary is None:
@@ -108,7 +119,7 @@ class GrammarCompiler:
 
 def to_llguidance(
     grammar: Grammar, limits: GrammarLimits, name_tokens: Callable[[str], str], *, exact: bool
-) -> str:
+) -> Definition:
     """Return the grammar in llguidance's own form.
 
     Args:
@@ -131,27 +142,59 @@ def to_llguidance(
             f"({limits.max_bytes}); shorten it, or raise the limit"
         )
     if grammar.kind == "json_schema":
+        # Slow to import, and most answers are under no grammar.
+        from hivellm_ort.grammar.schema.compiled import compile_schema
+
         try:
-            return LLMatcher.grammar_from_json_schema(grammar.text, defaults=_JSON_STYLE)
+            return compile_schema(grammar.text, source=grammar.source, lenient=grammar.lenient)
         except ValueError as error:
+            if isinstance(error, GrammarError):
+                raise
             raise compile_failure(str(error), kind=grammar.kind, source=grammar.source) from error
     if grammar.kind == "regex":
-        return LLMatcher.grammar_from_regex(grammar.text)
+        return Definition(LLMatcher.grammar_from_regex(grammar.text))
     if grammar.kind == "choice":
-        options = (json.dumps(option) for option in json.loads(grammar.text))
-        return LLMatcher.grammar_from_lark("start: " + " | ".join(options))
+        return Definition(LLMatcher.grammar_from_lark(_choice(grammar, limits)))
     lark = grammar.text
     try:
         if grammar.kind == "gbnf":
-            # Slow to import, and most answers are under no grammar.
             from hivellm_ort.grammar.gbnf import parse_gbnf
             from hivellm_ort.grammar.lark import to_lark
             from hivellm_ort.grammar.normalise import normalise
 
             lark = to_lark(normalise(parse_gbnf(grammar.text, limits=limits)), exact=exact)
-        return LLMatcher.grammar_from_lark(name_tokens(lark))
+        return Definition(LLMatcher.grammar_from_lark(name_tokens(lark)))
     except GrammarError as error:
         raise GrammarError(f"{grammar.source}: {error}", line=error.line, column=error.column) from error
+
+
+def _choice(grammar: Grammar, limits: GrammarLimits) -> str:
+    """The texts as one terminal of Lark: as many rules they would be as many items in each row of the parser."""
+    options = json.loads(grammar.text)
+    if len(options) > limits.max_options:
+        raise GrammarError(
+            f"{grammar.source}: it has {len(options)} options, more than GrammarLimits.max_options "
+            f"({limits.max_options}); give fewer, or a regex or grammar that describes them"
+        )
+    texts = " | ".join(json.dumps(option) for option in options if option)
+    if not texts:
+        return 'start: ""'
+    empty = '"" | ' if "" in options else ""
+    return f"start: {empty}CHOICE\nCHOICE: {texts}"
+
+
+def _require_spelling(grammar: Grammar, vocabulary: Vocabulary) -> None:
+    """Raise GrammarError for an option that has characters that no tokens make."""
+    options = json.loads(grammar.text)
+    if vocabulary.spells("\0".join(options)):  # nearly always, and soon told
+        return
+    for index, option in enumerate(options):
+        if not vocabulary.spells(option):
+            shown = option if len(option) <= 60 else f"{option[:59]}…"
+            raise GrammarError(
+                f"{grammar.source}[{index}]: this model has no tokens that make {shown!r}; leave it out, or write it "
+                "with other characters"
+            )
 
 
 def compile_matcher(
@@ -160,7 +203,7 @@ def compile_matcher(
     """Return llguidance's matcher of a grammar.
 
     Args:
-        definition: The grammar as `to_llguidance` returns it.
+        definition: The text of what `to_llguidance` returns.
         tokenizer: What it is compiled for.
         grammar: For messages.
         limits: Bounds on the parser's work.

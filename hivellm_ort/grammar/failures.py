@@ -20,13 +20,9 @@ _LIMITS = {
     "grammar size": "max_grammar_size",
 }
 _SCHEMA_CURES = {
-    "Unimplemented keys": "remove these keywords, or say the same with others",
-    "oneOf constraints": "make the alternatives exclude each other by type or by a constant, or use anyOf",
-    "not present in a registry": "put the definition into the schema itself, under $defs: nothing is fetched",
-    "Pointer": "put the definition where the $ref points to",
     "Unsatisfiable": "change the schema: no value satisfies it",
     "recursion limit": "nest it less deeply, or move parts to $defs",
-    "Unknown format": "remove the format, or describe the text by a pattern",
+    "not disjoint": "make the patterns exclude each other, or use one",
 }
 _PLACE = re.compile(r"(?:at )?(\d+)\((\d+)\): ")
 

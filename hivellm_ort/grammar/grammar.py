@@ -11,7 +11,7 @@ from typing import Any, Literal, NoReturn, get_args
 
 from hivellm_ort.errors import GrammarError, OptionError, OptionTypeError
 
-__all__ = ["Grammar", "Kind"]
+__all__ = ["Definition", "Grammar", "Kind"]
 
 Kind = Literal["gbnf", "json_schema", "regex", "lark", "choice"]
 
@@ -25,6 +25,7 @@ class Grammar:
             whole answer matches; `lark`, llguidance's dialect; `choice`, one of several texts.
         text: The grammar. For `json_schema` a JSON object; for `choice` a JSON list of strings.
         source: Where it is from, for messages.
+        lenient: Whether what of a JSON schema cannot be enforced is left out with a warning, instead of refused.
 
     Raises:
         TypeError: If a value has the wrong type.
@@ -34,6 +35,7 @@ class Grammar:
     kind: Kind
     text: str
     source: str = field(default="grammar", compare=False)
+    lenient: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -43,6 +45,8 @@ class Grammar:
                 raise OptionTypeError(
                     f"{name} of a grammar is {type(getattr(self, name)).__name__}: it must be str"
                 )
+        # A byte order mark that was read as text is no part of it.
+        object.__setattr__(self, "text", self.text.removeprefix("\ufeff"))
         try:
             self.text.encode()
         except UnicodeEncodeError as error:
@@ -68,9 +72,17 @@ class Grammar:
         return cls("regex", text, source)
 
     @classmethod
-    def json_schema(cls, schema: Mapping[str, Any] | str | bool, *, source: str = "json_schema") -> Grammar:
-        """A JSON schema, as an object or as JSON text; `True` and `{}` are any JSON value."""
-        return cls("json_schema", schema if isinstance(schema, str) else _schema_text(schema, source), source)
+    def json_schema(cls, schema: Any, *, lenient: bool = False, source: str = "json_schema") -> Grammar:
+        """A JSON schema.
+
+        Args:
+            schema: The schema as a dict or as JSON text, a class of Pydantic, or a TypeAdapter; `True` and `{}` are
+                any JSON value. What OpenAI's clients wrap a schema in (`{"name", "strict", "schema"}`) is taken off.
+            lenient: Whether what cannot be enforced is left out with a warning, instead of refused.
+            source: Where it is from, for messages.
+        """
+        text = schema if isinstance(schema, str) else _schema_text(_plain_schema(schema, source), source)
+        return cls("json_schema", text, source, lenient)
 
     @classmethod
     def choice(cls, options: Sequence[str], *, source: str = "choice") -> Grammar:
@@ -79,8 +91,43 @@ class Grammar:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of kind and text, in hex."""
-        return hashlib.sha256(f"{self.kind}\0{self.text}".encode()).hexdigest()
+        """SHA-256 of what two equal grammars have in common, in hex."""
+        kind = f"{self.kind} lenient" if self.lenient else self.kind
+        return hashlib.sha256(f"{kind}\0{self.text}".encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A grammar in llguidance's own form.
+
+    Attributes:
+        text: The grammar.
+        warnings: What of it has no effect or is not enforced, a sentence each.
+    """
+
+    text: str
+    warnings: tuple[str, ...] = ()
+
+
+def _plain_schema(schema: Any, source: str) -> Any:
+    """The schema as a mapping, true or false; of a class of Pydantic, 1 or 2, and of a TypeAdapter what it gives."""
+    if isinstance(schema, Mapping | bool):
+        return schema
+    give = getattr(schema, "model_json_schema" if isinstance(schema, type) else "json_schema", None)
+    if give is None and isinstance(schema, type) and hasattr(schema, "__fields__"):
+        give = getattr(schema, "schema", None)  # Pydantic 1
+    if not callable(give) or isinstance(schema, Grammar):
+        shown = schema.__name__ if isinstance(schema, type) else type(schema).__name__
+        raise OptionTypeError(
+            f"{source} is {shown}: it must be a dict, JSON text, True for any JSON, a Pydantic model class or a "
+            "pydantic.TypeAdapter; for a dataclass or a list of models pass TypeAdapter(...)"
+        )
+    try:
+        return give()
+    except Exception as error:
+        raise GrammarError(
+            f"{source}: it gives no JSON schema ({error}); pass the schema as a dict"
+        ) from error
 
 
 def _schema_text(schema: Any, source: str) -> str:
@@ -91,7 +138,7 @@ def _schema_text(schema: Any, source: str) -> str:
         schema = {}
     if not isinstance(schema, Mapping):
         raise GrammarError(
-            f"{source}: the JSON schema is {type(schema).__name__}; it must be an object, true or JSON text"
+            f"{source}: the JSON schema is {type(schema).__name__}; it must be an object or true"
         )
     try:
         text = json.dumps(dict(schema), ensure_ascii=False, allow_nan=False)

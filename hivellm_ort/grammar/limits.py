@@ -17,6 +17,7 @@ class GrammarLimits:
 
     Attributes:
         max_bytes: Length of the grammar's text in bytes of UTF-8.
+        max_options: Number of texts of a choice.
         max_rules: Number of rules.
         max_depth: Groups inside groups.
         max_repetition: Largest number in `{m,n}`.
@@ -30,6 +31,7 @@ class GrammarLimits:
     """
 
     max_bytes: int = 1 << 20
+    max_options: int = 20_000
     max_rules: int = 10_000
     max_depth: int = 200
     max_repetition: int = 2_000

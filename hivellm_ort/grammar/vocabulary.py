@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from hivellm_ort.errors import GrammarError
@@ -48,6 +49,10 @@ class Vocabulary:
         from llguidance import LLTokenizer
 
         self.width = width
+        self._pieces: frozenset[bytes] | None = (
+            None  # the bytes of every token; slow to list, and seldom needed
+        )
+        self._listing = Lock()
         try:
             text, self._names, end = _renamed(tokenizer_json)
             self.size = min(end, width)
@@ -64,6 +69,26 @@ class Vocabulary:
                 "tokenizer.json: llguidance, which enforces grammars, reads other texts in its tokens than it means; "
                 "generate without a grammar, or export the base with another tokenizer"
             )
+
+    def spells(self, text: str) -> bool:
+        """Say whether some tokens make the text."""
+        content = text.encode()
+        if self.tokenizer.decode_bytes(self.tokenizer.tokenize_str(text)) == content:
+            return True
+        with self._listing:
+            if self._pieces is None:
+                special = set(self._names.values())
+                ids = (one for one in range(self.size) if one not in special)
+                self._pieces = frozenset(self.tokenizer.decode_bytes([one]) for one in ids)
+        longest = max(map(len, self._pieces), default=0)
+        reached = {0}
+        for end in range(1, len(content) + 1):
+            if any(
+                begin in reached and content[begin:end] in self._pieces
+                for begin in range(max(0, end - longest), end)
+            ):
+                reached.add(end)
+        return len(content) in reached
 
     def named(self, lark: str) -> str:
         """Return the Lark text with `<name>` replaced by `<[id]>` wherever it stands for a token.

@@ -95,6 +95,32 @@ def test_lines_of_samples(folder: Path, content: str, count: int) -> None:
     assert all(accepted) == ("\n\n" not in f"\n{content}")
 
 
+def test_files_that_are_one_sample_each(folder: Path) -> None:
+    """Of any number of lines; a byte order mark and the line end at the end are no part of it."""
+    (folder / "list.gbnf").write_text('root ::= [a-z]+ ("\\n" [a-z]+)*', encoding="utf-8")
+    (folder / "one.txt").write_bytes("\ufeffab\r\ncd\r\n".encode())
+    (folder / "wide.txt").write_bytes("ab\ncd".encode("utf-16"))
+    (folder / "bad.txt").write_text("ab\nc1\n", encoding="utf-8")
+    (folder / "lines.txt").write_text("ab\nc1\n", encoding="utf-8")
+    files = ["--accepts-file", "one.txt", "--accepts-file", "wide.txt", "--accepts-file", "bad.txt"]
+    result = check(folder, "list.gbnf", "--accepts", "lines.txt", *files, "--json")
+    assert (1, [True, False, True, True, False]) == (result.exit_code, document(result)["accepts"])
+    shown = check(folder, "list.gbnf", *files).stdout.splitlines()
+    names = [str(folder / name) for name in ("one.txt", "wide.txt", "bad.txt")]
+    assert [f"{names[0]}  ok", f"{names[1]}  ok", f"{names[2]}  rejected"] == shown[-4:-1]
+    assert f"{names[2]}, line 2, column 2: after 'ab\\nc' the grammar does not allow '1'" == shown[-1]
+    assert 2 == check(folder, "list.gbnf", "--accepts-file", "missing.txt").exit_code
+
+
+def test_lenient(folder: Path) -> None:
+    """What cannot be enforced is a fault, or with --lenient a warning."""
+    (folder / "set.json").write_text('{"type": "array", "uniqueItems": true}', encoding="utf-8")
+    result = check(folder, "set.json")
+    assert (2, True) == (result.exit_code, "at /uniqueItems: " in result.stderr)
+    (warning,) = document(check(folder, "set.json", "--lenient", "--json"))["warnings"]
+    assert "at /uniqueItems: not enforced" in warning
+
+
 def test_the_first_rejected_sample_is_shown(folder: Path) -> None:
     """With the line, the column and the text around the place where it fails."""
     result = check(folder, "sums.gbnf", "--accepts", "mixed.txt")

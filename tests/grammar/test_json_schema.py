@@ -199,27 +199,27 @@ def test_random_answers_validate(schema: Any) -> None:
 @pytest.mark.parametrize(
     ("schema", "said"),
     [
-        ({"not": {"type": "string"}}, '"not"'),
-        ({"type": "array", "uniqueItems": True}, '"uniqueItems"'),
-        ({"type": "object", "dependentRequired": {"a": ["b"]}}, '"dependentRequired"'),
-        ({"if": {"type": "string"}, "then": {"minLength": 1}}, '"if"'),
-        ({"type": "array", "contains": {"type": "integer"}}, '"contains"'),
-        ({"properties": {"deep": {"propertyNames": {"pattern": "a"}}}}, '"propertyNames"'),
-        ({"oneOf": [{"type": "integer"}, {"minimum": 3}]}, "or use anyOf"),
-        ({"oneOf": [{"const": 1}, {"const": 2}]}, "or use anyOf"),
-        ({"type": "colour"}, "Invalid type: colour"),
-        ({"type": "string", "format": "colour"}, "remove the format"),
+        ({"not": {"items": {"type": "integer"}}}, "at /not: "),
+        ({"type": "array", "uniqueItems": True}, "at /uniqueItems: "),
+        ({"if": {"items": {"type": "integer"}}, "then": {"minLength": 1}}, "at /if: "),
+        ({"type": "array", "contains": {"type": "integer"}}, "at /contains: "),
+        ({"properties": {"deep": {"uniqueItems": True}}}, "at /properties/deep/uniqueItems: "),
+        ({"oneOf": [{"type": "string"}, {"pattern": "a"}]}, "or use anyOf"),
+        ({"type": "colour"}, "at /type: there is no type 'colour'"),
         ({"type": "string", "pattern": "(?=a)b"}, "look-around"),
         ({"type": "string", "pattern": "(a"}, "unclosed group"),
         ({"$ref": "https://example.org/a"}, "nothing is fetched"),
         ({"$ref": "#/$defs/missing"}, "does not exist"),
+        ({"$ref": 5}, "at /$ref: it must be a text"),
         ({"type": "integer", "minimum": 5, "maximum": 3}, "no value satisfies it"),
         ({"enum": []}, "no value satisfies it"),
+        ({"enum": 5}, "at /enum: 5 is no list"),
+        ({"minLength": "3"}, "at /minLength: '3' is no number of things"),
+        ({"properties": {"a": 3}}, "3 is no schema"),
         ({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}, "no token may come next"),
+        (record(a={"$ref": "#"}), "no value satisfies it"),
         ({"x-guidance": {"colour": 1}}, "unknown field `colour`"),
         (False, "no value satisfies"),
-        ([], "must be an object"),
-        (3, "must be an object"),
         ({"a": {1, 2}}, "not JSON"),
         ({"const": float("nan")}, "not JSON"),
         ({"const": "\ud800"}, "not JSON"),
@@ -234,6 +234,17 @@ def test_what_cannot_be_kept_is_refused(schema: Any, said: str) -> None:
     with pytest.raises(GrammarError, match="json_schema") as caught:
         compiled(Grammar.json_schema(schema))
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "schema", [3, [], [{"type": "string"}], object, b"{}", int, Grammar, Grammar.regex("a")]
+)
+def test_what_is_no_schema(schema: Any) -> None:
+    """The error says what to pass instead."""
+    with pytest.raises(
+        TypeError, match=r"json_schema is \w+: it must be a dict, JSON text, True .* a Pydantic model"
+    ):
+        Grammar.json_schema(schema)
 
 
 def test_answers_are_written_as_json_dumps_writes() -> None:

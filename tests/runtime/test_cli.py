@@ -140,6 +140,18 @@ def test_grammar_options(
         assert f"{expected}\n".encode() == result.stdout_bytes
 
 
+def test_lenient_and_its_warnings(invoke: Invoke, packages: Packages) -> None:
+    """What is not enforced is told on standard error, and in the document."""
+    schema = '{"type": "array", "items": {"const": 1}, "minItems": 2, "maxItems": 2, "uniqueItems": true}'
+    arguments = ["run", packages.lora, PROMPT, "--json-schema", schema]
+    assert_refused(invoke(*arguments), "at /uniqueItems: it cannot be enforced")
+    result = invoke(*arguments, "--lenient")
+    assert ("[1, 1]\n", 0) == (result.stdout, result.exit_code)
+    assert result.stderr.startswith("warning: json_schema, at /uniqueItems: not enforced: ")
+    (warning,) = json.loads(invoke(*arguments, "--lenient", "--json").stdout)["warnings"]
+    assert f"warning: {warning}\n" == result.stderr
+
+
 def test_chat_of_two_turns(invoke: Invoke, packages: Packages, lora: Expert) -> None:
     """The second answer knows the first question and answer; an empty line leaves."""
     result = invoke(

@@ -274,6 +274,55 @@ def test_bad_grammars(
         lora.generate(PROMPT, **options)
 
 
+UNIQUE = {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 3, "uniqueItems": True}
+
+
+def test_what_is_not_enforced_is_in_the_result(lora: Expert) -> None:
+    """A schema that cannot be enforced as a whole is refused, or with `lenient` told of in the result."""
+    with pytest.raises(GrammarError, match="json_schema, at /uniqueItems: it cannot be enforced"):
+        lora.generate(PROMPT, json_schema=UNIQUE)
+    result = lora.generate(PROMPT, json_schema=UNIQUE, lenient=True, temperature=1.5, seed=1, max_tokens=60)
+    assert set(json.loads(result.text)) <= {"a", "b"}
+    (warning,) = result.warnings
+    assert warning.startswith("json_schema, at /uniqueItems: not enforced: ")
+    assert [warning] == result.to_dict()["warnings"]
+    with lora.generate_stream(PROMPT, json_schema=UNIQUE, lenient=True, max_tokens=60) as stream:
+        "".join(stream)
+    assert (warning,) == stream.result.warnings
+    first, second = lora.generate_batch([PROMPT, "a"], json_schema=[UNIQUE, {"const": 1}], lenient=True)
+    assert ((warning,), ()) == (first.warnings, second.warnings)
+    assert () == lora.generate(PROMPT, max_tokens=2, lenient=True).warnings
+
+
+def test_integers_that_no_double_holds(lora: Expert) -> None:
+    """They are written digit by digit."""
+    number = 1234567890123456789
+    schema = {"type": "object", "properties": {"id": {"enum": [number]}}, "required": ["id"]}
+    schema["additionalProperties"] = False
+    assert f'{{"id": {number}}}' == lora.generate(PROMPT, json_schema=schema).text
+
+
+def test_a_class_that_gives_its_schema(lora: Expert) -> None:
+    """A class of Pydantic is taken as it is; what gives no schema is an error that says what to pass."""
+
+    class Answer:
+        @classmethod
+        def model_json_schema(cls) -> dict[str, Any]:
+            return {"enum": ["yes", "no"]}
+
+    assert lora.generate(PROMPT, json_schema=Answer).text in ('"yes"', '"no"')
+    with pytest.raises(TypeError, match="json_schema is list: it must be a dict"):
+        lora.generate(PROMPT, json_schema=[Answer])
+
+
+def test_one_of_two_thousand(lora: Expert) -> None:
+    """A long list of texts is enforced to the end of the answer."""
+    options = [f"größer {index} als die übrigen {index * 7919 % 2000}" for index in range(2000)]
+    for seed in range(3):
+        result = lora.generate(PROMPT, choice=options, temperature=2.0, seed=seed, max_tokens=120)
+        assert result.text in options
+
+
 @pytest.fixture
 def with_grammar(packages: Packages, tmp_path: Path) -> Any:
     """Make a package folder whose manifest and files say something about a grammar, and load it."""
@@ -309,6 +358,16 @@ def test_grammar_that_is_not_wanted(with_grammar: Any) -> None:
     with with_grammar({"grammar_file": "own.lark"}, own_lark='start: "x"+ "y"') as expert:
         assert expert.generate(PROMPT, max_tokens=10).grammar_complete is None
         assert {"x"} == set(expert.generate(PROMPT, grammar=True, max_tokens=30).text.removesuffix("y"))
+
+
+def test_lenient_with_the_grammar_of_the_package(with_grammar: Any) -> None:
+    """The caller says how strict the package's schema is."""
+    decoding = {"use_grammar": True, "grammar_file": "own.json"}
+    with with_grammar(decoding, own_json=json.dumps(UNIQUE)) as expert:
+        with pytest.raises(GrammarError, match=r"own\.json, at /uniqueItems"):
+            expert.generate(PROMPT)
+        (warning,) = expert.generate(PROMPT, lenient=True, max_tokens=60).warnings
+        assert "own.json, at /uniqueItems: not enforced" in warning
 
 
 def test_json_without_a_file(with_grammar: Any) -> None:

@@ -201,6 +201,7 @@ WRONG = {
     "system": [b"x"],
     "messages": [{}, "hello", ["hello"], [[{"role": "user", "content": "x"}]]],
     "enable_thinking": ["no", 1],
+    "lenient": ["yes", 1],
     "temperature": ["0.7", True, [0.7]],
     "top_p": ["0.5"],
     "top_k": [2.5, True],

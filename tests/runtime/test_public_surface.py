@@ -63,7 +63,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "cli": {"click", "tqdm"},
     "decoding": {"numpy"},
     "engine": {"numpy", "onnxruntime"},
-    "grammar": {"llguidance", "numpy"},
+    "grammar": {"llguidance", "numpy", "referencing"},
     "observability": {"opentelemetry"},
     "integrity": {"cryptography", "filelock", "platformdirs"},
     "loading": {"tokenizers", "tqdm"},

@@ -1,0 +1,1 @@
+"""JSON schemas, read as sets of values and written for llguidance."""

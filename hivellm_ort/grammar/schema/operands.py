@@ -1,0 +1,95 @@
+"""The values of keywords, and what is said where one is none."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+from hivellm_ort.grammar.schema.numbers import exact
+from hivellm_ort.grammar.schema.patterns import PatternError, matches, parts, translated, without_look_around
+from hivellm_ort.grammar.schema.reader import Reader
+from hivellm_ort.grammar.schema.shapes import Place
+
+__all__ = ["count", "listed", "named", "number", "patterns_of", "sound"]
+
+
+def count(reader: Reader, place: Place, keyword: str) -> int:
+    """Return the value of a keyword that is a number of something.
+
+    Raises:
+        RefusedError: If it is none.
+    """
+    value = place.schema[keyword]
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if type(value) is not int or not 0 <= value < 2**32:
+        raise reader.refusal(
+            place, keyword, f"{value!r:.60} is no number of things; give a whole number from 0"
+        )
+    return value
+
+
+def number(reader: Reader, place: Place, keyword: str) -> Fraction:
+    """Return the value of a keyword that is a number.
+
+    Raises:
+        RefusedError: If it is none.
+    """
+    value = place.schema[keyword]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise reader.refusal(place, keyword, f"{value!r:.60} is no number; give one")
+    return exact(value)
+
+
+def listed(reader: Reader, place: Place, keyword: str) -> list[Any]:
+    """Return the value of a keyword that is a list.
+
+    Raises:
+        RefusedError: If it is none.
+    """
+    value = place.schema[keyword]
+    if not isinstance(value, list):
+        raise reader.refusal(place, keyword, f"{value!r:.60} is no list; give one")
+    return value
+
+
+def named(reader: Reader, place: Place, keyword: str) -> dict[str, Any]:
+    """Return the value of a keyword that is an object; an empty one where there is no such keyword.
+
+    Raises:
+        RefusedError: If it is none.
+    """
+    value = place.schema.get(keyword, {})
+    if not isinstance(value, dict):
+        raise reader.refusal(place, keyword, f"{value!r:.60} is no object; give one")
+    return value
+
+
+def patterns_of(reader: Reader, place: Place, keyword: str, pattern: Any) -> list[str] | None:
+    """Return patterns that together are one, as they can be enforced; None, with a warning, where it cannot be.
+
+    Raises:
+        RefusedError: If it cannot, and the reader is not lenient.
+    """
+    if not isinstance(pattern, str):
+        raise reader.refusal(place, keyword, f"{pattern!r:.60} is no text; give a regular expression")
+    try:
+        return [sound(part) for part in parts(pattern)]
+    except PatternError as error:
+        why = f"the pattern {pattern!r:.100} cannot be enforced ({error}); write it without"
+        reader.refuse(place, keyword, why)
+        try:
+            return [sound(without_look_around(pattern))]
+        except PatternError:
+            return None
+
+
+def sound(pattern: str) -> str:
+    """Return a pattern in llguidance's syntax.
+
+    Raises:
+        PatternError: If llguidance cannot enforce it.
+    """
+    written = translated(pattern)
+    matches(written, "")
+    return written

@@ -1,0 +1,301 @@
+"""From the text of a JSON schema to sets of values: what each part of it allows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from referencing import Registry, Resource
+from referencing.exceptions import Unresolvable
+from referencing.jsonschema import DRAFT202012
+
+from hivellm_ort.errors import GrammarError, argument
+from hivellm_ort.grammar.schema.keywords import unknown_keyword
+from hivellm_ort.grammar.schema.shapes import (
+    ANY,
+    FALSE,
+    Array,
+    Conjunction,
+    Object,
+    Place,
+    Shapes,
+    child,
+    meet,
+)
+
+__all__ = ["Reader", "RefusedError", "children", "needed"]
+
+_MOST_SHAPES = 5_000
+
+
+class RefusedError(GrammarError):
+    """A part of a schema that answers cannot be held to."""
+
+
+class Reader:
+    """Reads the parts of one schema.
+
+    Args:
+        schema: The schema, an object.
+        source: Where it is from, for messages.
+        pointer: Where it stands in what was given.
+        lenient: Whether what cannot be enforced is left out with a warning instead of refused.
+
+    Attributes:
+        root: The whole schema.
+        lenient: As given.
+        warnings: What is to be said of the schema, each once.
+    """
+
+    def __init__(
+        self, schema: dict[str, Any], *, source: str, pointer: str = "", lenient: bool = False
+    ) -> None:
+        self.lenient = lenient
+        self.warnings: dict[str, None] = {}
+        self._source = source
+        self._pointers = dict(_pointers(schema, pointer))
+        self._places: dict[tuple[int, bool], Place] = {}
+        self._shapes: dict[Conjunction, Shapes] = {}
+        self._own: dict[Place, Shapes] = {}
+        self._reading: set[Place] = set()
+        self._sound: set[Conjunction] = set()
+        self._possible: dict[Conjunction, bool] = {}
+        self._made: dict[str, Any] = {}
+        # Up to draft 7 what stands beside a reference is not there, its $id included.
+        self._old = "/draft-0" in str(schema.get("$schema"))
+        resolver = self._resolver(schema, pointer, None)
+        self.root = self._places[id(schema), False] = Place(schema, resolver, pointer)
+
+    def place(self, schema: Any, resolver: Any, *, negated: bool = False) -> Place:
+        """Return the place of a part; the same for the same part.
+
+        Raises:
+            RefusedError: If it is no schema.
+        """
+        if isinstance(schema, bool):
+            return _TRUE if schema is not negated else FALSE
+        pointer = self._pointers.get(id(schema), "")
+        if not isinstance(schema, dict):
+            raise RefusedError(
+                f"{self._where(pointer)}: {schema!r:.60} is no schema; it must be an object, true or false"
+            )
+        key = (id(schema), negated)
+        if key not in self._places:
+            # References in a part that has an $id of its own are relative to that.
+            if "$id" in schema and not (self._old and "$ref" in schema):
+                resolver = self._resolver(schema, pointer, resolver)
+            self._places[key] = Place(schema, resolver, pointer, negated)
+        return self._places[key]
+
+    def part(self, place: Place, schema: Any, *, negated: bool = False) -> Conjunction:
+        """Return a part of a place as a conjunction; a bare reference is what it refers to."""
+        found = self.place(schema, place.resolver, negated=negated)
+        seen = set()
+        while isinstance(found.schema, dict) and "$ref" in found.schema and found not in seen:
+            if found.schema.keys() - _BESIDE_REF:
+                break
+            seen.add(found)
+            found = self.referred(found, found.schema["$ref"])
+        return () if found is _TRUE else (found,)
+
+    def made(self, place: Place, key: str, schema: Any) -> Conjunction:
+        """Return a schema that is not in the text but follows from it. The same for the same key."""
+        schema = self._made.setdefault(key, schema)
+        self._pointers.setdefault(id(schema), place.pointer)
+        return self.part(place, schema)
+
+    def referred(self, place: Place, reference: Any) -> Place:
+        """Return what a reference means.
+
+        Raises:
+            RefusedError: If there is nothing.
+        """
+        pointer = f"{place.pointer}/$ref"
+        if not isinstance(reference, str):
+            raise RefusedError(f"{self._where(pointer)}: it must be a text")
+        try:
+            resolved = place.resolver.lookup(reference)
+        except (Unresolvable, ValueError, LookupError, TypeError, AttributeError) as error:
+            cure = (
+                "it does not exist; put the definition where the $ref points to"
+                if reference.startswith("#")
+                else "put the definition into the schema itself, under $defs: nothing is fetched"
+            )
+            raise RefusedError(
+                f"{self._where(pointer)}: nothing is found under {reference!r:.100}: {cure}"
+            ) from error
+        return self.place(resolved.contents, resolved.resolver, negated=place.negated)
+
+    def shapes(self, conjunction: Conjunction) -> Shapes:
+        """Return the values that every place allows.
+
+        Raises:
+            RefusedError: If one of them says what answers cannot be held to.
+        """
+        if FALSE in conjunction:
+            return ()
+        found = self._shapes.get(conjunction)
+        if found is None:
+            found = ANY
+            for place in conjunction:
+                if place is _TRUE:
+                    continue
+                found = self.limited(place.pointer, meet(found, self._of(place)))
+            self._shapes[conjunction] = found
+        return found
+
+    def limited(self, pointer: str, shapes: Shapes) -> Shapes:
+        """Return the shapes.
+
+        Raises:
+            RefusedError: If they are too many.
+        """
+        if len(shapes) > _MOST_SHAPES:
+            raise RefusedError(
+                f"{self._where(pointer)}: it allows more than {_MOST_SHAPES} kinds of value; write it with fewer "
+                "alternatives inside alternatives"
+            )
+        return shapes
+
+    def check(self, conjunction: Conjunction) -> None:
+        """Raise RefusedError if something that these values are made of cannot be enforced."""
+        if conjunction in self._sound:
+            return
+        self._sound.add(conjunction)
+        try:
+            for shape in self.shapes(conjunction):
+                for inner in children(shape):
+                    self.check(inner)
+        except RefusedError:
+            self._sound.discard(conjunction)
+            raise
+
+    def possible(self, conjunction: Conjunction) -> bool:
+        """Say whether there may be such a value; False is certain.
+
+        Raises:
+            RefusedError: As `shapes`.
+        """
+        if conjunction not in self._possible:
+            self._possible[conjunction] = True  # for one that needs itself
+            self._possible[conjunction] = any(
+                all(self.possible(inner) for inner in needed(shape)) for shape in self.shapes(conjunction)
+            )
+        return self._possible[conjunction]
+
+    def refuse(self, place: Place, keyword: str, why: str) -> Shapes:
+        """Return any value, with a warning, where the reader is lenient.
+
+        Args:
+            place: Where the keyword is.
+            keyword: Its name, or a pointer below the place.
+            why: What cannot be enforced, and what to do instead.
+
+        Raises:
+            RefusedError: Where it is not.
+        """
+        if not self.lenient:
+            raise self.refusal(
+                place, keyword, f"{why}; or leave it unenforced with {argument('lenient', True)}"
+            )
+        self.warn(place, keyword, f"not enforced: {why}")
+        return ANY
+
+    def refusal(self, place: Place, keyword: str, why: str) -> RefusedError:
+        """Return the error that names a keyword by its pointer."""
+        return RefusedError(f"{self._where(_below(place, keyword))}: {why}")
+
+    def warn(self, place: Place, keyword: str, what: str) -> None:
+        """Keep a warning."""
+        self.warnings[f"{self._where(_below(place, keyword))}: {what}"] = None
+
+    def _resolver(self, schema: dict[str, Any], pointer: str, outer: Any) -> Any:
+        """What references in a schema are resolved by, inside what those around it are."""
+        try:
+            resource = Resource.from_contents(schema, default_specification=DRAFT202012)
+            if outer is not None:
+                return outer.in_subresource(resource)
+            uri = resource.id() or ""
+            return Registry().with_resource(uri, resource).resolver(uri)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise RefusedError(f"{self._where(pointer)}: its $id and $schema must be texts") from error
+
+    def _where(self, pointer: str) -> str:
+        return f"{self._source}, at {pointer}" if pointer else self._source
+
+    def _of(self, place: Place) -> Shapes:
+        found = self._own.get(place)
+        if found is not None:
+            return found
+        if place in self._reading:
+            raise RefusedError(
+                f"{self._where(place.pointer)}: it is defined by itself, so that no token may come next"
+            )
+        from hivellm_ort.grammar.schema import complement, rules
+
+        self._reading.add(place)
+        try:
+            if place.negated:
+                found = complement.of(self, place)
+            else:
+                self._tell(place)
+                found = ANY
+                for keyword, rule in rules.of(place.schema):
+                    found = self.limited(place.pointer, meet(found, rule(self, place, keyword)))
+        finally:
+            self._reading.discard(place)
+        self._own[place] = found
+        return found
+
+    def _tell(self, place: Place) -> None:
+        for name in place.schema:
+            said = unknown_keyword(name)
+            if said is not None:
+                self.warn(place, "", said)
+
+
+_TRUE = Place(True, None, "")
+_BESIDE_REF = frozenset(
+    {"$ref", "title", "description", "default", "examples", "deprecated", "$comment", "$schema"}
+)
+
+
+def children(shape: Any) -> list[Conjunction]:
+    """Return what the parts of such values are."""
+    match shape:
+        case Array():
+            return [*shape.prefix, shape.rest]
+        case Object():
+            inner = [conjunction for _, conjunction in (*shape.properties, *shape.patterns)]
+            return [*inner, shape.rest, *([shape.names] if shape.names else [])]
+        case _:
+            return []
+
+
+def needed(shape: Any) -> Iterator[Conjunction]:
+    """Yield the parts that every such value has."""
+    match shape:
+        case Array():
+            yield from (shape.item(index) for index in range(min(shape.least, len(shape.prefix) + 1)))
+        case Object():
+            yield from (child(shape, name) for name in shape.required)
+
+
+def _pointers(schema: Any, pointer: str) -> Iterator[tuple[int, str]]:
+    """The JSON pointer of every object of a document, by its identity."""
+    waiting = [(schema, pointer)]
+    while waiting:
+        node, pointer = waiting.pop()
+        if isinstance(node, dict):
+            yield id(node), pointer
+            waiting += [(value, f"{pointer}/{_escaped(name)}") for name, value in node.items()]
+        elif isinstance(node, list):
+            waiting += [(value, f"{pointer}/{index}") for index, value in enumerate(node)]
+
+
+def _below(place: Place, keyword: str) -> str:
+    return f"{place.pointer}/{keyword}" if keyword else place.pointer
+
+
+def _escaped(name: str) -> str:
+    return name.replace("~", "~0").replace("/", "~1")
