@@ -82,10 +82,16 @@ class GgufFile:
 
     def _opened(self, path: Path) -> _Reader:
         try:
-            return _Reader(path)
+            reader = _Reader(path)
         except Exception as error:  # the library raises what numpy and the file's bytes happen to cause
             reason = str(error).replace("\n", " ") or type(error).__name__
             raise ExportError(f"{path.name}: cannot be read as a base model: {reason}") from error
+        if reader.byte_order != "I":
+            raise ExportError(
+                f"{path.name}: its bytes are in the other order than this machine's, and the gguf package cannot "
+                "dequantise them: convert it with gguf-convert-endian"
+            )
+        return reader
 
     def value(self, key: str, kind: type[_Kind], default: Any = ...) -> _Kind:
         """The value of `key`, which must be of `kind`; an integer is also a float, a list is taken as it is.

@@ -172,11 +172,12 @@ def save(
     tensors: Mapping[str, np.ndarray] | None = None,
     *,
     raw: Mapping[str, tuple[np.ndarray, gguf.GGMLQuantizationType]] | None = None,
+    order: gguf.GGUFEndian = gguf.GGUFEndian.LITTLE,
 ) -> Path:
     """Write a file; keys whose value is None are left out. `raw` has tensors as bytes, with their types."""
     path.parent.mkdir(parents=True, exist_ok=True)
     keys = {key: value for key, value in keys.items() if value is not None}
-    writer = gguf.GGUFWriter(path, keys["general.architecture"])
+    writer = gguf.GGUFWriter(path, keys["general.architecture"], endianess=order)
     for key, value in keys.items():
         if key == "general.architecture":
             continue

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
 import gguf_files
 import numpy as np
 import pytest
@@ -266,3 +267,33 @@ def test_parts(refused: Refusal, tmp_path: Path) -> None:
     assert "give the first, tiny-00001-of-00003.gguf" in message
     _, message = refused(Path(first.rename(tmp_path / "tiny.gguf")))
     assert "tiny.gguf: split.count is 3" in message
+
+
+def test_bytes_in_the_other_order(refused: Refusal, tmp_path: Path) -> None:
+    """A file for a big-endian machine is refused: its numbers would be read wrong."""
+    path = gguf_files.save(tmp_path / "tiny.gguf", *parts(), order=gguf.GGUFEndian.BIG)
+    found, message = refused(path)
+    assert "ExportError" == found
+    assert message.startswith("tiny.gguf: its bytes are in the other order")
+
+
+def test_more_tokens_than_rows(refused: Refusal, tmp_path: Path) -> None:
+    """A vocabulary that is larger than the embedding is refused with both numbers."""
+    keys, tensors = parts()
+    for name, value in (("tokens", "one more"), ("token_type", gguf_files.NORMAL)):
+        keys[f"tokenizer.ggml.{name}"].append(value)
+    found, message = refused(gguf_files.save(tmp_path / "tiny.gguf", keys, tensors))
+    assert "ExportError" == found
+    assert "tokenizer.ggml.tokens has 261 tokens, and token_embd.weight has 260 rows" in message
+
+
+def test_more_rows_than_tokens(tmp_path: Path) -> None:
+    """Rows without a token, as padded embeddings have them, are part of the model."""
+    from hivellm_export.source import load_base
+
+    keys, tensors = parts()
+    for name in ("token_embd.weight", "output.weight"):
+        tensors[name] = np.concatenate([tensors[name], np.zeros((4, 32), np.float32)])
+    base = load_base(gguf_files.save(tmp_path / "tiny.gguf", keys, tensors))
+    assert 264 == base.architecture.vocab_size
+    assert 260 == len(base.tokenizer)

@@ -113,6 +113,14 @@ def tokenizer_ids(vocabulary: Vocabulary, folder: Path) -> list[int]:
     return tokenizer_of(vocabulary, folder)("")["input_ids"]
 
 
+@pytest.mark.parametrize(("name", "same"), [("Phi-3 mini", True), ("Llama 2", False)])
+def test_special_tokens_that_take_white_space(name: str, same: bool, tmp_path: Path) -> None:
+    """llama.cpp knows by the model's name that special tokens take the white space after them."""
+    tokenizer = tokenizer_of(gguf_files.character_vocabulary(), tmp_path, **{"general.name": name})
+    one, two = (tokenizer(f"<|user|>{blank}the</s>")["input_ids"] for blank in ("", " \n"))
+    assert same == (one == two)
+
+
 def test_several_templates(tmp_path: Path) -> None:
     """Templates by name come with the usual one, which is the one that the bundle gets."""
     values = {"tokenizer.chat_template": "usual", "tokenizer.chat_template.tool_use": "with tools"}
