@@ -35,17 +35,16 @@ BOUNDS = {
 }
 """By precision of the weights."""
 
-_ROUNDED_CACHE = 5e-2  # what keys and values in 8 bits may add to the KL, and to the errors of layers
+# What keys and values in 8 bits may add to the KL, and to the errors of layers.
+_ROUNDED_KL, _ROUNDED_LAYER = 5e-2, 2e-1
 
 
 def bound_of(precision: str, cache: str = "") -> Bound:
     """The bound of a precision, with keys and values of type `cache`."""
     bound = BOUNDS[precision]
-    return (
-        replace(bound, kl=bound.kl + _ROUNDED_CACHE, layer=bound.layer + _ROUNDED_CACHE)
-        if cache == "int8"
-        else bound
-    )
+    if cache != "int8":
+        return bound
+    return replace(bound, kl=bound.kl + _ROUNDED_KL, layer=bound.layer + _ROUNDED_LAYER)
 
 
 @dataclass(frozen=True)

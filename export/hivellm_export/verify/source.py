@@ -81,11 +81,12 @@ class _Folder:
     def __init__(self, path: Path):
         self.path = path
         self.config: dict[str, Any] = json.loads(decode_text((path / "config.json").read_bytes()))
-        index = path / "model.safetensors.index.json"
-        if (path / "model.safetensors").is_file():
-            self._places = dict.fromkeys(_names_in(path / "model.safetensors"), "model.safetensors")
-        else:
-            self._places = json.loads(decode_text(index.read_bytes()))["weight_map"]
+        files = ["model.safetensors"]
+        if not (path / files[0]).is_file():
+            index = json.loads(decode_text((path / "model.safetensors.index.json").read_bytes()))
+            files = sorted(set(index["weight_map"].values()))
+        # What the files hold, whatever the index lists of it.
+        self._places = {name: file for file in files for name in _names_in(path / file)}
 
     def names(self) -> set[str]:
         # Older files keep the frequencies as buffers.

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hivellm_export.verify.source import GgufSource, SourceFile
 from hivellm_ort.errors import ExportError
@@ -17,6 +17,15 @@ from hivellm_ort.textfile import decode_text
 __all__ = ["check_tokenizer", "sample_texts"]
 
 Encode = Callable[[str], list[int]]
+
+
+class _Reader(NamedTuple):
+    """An independent tokenizer: its name for messages, and the added tokens that it knows, None for all."""
+
+    name: str
+    encode: Encode
+    known: set[str] | None = None
+
 
 _silence: Any = None  # llama.cpp keeps the address of what it calls
 
@@ -64,8 +73,9 @@ def check_tokenizer(
     if not readers:
         return "tokenizer: not compared; install llama-cpp-python, or pass the original one with --tokenizer FOLDER"
     faults = []
-    for name, encode in readers:
-        fault = _first_difference(ours, encode, sample_texts(_added(ours)))
+    for name, encode, known in readers:
+        added = [token for token in _added(ours) if known is None or token in known]
+        fault = _first_difference(ours, encode, sample_texts(added))
         if fault is None:
             return None
         faults.append((name, fault))
@@ -89,19 +99,19 @@ def sample_texts(added: Sequence[str] = ()) -> list[str]:
     return [*single, *spaced, *led, *joined, *marked]
 
 
-def _readers(source: SourceFile, folders: Sequence[Path]) -> Iterator[tuple[str, Encode]]:
-    """Independent tokenizers of a source, each with its name for messages."""
+def _readers(source: SourceFile, folders: Sequence[Path]) -> Iterator[_Reader]:
+    """Independent tokenizers of a source."""
     if isinstance(source, GgufSource) and find_spec("llama_cpp") is not None:
-        yield "llama.cpp's", _llama_cpp(source.path)
+        yield _Reader("llama.cpp's", _llama_cpp(source.path))
     for folder in folders:
         try:
             own = _transformers(folder)
         except Exception:  # a class that this version of transformers does not know, and much else
             own = None
         if own is not None:
-            yield f"transformers' reading of {folder.name}", own
+            yield _Reader(f"transformers' reading of {folder.name}", own)
         if (folder / "tokenizer.json").is_file() and (own is None or _is_newer(folder)):
-            yield f"{folder.name}/tokenizer.json", _tokenizer_json(folder / "tokenizer.json")
+            yield _tokenizer_json(folder / "tokenizer.json")
 
 
 def _transformers(folder: Path) -> Encode:
@@ -111,11 +121,17 @@ def _transformers(folder: Path) -> Encode:
     return lambda text: list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _tokenizer_json(path: Path) -> Encode:
+def _tokenizer_json(path: Path) -> _Reader:
+    """The file alone: tokens that other files of the folder add are not known to it."""
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_buffer(path.read_bytes())
-    return lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)
+    tokenizer = Tokenizer.from_str(decode_text(path.read_bytes()))
+    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    return _Reader(
+        f"{path.parent.name}/{path.name}",
+        lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids),
+        known,
+    )
 
 
 def _llama_cpp(path: Path) -> Encode:
