@@ -349,7 +349,9 @@ def test_command(
     ]
     assert [None, [64]] == lengths
     lines = invoke(*arguments, "--output", tmp_path / "more").stdout.splitlines()
-    assert ["base", "bundle", "base", "bundle", "package", "done"] == [line.split()[0] for line in lines]
+    assert ["base", "bundle", "base", "bundle", "package", "verified", "done"] == [
+        line.split()[0] for line in lines
+    ]
 
 
 @pytest.mark.parametrize(
