@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from hivellm_export.pipeline import ExportReport, export
 from hivellm_export.verify import estimate
 from hivellm_export.verify.report import BOUNDS, Verification
+from hivellm_ort import ExportError
 from hivellm_ort.cli.main import main
 
 ModelFolder = Callable[[str], Path]
@@ -129,6 +130,17 @@ def test_rounded_cache(model_folder: ModelFolder, expert_folder: ExpertFolder, t
         assert one.kl is not None
         assert one.kl < one.bound
         assert one.bound > BOUNDS["int8"].kl
+
+
+def test_adapter_beyond_a_rounded_cache(model_folder: ModelFolder, tmp_path: Path) -> None:
+    """Keys and values that 8 bits cut off are an error, which says what to leave out."""
+    base, expert = model_folder("llama"), tmp_path / "expert"
+    tiny.with_manifest(tiny.save_adapter(expert, base, tiny.adapter_config("dora")))
+    tensors = load_file(expert / WEIGHTS)
+    save_file({name: 3 * tensor for name, tensor in tensors.items()}, expert / WEIGHTS, {"format": "pt"})
+    with pytest.raises(ExportError, match=r"layers\.[01] \(keys by .* beyond its scales: leave it out$"):
+        export(base, [expert], tmp_path / "out", precision="fp32", cache="int8", verify=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_same_bytes(model_folder: ModelFolder, expert_folder: ExpertFolder, tmp_path: Path) -> None:

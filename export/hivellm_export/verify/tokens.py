@@ -80,9 +80,11 @@ def check_tokenizer(
             return None
         faults.append((name, fault))
     name, (text, expected, actual) = faults[0]
+    pairs = enumerate(itertools.zip_longest(expected, actual))
+    first = next(place for place, (one, other) in pairs if one != other)
     raise ExportError(
-        f"{where}: the tokenizer differs from {name}: {text!r} gives {_short(actual)} and not {_short(expected)}"
-        f"{_blame(ours, text, expected)}"
+        f"{where}: the tokenizer differs from {name}: {text!r} gives {_short(actual[first:])} from token {first} on, "
+        f"and not {_short(expected[first:])}{_blame(ours, text, expected)}"
     )
 
 
