@@ -43,7 +43,7 @@ class GrammarCompiler:
         self._width = width
         self._vocabulary: Vocabulary | None = None
         self._building = Lock()
-        self._definitions: OrderedDict[tuple[str, GrammarLimits], Definition] = OrderedDict()
+        self._definitions: OrderedDict[tuple[str, str, GrammarLimits], Definition] = OrderedDict()
         self._keeping = Lock()
 
     def compile(
@@ -68,7 +68,7 @@ class GrammarCompiler:
                 cannot read the tokenizer.
         """
         vocabulary = self._built()
-        key = (grammar.digest, limits)
+        key = (grammar.digest, grammar.source, limits)  # a warning names the source
         with self._keeping:
             definition = self._definitions.get(key)
         if definition is None:
@@ -105,7 +105,7 @@ class GrammarCompiler:
             GrammarError: As `compile`.
         """
         with self._keeping:
-            definition = self._definitions.get((grammar.digest, limits))
+            definition = self._definitions.get((grammar.digest, grammar.source, limits))
         if definition is None:
             definition = to_llguidance(grammar, limits, self._built().named, exact=False)
         return definition.warnings

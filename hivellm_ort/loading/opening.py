@@ -13,6 +13,7 @@ from hivellm_ort.package.archive import DEFAULT_LIMITS, Limits
 from hivellm_ort.package.filecheck import Check
 from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
 from hivellm_ort.package.store import Store, UnpackedPackage, open_package
+from hivellm_ort.package.targets import FOLDER
 
 __all__ = ["open_with_progress", "read_manifest"]
 
@@ -24,12 +25,13 @@ def open_with_progress(
 ) -> UnpackedPackage:
     """As `open_package`, with a progress bar on a terminal; none where there is no standard error at all.
 
-    A folder with `adapter_config.json` needs no manifest: `read_manifest` drafts one. The notes on the package are
-    logged as INFO.
+    A folder that PEFT saved needs no manifest: `read_manifest` drafts one. One with graphs is a package that has lost
+    its own. The notes on the package are logged as INFO.
     """
     from tqdm import tqdm
 
-    if not (path / MANIFEST).is_file() and (path / ADAPTER_CONFIG).is_file():
+    peft = (path / ADAPTER_CONFIG).is_file() and not (path / FOLDER).exists()
+    if peft and not (path / MANIFEST).is_file():
         return UnpackedPackage(
             root=path, sha256="", adapter=None, bundles=(), members=(), skipped=(), notes=()
         )

@@ -13,7 +13,14 @@ import pytest
 from running import PROMPT, Packages, engine_of, prompt_ids, replace_files
 from tokenizers import Tokenizer, processors
 
-from hivellm_ort import Expert, ExpertManager, InferenceError, UnknownExpertError
+from hivellm_ort import (
+    Expert,
+    ExpertManager,
+    InferenceError,
+    OptionError,
+    OptionTypeError,
+    UnknownExpertError,
+)
 
 # It shows tools first, then every turn with its calls.
 TEMPLATE = (
@@ -140,11 +147,11 @@ def test_no_answer_holds_a_bad_word(lora: Expert, word: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"), [("ab", "bad_words is 'ab'"), (["a", ""], r"bad_words\[1\] is ''")]
+    ("words", "expected"), [("ab", "bad_words is str 'ab'"), (["a", ""], r"bad_words\[1\] is ''")]
 )
 def test_words_that_are_none(lora: Expert, words: Any, expected: str) -> None:
     """A text in place of a list, and an empty word, are named."""
-    with pytest.raises(ValueError, match=expected):
+    with pytest.raises((OptionError, OptionTypeError), match=expected):
         lora.generate(PROMPT, bad_words=words)
 
 

@@ -74,7 +74,8 @@ def test_bytes_that_are_no_text(run: Run, tmp_path: Path, option: str, data: byt
     """A file that is no text in its encoding is refused with its name."""
     (tmp_path / "text.txt").write_bytes(data)
     result = run(option, f"@{tmp_path / 'text.txt'}")
-    assert (2, "") == (result.exit_code, result.stdout)
+    assert 2 == result.exit_code
+    assert "text.txt cannot be read" in json.loads(result.stdout)["error"]["message"]
     assert "text.txt cannot be read" in " ".join(result.stderr.split())
 
 
