@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +18,15 @@ from hivellm_export.base_folder import BaseFolder
 from hivellm_export.config_fields import ARCHITECTURES
 from hivellm_export.gguf_base import read_gguf
 from hivellm_export.gguf_fit import check_size
+from hivellm_export.quiet import only_errors
 from hivellm_export.tokenizer_files import load_tokenizer
 from hivellm_ort.contract import Architecture
 from hivellm_ort.errors import ExpertError, ExportError
 from hivellm_ort.package.archive import sha256_file
 
 __all__ = ["ARCHITECTURES", "BaseModel", "load_base"]
+
+_LOGGERS = ("transformers", "gguf")  # they warn about their own defaults on every load
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def load_base(path: Path, tokenizer: Path | None = None) -> BaseModel:
 
 def _load_folder(path: Path, other: Path | None) -> BaseModel:
     path = path.resolve()  # `.` has no name for messages
-    with _quiet_transformers(), _reading(path):
+    with only_errors(*_LOGGERS), _reading(path):
         folder = BaseFolder.open(path)
         model, info = folder.load_model(
             dtype=torch.float32,
@@ -115,7 +117,7 @@ def _load_folder(path: Path, other: Path | None) -> BaseModel:
             ignore_mismatched_sizes=True,  # reported below, by name
         )
         _check_weights(path, model, info)
-    with _quiet_transformers(), _reading(other or path, "tokenizer"):
+    with only_errors(*_LOGGERS), _reading(other or path, "tokenizer"):
         if other is None:
             tokenizer = folder.load_tokenizer(model.config)
         else:
@@ -126,7 +128,7 @@ def _load_folder(path: Path, other: Path | None) -> BaseModel:
 
 
 def _load_gguf(path: Path, other: Path | None) -> BaseModel:
-    with _quiet_transformers(), _reading(path):
+    with only_errors(*_LOGGERS), _reading(path):
         base = read_gguf(path, other)
     return BaseModel(base.name, base.model, base.tokenizer, _digest(base.files))
 
@@ -162,17 +164,3 @@ def _reading(path: Path, what: str = "base model") -> Iterator[None]:
     except Exception as error:  # transformers, safetensors, tokenizers and gguf raise whatever they meet
         reason = " ".join(str(error).split())  # an error is one line
         raise ExportError(f"{path.name}: cannot be read as a {what}: {reason}") from error
-
-
-@contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Only errors: transformers warns about its own defaults on every load."""
-    loggers = [logging.getLogger(name) for name in ("transformers", "gguf")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

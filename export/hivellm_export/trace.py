@@ -19,7 +19,6 @@ The placeholders, all in domain `hivellm`, version 1:
 from __future__ import annotations
 
 import contextlib
-import logging
 import tempfile
 import warnings
 from collections import OrderedDict
@@ -35,6 +34,7 @@ from optimum.exporters.onnx.convert import export_pytorch
 from optimum.utils import NormalizedTextConfig
 from torch import nn
 
+from hivellm_export.quiet import only_errors
 from hivellm_ort.contract import past_names, present_names
 
 __all__ = ["DOMAIN", "OPSET", "trace_decoder"]
@@ -261,21 +261,10 @@ def trace_decoder(model: nn.Module) -> ir.Model:
 
     Returns a graph without weights whose inputs and outputs are those of contract v1 without adapters.
     """
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), _quiet("torch.onnx"):
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), only_errors("torch.onnx"):
         # The tracer warns about shapes made static and about operators it does not know: ours, on purpose.
         warnings.simplefilter("ignore")
         path = Path(folder) / "trace.onnx"
         config = _DecoderOnnxConfig(model.config, task="text-generation")
         export_pytorch(_Decoder(model), config, OPSET, path)
         return ir.load(path)
-
-
-@contextlib.contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    logger = logging.getLogger(name)
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
-import logging
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +15,7 @@ from typing import Any, TypeVar
 from torch import nn
 from tqdm import tqdm
 
+from hivellm_export.quiet import only_errors
 from hivellm_export.source import BaseModel
 from hivellm_export.verify.adapters import check_adapter, load_peft, merged_by_peft
 from hivellm_export.verify.answers import PROMPTS, Answers, Pass, bundle_pass, prompts, reference_pass
@@ -89,7 +88,7 @@ def verify(made: Made) -> Results:
     )  # reading all weights is counted as much as the prompts
     hidden = None if sys.stderr else True  # None: unless it is a terminal
     with (
-        _quiet(),
+        only_errors("hivellm_ort"),  # that packages are unsigned and the CPU stands in is meant
         tempfile.TemporaryDirectory() as cache,
         tqdm(
             total=steps * count, desc="verifying", unit="w", unit_scale=True, disable=hidden, delay=1
@@ -381,15 +380,3 @@ def _examples(folder: Path) -> list[str]:
         return ["\n".join(str(one[key]) for key in ("system", "user") if one.get(key)) for one in found]
     except (OSError, ValueError, TypeError, AttributeError):
         return []
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The runtime warns that packages are unsigned and that the CPU stands in; here both are meant."""
-    logger = logging.getLogger("hivellm_ort")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
