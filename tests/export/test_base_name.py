@@ -53,9 +53,9 @@ def test_name(path: str, expected: str, tmp_path: Path) -> None:
     ("original", "expected"),
     [
         ("Qwen/Qwen3-0.6B", "Qwen3-0.6B"),
-        ("/root/models/Qwen3-0.6B/", "Qwen3-0.6B"),
+        ("/home/me/models/Qwen3-0.6B/", "Qwen3-0.6B"),
         ("C:\\models\\Qwen3-0.6B", "Qwen3-0.6B"),
-        (f"/root/.cache/hub/models--Qwen--Qwen3-0.6B/snapshots/{COMMIT}", "Qwen3-0.6B"),
+        (f"/home/me/.cache/hub/models--Qwen--Qwen3-0.6B/snapshots/{COMMIT}", "Qwen3-0.6B"),
         (COMMIT, "above"),
         ("", "above"),
         (".", "above"),
