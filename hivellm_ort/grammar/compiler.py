@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GrammarCompiler", "compile_matcher", "to_llguidance"]
 
+_Key = tuple[str, str, GrammarLimits]
 _KEPT = 64
 _OWN_LIMITS = ("max_bytes", "max_options", "max_rules", "max_depth", "max_repetition", "max_expanded")
 
@@ -43,7 +44,7 @@ class GrammarCompiler:
         self._width = width
         self._vocabulary: Vocabulary | None = None
         self._building = Lock()
-        self._definitions: OrderedDict[tuple[str, str, GrammarLimits], Definition] = OrderedDict()
+        self._definitions: OrderedDict[_Key, Definition] = OrderedDict()
         self._keeping = Lock()
 
     def compile(
@@ -68,7 +69,7 @@ class GrammarCompiler:
                 cannot read the tokenizer.
         """
         vocabulary = self._built()
-        key = (grammar.digest, grammar.source, limits)  # a warning names the source
+        key = _key(grammar, limits)
         with self._keeping:
             definition = self._definitions.get(key)
         if definition is None:
@@ -105,7 +106,7 @@ class GrammarCompiler:
             GrammarError: As `compile`.
         """
         with self._keeping:
-            definition = self._definitions.get((grammar.digest, grammar.source, limits))
+            definition = self._definitions.get(_key(grammar, limits))
         if definition is None:
             definition = to_llguidance(grammar, limits, self._built().named, exact=False)
         return definition.warnings
@@ -115,6 +116,11 @@ class GrammarCompiler:
             if self._vocabulary is None:
                 self._vocabulary = Vocabulary(self._read_tokenizer(), self._width)
             return self._vocabulary
+
+
+def _key(grammar: Grammar, limits: GrammarLimits) -> _Key:
+    """Under what a translation is kept; the warnings of a JSON schema name its source."""
+    return grammar.digest, grammar.source if grammar.kind == "json_schema" else "", limits
 
 
 def to_llguidance(
