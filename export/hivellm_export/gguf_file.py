@@ -10,6 +10,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
+from hivellm_export.base_links import check_link
 from hivellm_ort.errors import ExportError
 
 __all__ = ["GgufFile", "parts_of"]
@@ -157,6 +158,7 @@ def parts_of(path: Path) -> list[Path]:
     for name in names:
         if not (path.parent / name).is_file():
             raise ExportError(f"{name} is missing: {path.name} is the first of {count} files")
+        check_link(path.parent / name)
     return [path, *(path.parent / name for name in names[1:])]
 
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from hivellm_ort.adapters.files import check_adapter_files
 from hivellm_ort.contract import ADAPTER_FILE
 from hivellm_ort.errors import BaseMismatchError, ManifestError
+from hivellm_ort.package.links import check_folder
 from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
 from hivellm_ort.package.members import bundle_members_of, root_members
 from hivellm_ort.package.packing import write
@@ -35,8 +36,11 @@ class ExpertSource:
         Raises:
             ManifestError: `manifest.json` is missing or wrong.
             AdapterError: the adapter's files are missing.
+            IntegrityError: the folder holds a link, a device or the like.
         """
         folder = Path(folder)
+        if folder.is_dir():
+            check_folder(folder)
         if not (folder / MANIFEST).is_file():
             raise ManifestError(f"{folder} has no {MANIFEST}: write it with 'hivellm-ort init {folder}'")
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hivellm_export.base_folder import BaseFolder
+from hivellm_export.base_links import check_links
 from hivellm_export.config_fields import ARCHITECTURES
 from hivellm_export.gguf_base import read_gguf
 from hivellm_export.gguf_fit import check_size
@@ -95,8 +97,11 @@ def load_base(path: Path, tokenizer: Path | None = None) -> BaseModel:
     Raises:
         UnsupportedArchitectureError: `model_type` is not in `ARCHITECTURES`, or the model uses a variant that the
             graph does not express.
-        ExportError: the path is neither, or its files cannot be read.
+        ExportError: the path is neither, its files cannot be read, or one is a link that leads out of the folder.
     """
+    for folder, sign in ((path, "config.json"), (tokenizer, "")):
+        if folder is not None and folder.is_dir() and os.path.lexists(folder / sign):
+            check_links(folder)
     if path.is_file() and path.suffix.lower() == ".gguf":
         return _load_gguf(path, tokenizer)
     if (path / "config.json").is_file():

@@ -13,6 +13,7 @@ import click
 from hivellm_ort.cli.output import json_option, print_json
 from hivellm_ort.errors import LoadError, ManifestError
 from hivellm_ort.loading.peft_folder import base_model, base_name, expert_name, manifest_document
+from hivellm_ort.package.links import check_folder
 from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
 from hivellm_ort.package.manifest_parts import PROMPT_TEMPLATES
 from hivellm_ort.text.prompt import dialect_of
@@ -77,6 +78,7 @@ def init(
     """
     if not folder.is_dir():
         raise LoadError(f"{folder}: not a folder; name the folder that PEFT saved")
+    check_folder(folder)
     path = folder / MANIFEST
     if path.exists() and not force:
         raise ManifestError(f"{path} is there already: change it by hand, or replace it with --force")

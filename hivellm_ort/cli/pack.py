@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -36,7 +37,7 @@ def pack(folder: Path, output: Path | None, strict: bool, as_json: bool) -> None
     if not folder.is_dir():
         raise LoadError(f"{folder}: not a folder; name the folder of an expert")
     path = folder / MANIFEST
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise ManifestError(f"{folder} has no {MANIFEST}: write it with 'hivellm-ort init {folder}'")
     package = open_package(folder, Store(), check="digest")
     manifest = ExpertManifest.from_file(path, strict=strict)

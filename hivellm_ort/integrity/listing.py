@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from hivellm_ort.errors import IntegrityError
 from hivellm_ort.package.archive import Limits, Member, sha256_file
+from hivellm_ort.package.links import files_below
 from hivellm_ort.package.manifest import MANIFEST
 from hivellm_ort.package.names import MemberNames, is_system_file, member_name, shown
 from hivellm_ort.package.store import UnpackedPackage
@@ -93,24 +93,11 @@ def compare(listed: Mapping[str, str], members: Mapping[str, Member]) -> None:
 def _walk(root: Path) -> Iterator[Member]:
     """The files under a folder, under the rules for the names of an archive."""
     names = MemberNames()
-    folders = [""]
-    count = 0
-    while folders:
-        prefix = folders.pop()
-        with os.scandir(root / prefix) as entries:
-            for entry in entries:
-                count += 1
-                if count > _MAX_FILES:
-                    raise IntegrityError(f"the folder holds more than {_MAX_FILES} files and folders")
-                name = member_name(prefix + entry.name)
-                folder = entry.is_dir(follow_symlinks=False)
-                names.add(name, directory=folder)
-                if folder:
-                    folders.append(f"{name}/")
-                elif entry.is_file(follow_symlinks=False):
-                    path = root / name
-                    yield Member(name, path.stat().st_size, sha256_file(path))
-                else:
-                    raise IntegrityError(
-                        f"{shown(name)} is a link or a device; only regular files are signed"
-                    )
+    for count, (found, folder) in enumerate(files_below(root), start=1):
+        if count > _MAX_FILES:
+            raise IntegrityError(f"the folder holds more than {_MAX_FILES} files and folders")
+        name = member_name(found)
+        names.add(name, directory=folder)
+        if not folder:
+            path = root / name
+            yield Member(name, path.stat().st_size, sha256_file(path))

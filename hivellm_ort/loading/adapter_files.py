@@ -105,7 +105,7 @@ def _checkpoint(root: Path, manifest: ExpertManifest) -> AdapterFiles:
 
 
 def _folders(root: Path, depth: int) -> Iterator[Path]:
-    for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.is_symlink()):
+    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
         yield folder
         if depth > 1:
             yield from _folders(folder, depth - 1)

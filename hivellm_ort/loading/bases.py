@@ -9,7 +9,14 @@ from pathlib import Path
 
 from hivellm_ort.adapters.prepared import PreparedAdapter
 from hivellm_ort.engine.devices import Device
-from hivellm_ort.errors import BaseMismatchError, LoadError, ManifestError, ProviderError, argument
+from hivellm_ort.errors import (
+    BaseMismatchError,
+    IntegrityError,
+    LoadError,
+    ManifestError,
+    ProviderError,
+    argument,
+)
 from hivellm_ort.loading.bundles import Bundle, best_first, none_before
 from hivellm_ort.package.filecheck import Check
 from hivellm_ort.package.manifest import BaseModelRef, ExpertManifest
@@ -159,7 +166,7 @@ def _opened(folders: Iterable[Path]) -> Iterable[Bundle]:
     for folder in folders:
         try:
             yield Bundle.open(folder)
-        except ManifestError as error:
+        except (IntegrityError, ManifestError) as error:
             _LOG.warning("%s is passed over: %s", folder, error)
 
 

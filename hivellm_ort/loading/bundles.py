@@ -14,6 +14,7 @@ from hivellm_ort.engine.devices import Device
 from hivellm_ort.engine.placement import Placement, fallback_hint, place
 from hivellm_ort.engine.targets import CPU, PROVIDERS, trouble
 from hivellm_ort.errors import ProviderError
+from hivellm_ort.package.links import check_folder
 
 __all__ = ["Bundle", "best_first", "none_before"]
 
@@ -31,12 +32,19 @@ class Bundle:
 
     @classmethod
     def open(cls, folder: Path) -> Bundle:
-        """Read a bundle's `decoder.json`.
+        """Read a bundle's `decoder.json`. The folder is the user's own, so links to files in it are followed.
 
         Raises:
             ManifestError: the folder is no base bundle, or one of another contract.
+            IntegrityError: it holds a named pipe, a device or the like, or a link to one.
         """
+        if folder.is_dir():
+            check_folder(folder, _followed)
         return cls(folder, DecoderConfig.from_file(folder / DECODER_JSON))
+
+
+def _followed(link: Path) -> str | None:
+    return None if link.is_file() or link.is_dir() else "is no file: put the file itself there"
 
 
 def best_first(bundles: Sequence[Bundle], device: Device, *, whose: str, exact: str = "") -> list[Bundle]:

@@ -11,6 +11,7 @@ from hivellm_ort.errors import AdapterError
 from hivellm_ort.loading.peft_folder import drafted_manifest
 from hivellm_ort.package.archive import DEFAULT_LIMITS, Limits
 from hivellm_ort.package.filecheck import Check
+from hivellm_ort.package.links import check_folder
 from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
 from hivellm_ort.package.store import Store, UnpackedPackage, open_package
 from hivellm_ort.package.targets import FOLDER
@@ -32,6 +33,7 @@ def open_with_progress(
 
     peft = (path / ADAPTER_CONFIG).is_file() and not (path / FOLDER).exists()
     if peft and not (path / MANIFEST).is_file():
+        check_folder(path)
         return UnpackedPackage(
             root=path, sha256="", adapter=None, bundles=(), members=(), skipped=(), notes=()
         )

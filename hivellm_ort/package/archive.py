@@ -137,6 +137,10 @@ def extract(
         destination.mkdir(parents=True, exist_ok=True)
         if any(destination.iterdir()):
             raise LoadError(f"{destination}: the folder to unpack into is not empty; name an empty one")
+        if package.exists() and not (package.is_file() or package.is_dir()):
+            raise LoadError(
+                f"{package}: a named pipe, a device or a socket, and no .expert file; check the path"
+            )
         with package.open("rb") as file, _emptied_on_error(destination):
             return _Extraction(destination, limits).run(
                 Inflated(file, max_ratio=limits.max_ratio, progress=progress)

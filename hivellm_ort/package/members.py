@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hivellm_ort.contract import DECODER_JSON
+from hivellm_ort.package.links import open_file
 from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
 from hivellm_ort.package.targets import FOLDER, files_of
 from hivellm_ort.textfile import decode_text, is_marked
@@ -42,10 +43,11 @@ def root_members(folder: Path, manifest: ExpertManifest) -> list[tuple[str, Path
 def as_utf8(path: Path) -> Path | bytes:
     """A file as a member: a text without the byte order mark that other readers of it refuse."""
     if path.name in (MANIFEST, _ADAPTER[0], *TOKENIZER_FILES):
-        with contextlib.suppress(OSError, UnicodeDecodeError):  # its reader says what is wrong
-            with path.open("rb") as file:
-                marked = is_marked(file.read(4))
-            return decode_text(path.read_bytes()).encode() if marked else path
+        # Its reader says what is wrong.
+        with contextlib.suppress(OSError, UnicodeDecodeError), open_file(path) as file:
+            if is_marked(file.read(4)):
+                file.seek(0)
+                return decode_text(file.read()).encode()
     return path
 
 

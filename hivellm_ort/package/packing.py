@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 from hivellm_ort.errors import IntegrityError
 from hivellm_ort.package.folders import sync_folder
+from hivellm_ort.package.links import open_file
 from hivellm_ort.package.names import MemberNames, is_system_file, member_name, never_loaded, shown
 from hivellm_ort.paths import StrPath
 
@@ -40,7 +41,8 @@ def write(
         progress: Called with the number of member bytes just packed.
 
     Raises:
-        IntegrityError: A name that `extract` would refuse or skip, or one name twice.
+        IntegrityError: A name that `extract` would refuse or skip, one name twice, or a source that is a link, a
+            device or the like.
         OSError: A source cannot be read or the package not written.
     """
     names = MemberNames()
@@ -86,7 +88,7 @@ def _pack(
     ):
         for name, source in members:
             info = tarfile.TarInfo(name)
-            with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as content:
+            with io.BytesIO(source) if isinstance(source, bytes) else open_file(source) as content:
                 info.size = content.seek(0, os.SEEK_END)
                 content.seek(0)
                 tar.addfile(info, _Tally(content, progress))

@@ -19,6 +19,7 @@ from hivellm_ort.package.bundle import stored_fault
 from hivellm_ort.package.entries import StoreEntry, StoreListing, listing_of
 from hivellm_ort.package.filecheck import Check, FileChecks, is_digest
 from hivellm_ort.package.folders import Layout, default_root, note_use
+from hivellm_ort.package.links import check_folder
 from hivellm_ort.package.manifest import MANIFEST
 from hivellm_ort.package.prepared import SUFFIX, prepared_fault, write_prepared
 from hivellm_ort.package.pruning import clear, fit, prune
@@ -260,7 +261,8 @@ def open_package(
         progress: Called with the number of compressed bytes just unpacked.
 
     Raises:
-        IntegrityError: A base of a folder differs from its `decoder.json`, or as `Store.unpack`.
+        IntegrityError: A folder holds a link or a device, or a base of it differs from its `decoder.json`, or as
+            `Store.unpack`.
         ManifestError: There is no `manifest.json`, or as `Store.unpack`.
         LoadError: The path is neither a file nor a folder, or as `Store.unpack`.
     """
@@ -269,6 +271,7 @@ def open_package(
         return store.unpack(path, limits=limits, check=check, progress=progress)
     if not path.is_dir():
         raise LoadError(f"{path}: neither a .expert file nor a folder; check the path")
+    check_folder(path)
     if not (path / MANIFEST).is_file():
         raise ManifestError(f"{path}: the folder has no {MANIFEST}; name a folder with an unpacked package")
     onnx = path / FOLDER

@@ -1,0 +1,119 @@
+"""Folders whose files are read in place: what in them is no file of their own is refused before anything is opened.
+
+A link in a folder that somebody sent leads where that somebody wants, such as to a private key of whoever packs it.
+A named pipe or a device never ends.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from hivellm_ort.errors import IntegrityError, LoadError
+from hivellm_ort.package.names import shown
+
+__all__ = ["Judge", "check_folder", "files_below", "open_file"]
+
+Judge = Callable[[Path], str | None]
+"""From a link to the rest of a sentence about why it is refused; None for a link that is allowed."""
+
+_NEVER = "is not followed: put the file itself there"
+_LONGEST = 240  # characters of a target in a message
+# Windows has neither flag: there a name is no named pipe, and a link that came after the check is followed.
+_AS_IT_IS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+
+
+def check_folder(folder: Path, judge: Judge | None = None) -> None:
+    """Refuse links, named pipes, devices and sockets anywhere below a folder. The folder itself may be a link.
+
+    Args:
+        folder: The folder.
+        judge: Which links are allowed; none by default. A link that is allowed is not followed here.
+
+    Raises:
+        IntegrityError: There is one; the message names it, and a link's target.
+        LoadError: A folder cannot be listed.
+    """
+    try:
+        for _ in files_below(folder, judge):
+            pass
+    except LoadError as error:
+        raise type(error)(f"{folder}: {error}") from error
+
+
+def files_below(folder: Path, judge: Judge | None = None) -> Iterator[tuple[str, bool]]:
+    """The names of all that is below a folder, joined by `/`, each with whether it is a folder.
+
+    Args:
+        folder: The folder.
+        judge: Which links are allowed; none by default. These are passed over.
+
+    Raises:
+        IntegrityError: Something is neither a file nor a folder, or a link that is not allowed.
+        LoadError: A folder cannot be listed.
+    """
+    prefixes = [""]
+    while prefixes:
+        prefix = prefixes.pop()
+        try:
+            with os.scandir(folder / prefix) as entries:
+                for entry in entries:
+                    name = prefix + entry.name
+                    if entry.is_symlink() or _is_junction(entry.path):
+                        fault = _NEVER if judge is None else judge(folder / name)
+                        if fault is not None:
+                            raise IntegrityError(
+                                f"{shown(name)} is a link to {_target(entry.path)}, which {fault}"
+                            )
+                        continue
+                    inner = entry.is_dir(follow_symlinks=False)
+                    if not inner and not entry.is_file(follow_symlinks=False):
+                        raise IntegrityError(_special(name))
+                    if inner:
+                        prefixes.append(f"{name}/")
+                    yield name, inner
+        except OSError as error:
+            raise LoadError(
+                f"folder {shown(prefix or '.')} cannot be listed: {error.strerror}; check its permissions"
+            ) from error
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a regular file to read. A link that took its place is not followed, and a named pipe is not waited for.
+
+    Raises:
+        IntegrityError: It is a link, a folder, a named pipe, a device or a socket.
+        OSError: It cannot be opened.
+    """
+    try:
+        file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | _AS_IT_IS))  # noqa: SIM115
+    except OSError as error:
+        if error.errno == errno.ELOOP or path.is_symlink():
+            raise IntegrityError(f"{shown(path.name)} is a link, which {_NEVER}") from error
+        raise
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise IntegrityError(_special(path.name))
+    return file
+
+
+def _special(name: str) -> str:
+    return f"{shown(name)} is a named pipe, a device or a socket, which is never opened: remove it"
+
+
+def _target(path: str) -> str:
+    try:
+        target = str(Path(path).readlink())
+    except OSError:
+        return "an unknown place"
+    return ascii(target if len(target) <= _LONGEST else target[:_LONGEST] + "...")
+
+
+def _is_junction(path: str) -> bool:
+    """Whether a folder is a junction of Windows, which Python knows since 3.12."""
+    known = getattr(os.path, "isjunction", None)
+    return known is not None and bool(known(path))
