@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set, ValuesView
-from contextlib import contextmanager
 from contextvars import ContextVar
 from types import BuiltinMethodType, MethodType
-from typing import Any, NamedTuple
+from typing import Any
 
 from hivellm_ort.errors import InferenceError
 
-__all__ = ["BUDGET", "MAX_BITS", "MAX_BYTES", "MAX_STEPS", "Budget", "TemplateLimitError", "budget_for"]
+__all__ = ["BUDGET", "MAX_BITS", "MAX_BYTES", "MAX_STEPS", "Budget", "Size", "TemplateLimitError"]
 
 MAX_STEPS = 1_000_000
 """Most steps of a rendering whose conversation is short."""
@@ -33,6 +32,8 @@ MAX_BITS = 1 << 16
 
 _MAX_DEPTH = 200  # of lists within lists
 
+_SMALL = 1 << 32  # of integers that need no check
+
 _NUMBER = re.compile(r"\d+")
 
 
@@ -40,12 +41,8 @@ class TemplateLimitError(InferenceError):
     """A chat template exceeds a limit; another form of the conversation would not help."""
 
 
-class _Size(NamedTuple):
-    """Most bytes that a value's text, or its JSON, can have; how many values it is; how deep they are nested."""
-
-    weight: int
-    values: int = 1
-    depth: int = 0
+Size = tuple[int, int, int]
+"""Most bytes that a value's text, or its JSON, can have; how many values it is; how deep they are nested."""
 
 
 class Budget:
@@ -66,7 +63,7 @@ class Budget:
         self.bytes = self.max_bytes = MAX_BYTES
         self._given = given
         # Nothing in the sandbox changes a list, so each is measured once. It is held: its id must stay its own.
-        self._kept: dict[int, tuple[Any, _Size]] = {}
+        self._kept: dict[int, tuple[Any, Size]] = {}
 
     def check(self) -> None:
         """Raise TemplateLimitError if a limit is exceeded."""
@@ -75,11 +72,11 @@ class Budget:
         if self._given is not None:
             given, self._given = self._given, None
             spent, self.steps = self.steps, MAX_STEPS
-            size = self.measure(given)
-            self.steps = spent + size.values * _STEPS_PER_VALUE
-            self.bytes += size.weight * _BYTES_PER_BYTE
-            self.max_steps += size.values * _STEPS_PER_VALUE
-            self.max_bytes += size.weight * _BYTES_PER_BYTE
+            weight, values, _ = self.measure(given)
+            self.steps = spent + values * _STEPS_PER_VALUE
+            self.bytes += weight * _BYTES_PER_BYTE
+            self.max_steps += values * _STEPS_PER_VALUE
+            self.max_bytes += weight * _BYTES_PER_BYTE
             self.check()
         elif self.steps < 0:
             raise TemplateLimitError(
@@ -109,29 +106,34 @@ class Budget:
             self.check()
             self.bytes += size
 
-    def measure(self, value: Any, depth: int = 0) -> _Size:
+    def measure(self, value: Any, depth: int = 0) -> Size:
         """Return the size of a value, which is not written for it: lists that hold a list twice may be endless."""
         if isinstance(value, str):
-            return _Size((6 if value.isascii() else 12) * len(value) + 2)  # as JSON escapes it
-        if value is None or isinstance(value, bool | float):
-            return _Size(24)
+            return (6 if value.isascii() else 12) * len(value) + 2, 1, 0  # as JSON escapes it
+        kind = type(value)
+        if kind is dict:
+            return self._measure_all(value, (*value, *value.values()), depth)
+        if kind is list or kind is tuple:
+            return self._measure_all(value, value, depth)
+        if value is None or kind is bool or kind is float:
+            return 24, 1, 0
         if isinstance(value, int):
-            return _Size(value.bit_length() // 3 + 2)
+            return value.bit_length() // 3 + 24, 1, 0
         if isinstance(value, bytes | bytearray):
-            return _Size(4 * len(value) + 12)
+            return 4 * len(value) + 12, 1, 0
         if isinstance(value, Mapping):
-            return self._measure_all(value, [*value.keys(), *value.values()], depth)
+            return self._measure_all(value, (*value.keys(), *value.values()), depth)
         if isinstance(value, list | tuple | Set | ValuesView):
             return self._measure_all(value, value, depth)
-        if type(value).__name__ == "Namespace":
+        if kind.__name__ == "Namespace":
             raise TemplateLimitError(
                 "the chat template writes or compares a namespace, which has no size of its own"
             )
         if isinstance(value, MethodType | BuiltinMethodType):
-            return _Size(self.measure(value.__self__, depth + 1).weight + 256)
-        return _Size(256)
+            return self.measure(value.__self__, depth + 1)[0] + 256, 1, 0
+        return 256, 1, 0
 
-    def _measure_all(self, value: Any, items: Iterable[Any], depth: int) -> _Size:
+    def _measure_all(self, value: Any, items: Iterable[Any], depth: int) -> Size:
         kept = self._kept.get(id(value))
         if kept is not None:
             return kept[1]
@@ -140,20 +142,24 @@ class Budget:
         self.step(len(value))
         weight, values, deepest = 16, 1, 0
         for item in items:
-            size = self.measure(item, depth + 1)
-            weight += size.weight + 8
-            values += size.values
-            deepest = max(deepest, size.depth)
+            if type(item) is str:
+                weight += (6 if item.isascii() else 12) * len(item) + 10
+                values += 1
+                continue
+            item_weight, item_values, item_depth = self.measure(item, depth + 1)
+            weight += item_weight + 8
+            values += item_values
+            deepest = max(deepest, item_depth)
         if deepest >= _MAX_DEPTH:
             raise TemplateLimitError(f"the chat template nests lists more than {_MAX_DEPTH} deep")
-        size = _Size(weight, values, deepest + 1)
+        size = weight, values, deepest + 1
         self._kept[id(value)] = value, size
         return size
 
     def made(self, value: Any) -> Any:
         """Return a new value, counted; iterators count what they give."""
         kind = type(value)
-        if isinstance(value, str):
+        if kind is str or isinstance(value, str):
             self.bytes -= len(value) if value.isascii() else 4 * len(value)
         elif value is None or kind is bool or kind is float:
             pass
@@ -189,15 +195,15 @@ class Budget:
 
     def read(self, value: Any) -> Any:
         """Return a value that is compared, hashed or searched, with the time that takes counted."""
-        if isinstance(value, str):
+        if type(value) is str or isinstance(value, str):
             if len(value) > 256:
                 self.step(len(value) >> 8)
         elif isinstance(value, int):
             self.whole(value)
         elif isinstance(value, range):
             self.step(len(value))  # searched item by item for what is no integer
-        elif value is not None:
-            self.step(self.measure(value).weight >> 6)
+        elif value is not None and not isinstance(value, float):
+            self.step(self.measure(value)[0] >> 6)
         return value
 
     def within(self, value: Any) -> Any:
@@ -211,12 +217,14 @@ class Budget:
 
     def text(self, value: Any) -> str:
         """Return `str(value)`."""
+        if type(value) is str:
+            return value
         if isinstance(value, str):
             return str(value)
         if isinstance(value, int):
             self.whole(value)
             return str(value)
-        self.require(self.measure(value).weight)
+        self.require(self.measure(value)[0])
         text = str(value)
         self.spend(len(text) if text.isascii() else 4 * len(text))
         return text
@@ -224,10 +232,12 @@ class Budget:
     def concat(self, pieces: Iterable[Any]) -> str:
         """Return the texts of values as one: `~`."""
         texts = [self.text(piece) for piece in pieces]
-        size = sum(len(text) if text.isascii() else 4 * len(text) for text in texts)
-        self.require(size if all(map(str.isascii, texts)) else 4 * sum(map(len, texts)))
-        self.spend(size + 64)
-        return "".join(texts)
+        size = sum(map(len, texts))
+        if 4 * size > self.bytes:
+            self.require(size if all(map(str.isascii, texts)) else 4 * size)
+        text = "".join(texts)
+        self.spend(64 + (size if text.isascii() else 4 * size))
+        return text
 
     def add(self, left: Any, right: Any) -> Any:
         """Return `left + right`."""
@@ -240,6 +250,8 @@ class Budget:
             if self.bytes < 0:
                 self.check()
             return result
+        if type(left) is int and type(right) is int and -_SMALL < left < _SMALL and -_SMALL < right < _SMALL:
+            return left + right
         for side in (left, right):
             self.whole(side)
             if hasattr(side, "__len__"):
@@ -274,13 +286,15 @@ class Budget:
 
     def apply(self, operator: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
         """Return what another operator makes of two values, which is no more than they are."""
+        if type(left) is int and type(right) is int and -_SMALL < left < _SMALL and -_SMALL < right < _SMALL:
+            return operator(left, right)
         return self.made(operator(self.read(left), self.read(right)))
 
     def printf(self, form: str | bytes, values: Any) -> None:
         """Raise TemplateLimitError if `form % values` may be too long."""
         text = form if isinstance(form, str) else form.decode("latin-1")
         size = 4 * len(text) + 4 * self.widths(text)
-        weight = self.measure(values).weight
+        weight = self.measure(values)[0]
         if "*" in text and isinstance(values, tuple):
             size += 4 * sum(abs(value) for value in values if isinstance(value, int))
         elif "*" in text and isinstance(values, int):
@@ -295,16 +309,6 @@ class Budget:
     def _bits(self, bits: int) -> None:
         if bits > MAX_BITS:
             raise TemplateLimitError(f"the chat template makes an integer of more than {MAX_BITS} bits")
-
-
-@contextmanager
-def budget_for(given: Any) -> Iterator[Budget]:
-    """Give a rendering its budget, in this thread."""
-    token = BUDGET.set(Budget(given))
-    try:
-        yield BUDGET.get()
-    finally:
-        BUDGET.reset(token)
 
 
 BUDGET: ContextVar[Budget] = ContextVar("hivellm_ort.template_budget")

@@ -15,9 +15,9 @@ import jinja2
 from jinja2 import nodes
 from jinja2.compiler import CodeGenerator, Frame
 from jinja2.ext import Extension
-from jinja2.runtime import Macro
+from jinja2.runtime import LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
-from jinja2.utils import _PassArg, generate_lorem_ipsum, pass_context
+from jinja2.utils import Namespace, _PassArg, generate_lorem_ipsum, pass_context
 
 from hivellm_ort.text.budget import BUDGET, Budget, TemplateLimitError
 from hivellm_ort.text.template_rules import FILTERS, METHODS, tojson, unknown_method
@@ -196,14 +196,14 @@ class _Formatter(SandboxedFormatter):
     def format_field(self, value: Any, format_spec: str) -> Any:
         budget = BUDGET.get()
         if not isinstance(value, str):
-            budget.require(budget.measure(value).weight)
+            budget.require(budget.measure(value)[0])
         budget.require(4 * budget.widths(format_spec))
         return budget.made(super().format_field(value, format_spec))
 
     def convert_field(self, value: Any, conversion: Any) -> Any:
         budget = BUDGET.get()
         if conversion is not None:
-            budget.require(budget.measure(value).weight)
+            budget.require(budget.measure(value)[0])
         return budget.made(super().convert_field(value, conversion)) if conversion is not None else value
 
 
@@ -223,8 +223,19 @@ class _Environment(ImmutableSandboxedEnvironment):
         return BUDGET.get().concat(pieces)
 
     def getattr(self, obj: Any, attribute: str) -> Any:
-        if type(obj) is dict and attribute not in _OF_MAPPINGS and attribute in obj:
-            return obj[attribute]
+        # What is asked for most, without the errors and checks in between that end the same.
+        kind = type(obj)
+        if kind is dict:
+            if attribute not in _OF_MAPPINGS and attribute in obj:
+                return obj[attribute]
+        elif kind is str:
+            if attribute in _OF_TEXTS:
+                return getattr(obj, attribute)
+        elif (kind is LoopContext or kind is Namespace) and attribute[0] != "_":
+            try:
+                return getattr(obj, attribute)
+            except AttributeError:
+                pass
         return super().getattr(obj, attribute)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
@@ -234,12 +245,15 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         budget = BUDGET.get()
-        budget.step(len(args) + len(kwargs))
+        budget.steps -= len(args) + len(kwargs)
         own = obj.__self__ if isinstance(obj, _METHODS) else None
         if isinstance(own, _COUNTED):
-            given = {key: value for key, value in kwargs.items() if key not in ("_loop_vars", "_block_vars")}
+            kwargs.pop("_loop_vars", None)
+            kwargs.pop("_block_vars", None)
             rule: Callable[..., Any] = METHODS.get(obj.__name__, unknown_method)
-            args = rule(budget, own, *args, **given) or args
+            args = rule(budget, own, *args, **kwargs) or args
+            if type(own) is str:
+                return budget.made(obj(*args, **kwargs))
         elif type(obj) is not Macro:
             for value in args:
                 if isinstance(value, list | tuple | dict):
@@ -265,6 +279,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 
 _OF_MAPPINGS = frozenset(dir(dict))
+_OF_TEXTS = frozenset(name for name in dir(str) if name[0] != "_") - {"format", "format_map"}
 _METHODS = BuiltinMethodType, MethodType
 _COUNTED = str, bytes, bytearray, int, float, list, tuple, Mapping, type
 
@@ -278,7 +293,8 @@ def _counted(function: Callable[..., Any], rule: Callable[..., Any]) -> Callable
     @wraps(function)
     def counted(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:
         budget = BUDGET.get()
-        budget.step(len(args) + len(kwargs))
+        if args:
+            budget.step(len(args))
         value = rule(budget, value, *args, **kwargs)
         if passed is None:
             return budget.made(function(value, *args, **kwargs))

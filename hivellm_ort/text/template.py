@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hivellm_ort.errors import InferenceError, LoadError
-from hivellm_ort.text.budget import TemplateLimitError, budget_for
+from hivellm_ort.text.budget import BUDGET, Budget, TemplateLimitError
 from hivellm_ort.text.forms import Conversation, Forms
 from hivellm_ort.text.guard import Guard
 from hivellm_ort.text.template_source import CHATML, CHATML_STOPS, MAX_SOURCE, read_template_source
@@ -174,13 +174,13 @@ class ChatTemplate:
             context["enable_thinking"] = enable_thinking
         pieces: list[str] = []
         room = self._max_characters
+        token = BUDGET.set(Budget((context["messages"], tools)))
         try:
-            with budget_for((context["messages"], tools)):
-                for piece in (self._template if tools is None else self._tool_use).generate(context):
-                    room -= len(piece)
-                    if room < 0:
-                        break
-                    pieces.append(piece)
+            for piece in (self._template if tools is None else self._tool_use).generate(context):
+                room -= len(piece)
+                if room < 0:
+                    break
+                pieces.append(piece)
         except TemplateLimitError:
             raise
         except Exception as error:
@@ -188,6 +188,8 @@ class ChatTemplate:
             raise InferenceError(
                 f"the chat template cannot render these messages: {_words(error)}"
             ) from error
+        finally:
+            BUDGET.reset(token)
         if room < 0:
             raise InferenceError(
                 f"the chat template wrote more than {self._max_characters} characters; shorten the messages"

@@ -175,7 +175,7 @@ def _texts(budget: Budget, value: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _slow(budget: Budget, value: Any, *args: Any, **kwargs: Any) -> Any:
     """For what wraps, escapes and pretty-prints, with expressions whose time may grow with the square."""
-    size = sum(budget.measure(one).weight for one in (value, *args, *kwargs.values()))
+    size = sum(budget.measure(one)[0] for one in (value, *args, *kwargs.values()))
     budget.step(size + (size * size >> 10))
     return _texts(budget, value) if not isinstance(value, Mapping) else value
 
@@ -237,11 +237,13 @@ def _tojson(
     separators: Any = None,
     sort_keys: Any = False,
 ) -> Any:
-    size = budget.measure(value)
+    weight, values, depth = budget.measure(value)
+    if indent is None and separators is None and 16 * weight < budget.bytes:
+        return value
     between = sum(map(_length, separators)) if isinstance(separators, list | tuple) else 4
-    inner = _length(indent) * (size.depth + 1)
-    budget.require(size.weight + 4 * size.values * (between + inner))
-    budget.step(size.values)
+    inner = _length(indent) * (depth + 1)
+    budget.require(weight + 4 * values * (between + inner))
+    budget.step(values)
     return value
 
 
@@ -267,7 +269,7 @@ def _ordered(budget: Budget, value: Any, *args: Any, **kwargs: Any) -> Any:
         length = len(value)
         rounds = length.bit_length() + 1
         budget.walk(value, 8 + rounds + (len(path) if isinstance(path, str) else 1))
-        budget.step(rounds * budget.measure(value).weight >> 6)
+        budget.step(rounds * budget.measure(value)[0] >> 6)
     return value
 
 
@@ -276,7 +278,7 @@ def _joins(budget: Budget, value: Any, d: Any = "", attribute: Any = None) -> An
         return value
     items = list(value)
     budget.walk(items, 4 + _length(attribute) if isinstance(attribute, str) else 4)
-    weight = sum(len(i) * 4 if isinstance(i, str) else budget.measure(i).weight for i in items)
+    weight = sum(len(i) * 4 if isinstance(i, str) else budget.measure(i)[0] for i in items)
     budget.require(weight + 4 * len(items) * len(budget.text(d)))
     return items
 
