@@ -239,7 +239,10 @@ class _Environment(ImmutableSandboxedEnvironment):
         return super().getattr(obj, attribute)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        if type(argument) is not str and type(argument) is not int:
+        kind = type(argument)
+        if kind is str and type(obj) is dict and argument in obj:
+            return obj[argument]
+        if kind is not str and kind is not int:
             BUDGET.get().read(argument)  # to hash it takes time
         return super().getitem(obj, argument)
 

@@ -41,7 +41,7 @@ class ChatTemplate:
     """A compiled chat template; rendering is thread-safe.
 
     Args:
-        source: The jinja2 text, at most 1 MiB.
+        source: The jinja2 text, at most 256 KiB.
         bos_token: What the template sees as `bos_token`; None leaves it undefined, as transformers does.
         eos_token: What the template sees as `eos_token`; None leaves it undefined.
         stops: Texts that begin the next turn, for models whose turns do not end with a token.
@@ -276,10 +276,14 @@ class ChatTemplate:
 def _compiled(source: str, name: str) -> jinja2.Template:
     import jinja2
 
-    from hivellm_ort.text.sandbox import chat_environment
+    from hivellm_ort.text.sandbox import MAX_NODES, chat_environment
 
     if len(source) > MAX_SOURCE:
         raise LoadError(f"{name}: longer than {MAX_SOURCE} characters; shorten it")
+    if (
+        source.count("{{") + source.count("{%") > MAX_NODES // 2
+    ):  # known before it is parsed, which takes longer
+        raise LoadError(f"{name}: the chat template has more than {MAX_NODES} parts; simplify it")
     try:
         return chat_environment().from_string(source)
     except jinja2.TemplateSyntaxError as error:

@@ -225,7 +225,8 @@ def _format(budget: Budget, value: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _trim(budget: Budget, value: Any, chars: Any = None) -> Any:
     value = _texts(budget, value)
-    budget.step(len(value) * _length(chars) >> 6)
+    if chars is not None:
+        budget.step(len(value) * _length(chars) >> 6)
     return value
 
 
