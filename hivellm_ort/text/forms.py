@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any, Literal, NoReturn
 
 from hivellm_ort.errors import InferenceError, OptionError
+from hivellm_ort.text.budget import TemplateLimitError
 from hivellm_ort.text.messages import SYSTEM_ROLES, function_of, text_of
 
 __all__ = ["Conversation", "Forms"]
@@ -179,6 +180,8 @@ class Forms:
         """Return what the template does not show in this form; None if it refuses it or shows what it must not."""
         try:
             text = self._render(form.write(probe))
+        except TemplateLimitError:
+            raise  # it would take as long in every form
         except InferenceError:
             return None
         if form.empty is None and "None" in text:

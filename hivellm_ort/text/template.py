@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hivellm_ort.errors import InferenceError, LoadError
+from hivellm_ort.text.budget import BUDGET, Budget, TemplateLimitError
 from hivellm_ort.text.forms import Conversation, Forms
 from hivellm_ort.text.guard import Guard
 from hivellm_ort.text.template_source import CHATML, CHATML_STOPS, MAX_SOURCE, read_template_source
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["ChatTemplate", "Prompt", "end_of_turn_ids"]
 
 _MAX_OUTPUT = 4 << 20
+_MAX_WORDS = 1000  # of a template's own error
 
 
 class Prompt(NamedTuple):
@@ -39,7 +41,7 @@ class ChatTemplate:
     """A compiled chat template; rendering is thread-safe.
 
     Args:
-        source: The jinja2 text, at most 1 MiB.
+        source: The jinja2 text, at most 256 KiB.
         bos_token: What the template sees as `bos_token`; None leaves it undefined, as transformers does.
         eos_token: What the template sees as `eos_token`; None leaves it undefined.
         stops: Texts that begin the next turn, for models whose turns do not end with a token.
@@ -163,7 +165,7 @@ class ChatTemplate:
 
         Raises:
             InferenceError: If the template refuses the messages (`raise_exception`), fails, does what the
-                sandbox forbids, or writes more than `max_characters`.
+                sandbox forbids, writes more than `max_characters`, or exceeds a limit of `text.budget`.
         """
         # transformers defines tools and documents too, as None.
         context: dict[str, object] = {**self._tokens, "tools": tools, "documents": None}
@@ -172,15 +174,22 @@ class ChatTemplate:
             context["enable_thinking"] = enable_thinking
         pieces: list[str] = []
         room = self._max_characters
+        token = BUDGET.set(Budget((context["messages"], tools)))
         try:
             for piece in (self._template if tools is None else self._tool_use).generate(context):
                 room -= len(piece)
                 if room < 0:
                     break
                 pieces.append(piece)
+        except TemplateLimitError:
+            raise
         except Exception as error:
             # A template is a program of someone else: whatever it raises is its failure, not ours.
-            raise InferenceError(f"the chat template cannot render these messages: {error}") from error
+            raise InferenceError(
+                f"the chat template cannot render these messages: {_words(error)}"
+            ) from error
+        finally:
+            BUDGET.reset(token)
         if room < 0:
             raise InferenceError(
                 f"the chat template wrote more than {self._max_characters} characters; shorten the messages"
@@ -267,10 +276,14 @@ class ChatTemplate:
 def _compiled(source: str, name: str) -> jinja2.Template:
     import jinja2
 
-    from hivellm_ort.text.sandbox import chat_environment
+    from hivellm_ort.text.sandbox import MAX_NODES, chat_environment
 
     if len(source) > MAX_SOURCE:
         raise LoadError(f"{name}: longer than {MAX_SOURCE} characters; shorten it")
+    if (
+        source.count("{{") + source.count("{%") > MAX_NODES // 2
+    ):  # known before it is parsed, which takes longer
+        raise LoadError(f"{name}: the chat template has more than {MAX_NODES} parts; simplify it")
     try:
         return chat_environment().from_string(source)
     except jinja2.TemplateSyntaxError as error:
@@ -278,9 +291,17 @@ def _compiled(source: str, name: str) -> jinja2.Template:
             f"{name}, line {error.lineno}: syntax error ({error.message}); "
             "correct it, or export the base again"
         ) from error
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+    except TemplateLimitError as error:
+        raise LoadError(f"{name}: {error}; simplify it") from error
+    except Exception as error:
         # jinja2 writes Python: source that it accepts may still be too deeply nested to compile.
-        raise LoadError(f"{name}: cannot be compiled ({error}); simplify it") from error
+        raise LoadError(f"{name}: cannot be compiled ({_words(error)}); simplify it") from error
+
+
+def _words(error: Exception) -> str:
+    """Return what an error says, or its kind where it says nothing: `MemoryError`."""
+    text = str(error) or type(error).__name__
+    return text if len(text) <= _MAX_WORDS else f"{text[:_MAX_WORDS]}…"
 
 
 def end_of_turn_ids(template: ChatTemplate, tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -297,10 +318,15 @@ def end_of_turn_ids(template: ChatTemplate, tokenizer: Tokenizer) -> tuple[int, 
 
     Raises:
         InferenceError: If the template refuses one user turn and one assistant turn.
+        LoadError: If it exceeds a limit with them: no conversation can be rendered.
     """
     marker = "endofturnmarker"
     messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": marker}]
-    _, found, rest = template.render(messages, add_generation_prompt=False).rpartition(marker)
+    try:
+        text = template.render(messages, add_generation_prompt=False)
+    except TemplateLimitError as error:
+        raise LoadError(f"{error}; use another template") from error
+    _, found, rest = text.rpartition(marker)
     ids: list[int] = []
     for token_id in tokenizer.encode(rest.lstrip()) if found else []:
         if not tokenizer.is_special(token_id):

@@ -27,7 +27,7 @@ CHATML = """\
 CHATML_STOPS = ("<|im_end|>",)
 """Where an answer in ChatML ends if the tokenizer has no such token."""
 
-MAX_SOURCE = 1 << 20
+MAX_SOURCE = 1 << 18
 """Most characters of a template, and bytes of its file."""
 
 _FILE = "chat_template.jinja"

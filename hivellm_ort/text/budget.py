@@ -1,0 +1,315 @@
+"""What one rendering of a chat template may use: steps and bytes.
+
+A template is a program of someone else. Its loops, calls and operators count here before they do anything that
+multiplies, so that no template runs without end or fills the memory. Steps are the parts of the template that run,
+and what is read; bytes are what is made, whether it is kept or not. Both are bounded by the template alone, and by
+the conversation: a long one may take more.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set, ValuesView
+from contextvars import ContextVar
+from types import BuiltinMethodType, MethodType
+from typing import Any
+
+from hivellm_ort.errors import InferenceError
+
+__all__ = ["BUDGET", "MAX_BITS", "MAX_BYTES", "MAX_STEPS", "Budget", "Size", "TemplateLimitError"]
+
+MAX_STEPS = 1_000_000
+"""Most steps of a rendering whose conversation is short."""
+
+MAX_BYTES = 32 << 20
+"""Most bytes that it makes."""
+
+_STEPS_PER_VALUE = 2_000  # for every role, text and argument of the conversation
+_BYTES_PER_BYTE = 32  # for every byte of the conversation
+
+MAX_BITS = 1 << 16
+"""Most bits of an integer."""
+
+_MAX_DEPTH = 200  # of lists within lists
+
+_SMALL = 1 << 32  # of integers that need no check
+
+_NUMBER = re.compile(r"\d+")
+
+
+class TemplateLimitError(InferenceError):
+    """A chat template exceeds a limit; another form of the conversation would not help."""
+
+
+Size = tuple[int, int, int]
+"""Most bytes that a value's text, or its JSON, can have; how many values it is; how deep they are nested."""
+
+
+class Budget:
+    """The steps and bytes that a rendering has left.
+
+    Args:
+        given: What is rendered. It is measured only if the template needs more than one with little to say.
+
+    Attributes:
+        steps: Left.
+        bytes: Left.
+    """
+
+    __slots__ = ("_given", "_kept", "bytes", "max_bytes", "max_steps", "steps")
+
+    def __init__(self, given: Any = None) -> None:
+        self.steps = self.max_steps = MAX_STEPS
+        self.bytes = self.max_bytes = MAX_BYTES
+        self._given = given
+        # Nothing in the sandbox changes a list, so each is measured once. It is held: its id must stay its own.
+        self._kept: dict[int, tuple[Any, Size]] = {}
+
+    def check(self) -> None:
+        """Raise TemplateLimitError if a limit is exceeded."""
+        if self.steps >= 0 and self.bytes >= 0:
+            return
+        if self._given is not None:
+            given, self._given = self._given, None
+            spent, self.steps = self.steps, MAX_STEPS
+            weight, values, _ = self.measure(given)
+            self.steps = spent + values * _STEPS_PER_VALUE
+            self.bytes += weight * _BYTES_PER_BYTE
+            self.max_steps += values * _STEPS_PER_VALUE
+            self.max_bytes += weight * _BYTES_PER_BYTE
+            self.check()
+        elif self.steps < 0:
+            raise TemplateLimitError(
+                f"the chat template takes more than {self.max_steps} steps for these messages: it loops too often"
+            )
+        else:
+            raise TemplateLimitError(
+                f"the chat template makes more than {self.max_bytes} bytes of text and lists for these messages"
+            )
+
+    def spend(self, size: int) -> None:
+        """Count bytes that were made."""
+        self.bytes -= size
+        if self.bytes < 0:
+            self.check()
+
+    def step(self, count: int) -> None:
+        """Count steps."""
+        self.steps -= count
+        if self.steps < 0:
+            self.check()
+
+    def require(self, size: int) -> None:
+        """Raise TemplateLimitError if so many bytes are not left; called before they are made."""
+        if size > self.bytes:
+            self.bytes -= size
+            self.check()
+            self.bytes += size
+
+    def measure(self, value: Any, depth: int = 0) -> Size:
+        """Return the size of a value, which is not written for it: lists that hold a list twice may be endless."""
+        if isinstance(value, str):
+            return (6 if value.isascii() else 12) * len(value) + 2, 1, 0  # as JSON escapes it
+        kind = type(value)
+        if kind is dict:
+            return self._measure_all(value, (*value, *value.values()), depth)
+        if kind is list or kind is tuple:
+            return self._measure_all(value, value, depth)
+        if value is None or kind is bool or kind is float:
+            return 24, 1, 0
+        if isinstance(value, int):
+            return value.bit_length() // 3 + 24, 1, 0
+        if isinstance(value, bytes | bytearray):
+            return 4 * len(value) + 12, 1, 0
+        if isinstance(value, Mapping):
+            return self._measure_all(value, (*value.keys(), *value.values()), depth)
+        if isinstance(value, list | tuple | Set | ValuesView):
+            return self._measure_all(value, value, depth)
+        if kind.__name__ == "Namespace":
+            raise TemplateLimitError(
+                "the chat template writes or compares a namespace, which has no size of its own"
+            )
+        if isinstance(value, MethodType | BuiltinMethodType):
+            return self.measure(value.__self__, depth + 1)[0] + 256, 1, 0
+        return 256, 1, 0
+
+    def _measure_all(self, value: Any, items: Iterable[Any], depth: int) -> Size:
+        kept = self._kept.get(id(value))
+        if kept is not None:
+            return kept[1]
+        if depth > _MAX_DEPTH:
+            raise TemplateLimitError(f"the chat template nests lists more than {_MAX_DEPTH} deep")
+        self.step(len(value))
+        weight, values, deepest = 16, 1, 0
+        for item in items:
+            if type(item) is str:
+                weight += (6 if item.isascii() else 12) * len(item) + 10
+                values += 1
+                continue
+            item_weight, item_values, item_depth = self.measure(item, depth + 1)
+            weight += item_weight + 8
+            values += item_values
+            deepest = max(deepest, item_depth)
+        if deepest >= _MAX_DEPTH:
+            raise TemplateLimitError(f"the chat template nests lists more than {_MAX_DEPTH} deep")
+        size = weight, values, deepest + 1
+        self._kept[id(value)] = value, size
+        return size
+
+    def made(self, value: Any) -> Any:
+        """Return a new value, counted; iterators count what they give."""
+        kind = type(value)
+        if kind is str or isinstance(value, str):
+            self.bytes -= len(value) if value.isascii() else 4 * len(value)
+        elif value is None or kind is bool or kind is float:
+            pass
+        elif kind is int:
+            self.whole(value)
+        elif isinstance(value, list | tuple):
+            self.bytes -= 16 * len(value)
+        elif isinstance(value, bytes):
+            self.bytes -= len(value)
+        elif isinstance(value, Set | Mapping):
+            self.bytes -= 128 * len(value)
+        elif isinstance(value, Iterator) and not hasattr(value, "depth0"):  # which a loop is
+            return self.each(value)
+        self.bytes -= 64
+        if self.bytes < 0:
+            self.check()
+        return value
+
+    def each(self, items: Iterable[Any], cost: int = 8) -> Iterator[Any]:
+        """Yield the items of an iterator, each counted."""
+        for item in items:
+            self.steps -= cost
+            self.bytes -= 64
+            if self.steps < 0 or self.bytes < 0:
+                self.check()
+            yield item
+
+    def walk(self, value: Any, cost: int = 2) -> None:
+        """Count what a filter does with every item of a value; iterators count by themselves."""
+        if hasattr(value, "__len__"):
+            self.step(len(value) * cost)
+            self.spend(len(value) * 64)
+
+    def read(self, value: Any) -> Any:
+        """Return a value that is compared, hashed or searched, with the time that takes counted."""
+        if type(value) is str or isinstance(value, str):
+            if len(value) > 256:
+                self.step(len(value) >> 8)
+        elif isinstance(value, int):
+            self.whole(value)
+        elif isinstance(value, range):
+            self.step(len(value))  # searched item by item for what is no integer
+        elif value is not None and not isinstance(value, float):
+            self.step(self.measure(value)[0] >> 6)
+        return value
+
+    def within(self, value: Any) -> Any:
+        """As `read`, for what is on the right of `in`: a mapping finds by hash."""
+        return value if type(value) is dict else self.read(value)
+
+    def whole(self, value: Any) -> None:
+        """Raise TemplateLimitError for an integer that is too large to count with."""
+        if isinstance(value, int) and value.bit_length() > MAX_BITS:
+            raise TemplateLimitError(f"the chat template makes an integer of more than {MAX_BITS} bits")
+
+    def text(self, value: Any) -> str:
+        """Return `str(value)`."""
+        if type(value) is str:
+            return value
+        if isinstance(value, str):
+            return str(value)
+        if isinstance(value, int):
+            self.whole(value)
+            return str(value)
+        self.require(self.measure(value)[0])
+        text = str(value)
+        self.spend(len(text) if text.isascii() else 4 * len(text))
+        return text
+
+    def concat(self, pieces: Iterable[Any]) -> str:
+        """Return the texts of values as one: `~`."""
+        texts = [self.text(piece) for piece in pieces]
+        size = sum(map(len, texts))
+        if 4 * size > self.bytes:
+            self.require(size if all(map(str.isascii, texts)) else 4 * size)
+        text = "".join(texts)
+        self.spend(64 + (size if text.isascii() else 4 * size))
+        return text
+
+    def add(self, left: Any, right: Any) -> Any:
+        """Return `left + right`."""
+        if type(left) is str and type(right) is str:
+            size = len(left) + len(right)
+            if 4 * size > self.bytes:
+                self.require(4 * size)
+            result = left + right
+            self.bytes -= 64 + (size if result.isascii() else 4 * size)
+            if self.bytes < 0:
+                self.check()
+            return result
+        if type(left) is int and type(right) is int and -_SMALL < left < _SMALL and -_SMALL < right < _SMALL:
+            return left + right
+        for side in (left, right):
+            self.whole(side)
+            if hasattr(side, "__len__"):
+                self.require(len(side) * 24)
+        return self.made(left + right)
+
+    def multiply(self, left: Any, right: Any) -> Any:
+        """Return `left * right`."""
+        for times, repeated in ((left, right), (right, left)):
+            if isinstance(times, int) and hasattr(repeated, "__len__"):
+                each = 4 if isinstance(repeated, str) and not repeated.isascii() else 1
+                each = each if isinstance(repeated, str | bytes) else 16
+                self.require(max(times, 0) * len(repeated) * each)
+        if isinstance(left, int) and isinstance(right, int):
+            self._bits(left.bit_length() + right.bit_length())
+        return self.made(left * right)
+
+    def power(self, left: Any, right: Any) -> Any:
+        """Return `left ** right`."""
+        if isinstance(left, int) and isinstance(right, int):
+            self._bits(left.bit_length() * abs(right) if abs(left) > 1 else abs(right).bit_length())
+        return self.made(left**right)
+
+    def modulo(self, left: Any, right: Any) -> Any:
+        """Return `left % right`, a remainder or a text in printf's style."""
+        if isinstance(left, str | bytes):
+            self.printf(left, right)
+        else:
+            self.whole(left)
+            self.whole(right)
+        return self.made(left % right)
+
+    def apply(self, operator: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
+        """Return what another operator makes of two values, which is no more than they are."""
+        if type(left) is int and type(right) is int and -_SMALL < left < _SMALL and -_SMALL < right < _SMALL:
+            return operator(left, right)
+        return self.made(operator(self.read(left), self.read(right)))
+
+    def printf(self, form: str | bytes, values: Any) -> None:
+        """Raise TemplateLimitError if `form % values` may be too long."""
+        text = form if isinstance(form, str) else form.decode("latin-1")
+        size = 4 * len(text) + 4 * self.widths(text)
+        weight = self.measure(values)[0]
+        if "*" in text and isinstance(values, tuple):
+            size += 4 * sum(abs(value) for value in values if isinstance(value, int))
+        elif "*" in text and isinstance(values, int):
+            size += 4 * abs(values)
+        self.require(size + weight * (text.count("%") if isinstance(values, Mapping) else 1))
+
+    def widths(self, text: str) -> int:
+        """Return the sum of the numbers in a format, no number being larger than all bytes there are."""
+        self.read(text)
+        return sum(int(digits) if len(digits) < 12 else 10**12 for digits in _NUMBER.findall(text))
+
+    def _bits(self, bits: int) -> None:
+        if bits > MAX_BITS:
+            raise TemplateLimitError(f"the chat template makes an integer of more than {MAX_BITS} bits")
+
+
+BUDGET: ContextVar[Budget] = ContextVar("hivellm_ort.template_budget")
+"""That of the rendering which goes on in this thread."""

@@ -1,0 +1,366 @@
+"""What methods and filters of a chat template may take and make, counted before they run.
+
+A rule has the arguments of its method or filter, after the budget, so that names and defaults are the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from hivellm_ort.text.budget import Budget, TemplateLimitError
+
+__all__ = ["FILTERS", "METHODS", "tojson", "unknown_method"]
+
+_ENCODINGS = ("utf8", "utf16", "utf16le", "utf16be", "utf32", "ascii", "latin1")
+
+Rule = Callable[..., Any]
+
+
+def tojson(
+    x: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """The filter as transformers has it. Unlike jinja2's own it escapes no HTML: the text is for a model."""
+    return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _length(value: Any) -> int:
+    """Return how long an indentation, a separator or a fill is: a text, or a number of spaces."""
+    if isinstance(value, int):
+        return max(value, 0)
+    return len(value) if hasattr(value, "__len__") else 0
+
+
+def _count(value: Any, part: Any) -> int:
+    """Return how often a part is in a text, of which both may be bytes; an upper bound if they do not fit."""
+    if type(value) is type(part) or (isinstance(value, str) and isinstance(part, str)):
+        return int(value.count(part))
+    return len(value) + 1
+
+
+# Methods of texts, bytes, lists, mappings and numbers; `own` is the object.
+
+
+def unknown_method(budget: Budget, own: Any, *args: Any, **kwargs: Any) -> None:
+    """Count what a method reads that makes no more than it has."""
+    budget.read(own)
+    for value in (*args, *kwargs.values()):
+        budget.read(value)
+
+
+def _padded(budget: Budget, own: Any, width: Any, fillchar: Any = " ") -> None:
+    budget.require(4 * _length(width))
+
+
+def _expandtabs(budget: Budget, own: Any, tabsize: Any = 8) -> None:
+    budget.require(
+        4 * (len(own) + len(own) * min(_length(tabsize), 8) + _count(own, "\t") * _length(tabsize))
+    )
+
+
+def _replace(budget: Budget, own: Any, old: Any, new: Any = "", count: Any = -1) -> None:
+    budget.read(own)
+    size = len(own) + _count(own, old) * _length(new)
+    if 4 * size > budget.bytes:
+        budget.require(size if own.isascii() and new.isascii() else 4 * size)
+
+
+def _joined(budget: Budget, own: Any, items: Any) -> None:
+    if hasattr(items, "__len__"):
+        budget.walk(items)
+        budget.require(sum(_length(item) for item in items) * 4 + len(items) * len(own) * 4)
+
+
+def _join(budget: Budget, own: Any, items: Any) -> list[Any]:
+    items = list(items)
+    _joined(budget, own, items)
+    return [items]
+
+
+def _translate(budget: Budget, own: Any, table: Any, /, delete: Any = b"") -> None:
+    budget.read(table)
+    values = table.values() if isinstance(table, Mapping) else table
+    longest = max((_length(value) for value in values if isinstance(value, str)), default=1)
+    budget.require(4 * len(own) * max(longest, 1))
+    budget.step(len(own))
+
+
+def _coded(budget: Budget, own: Any, encoding: Any = "utf-8", errors: Any = "strict") -> None:
+    if str(encoding).lower().replace("-", "").replace("_", "") not in _ENCODINGS:
+        raise TemplateLimitError(f"the chat template uses the encoding {str(encoding)[:40]!r}: use UTF-8")
+    budget.require((4 if errors == "strict" else 100) * len(own))
+
+
+def _split(budget: Budget, own: Any, sep: Any = None, maxsplit: Any = -1) -> None:
+    budget.read(own)
+    pieces = _count(own, sep) if sep is not None else len(own) // 2
+    if isinstance(maxsplit, int) and maxsplit >= 0:
+        pieces = min(pieces, maxsplit)
+    budget.spend(pieces * 64 + (len(own) if own.isascii() else 4 * len(own)))
+
+
+def _from_right(budget: Budget, own: Any, sep: Any = None, *args: Any, **kwargs: Any) -> None:
+    # Searching from the right, and for the characters of a set, takes the time of both lengths.
+    budget.step(len(own) * _length(sep) >> 6)
+    budget.spend(len(own))
+
+
+def _rsplit(budget: Budget, own: Any, sep: Any = None, maxsplit: Any = -1) -> None:
+    _from_right(budget, own, sep)
+    _split(budget, own, sep, maxsplit)
+
+
+def _splitlines(budget: Budget, own: Any, keepends: Any = False) -> None:
+    budget.spend(len(own.splitlines()) * 64 + len(own))
+
+
+def _to_bytes(
+    budget: Budget, own: Any, length: Any = 1, byteorder: Any = "big", *, signed: Any = False
+) -> None:
+    budget.require(_length(length))
+
+
+def _copied(budget: Budget, own: Any) -> None:
+    budget.walk(own, 1)
+
+
+def _from_keys(budget: Budget, own: Any, keys: Any = (), value: Any = None) -> None:
+    budget.walk(keys, 1)
+    budget.read(keys)
+
+
+def _looked_up(budget: Budget, own: Any, key: Any = None, default: Any = None) -> None:
+    budget.read(key)
+
+
+def _view(budget: Budget, own: Any) -> None:
+    return None
+
+
+METHODS: dict[str, Rule] = {
+    **dict.fromkeys(("center", "ljust", "rjust", "zfill"), _padded),
+    "expandtabs": _expandtabs,
+    "replace": _replace,
+    "join": _join,
+    "translate": _translate,
+    **dict.fromkeys(("encode", "decode"), _coded),
+    "split": _split,
+    "rsplit": _rsplit,
+    "splitlines": _splitlines,
+    **dict.fromkeys(("strip", "lstrip", "rstrip", "rfind", "rindex", "rpartition"), _from_right),
+    "to_bytes": _to_bytes,
+    "copy": _copied,
+    "fromkeys": _from_keys,
+    "get": _looked_up,
+    **dict.fromkeys(("items", "keys", "values"), _view),
+}
+"""Rules by the name of a method; one that returns a list gives other arguments. Others are `unknown_method`."""
+
+
+# Filters. What a rule returns is filtered in the place of the value.
+
+
+def _cheap(budget: Budget, value: Any, *args: Any, **kwargs: Any) -> Any:
+    return value
+
+
+def _texts(budget: Budget, value: Any, *args: Any, **kwargs: Any) -> Any:
+    return value if isinstance(value, str) else budget.text(value)
+
+
+def _slow(budget: Budget, value: Any, *args: Any, **kwargs: Any) -> Any:
+    """For what wraps, escapes and pretty-prints, with expressions whose time may grow with the square."""
+    size = sum(budget.measure(one)[0] for one in (value, *args, *kwargs.values()))
+    budget.step(size + (size * size >> 10))
+    return _texts(budget, value) if not isinstance(value, Mapping) else value
+
+
+def _pprint(budget: Budget, value: Any, *args: Any) -> Any:
+    _slow(budget, value)
+    return value
+
+
+def _wordwrap(
+    budget: Budget,
+    value: Any,
+    width: Any = 79,
+    break_long_words: Any = True,
+    wrapstring: Any = None,
+    break_on_hyphens: Any = True,
+) -> Any:
+    value = _slow(budget, value)
+    budget.require(4 * len(value) * (1 + _length(wrapstring)))
+    return value
+
+
+def _center(budget: Budget, value: Any, width: Any = 80) -> Any:
+    budget.require(4 * _length(width))
+    return _texts(budget, value)
+
+
+def _indent(budget: Budget, value: Any, width: Any = 4, first: Any = False, blank: Any = False) -> Any:
+    value = _texts(budget, value)
+    lines = len(value.splitlines()) + 1
+    budget.spend(lines * 64)
+    budget.require(4 * (len(value) + lines * _length(width)))
+    return value
+
+
+def _replaced(budget: Budget, value: Any, old: Any, new: Any, count: Any = None) -> Any:
+    value = _texts(budget, value)
+    _replace(budget, value, _texts(budget, old), _texts(budget, new))
+    return value
+
+
+def _format(budget: Budget, value: Any, *args: Any, **kwargs: Any) -> Any:
+    value = _texts(budget, value)
+    budget.printf(value, kwargs or args)
+    return value
+
+
+def _trim(budget: Budget, value: Any, chars: Any = None) -> Any:
+    value = _texts(budget, value)
+    if chars is not None:
+        budget.step(len(value) * _length(chars) >> 6)
+    return value
+
+
+def _tojson(
+    budget: Budget,
+    value: Any,
+    ensure_ascii: Any = False,
+    indent: Any = None,
+    separators: Any = None,
+    sort_keys: Any = False,
+) -> Any:
+    weight, values, depth = budget.measure(value)
+    if indent is None and separators is None and 16 * weight < budget.bytes:
+        return value
+    between = sum(map(_length, separators)) if isinstance(separators, list | tuple) else 4
+    inner = _length(indent) * (depth + 1)
+    budget.require(weight + 4 * values * (between + inner))
+    budget.step(values)
+    return value
+
+
+def _items(budget: Budget, value: Any, *args: Any, **kwargs: Any) -> Any:
+    """For what takes every item once."""
+    budget.walk(value)
+    return value
+
+
+def _mapped(budget: Budget, value: Any, *args: Any, **kwargs: Any) -> Any:
+    """For what calls a filter or a test, or looks up an attribute by a path, for every item."""
+    path = kwargs.get("attribute", args[0] if args else "")
+    cost = 8 + (len(path) if isinstance(path, str) else 1)
+    return budget.each(value, cost) if hasattr(value, "__iter__") else value
+
+
+def _ordered(budget: Budget, value: Any, *args: Any, **kwargs: Any) -> Any:
+    """For what compares items with one another."""
+    path = kwargs.get("attribute", args[0] if args else "")
+    if not hasattr(value, "__len__"):
+        value = list(value) if hasattr(value, "__iter__") else value
+    if hasattr(value, "__len__"):
+        length = len(value)
+        rounds = length.bit_length() + 1
+        budget.walk(value, 8 + rounds + (len(path) if isinstance(path, str) else 1))
+        budget.step(rounds * budget.measure(value)[0] >> 6)
+    return value
+
+
+def _joins(budget: Budget, value: Any, d: Any = "", attribute: Any = None) -> Any:
+    if not hasattr(value, "__iter__"):
+        return value
+    items = list(value)
+    budget.walk(items, 4 + _length(attribute) if isinstance(attribute, str) else 4)
+    weight = sum(len(i) * 4 if isinstance(i, str) else budget.measure(i)[0] for i in items)
+    budget.require(weight + 4 * len(items) * len(budget.text(d)))
+    return items
+
+
+def _sum(budget: Budget, value: Any, attribute: Any = None, start: Any = 0) -> Any:
+    if not isinstance(start, int | float):
+        raise TemplateLimitError("the chat template sums up what are no numbers: start must be one")
+    return _mapped(budget, value, attribute)
+
+
+def _batch(budget: Budget, value: Any, linecount: Any, fill_with: Any = None) -> Any:
+    if fill_with is not None:
+        budget.require(16 * _length(linecount))
+    return _items(budget, value)
+
+
+def _reversed(budget: Budget, value: Any) -> Any:
+    return budget.read(value) if isinstance(value, str) else _items(budget, value)
+
+
+def _int(budget: Budget, value: Any, default: Any = 0, base: Any = 10) -> Any:
+    if isinstance(value, str) and len(value) > 10_000:
+        raise TemplateLimitError("the chat template reads an integer of more than 10000 digits")
+    return value
+
+
+def _round(budget: Budget, value: Any, precision: Any = 0, method: Any = "common") -> Any:
+    if isinstance(precision, int) and abs(precision) > 300:
+        raise TemplateLimitError("the chat template rounds to more than 300 digits")
+    return value
+
+
+def _truncate(
+    budget: Budget,
+    value: Any,
+    length: Any = 255,
+    killwords: Any = False,
+    end: Any = "...",
+    leeway: Any = None,
+) -> Any:
+    budget.read(value)
+    return value
+
+
+FILTERS: dict[str, Rule] = {
+    **dict.fromkeys(
+        (
+            "abs",
+            "attr",
+            "count",
+            "d",
+            "default",
+            "filesizeformat",
+            "first",
+            "float",
+            "items",
+            "last",
+            "length",
+            "random",
+        ),
+        _cheap,
+    ),
+    **dict.fromkeys(("capitalize", "lower", "safe", "string", "title", "upper", "wordcount"), _texts),
+    **dict.fromkeys(("e", "escape", "forceescape", "striptags", "urlencode", "urlize", "xmlattr"), _slow),
+    "pprint": _pprint,
+    "wordwrap": _wordwrap,
+    "center": _center,
+    "indent": _indent,
+    "replace": _replaced,
+    "format": _format,
+    "trim": _trim,
+    "tojson": _tojson,
+    **dict.fromkeys(("list", "slice"), _items),
+    "reverse": _reversed,
+    **dict.fromkeys(("map", "reject", "rejectattr", "select", "selectattr"), _mapped),
+    **dict.fromkeys(("dictsort", "groupby", "max", "min", "sort", "unique"), _ordered),
+    "join": _joins,
+    "sum": _sum,
+    "batch": _batch,
+    "int": _int,
+    "round": _round,
+    "truncate": _truncate,
+}
+"""Rules by the name of a filter: every one that the environment has."""
