@@ -133,4 +133,4 @@ def _lines(entries: Iterable[StoreEntry]) -> Iterator[str]:
         shown = printable(name)[:40]
         yield f"{entry.kind:<9} {shown:<40} {format_size(entry.size):>9}  {used}  {key}".rstrip()
         if entry.fault is not None:
-            yield f"{'':<9} damaged: {entry.fault}"
+            yield f"{'':<9} damaged: {printable(entry.fault)}"

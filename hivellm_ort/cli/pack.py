@@ -57,5 +57,5 @@ def pack(folder: Path, output: Path | None, strict: bool, as_json: bool) -> None
         print_json(report)
         return
     for warning in warnings:
-        echo(f"warning: {warning}", err=True)
+        echo(f"warning: {printable(warning)}", err=True)
     echo(f"{file}  {report['size']} bytes  sha256 {report['sha256']}")

@@ -51,7 +51,7 @@ def sign(package: Path, key: Path, publisher: str | None, output: Path | None, a
     echo(f"key      {signed.key}")
     echo(f"members  {signed.members}")
     for note in signed.notes:
-        echo(f"note     {note}")
+        echo(f"note     {printable(note)}")
 
 
 @click.command()
@@ -88,7 +88,7 @@ def verify(ctx: click.Context, package: Path, keys: tuple[str, ...], as_json: bo
 
 
 def _print(verdict: Verdict, members: int, sidecar: str | None, notes: tuple[str, ...]) -> None:
-    echo(str(verdict))
+    echo(printable(str(verdict)))
     if verdict.key is not None:
         echo(f"key      {verdict.key}")
     if verdict.scheme is not None:
@@ -98,7 +98,7 @@ def _print(verdict: Verdict, members: int, sidecar: str | None, notes: tuple[str
         echo(f"sidecar  {sidecar}{_SIDECAR_NOTES.get(sidecar, '')}")
     reason = (verdict.reason,) if verdict.status == "unsigned" and verdict.reason else ()
     for note in (*reason, *notes):
-        echo(f"note     {note}")
+        echo(f"note     {printable(note)}")
 
 
 def _sidecar(package: Path, sha256: str) -> str | None:
