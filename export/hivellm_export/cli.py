@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hivellm_export.targets import TARGETS
-from hivellm_ort.cli.output import json_option, print_json
+from hivellm_ort.cli.output import echo, json_option, print_json
 from hivellm_ort.errors import ExportError
 
 if TYPE_CHECKING:
@@ -105,29 +105,29 @@ def export(
         verify=verify,
     )
     if report.unverified and verify is None:
-        click.echo(f"not verified: {report.unverified}", err=True)
+        echo(f"not verified: {report.unverified}", err=True)
     if as_json:
         print_json(dataclasses.asdict(report))
         return
     if report.base_origin:
-        click.echo(f"name      {report.base}: from {report.base_origin}")
+        echo(f"name      {report.base}: from {report.base_origin}")
     for bundle in report.bundles:
         cache = f" with keys and values in {bundle.cache}" if bundle.cache == "int8" else ""
-        click.echo(f"base      {report.base} {bundle.precision} {bundle.target}{cache}  {bundle.sha256[:12]}")
+        echo(f"base      {report.base} {bundle.precision} {bundle.target}{cache}  {bundle.sha256[:12]}")
         if bundle.reason:
-            click.echo(f"precision {bundle.precision}: {bundle.reason}")
+            echo(f"precision {bundle.precision}: {bundle.reason}")
         if bundle.verification is not None:
             _say(f"{bundle.precision} {bundle.target}", bundle.verification)
         if bundle.folder is not None:
-            click.echo(f"bundle    {output / bundle.folder}")
+            echo(f"bundle    {output / bundle.folder}")
     for package in report.packages:
         kind = f"{package.kind} rank {package.rank}" if package.rank else package.kind
-        click.echo(f"package   {output / package.file}  {package.size / 1e6:.1f} MB  {kind}")
+        echo(f"package   {output / package.file}  {package.size / 1e6:.1f} MB  {kind}")
         for verification in package.verification:
             _say(f"{package.name} on {verification.precision} {verification.target}", verification)
     if report.unverified:
-        click.echo(f"verified  no: {report.unverified}")
-    click.echo(f"done in   {report.seconds:.1f} s")
+        echo(f"verified  no: {report.unverified}")
+    echo(f"done in   {report.seconds:.1f} s")
 
 
 def _say(what: str, verification: Verification) -> None:
@@ -139,13 +139,13 @@ def _say(what: str, verification: Verification) -> None:
             f"KL {verification.kl:.2g} nats a token (at most {verification.bound:g}), "
             f"{verification.agreement:.1%} the same token, {verification.tokens} tokens"
         )
-    click.echo(f"verified  {what}: {answers}, {verification.seconds:.1f} s")
+    echo(f"verified  {what}: {answers}, {verification.seconds:.1f} s")
     for omission in verification.omitted:
-        click.echo(f"          {omission}")
+        echo(f"          {omission}")
 
 
 def quiet_imports() -> None:
-    """Check that the exporter's libraries are there, and keep their bars off what is not a terminal."""
+    """Check that the exporter's libraries are there; bars are for terminals, and warnings the command line's."""
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")
     missing = [
@@ -153,6 +153,11 @@ def quiet_imports() -> None:
     ]
     if missing:
         raise ExportError(f"the exporter needs {', '.join(missing)}: pip install 'hivellm-ort[export]'")
+    from transformers.utils import logging as transformers_logging
+
+    # To the handler of the command line, which escapes what a model's files have in their texts.
+    transformers_logging.disable_default_handler()
+    transformers_logging.enable_propagation()
 
 
 def _has(name: str) -> bool:

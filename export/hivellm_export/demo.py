@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from hivellm_export.cli import quiet_imports
-from hivellm_ort.cli.output import json_option, print_json
+from hivellm_ort.cli.output import echo, json_option, print_json
 from hivellm_ort.errors import ExportError
 from hivellm_ort.manager import ExpertManager
 from hivellm_ort.package.store import Store
@@ -78,10 +78,10 @@ def demo(models: Path, output: Path | None, precision: str, as_json: bool) -> No
     for folder in folders:
         if not folder.is_dir():
             raise ExportError(f"{folder} is not there: run this in a checkout, or pass --models")
-    click.echo("fetching the base model", err=True)
+    echo("fetching the base model", err=True)
     base = fetch_base(Store().root / "downloads")
     with _folder(output) as packages:
-        click.echo(f"exporting {len(folders)} experts in {precision}", err=True)
+        echo(f"exporting {len(folders)} experts in {precision}", err=True)
         report = export(base, folders, packages, precision=precision)
         files = {package.name: packages / package.file for package in report.packages}
         answers = _run(files, as_json)
@@ -101,9 +101,9 @@ def _run(files: dict[str, Path], as_json: bool) -> list[dict[str, Any]]:
             result = manager.generate(prompt.expert, prompt.text, **prompt.options)
             answers.append({"prompt": prompt.text, **result.to_dict()})
             if not as_json:
-                click.echo(f"\n{prompt.expert}\n  prompt  {_indented(prompt.text)}")
-                click.echo(f"  answer  {_indented(result.text)}")
-                click.echo(
+                echo(f"\n{prompt.expert}\n  prompt  {_indented(prompt.text)}")
+                echo(f"  answer  {_indented(result.text)}")
+                echo(
                     f"  {result.completion_tokens} tokens, {result.tokens_per_second:.0f} tokens/s, "
                     f"swapped in {result.timings.swap * 1000:.2f} ms"
                 )

@@ -18,6 +18,7 @@ from hivellm_ort.package.members import bundle_members_of, root_members
 from hivellm_ort.package.packing import write
 from hivellm_ort.package.targets import FOLDER
 from hivellm_ort.paths import StrPath
+from hivellm_ort.printable import printable
 
 __all__ = ["ExpertSource", "write_package"]
 
@@ -83,6 +84,6 @@ def write_package(
     members += bundle_members_of(bundles)
     total = sum(len(data) if isinstance(data, bytes) else data.stat().st_size for _, data in members)
     hidden = None if sys.stderr else True  # None: unless it is a terminal
-    with tqdm(total=total, desc=path.name, unit="B", unit_scale=True, disable=hidden) as bar:
+    with tqdm(total=total, desc=printable(path.name), unit="B", unit_scale=True, disable=hidden) as bar:
         # Weights hardly compress: a higher level takes longer and gains nothing.
         write(path, members, compresslevel=1, progress=bar.update)

@@ -6,8 +6,6 @@ import contextlib
 import copy
 import dataclasses
 import functools
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +15,7 @@ from hivellm_export.bundle import write_bundle
 from hivellm_export.lower import sites_of
 from hivellm_export.merge import merge
 from hivellm_export.package import ExpertSource, write_package
+from hivellm_export.place import built_beside
 from hivellm_export.plans import Plan, plan_bundles
 from hivellm_export.source import BaseModel, load_base
 from hivellm_export.trace import trace_decoder
@@ -30,7 +29,7 @@ from hivellm_ort.adapters.prepared import PreparedAdapter
 from hivellm_ort.adapters.tensors import same_values
 from hivellm_ort.contract import Site
 from hivellm_ort.engine.cpu import cpu_flags
-from hivellm_ort.errors import AdapterError, ExpertError, ExportError
+from hivellm_ort.errors import AdapterError, ExportError
 from hivellm_ort.loading.own_tokenizer import check_tokenizer
 from hivellm_ort.package.archive import sha256_file
 from hivellm_ort.paths import StrPath
@@ -148,11 +147,7 @@ def export(
     plans = plan_bundles(_listed(target), _listed(precision or ()), context, cache)
     sources = [ExpertSource.from_folder(folder) for folder in experts]
     _check_names(sources)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())) and not force:
-        raise ExportError(
-            f"{output} exists and is not an empty folder: choose another --output, or use --force"
-        )
-    with _built_beside(output) as work:
+    with built_beside(output, force=force) as work:
         model = load_base(base, tokenizer)
         for source in sources:
             source.check_base(model.source_sha256)
@@ -303,38 +298,3 @@ def _naming(source: ExpertSource) -> Iterator[None]:
         yield
     except AdapterError as error:
         raise type(error)(f"{source.folder.name}/{error}") from error
-
-
-@contextlib.contextmanager
-def _built_beside(output: Path) -> Iterator[Path]:
-    """A working folder whose `products` replace what `output` holds of the same names, if nothing goes wrong."""
-    parent = output.absolute().parent
-    made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=parent))
-    except OSError as error:
-        raise ExportError(f"{output}: cannot be written: {error.strerror}") from error
-    try:
-        yield work
-        _move(work / "products", output)
-    except BaseException as error:
-        shutil.rmtree(work, ignore_errors=True)
-        for folder in made:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-        if isinstance(error, OSError) and not isinstance(error, ExpertError):
-            raise ExportError(f"{output}: cannot be written: {error.strerror or error}") from error
-        raise
-    shutil.rmtree(work)
-
-
-def _move(products: Path, output: Path) -> None:
-    if not output.exists():
-        products.rename(output)
-        return
-    for product in products.iterdir():
-        place = output / product.name
-        if place.is_dir():
-            shutil.rmtree(place)
-        product.replace(place)

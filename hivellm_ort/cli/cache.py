@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
@@ -11,12 +10,13 @@ from typing import Any
 
 import click
 
-from hivellm_ort.cli.output import json_option, print_json, printable
+from hivellm_ort.cli.output import echo, input_is_a_terminal, json_option, print_json
 from hivellm_ort.errors import OptionError
 from hivellm_ort.package.entries import StoreEntry
 from hivellm_ort.package.packing import Progress
 from hivellm_ort.package.sizes import format_size, parse_size
 from hivellm_ort.package.store import Store
+from hivellm_ort.printable import escaped, printable
 
 __all__ = ["cache"]
 
@@ -46,11 +46,11 @@ def list_(check: bool, as_json: bool) -> None:
             }
         )
         return
-    click.echo(listing.root)
+    echo(listing.root)
     for line in _lines(listing.entries):
-        click.echo(line)
+        echo(line)
     limit = f" of at most {format_size(store.max_bytes)}" if store.max_bytes is not None else ""
-    click.echo(f"{format_size(listing.total_bytes)}{limit} on the disk, shared files counted once")
+    echo(f"{format_size(listing.total_bytes)}{limit} on the disk, shared files counted once")
 
 
 @cache.command()
@@ -72,8 +72,8 @@ def prune(max_size: str | None, older_than: float | None, as_json: bool) -> None
         print_json({"removed": entries, "freed_bytes": before - after, "total_bytes": after})
         return
     for line in _lines(removed):
-        click.echo(line)
-    click.echo(f"removed {len(removed)}, freed {format_size(before - after)}; {format_size(after)} left")
+        echo(line)
+    echo(f"removed {len(removed)}, freed {format_size(before - after)}; {format_size(after)} left")
 
 
 @cache.command()
@@ -86,18 +86,18 @@ def clear(yes: bool, as_json: bool) -> None:
     if not yes:
         if not _on_terminal():
             raise OptionError(f"clear removes {format_size(before)} and cannot ask here: pass --yes")
-        click.confirm(f"Remove {format_size(before)} from {store.root}?", abort=True, err=True)
+        click.confirm(escaped(f"Remove {format_size(before)} from {store.root}?"), abort=True, err=True)
     store.clear()
     after = store.listing().total_bytes
     if as_json:
         print_json({"freed_bytes": before - after, "total_bytes": after})
         return
     left = f"; {format_size(after)} are in use and were left" if after else ""
-    click.echo(f"freed {format_size(before - after)}{left}")
+    echo(f"freed {format_size(before - after)}{left}")
 
 
 def _on_terminal() -> bool:
-    return sys.stdin.isatty()
+    return input_is_a_terminal()
 
 
 @contextlib.contextmanager
@@ -133,4 +133,4 @@ def _lines(entries: Iterable[StoreEntry]) -> Iterator[str]:
         shown = printable(name)[:40]
         yield f"{entry.kind:<9} {shown:<40} {format_size(entry.size):>9}  {used}  {key}".rstrip()
         if entry.fault is not None:
-            yield f"{'':<9} damaged: {entry.fault}"
+            yield f"{'':<9} damaged: {printable(entry.fault)}"

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from hivellm_ort import __version__
-from hivellm_ort.cli.output import json_option, print_json
+from hivellm_ort.cli.output import echo, json_option, print_json
 from hivellm_ort.engine.cpu import cpu_flags
 from hivellm_ort.engine.providers import distributions, import_onnxruntime
 from hivellm_ort.engine.targets import PROVIDERS, TARGETS, trouble
@@ -152,4 +152,4 @@ def _print(report: dict[str, Any]) -> None:
 
 
 def _line(name: str, text: str) -> None:
-    click.echo(f"{name:<14} {text}")
+    echo(f"{name:<14} {text}")

@@ -7,9 +7,10 @@ from typing import get_args
 
 import click
 
-from hivellm_ort.cli.output import json_option, print_json, printable
+from hivellm_ort.cli.output import echo, json_option, print_json
 from hivellm_ort.errors import LoadError
 from hivellm_ort.grammar.grammar import Grammar, Kind
+from hivellm_ort.printable import printable
 from hivellm_ort.textfile import decode_text
 
 __all__ = ["KINDS", "grammar"]
@@ -91,11 +92,11 @@ def check(
 def _print(
     rules: int, warnings: list[str], samples: list[tuple[str, str]], failures: list[int | None]
 ) -> None:
-    click.echo(f"rules    {rules}")
+    echo(f"rules    {rules}")
     for warning in warnings:
-        click.echo(f"warning  {printable(warning)}")
+        echo(f"warning  {printable(warning)}")
     for (name, _), failure in zip(samples, failures, strict=True):
-        click.echo(f"{name}  {'ok' if failure is None else 'rejected'}")
+        echo(f"{name}  {'ok' if failure is None else 'rejected'}")
     rejected = ((one, place) for one, place in zip(samples, failures, strict=True) if place is not None)
     first, place = next(rejected, (None, 0))
     if first is None:
@@ -105,13 +106,13 @@ def _print(
         name = f"{name}, line {sample.count(chr(10), 0, place) + 1}"
     column = place - (sample.rfind("\n", 0, place) + 1)
     before, after = sample[max(0, place - _AROUND) : place], sample[place : place + _AROUND]
-    click.echo(f"{name}, column {column + 1}: ", nl=False)
+    echo(f"{name}, column {column + 1}: ", nl=False)
     if place == len(sample):
-        click.echo(f"the grammar asks for more after {before!r}")
+        echo(f"the grammar asks for more after {before!r}")
     elif place == 0:
-        click.echo(f"no answer begins with {after!r}")
+        echo(f"no answer begins with {after!r}")
     else:
-        click.echo(f"after {before!r} the grammar does not allow {after!r}")
+        echo(f"after {before!r} the grammar does not allow {after!r}")
 
 
 def _lines(text: str) -> list[str]:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from hivellm_ort.cli.output import json_option, print_json
+from hivellm_ort.cli.output import echo, input_is_a_terminal, json_option, print_json
 from hivellm_ort.errors import LoadError, ManifestError
 from hivellm_ort.loading.peft_folder import base_model, base_name, expert_name, manifest_document
 from hivellm_ort.package.links import check_folder
 from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
 from hivellm_ort.package.manifest_parts import PROMPT_TEMPLATES
+from hivellm_ort.printable import printable
 from hivellm_ort.text.prompt import dialect_of
 
 __all__ = ["init"]
@@ -116,13 +116,13 @@ def init(
         print_json({"file": str(path), "manifest": document, "notes": notes})
         return
     for note in notes:
-        click.echo(f"note: {note}", err=True)
-    click.echo(f"{path}  {manifest.name} {manifest.version}")
-    click.echo(f"next: hivellm-ort pack {folder} --strict")
+        echo(f"note: {note}", err=True)
+    echo(f"{path}  {manifest.name} {manifest.version}")
+    echo(f"next: hivellm-ort pack {folder} --strict")
 
 
 def _on_a_terminal() -> bool:
-    return sys.stdin.isatty()
+    return input_is_a_terminal()
 
 
 def _answers(told: dict[str, Any], defaults: dict[str, str | None], *, ask: bool) -> dict[str, Any]:
@@ -131,7 +131,9 @@ def _answers(told: dict[str, Any], defaults: dict[str, str | None], *, ask: bool
     for field, question in _QUESTIONS.items():
         value = told[field] or None
         if value is None and ask:
-            value = click.prompt(question, default=defaults.get(field), err=True)
+            default = defaults.get(field)
+            shown = f"{question} [{printable(default)}]" if default else question
+            value = click.prompt(shown, default=default, show_default=False, err=True)
             value = value.replace(",", " ").split() if field == "capability" else value
         value = value or defaults.get(field)
         if not value:

@@ -7,11 +7,12 @@ from typing import Any
 
 import click
 
-from hivellm_ort.cli.output import json_option, print_json, printable
+from hivellm_ort.cli.output import echo, json_option, print_json
 from hivellm_ort.integrity import Trust, check
 from hivellm_ort.loading.inspection import inspect as inspect_package
 from hivellm_ort.loading.opening import open_with_progress, read_manifest
 from hivellm_ort.package.store import Store
+from hivellm_ort.printable import printable
 
 __all__ = ["inspect"]
 
@@ -29,7 +30,7 @@ def inspect(package: Path, as_json: bool) -> None:
         print_json(info)
         return
     for label, text in _lines(info):
-        click.echo(f"{label + ':':<13} {printable(text)}")
+        echo(f"{label + ':':<13} {printable(text)}")
 
 
 def _lines(info: dict[str, Any]) -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from hivellm_ort.cli.output import json_option, print_json
+from hivellm_ort.cli.output import echo, json_option, print_json
 from hivellm_ort.integrity.keyfiles import generate_key, public_path, read_public_key
 from hivellm_ort.integrity.truststore import TrustStore
 
@@ -26,9 +26,9 @@ def keygen(path: Path, as_json: bool) -> None:
     if as_json:
         print_json({"public_key": key, "private_file": str(path), "public_file": str(public)}, indent=None)
         return
-    click.echo(f"public key   {key}")
-    click.echo(f"public file  {public}")
-    click.echo(f"private file {path}")
+    echo(f"public key   {key}")
+    echo(f"public file  {public}")
+    echo(f"private file {path}")
 
 
 @click.group()
@@ -46,7 +46,7 @@ def add(key_or_file: str, name: str) -> None:
     """
     key = read_public_key(key_or_file)
     TrustStore().add(name, key)
-    click.echo(f"{name}  {key}")
+    echo(f"{name}  {key}")
 
 
 @trust.command("list")
@@ -58,11 +58,11 @@ def list_keys(as_json: bool) -> None:
         print_json(keys)
         return
     for name, key in keys.items():
-        click.echo(f"{name}  {key}")
+        echo(f"{name}  {key}")
 
 
 @trust.command()
 @click.argument("name_or_key")
 def remove(name_or_key: str) -> None:
     """Forget the key pinned as NAME_OR_KEY."""
-    click.echo(f"removed {TrustStore().remove(name_or_key)}")
+    echo(f"removed {TrustStore().remove(name_or_key)}")

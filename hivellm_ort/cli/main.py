@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -18,15 +19,25 @@ from hivellm_ort.cli.grammar import grammar
 from hivellm_ort.cli.init import init
 from hivellm_ort.cli.inspect import inspect
 from hivellm_ort.cli.keys import keygen, trust
-from hivellm_ort.cli.output import JSON_OUTPUT, name_as_flag, never_fail_to_encode, print_json
+from hivellm_ort.cli.output import (
+    JSON_OUTPUT,
+    echo,
+    escaped_logs,
+    name_as_flag,
+    prepare_streams,
+    print_json,
+    silence,
+)
 from hivellm_ort.cli.pack import pack
 from hivellm_ort.cli.run import run
 from hivellm_ort.cli.sign import sign, verify
 from hivellm_ort.errors import ExpertError, arguments_named_by
+from hivellm_ort.printable import escaped
 
 __all__ = ["main"]
 
 _GROUP = "hivellm_ort.commands"
+_CLOSED_PIPE = 141  # as a shell reports a program that SIGPIPE ended
 _REPORT = (
     "This is a fault of hivellm-ort, not yours: please report it, with the lines above and what 'hivellm-ort doctor' "
     "prints."
@@ -49,40 +60,69 @@ class _Commands(click.Group):
         return None
 
     def main(self, args: Sequence[str] | None = None, *others: Any, **extra: Any) -> Any:
-        """Run as a program: messages name flags, and no console fails to take what is printed."""
-        never_fail_to_encode()
-        with arguments_named_by(name_as_flag):
+        """Run as a program: messages name flags, and no console fails to take, or is steered by, what is printed."""
+        prepare_streams()
+        with arguments_named_by(name_as_flag), escaped_logs():
             return super().main(args, *others, **extra)
 
+    def make_context(self, *arguments: Any, **extra: Any) -> click.Context:
+        """Read the options of `hivellm-ort` itself."""
+        with _told(None):
+            return super().make_context(*arguments, **extra)
+
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a sub-command; with --json an error is an object too.
-
-        What a user can mend is a message and exit status 2: errors of ours, and what the system refuses. Anything
-        else is our fault: a traceback and exit status 1.
-        """
-        try:
+        """Run a sub-command."""
+        with _told(ctx):
             return super().invoke(ctx)
-        except click.ClickException as error:
-            _tell(ctx, error, error.format_message())
-            raise
-        except (click.Abort, click.exceptions.Exit):
-            raise
-        except (ExpertError, OSError) as error:
-            if isinstance(error, OSError) and error.errno == errno.EPIPE:
-                raise  # whoever read standard output has left; click ends quietly
-            _tell(ctx, error, str(error))
-            click.echo(f"error: {error}", err=True)
-            ctx.exit(2)
-        except Exception as error:
-            _tell(ctx, error, str(error))
-            click.echo(traceback.format_exc(), err=True, nl=False)
-            click.echo(_REPORT, err=True)
-            ctx.exit(1)
 
 
-def _tell(ctx: click.Context, error: Exception, message: str) -> None:
-    if ctx.meta.get(JSON_OUTPUT):
+@contextlib.contextmanager
+def _told(ctx: click.Context | None) -> Iterator[None]:
+    """Tell an error and end with its status; with --json it is an object too.
+
+    What a user can mend is a message and exit status 2: errors of ours, and what the system refuses. Anything else
+    is our fault: a traceback and exit status 1. Where the reader of standard output has left, nothing is said.
+    """
+    try:
+        yield
+    except click.ClickException as error:
+        message = error.format_message()
+        _tell(ctx, error, message)
+        if escaped(message) == message:
+            raise
+        raise _escaped(error, message) from error
+    except (click.Abort, click.exceptions.Exit):
+        raise
+    except (ExpertError, OSError) as error:
+        if isinstance(error, OSError) and error.errno == errno.EPIPE:
+            silence("stdout")
+            raise click.exceptions.Exit(_CLOSED_PIPE) from error
+        _tell(ctx, error, str(error))
+        if isinstance(error, OSError):
+            silence("stdout")  # it may be what cannot be written
+        echo(f"error: {error}", err=True)
+        raise click.exceptions.Exit(2) from error
+    except Exception as error:
+        _tell(ctx, error, str(error))
+        echo(traceback.format_exc(), err=True, nl=False)
+        echo(_REPORT, err=True)
+        raise click.exceptions.Exit(1) from error
+
+
+def _escaped(error: click.ClickException, message: str) -> click.ClickException:
+    """An error of click's, which quotes arguments, with its message as `escaped` gives it."""
+    if isinstance(error, click.UsageError):
+        return click.UsageError(escaped(message), error.ctx)
+    return click.ClickException(escaped(message))
+
+
+def _tell(ctx: click.Context | None, error: Exception, message: str) -> None:
+    if ctx is None or not ctx.meta.get(JSON_OUTPUT):
+        return
+    try:
         print_json({"error": {"type": type(error).__name__, "message": message}}, indent=None)
+    except OSError:  # which may be the error itself
+        silence("stdout")
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

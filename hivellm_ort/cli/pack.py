@@ -7,13 +7,14 @@ from pathlib import Path
 
 import click
 
-from hivellm_ort.cli.output import json_option, print_json
+from hivellm_ort.cli.output import echo, json_option, print_json
 from hivellm_ort.errors import LoadError, ManifestError
 from hivellm_ort.loading.pack import pack as pack_folder
 from hivellm_ort.package.archive import sha256_file
 from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
 from hivellm_ort.package.manifest_schema import schema_problems
 from hivellm_ort.package.store import Store, open_package
+from hivellm_ort.printable import printable
 
 __all__ = ["pack"]
 
@@ -42,7 +43,9 @@ def pack(folder: Path, output: Path | None, strict: bool, as_json: bool) -> None
     package = open_package(folder, Store(), check="digest")
     manifest = ExpertManifest.from_file(path, strict=strict)
     file = output or Path(manifest.package_filename(manifest.base_models[0].short_name))
-    with tqdm(desc=file.name, unit="B", unit_scale=True, disable=None, delay=1, leave=False) as bar:
+    with tqdm(
+        desc=printable(file.name), unit="B", unit_scale=True, disable=None, delay=1, leave=False
+    ) as bar:
         pack_folder(package, file, manifest, progress=bar.update)
     warnings = [*manifest.warnings, *schema_problems(path)]
     report = {
@@ -55,5 +58,5 @@ def pack(folder: Path, output: Path | None, strict: bool, as_json: bool) -> None
         print_json(report)
         return
     for warning in warnings:
-        click.echo(f"warning: {warning}", err=True)
-    click.echo(f"{file}  {report['size']} bytes  sha256 {report['sha256']}")
+        echo(f"warning: {printable(warning)}", err=True)
+    echo(f"{file}  {report['size']} bytes  sha256 {report['sha256']}")

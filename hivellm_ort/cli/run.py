@@ -7,9 +7,10 @@ from typing import Any, get_args
 
 import click
 
-from hivellm_ort.cli.output import json_option, print_json, printable
+from hivellm_ort.cli.output import echo, echo_answer, json_option, print_json
 from hivellm_ort.expert import Expert
 from hivellm_ort.integrity import Policy
+from hivellm_ort.printable import printable
 from hivellm_ort.textfile import decode_text
 
 __all__ = ["loading_options", "run", "text_or_file"]
@@ -155,10 +156,10 @@ def run(
         with expert.generate_stream(prompt, **options) as stream:
             for piece in stream:
                 if not as_json:
-                    click.echo(piece, nl=False)
+                    echo_answer(piece)
         if as_json:
             print_json(stream.result.to_dict())
         else:
-            click.echo()
+            echo()
             for warning in stream.result.warnings:
-                click.echo(f"warning: {printable(warning)}", err=True)
+                echo(f"warning: {printable(warning)}", err=True)

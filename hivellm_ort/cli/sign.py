@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from hivellm_ort.cli.output import json_option, print_json
+from hivellm_ort.cli.output import echo, json_option, print_json
 from hivellm_ort.integrity.keyfiles import read_public_key
 from hivellm_ort.integrity.signing import sign as sign_package
 from hivellm_ort.integrity.trust import Trust
@@ -18,6 +18,7 @@ from hivellm_ort.integrity.verification import verify as verify_package
 from hivellm_ort.loading.opening import open_with_progress
 from hivellm_ort.package.archive import Progress
 from hivellm_ort.package.store import Store
+from hivellm_ort.printable import printable
 from hivellm_ort.textfile import decode_text
 
 __all__ = ["sign", "verify"]
@@ -46,11 +47,11 @@ def sign(package: Path, key: Path, publisher: str | None, output: Path | None, a
     if as_json:
         print_json({**asdict(signed), "path": str(signed.path)})
         return
-    click.echo(f"signed   {signed.path}")
-    click.echo(f"key      {signed.key}")
-    click.echo(f"members  {signed.members}")
+    echo(f"signed   {signed.path}")
+    echo(f"key      {signed.key}")
+    echo(f"members  {signed.members}")
     for note in signed.notes:
-        click.echo(f"note     {note}")
+        echo(f"note     {printable(note)}")
 
 
 @click.command()
@@ -87,17 +88,17 @@ def verify(ctx: click.Context, package: Path, keys: tuple[str, ...], as_json: bo
 
 
 def _print(verdict: Verdict, members: int, sidecar: str | None, notes: tuple[str, ...]) -> None:
-    click.echo(str(verdict))
+    echo(printable(str(verdict)))
     if verdict.key is not None:
-        click.echo(f"key      {verdict.key}")
+        echo(f"key      {verdict.key}")
     if verdict.scheme is not None:
-        click.echo(f"scheme   {verdict.scheme}")
-    click.echo(f"members  {members}")
+        echo(f"scheme   {verdict.scheme}")
+    echo(f"members  {members}")
     if sidecar is not None:
-        click.echo(f"sidecar  {sidecar}{_SIDECAR_NOTES.get(sidecar, '')}")
+        echo(f"sidecar  {sidecar}{_SIDECAR_NOTES.get(sidecar, '')}")
     reason = (verdict.reason,) if verdict.status == "unsigned" and verdict.reason else ()
     for note in (*reason, *notes):
-        click.echo(f"note     {note}")
+        echo(f"note     {printable(note)}")
 
 
 def _sidecar(package: Path, sha256: str) -> str | None:
@@ -118,5 +119,5 @@ def _progress(what: str) -> Iterator[Progress]:
     """A count of bytes on a terminal, shown after a second."""
     from tqdm import tqdm
 
-    with tqdm(desc=what, unit="B", unit_scale=True, disable=None, delay=1, leave=False) as bar:
+    with tqdm(desc=printable(what), unit="B", unit_scale=True, disable=None, delay=1, leave=False) as bar:
         yield bar.update

@@ -15,6 +15,7 @@ from hivellm_ort.package.links import check_folder
 from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
 from hivellm_ort.package.store import Store, UnpackedPackage, open_package
 from hivellm_ort.package.targets import FOLDER
+from hivellm_ort.printable import printable
 
 __all__ = ["open_with_progress", "read_manifest"]
 
@@ -48,7 +49,7 @@ def open_with_progress(
     # Shown after a second, on a terminal: a package that was unpacked before takes less.
     with tqdm(
         total=size,
-        desc=f"unpacking {path.name}",
+        desc=printable(f"unpacking {path.name}"),
         unit="B",
         unit_scale=True,
         disable=None if sys.stderr else True,  # None: unless it is a terminal

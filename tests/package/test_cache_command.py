@@ -92,7 +92,7 @@ def test_hostile_name(tmp_path: Path, store: Store, invoke: Invoke) -> None:
     store.unpack(expert(tmp_path / "q.expert", manifest=manifest))
     lines = invoke("list").stdout.splitlines()
     assert 5 == len(lines)
-    assert any("?[2J?xxx" in line for line in lines)
+    assert any(r"\x1b[2J\u202exxx" in line for line in lines)
     assert all(line.isprintable() and len(line) < 100 for line in lines[1:])
 
 

@@ -347,7 +347,7 @@ def test_input_in_another_encoding(packages: Packages, monkeypatch: pytest.Monke
     monkeypatch.setenv("HIVELLM_HOME", str(packages.cache))
     result = CliRunner().invoke(main, ["chat", str(packages.lora), "--trust", "off"], input=b"caf\xe9\n")
     assert 2 == result.exit_code
-    assert "error: standard input is not utf-8 (at byte 3)" in result.stderr
+    assert "error: the question is not utf-8 (at byte 3)" in result.stderr
 
 
 def test_error_as_json(invoke: Invoke, tmp_path: Path) -> None:

@@ -317,7 +317,7 @@ def test_inspect_prints_no_control_characters(invoke: Invoke, folder: Path) -> N
     hostile = {**MANIFEST, "description": "fine\n\x1b[2Jsignature:    verified by you"}
     (folder / "manifest.json").write_text(json.dumps(hostile))
     lines = invoke("inspect", folder).stdout.splitlines()
-    assert "about:        fine ?[2Jsignature: verified by you" in lines
+    assert r"about:        fine \x1b[2Jsignature: verified by you" in lines
     assert ["signature:    unsigned"] == [line for line in lines if line.startswith("signature")]
 
 

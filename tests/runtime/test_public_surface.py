@@ -24,6 +24,7 @@ ROOMS: dict[str, set[str]] = {
     "errors": set(),
     "textfile": set(),
     "paths": set(),
+    "printable": set(),
     "grammar": {"errors"},
     "options": {"errors", "grammar"},
     "result": set(),
@@ -36,7 +37,8 @@ ROOMS: dict[str, set[str]] = {
     "text": {"errors", "paths", "textfile"},
     "engine": {"adapters", "contract", "errors"},
     "loading": {
-        "adapters", "contract", "engine", "errors", "grammar", "integrity", "package", "paths", "text", "textfile",
+        "adapters", "contract", "engine", "errors", "grammar", "integrity", "package", "paths", "printable", "text",
+        "textfile",
     },
     "decoding": {"errors", "grammar", "result", "text"},
     "scheduler": {"decoding", "engine", "errors"},
@@ -54,7 +56,8 @@ ROOMS: dict[str, set[str]] = {
     },
     "__init__": {"decoding", "errors", "expert", "grammar", "integrity", "manager", "options", "package", "result"},
     "cli": {
-        "__init__", "engine", "errors", "expert", "grammar", "integrity", "loading", "package", "text", "textfile",
+        "__init__", "engine", "errors", "expert", "grammar", "integrity", "loading", "package", "printable", "text",
+        "textfile",
     },
     "__main__": {"cli"},
 }  # fmt: skip
@@ -192,11 +195,13 @@ def test_messages_name_arguments_in_one_way() -> None:
     assert [] == found
 
 
-def test_commands_print_json_in_one_way() -> None:
-    """`print_json` knows which characters standard output takes."""
+def test_commands_print_in_one_way() -> None:
+    """`cli/output.py` knows which characters standard output takes, and which steer a terminal."""
     commands = [*(ROOT / "cli").glob("*.py"), *(ROOT.parent / "export" / "hivellm_export").glob("*.py")]
     texts = {path.name: path.read_text(encoding="utf-8") for path in commands}
-    assert ["output.py"] == [name for name, text in texts.items() if "click.echo(json.dumps(" in text]
+    assert ["output.py"] == [
+        name for name, text in texts.items() if re.search(r"click\.s?echo|\bprint\(", text)
+    ]
 
 
 def test_a_generation_imports_no_build_time_library(packages: Packages, lora: Expert) -> None:

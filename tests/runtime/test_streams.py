@@ -1,0 +1,121 @@
+"""The command line on streams that are closed, full, or left by their reader."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from running import PROMPT, Packages
+
+pytestmark = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full and a shell")
+Shell = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def shell(packages: Packages, tmp_path: Path) -> Shell:
+    """Run `hivellm-ort` with arguments and redirections of a shell."""
+    (tmp_path / "a.gbnf").write_text('root ::= "a"\n')
+    environment = {**os.environ, "HIVELLM_HOME": str(packages.cache), "PYTHONWARNINGS": "error"}
+
+    def run(
+        arguments: str, redirection: str, stdin: bytes = b"", *, left: bool = False
+    ) -> subprocess.CompletedProcess[str]:
+        reader, writer = os.pipe()
+        if left:
+            os.close(reader)
+        line = f'"$0" -m hivellm_ort {arguments} {redirection}'
+        done = subprocess.run(
+            ["bash", "-c", line, sys.executable, packages.lora, PROMPT],
+            input=stdin,
+            stdout=writer if left else subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            cwd=tmp_path,
+            timeout=60,
+            check=False,
+        )
+        os.close(writer)
+        if not left:
+            os.close(reader)
+        texts = (done.stdout or b"").decode(), done.stderr.decode()
+        return subprocess.CompletedProcess(line, done.returncode, *texts)
+
+    return run
+
+
+RUN_COMMAND = 'run "$1" "$2" --trust off --threads 1 --max-tokens 20'
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        RUN_COMMAND,
+        f"{RUN_COMMAND} --json",
+        'inspect "$1"',
+        "grammar check a.gbnf",
+        "cache list",
+        "export --help",
+    ],
+)
+def test_full_standard_output(arguments: str, shell: Shell) -> None:
+    """It is one line and status 2."""
+    done = shell(arguments, ">/dev/full")
+    assert (2, 1) == (done.returncode, done.stderr.count("\n"))
+    assert done.stderr.startswith("error: [Errno 28] No space left on device")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [RUN_COMMAND, 'inspect "$1" --json', "grammar check a.gbnf", "--help", 'chat "$1" 2>/dev/null'],
+)
+def test_pipe_whose_reader_left(arguments: str, shell: Shell) -> None:
+    """The command ends quietly, with the status of a program that SIGPIPE ended."""
+    done = shell(arguments, "", b"a\nb\n", left=True)
+    assert (141, "") == (done.returncode, done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ('chat "$1"', "standard input is closed: chat reads its questions there"),
+        ("cache clear", "cannot ask here: pass --yes"),
+        ("init .", "error: "),
+    ],
+)
+def test_closed_standard_input(arguments: str, message: str, shell: Shell) -> None:
+    """A command that would ask says so, in one line."""
+    done = shell(arguments, "<&-")
+    assert (2, 1) == (done.returncode, done.stderr.count("\n"))
+    assert message in done.stderr
+
+
+@pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-", "<&- 2>&-"])
+def test_standard_error_that_takes_nothing(redirection: str, shell: Shell) -> None:
+    """The status alone tells then."""
+    done = shell('run missing.expert "$2"', redirection)
+    assert (2, "", "") == (done.returncode, done.stdout, done.stderr)
+
+
+def test_closed_standard_output(shell: Shell) -> None:
+    """A command whose output nobody wants does its work."""
+    done = shell(RUN_COMMAND, "<&- >&-")
+    assert (0, "", "") == (done.returncode, done.stdout, done.stderr)
+
+
+def test_chat_goes_on(shell: Shell) -> None:
+    """A question that is too long or is not UTF-8 is told; those before and after it are one conversation."""
+    arguments = 'chat "$1" --trust off --threads 1 --max-tokens 8'
+    whole = shell(arguments, "", b"one\ntwo\n")
+    assert (0, "expert-lora on tiny (fp32)\n") == (whole.returncode, whole.stderr)
+    _, one, two, end = whole.stdout.split("> ")
+    bad = [b"x" * 9000, b"caf\xe9", b"\xff\xfe", b"\xed\xb0\x80"]
+    done = shell(arguments, "", b"\n".join([b"one", *bad, b"two", b""]))
+    assert 2 == done.returncode
+    assert ["", one, *("" for _ in bad), two, end] == done.stdout.split("> ")
+    errors = done.stderr.splitlines()[1:]
+    assert len(bad) == len(errors)
+    assert all(line.startswith("error: ") for line in errors), errors
