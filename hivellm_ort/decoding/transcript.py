@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
+from hivellm_ort.callbacks import is_interrupt, raised_by
 from hivellm_ort.decoding.logprobs import TokenLogprob
 from hivellm_ort.decoding.loop import Request, Step
 from hivellm_ort.decoding.serving import refuse_to_wait
@@ -188,21 +189,25 @@ class Transcript:
         self.error = step.error
         if isinstance(step.error, GrammarError):
             step.error.text = "".join(self._texts)
-        if self.observer is not None:
-            _tell(self.observer.ended)
-        # Whoever keeps the answer shall not keep its expert in memory.
-        self.observer = self.request.adapter = None
-        with self._lock:
-            self.ended.set()
-            listeners = list(self._listeners)
-        self.pieces.put(None)
-        for listener in listeners:
-            _tell(listener)
+        try:
+            if self.observer is not None:
+                _tell(self.observer.ended)
+        finally:  # Ctrl-C must not leave anybody waiting
+            # Whoever keeps the answer shall not keep its expert in memory.
+            self.observer = self.request.adapter = None
+            with self._lock:
+                self.ended.set()
+                listeners = list(self._listeners)
+            self.pieces.put(None)
+            for listener in listeners:
+                _tell(listener)
 
 
 def _tell(listener: Callable[[], None]) -> None:
     """Call what must not disturb the requests that are answered beside this one."""
-    try:
-        listener()
-    except Exception:
-        _LOG.exception("a listener of an answer raised; the generation goes on")
+    error = raised_by(listener)
+    if error is None:
+        return
+    if is_interrupt(error):
+        raise error
+    _LOG.error("a listener of an answer raised; the generation goes on", exc_info=error)

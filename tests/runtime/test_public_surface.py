@@ -22,6 +22,7 @@ BUILD_TIME = {"torch", "transformers", "peft", "optimum", "onnx", "onnx_ir", "on
 # What each room may import of this package: a room knows only rooms below it. Lowest first.
 ROOMS: dict[str, set[str]] = {
     "errors": set(),
+    "callbacks": {"errors"},
     "textfile": set(),
     "paths": set(),
     "grammar": {"errors"},
@@ -31,15 +32,15 @@ ROOMS: dict[str, set[str]] = {
     "adapters": {"contract", "errors", "paths", "textfile"},
     "package": {"contract", "errors", "paths", "textfile"},
     "routing": {"errors", "package"},
-    "observability": {"result"},
+    "observability": {"callbacks", "result"},
     "integrity": {"errors", "package", "paths", "textfile"},
     "text": {"errors", "paths", "textfile"},
     "engine": {"adapters", "contract", "errors"},
     "loading": {
         "adapters", "contract", "engine", "errors", "grammar", "integrity", "package", "paths", "text", "textfile",
     },
-    "decoding": {"errors", "grammar", "result", "text"},
-    "scheduler": {"decoding", "engine", "errors"},
+    "decoding": {"callbacks", "errors", "grammar", "result", "text"},
+    "scheduler": {"callbacks", "decoding", "engine", "errors"},
     "base": {"contract", "decoding", "engine", "errors", "grammar", "scheduler", "text"},
     "requests": {
         "base", "decoding", "engine", "errors", "grammar", "options", "package", "result", "scheduler", "text",
