@@ -25,12 +25,13 @@ ROOMS: dict[str, set[str]] = {
     "callbacks": {"errors"},
     "textfile": set(),
     "paths": set(),
+    "ranges": set(),
     "grammar": {"errors"},
     "options": {"errors", "grammar"},
     "result": set(),
     "contract": {"errors", "paths"},
     "adapters": {"contract", "errors", "paths", "textfile"},
-    "package": {"contract", "errors", "paths", "textfile"},
+    "package": {"contract", "errors", "paths", "ranges", "textfile"},
     "routing": {"errors", "package"},
     "observability": {"callbacks", "result"},
     "integrity": {"errors", "package", "paths", "textfile"},
@@ -39,7 +40,7 @@ ROOMS: dict[str, set[str]] = {
     "loading": {
         "adapters", "contract", "engine", "errors", "grammar", "integrity", "package", "paths", "text", "textfile",
     },
-    "decoding": {"callbacks", "errors", "grammar", "result", "text"},
+    "decoding": {"callbacks", "errors", "grammar", "ranges", "result", "text"},
     "scheduler": {"callbacks", "decoding", "engine", "errors"},
     "base": {"contract", "decoding", "engine", "errors", "grammar", "scheduler", "text"},
     "requests": {
