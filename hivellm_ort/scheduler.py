@@ -18,6 +18,7 @@ from hivellm_ort.engine.adapters import BoundAdapter
 from hivellm_ort.engine.decoder import Decoder
 from hivellm_ort.engine.session import Engine
 from hivellm_ort.errors import InferenceError
+from hivellm_ort.forking import Home
 
 __all__ = ["DEFAULT_ROWS", "OnRest", "OnStep", "Scheduler"]
 
@@ -59,10 +60,12 @@ class Scheduler:
 
     Attributes:
         rows: most requests that share a forward pass.
+        home: the process of its thread.
     """
 
     def __init__(self, engine: Engine, *, adapters: bool):
         self.rows = DEFAULT_ROWS
+        self.home = Home("an expert that was loaded before")
         self._engine = engine
         self._adapters = adapters
         self._followers: tuple[tuple[OnStep, OnRest], ...] = ()  # replaced, never changed
@@ -101,8 +104,9 @@ class Scheduler:
             started: called by that thread when the request leaves the queue for a row.
 
         Raises:
-            InferenceError: the scheduler is closed.
+            InferenceError: the scheduler is closed, or of another process.
         """
+        self.home.require()
         with self._changed:
             if self._closing:
                 raise InferenceError("the base was closed: load the expert again")
@@ -137,6 +141,8 @@ class Scheduler:
 
     def forget(self, adapter: BoundAdapter) -> None:
         """Let go of an adapter: at once, unless a request has it; then when the last of them has ended."""
+        if not self.home.here:
+            return
         with self._changed:
             if self._thread is None or self._ended:
                 return
@@ -158,6 +164,8 @@ class Scheduler:
 
     def abandon(self) -> None:
         """End the thread after the step that is running, and all requests as cancelled."""
+        if not self.home.here:
+            return
         self._abandoned = True
         self.close()
         if self._thread is not None:

@@ -15,6 +15,7 @@ from hivellm_ort.decoding.logprobs import TokenLogprob
 from hivellm_ort.decoding.loop import Request, Step
 from hivellm_ort.decoding.serving import refuse_to_wait
 from hivellm_ort.errors import GrammarError, InferenceError
+from hivellm_ort.forking import Home
 from hivellm_ort.result import FinishReason, InferenceResult, Timings
 
 __all__ = ["Observer", "Transcript"]
@@ -67,6 +68,7 @@ class Transcript:
         self.error: Exception | None = None
         self.observer: Observer | None = None
         self.sampling = sampling
+        self._home = Home("an answer that began before")
         self._begin = self._turn = self._first = self._last = time.perf_counter()
         self._tokens: list[int] = []
         self._texts: list[str] = []
@@ -116,19 +118,28 @@ class Transcript:
             for listener in self._listeners:
                 _tell(listener)
 
+    @property
+    def here(self) -> bool:
+        """Whether this process generates it."""
+        return self._home.here
+
     def wait(self) -> None:
         """Return when the answer has ended.
 
         Raises:
-            InferenceError: this is the thread that generates it.
+            InferenceError: this is the thread that generates it, or another process does.
         """
         refuse_to_wait()
+        if not self.ended.is_set():
+            self._home.require()
         while not self.ended.wait(_PATIENCE):
             pass
 
     def next_piece(self) -> str | None:
         """The next of `pieces`, as soon as there is one. Raises as `wait`."""
         refuse_to_wait()
+        if not self.ended.is_set():
+            self._home.require()
         while True:
             with contextlib.suppress(Empty):
                 return self.pieces.get(timeout=_PATIENCE)

@@ -23,6 +23,7 @@ BUILD_TIME = {"torch", "transformers", "peft", "optimum", "onnx", "onnx_ir", "on
 ROOMS: dict[str, set[str]] = {
     "errors": set(),
     "callbacks": {"errors"},
+    "forking": {"errors"},
     "textfile": set(),
     "paths": set(),
     "ranges": set(),
@@ -34,15 +35,15 @@ ROOMS: dict[str, set[str]] = {
     "package": {"contract", "errors", "paths", "ranges", "textfile"},
     "routing": {"errors", "package"},
     "observability": {"callbacks", "result"},
-    "integrity": {"errors", "package", "paths", "textfile"},
+    "integrity": {"errors", "forking", "package", "paths", "textfile"},
     "text": {"errors", "paths", "textfile"},
     "engine": {"adapters", "contract", "errors"},
     "loading": {
         "adapters", "contract", "engine", "errors", "grammar", "integrity", "package", "paths", "text", "textfile",
     },
-    "decoding": {"callbacks", "errors", "grammar", "ranges", "result", "text"},
-    "scheduler": {"callbacks", "decoding", "engine", "errors"},
-    "base": {"contract", "decoding", "engine", "errors", "grammar", "scheduler", "text"},
+    "decoding": {"callbacks", "errors", "forking", "grammar", "ranges", "result", "text"},
+    "scheduler": {"callbacks", "decoding", "engine", "errors", "forking"},
+    "base": {"contract", "decoding", "engine", "errors", "forking", "grammar", "scheduler", "text"},
     "requests": {
         "base", "decoding", "engine", "errors", "grammar", "options", "package", "result", "scheduler", "text",
     },
@@ -51,8 +52,8 @@ ROOMS: dict[str, set[str]] = {
         "paths", "requests", "result", "text",
     },
     "manager": {
-        "base", "decoding", "errors", "expert", "integrity", "loading", "observability", "options", "package",
-        "paths", "requests", "result", "routing", "text",
+        "base", "decoding", "errors", "expert", "forking", "integrity", "loading", "observability", "options",
+        "package", "paths", "requests", "result", "routing", "text",
     },
     "__init__": {"decoding", "errors", "expert", "grammar", "integrity", "manager", "options", "package", "result"},
     "cli": {
