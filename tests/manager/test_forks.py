@@ -114,6 +114,12 @@ with multiprocessing.get_context("fork").Pool(2) as pool:
     outcome["a pool of processes"] = all(pool.map_async(of_pool, range(4)).get(60))
 gate.set()
 outcome["the parent"] = len(list(running)) > 0 and expert.generate(PROMPT, max_tokens=5).tokens == TOKENS
+by_processor = []
+def forking(*_):
+    if not by_processor:
+        by_processor.append(forked(fresh, os._exit))
+expert.generate(PROMPT, max_tokens=2, processors=[forking])
+outcome["a child of a processor"] = by_processor == [True]
 print(json.dumps(outcome))
 """
 
@@ -133,4 +139,4 @@ def test_forks(packages: Packages, tmp_path: Path) -> None:
     assert 0 == done.returncode, done.stderr
     outcome = json.loads(done.stdout.splitlines()[-1])
     assert [] == [name for name, sound in outcome.items() if not sound], done.stderr
-    assert len(CHILDREN) + 2 == len(outcome)
+    assert len(CHILDREN) + 3 == len(outcome)
