@@ -14,6 +14,7 @@ from hivellm_ort.engine.devices import Device
 from hivellm_ort.engine.placement import Placement, place
 from hivellm_ort.engine.session import Engine
 from hivellm_ort.errors import ManifestError
+from hivellm_ort.forking import in_child
 from hivellm_ort.grammar.compiler import GrammarCompiler
 from hivellm_ort.scheduler import Scheduler
 from hivellm_ort.text.template import ChatTemplate
@@ -87,6 +88,8 @@ class BasePool:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._bases: dict[_Key, tuple[Base, int]] = {}
+        self._inherited: list[object] = []
+        in_child(self._begin_anew)
 
     def acquire(
         self, folder: Path, config: DecoderConfig, *, device: Device | None = None, threads: int | None = None
@@ -113,7 +116,9 @@ class BasePool:
             self._bases[key] = (base, self._bases[key][1] + 1)
 
     def release(self, base: Base) -> None:
-        """Let go of a base from `acquire` or `hold`."""
+        """Let go of a base from `acquire` or `hold`; one of the process that this was forked from stays."""
+        if not base.scheduler.home.here:
+            return
         with self._lock:
             key = self._key(base)
             users = self._bases[key][1] - 1
@@ -123,6 +128,12 @@ class BasePool:
                 del self._bases[key]
         if not users:
             base.close()
+
+    def _begin_anew(self) -> None:
+        """Have no base, in a forked process. To free a session is to wait for its threads, which are not here."""
+        self._inherited.append(self._bases)
+        self._lock = threading.Lock()
+        self._bases = {}
 
     def _key(self, base: Base) -> _Key:
         return next(key for key, (held, _) in self._bases.items() if held is base)

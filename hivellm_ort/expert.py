@@ -255,12 +255,15 @@ class Expert:
         """A request that is checked and not begun; for what answers requests together. Raises as `generate`."""
         if self._closed:
             raise InferenceError(f"expert {self.name!r} is closed: load it again")
+        self._base.scheduler.home.require()
         return self._voice.ask(prompt, options)
 
     def close(self) -> None:
         """Let go of the base; its memory is freed when no other expert uses it."""
         if not self._closed:
             self._closed = True
+            if not self._base.scheduler.home.here:
+                return
             if self.adapter is not None:
                 self._base.forget(self.adapter)
             BASES.release(self._base)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import threading
 import time
 import weakref
@@ -10,14 +11,18 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from hivellm_ort.callbacks import ordinary, raised_by
 from hivellm_ort.decoding.loop import Loop, Request, Step
 from hivellm_ort.decoding.serving import is_serving, serving
 from hivellm_ort.engine.adapters import BoundAdapter
 from hivellm_ort.engine.decoder import Decoder
 from hivellm_ort.engine.session import Engine
 from hivellm_ort.errors import InferenceError
+from hivellm_ort.forking import Home
 
 __all__ = ["DEFAULT_ROWS", "OnRest", "OnStep", "Scheduler"]
+
+_LOG = logging.getLogger("hivellm_ort")
 
 DEFAULT_ROWS = 8
 """Most requests that share a forward pass."""
@@ -55,10 +60,12 @@ class Scheduler:
 
     Attributes:
         rows: most requests that share a forward pass.
+        home: the process of its thread.
     """
 
     def __init__(self, engine: Engine, *, adapters: bool):
         self.rows = DEFAULT_ROWS
+        self.home = Home("an expert that was loaded before")
         self._engine = engine
         self._adapters = adapters
         self._followers: tuple[tuple[OnStep, OnRest], ...] = ()  # replaced, never changed
@@ -97,8 +104,9 @@ class Scheduler:
             started: called by that thread when the request leaves the queue for a row.
 
         Raises:
-            InferenceError: the scheduler is closed.
+            InferenceError: the scheduler is closed, or of another process.
         """
+        self.home.require()
         with self._changed:
             if self._closing:
                 raise InferenceError("the base was closed: load the expert again")
@@ -133,6 +141,8 @@ class Scheduler:
 
     def forget(self, adapter: BoundAdapter) -> None:
         """Let go of an adapter: at once, unless a request has it; then when the last of them has ended."""
+        if not self.home.here:
+            return
         with self._changed:
             if self._thread is None or self._ended:
                 return
@@ -154,6 +164,8 @@ class Scheduler:
 
     def abandon(self) -> None:
         """End the thread after the step that is running, and all requests as cancelled."""
+        if not self.home.here:
+            return
         self._abandoned = True
         self.close()
         if self._thread is not None:
@@ -162,11 +174,13 @@ class Scheduler:
     def _run(self) -> None:
         loop: Loop | None = None
         with serving():
-            while self._next():
+            while True:
                 try:
+                    if not self._next():
+                        break
                     loop = self._turn(loop)
-                # Not of one request: nothing of this loop can be trusted any more. Also what is no Exception, such as
-                # SystemExit of a processor, must not end the thread: others wait for it.
+                # Not of one request: nothing of this loop can be trusted any more. Also what is no Exception must not
+                # end the thread: others wait for it.
                 except BaseException as error:
                     loop = self._decoder = None
                     self._fail(error)
@@ -184,13 +198,13 @@ class Scheduler:
             self._decoder = self._engine.decoder(adapters=self._adapters)
             loop = Loop(self._decoder)
         if job is not None:
-            job.started()
+            _tell(job.started)
             self._drive(loop.begin(id(job), job.request))
         if loop.active:
             rows, begin = loop.active, time.perf_counter()
             tokens = self._drive(loop.step())
             for on_step, _ in self._followers:
-                on_step(rows, self.rows, time.perf_counter() - begin, tokens)
+                _tell(on_step, rows, self.rows, time.perf_counter() - begin, tokens)
         return loop
 
     def _next(self) -> bool:
@@ -214,18 +228,20 @@ class Scheduler:
                     self._decoder.rest()
                 self._rested = True
             for _, on_rest in self._followers:
-                on_rest()
+                _tell(on_rest)
 
     # Each of these in a function of its own: what a waiting thread has in its hands is not freed.
 
     def _end_cancelled(self) -> None:
         """End the requests that were cancelled before their turn."""
         with self._changed:
-            cancelled = [job for job in self._waiting if job.request.cancelled()]
-            for job in cancelled:
+            cancelled = [
+                (job, step) for job in self._waiting if (step := _cancelled(job.request)) is not None
+            ]
+            for job, _ in cancelled:
                 self._waiting.remove(job)
-        for job in cancelled:
-            self._deliver(job, Step(None, finish_reason="cancelled"))
+        for job, step in cancelled:
+            self._deliver(job, step)
 
     def _take_leave(self) -> None:
         """Let go of the adapters that are to be forgotten and that no request has any more."""
@@ -238,10 +254,9 @@ class Scheduler:
             one.gone.set()
 
     def _fail(self, error: BaseException) -> None:
-        if not isinstance(error, Exception):
-            error = InferenceError(f"the generation was ended by {error!r}")
+        step = Step(None, error=ordinary(error, "the engine"))
         for job in list(self._jobs.values()):
-            self._deliver(job, Step(None, error=error))
+            self._deliver(job, step)
 
     def _end(self) -> None:
         """Nobody shall wait for a thread that is gone."""
@@ -269,7 +284,22 @@ class Scheduler:
         if step.finish_reason is not None or step.error is not None:
             with self._changed:
                 self._jobs.pop(id(job), None)
-        job.deliver(step, time.perf_counter())
+        _tell(job.deliver, step, time.perf_counter())
+
+
+def _tell(function: Callable[..., object], *arguments: object) -> None:
+    """Call what must not raise, and log it where it does: the other requests go on."""
+    error = raised_by(function, *arguments)
+    if error is not None:
+        _LOG.error("a function that follows the scheduler raised; the generation goes on", exc_info=error)
+
+
+def _cancelled(request: Request) -> Step | None:
+    """The last step of a request that waits and was cancelled."""
+    try:
+        return Step(None, finish_reason="cancelled") if request.cancelled() else None
+    except BaseException as error:
+        return Step(None, error=ordinary(error, "a function that says whether the request is cancelled"))
 
 
 _RUNNING: weakref.WeakSet[Scheduler] = weakref.WeakSet()

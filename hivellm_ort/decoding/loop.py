@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from hivellm_ort.callbacks import ordinary
 from hivellm_ort.decoding.answer import AnswerText
 from hivellm_ort.decoding.arrays import FloatArray, IntArray
 from hivellm_ort.decoding.logprobs import TokenLogprob, token_logprob
@@ -184,12 +186,14 @@ class Loop:
                     row.catch_up(model, place, _FEW_PER_ROW * len(rows))
                 plain = all(row.plain for row in rows)
                 logits = model.step([row.next_unread for row in rows], greedy=plain)
-            except Exception as error:  # nothing of these rows can be trusted any more
+            except BaseException as error:  # nothing of these rows can be trusted any more
                 for row in rows:
                     yield row.key, row.fail(error)
             else:
                 choosing = [row.request.constraint for row in rows if row.chooses]
-                fill_masks([constraint for constraint in choosing if constraint is not None])
+                # One of them failed: `apply` does it for each alone, and tells.
+                with contextlib.suppress(BaseException):
+                    fill_masks([constraint for constraint in choosing if constraint is not None])
                 for row, scores in zip(rows, logits, strict=True):
                     for step in _guarded(row, row.read(scores)):
                         yield row.key, step
@@ -209,11 +213,16 @@ class Loop:
 
 
 def _guarded(row: _Row, steps: Iterator[Step]) -> Iterator[Step]:
-    """The steps; an error of a grammar, of a processor or of the model on this row becomes the last of them."""
-    try:
-        yield from steps
-    except Exception as error:
-        yield row.fail(error)
+    """The steps; what a grammar, a processor or the model raises on this row becomes the last of them."""
+    while not row.failed:
+        try:
+            step = next(steps)
+        except StopIteration:
+            return
+        except BaseException as error:
+            step = row.fail(error)
+        # Not under that `try`: what closes this generator is no failure of the row.
+        yield step
 
 
 class _Row:
@@ -317,10 +326,14 @@ class _Row:
         while self._forced and request.logprobs is None and not self.finished:
             yield self._take(self._forced.popleft(), forced=True)
 
-    def fail(self, error: Exception) -> Step:
+    def fail(self, error: BaseException) -> Step:
         """The last step of a request that cannot go on."""
         self.finished = self.failed = True
-        return self._last(Step(None, error=error))
+        step = Step(None, error=ordinary(error, "a function that this request called"))
+        # What has failed may fail again when it is asked how far it came.
+        with contextlib.suppress(BaseException):
+            step = self._last(step)
+        return step
 
     def _choose(self, logits: FloatArray) -> Step:
         request = self.request

@@ -9,10 +9,10 @@ from numbers import Integral, Real
 from typing import Any
 
 from hivellm_ort.errors import OptionError, argument
+from hivellm_ort.ranges import MAX_PENALTY, MAX_TEMPERATURE, MIN_PENALTY, MIN_TEMPERATURE
 
 __all__ = ["SamplingParams"]
 
-_MIN_TEMPERATURE = 1e-4
 _MAX_LOGPROBS = 20
 _MAX_BIAS = 3.4e38  # float32
 _TOKEN_IDS = range(2**31)
@@ -26,13 +26,14 @@ class SamplingParams:
     ones those of the answer alone.
 
     Args:
-        temperature: 0 takes the most likely token; otherwise at least 0.0001, the logits' divisor.
+        temperature: 0 takes the most likely token; otherwise 0.0001 to 1000000, the logits' divisor.
         top_p: 0 to 1: keep the most likely tokens that together reach this probability, at least one.
         top_k: Keep the tokens that score no less than the k-th best; 0 keeps all.
         min_p: 0 to 1: keep the tokens that have at least this part of the most likely one's probability.
         typical_p: Above 0, up to 1: keep the tokens whose surprise is nearest to its mean and that together reach
             this probability; 1 keeps all.
-        repetition_penalty: Above 0: divides the positive logits of seen tokens and multiplies the negative ones.
+        repetition_penalty: 0.000001 to 1000000: divides the positive logits of seen tokens and multiplies the
+            negative ones.
         presence_penalty: -2 to 2: subtracted from the logits of generated tokens.
         frequency_penalty: -2 to 2: subtracted from a token's logit as many times as it was generated.
         no_repeat_ngram_size: No sequence of so many seen tokens comes a second time; 0 is off.
@@ -64,15 +65,18 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         t, seed, best = self.temperature, self.seed, self.logprobs
-        sound = _is_number(t) and (t == 0 or _MIN_TEMPERATURE <= t < inf)  # false for NaN
-        _require("temperature", t, sound, f"0 (greedy) or a finite number from {_MIN_TEMPERATURE}")
+        sound = _is_number(t) and (t == 0 or MIN_TEMPERATURE <= t <= MAX_TEMPERATURE)  # false for NaN
+        _require(
+            "temperature", t, sound, f"0 (greedy) or a number from {MIN_TEMPERATURE} to {MAX_TEMPERATURE:.0f}"
+        )
         for name in ("top_p", "min_p"):
             share = getattr(self, name)
             _require(name, share, _is_number(share) and 0 <= share <= 1, "a number from 0 to 1")
         sound = _is_number(self.typical_p) and 0 < self.typical_p <= 1
         _require("typical_p", self.typical_p, sound, "a number above 0, up to 1")
-        sound = _is_number(self.repetition_penalty) and 0 < self.repetition_penalty < inf
-        _require("repetition_penalty", self.repetition_penalty, sound, "a finite number above 0")
+        sound = _is_number(self.repetition_penalty) and MIN_PENALTY <= self.repetition_penalty <= MAX_PENALTY
+        allowed = f"a number from {MIN_PENALTY:f} to {MAX_PENALTY:.0f}"
+        _require("repetition_penalty", self.repetition_penalty, sound, allowed)
         for name in ("presence_penalty", "frequency_penalty"):
             penalty = getattr(self, name)
             _require(name, penalty, _is_number(penalty) and -2 <= penalty <= 2, "a number from -2 to 2")

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from hivellm_ort.callbacks import ordinary
 from hivellm_ort.decoding.arrays import FloatArray, IntArray
 from hivellm_ort.decoding.params import SamplingParams
 from hivellm_ort.decoding.sampler import LogitsProcessor
@@ -87,15 +88,18 @@ def checked(processors: Sequence[Callable[[Any, Any], Any]]) -> LogitsProcessor:
         processors: At least one.
 
     Returns:
-        The processor. It raises OptionTypeError if one returns something else, and OptionError if what it returns
-        holds NaN or +inf and what it was given does not.
+        The processor. It raises OptionTypeError if one returns something else, OptionError if what it returns
+        holds NaN or +inf and what it was given does not, and InferenceError in place of `SystemExit` and the like.
     """
 
     def process(token_ids: IntArray, logits: FloatArray) -> FloatArray:
         given = logits
         logits = logits.copy()
         for index, one in enumerate(processors):
-            returned = one(token_ids, logits)
+            try:
+                returned = one(token_ids, logits)
+            except BaseException as error:
+                raise ordinary(error, f"processors[{index}]")  # noqa: B904 - it has its cause
             logits = _sound(logits if returned is None else returned, given, f"processors[{index}]")
         return logits
 

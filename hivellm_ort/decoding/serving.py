@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +17,8 @@ _HERE = threading.local()
 @contextmanager
 def serving() -> Iterator[None]:
     """Have this thread not wait for answers meanwhile: it is the one that they need."""
-    before = is_serving()
-    _HERE.serving = True
+    before = getattr(_HERE, "serving", None)
+    _HERE.serving = os.getpid()
     try:
         yield
     finally:
@@ -26,7 +27,7 @@ def serving() -> Iterator[None]:
 
 def is_serving() -> bool:
     """Whether this thread must not wait for answers."""
-    return getattr(_HERE, "serving", False)
+    return getattr(_HERE, "serving", None) == os.getpid()  # a forked process answers nothing of its parent's
 
 
 def refuse_to_wait() -> None:

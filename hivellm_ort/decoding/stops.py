@@ -7,10 +7,10 @@ from typing import Literal, NamedTuple
 
 from hivellm_ort.decoding.nesting import Level, Nesting
 from hivellm_ort.errors import OptionError
+from hivellm_ort.ranges import MAX_PUBLISHED_STOPS, MAX_STOP_LENGTH, MAX_STOPS
 
 __all__ = ["StopMatcher"]
 
-_MAX_STOPS, _MAX_GENTLE, _MAX_LENGTH = 16, 64, 1024
 _CLOSING = frozenset(")]};`\"'")
 _OPEN, _CLOSE = "<think>", "</think>"
 
@@ -54,8 +54,8 @@ class StopMatcher:
         include_stop: bool = False,
         thinking: bool = False,
     ) -> None:
-        _check("stop", stops, _MAX_STOPS)
-        _check("gentle stop", gentle, _MAX_GENTLE)
+        _check("stop", stops, MAX_STOPS)
+        _check("gentle stop", gentle, MAX_PUBLISHED_STOPS)
         # As the text may end after a kept stop and before another, the kept one is complete first; else the shortest.
         kinds = [_Stop(stop) for stop in set(stops)] + [_gentle(stop) for stop in set(gentle) - set(stops)]
         self._stops = sorted(kinds, key=lambda stop: (not stop.kept, len(stop.text), stop.text))
@@ -227,7 +227,7 @@ def _check(kind: str, stops: Sequence[str], most: int) -> None:
     if len(stops) > most:
         raise OptionError(f"{len(stops)} {kind} strings are too many: at most {most}")
     for index, stop in enumerate(stops):
-        if not 1 <= len(stop) <= _MAX_LENGTH:
+        if not 1 <= len(stop) <= MAX_STOP_LENGTH:
             raise OptionError(
-                f"{kind} string {index} has {len(stop)} characters: it must have 1 to {_MAX_LENGTH}"
+                f"{kind} string {index} has {len(stop)} characters: it must have 1 to {MAX_STOP_LENGTH}"
             )

@@ -63,9 +63,10 @@ class TextStream(Iterator[str]):
         self._cancelled.set()
 
     def close(self) -> None:
-        """End the generation here, and wait until it has; does nothing once it has ended."""
-        self.cancel()
-        self._transcript.wait()
+        """End the generation here, and wait until it has; does nothing once it has ended, or in a forked process."""
+        if self._transcript.here:
+            self.cancel()
+            self._transcript.wait()
 
     def _checked(self, piece: str | None) -> str:
         if piece is not None:
@@ -84,7 +85,8 @@ class TextStream(Iterator[str]):
         self.close()
 
     def __del__(self) -> None:
-        self.cancel()
+        if self._transcript.here:
+            self.cancel()
 
 
 class AsyncTextStream(AsyncIterator[str]):

@@ -10,10 +10,12 @@ from collections.abc import Callable, Mapping
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
+from hivellm_ort.callbacks import is_interrupt, raised_by
 from hivellm_ort.decoding.logprobs import TokenLogprob
 from hivellm_ort.decoding.loop import Request, Step
 from hivellm_ort.decoding.serving import refuse_to_wait
 from hivellm_ort.errors import GrammarError, InferenceError
+from hivellm_ort.forking import Home
 from hivellm_ort.result import FinishReason, InferenceResult, Timings
 
 __all__ = ["Observer", "Transcript"]
@@ -66,6 +68,7 @@ class Transcript:
         self.error: Exception | None = None
         self.observer: Observer | None = None
         self.sampling = sampling
+        self._home = Home("an answer that began before")
         self._begin = self._turn = self._first = self._last = time.perf_counter()
         self._tokens: list[int] = []
         self._texts: list[str] = []
@@ -115,19 +118,28 @@ class Transcript:
             for listener in self._listeners:
                 _tell(listener)
 
+    @property
+    def here(self) -> bool:
+        """Whether this process generates it."""
+        return self._home.here
+
     def wait(self) -> None:
         """Return when the answer has ended.
 
         Raises:
-            InferenceError: this is the thread that generates it.
+            InferenceError: this is the thread that generates it, or another process does.
         """
         refuse_to_wait()
+        if not self.ended.is_set():
+            self._home.require()
         while not self.ended.wait(_PATIENCE):
             pass
 
     def next_piece(self) -> str | None:
         """The next of `pieces`, as soon as there is one. Raises as `wait`."""
         refuse_to_wait()
+        if not self.ended.is_set():
+            self._home.require()
         while True:
             with contextlib.suppress(Empty):
                 return self.pieces.get(timeout=_PATIENCE)
@@ -188,21 +200,25 @@ class Transcript:
         self.error = step.error
         if isinstance(step.error, GrammarError):
             step.error.text = "".join(self._texts)
-        if self.observer is not None:
-            _tell(self.observer.ended)
-        # Whoever keeps the answer shall not keep its expert in memory.
-        self.observer = self.request.adapter = None
-        with self._lock:
-            self.ended.set()
-            listeners = list(self._listeners)
-        self.pieces.put(None)
-        for listener in listeners:
-            _tell(listener)
+        try:
+            if self.observer is not None:
+                _tell(self.observer.ended)
+        finally:  # Ctrl-C must not leave anybody waiting
+            # Whoever keeps the answer shall not keep its expert in memory.
+            self.observer = self.request.adapter = None
+            with self._lock:
+                self.ended.set()
+                listeners = list(self._listeners)
+            self.pieces.put(None)
+            for listener in listeners:
+                _tell(listener)
 
 
 def _tell(listener: Callable[[], None]) -> None:
     """Call what must not disturb the requests that are answered beside this one."""
-    try:
-        listener()
-    except Exception:
-        _LOG.exception("a listener of an answer raised; the generation goes on")
+    error = raised_by(listener)
+    if error is None:
+        return
+    if is_interrupt(error):
+        raise error
+    _LOG.error("a listener of an answer raised; the generation goes on", exc_info=error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable, Sequence
 from functools import cache
 from itertools import takewhile
@@ -169,13 +170,14 @@ def fill_masks(constraints: Iterable[Constraint]) -> None:
         unknown[0].matcher.unsafe_compute_mask_ptr(masks.ctypes.data, masks.nbytes)
     else:
         pairs = [(constraint.matcher, row) for row, constraint in enumerate(unknown)]
-        _executor().unsafe_compute_mask_ptr(pairs, masks.ctypes.data, 4 * words, len(unknown))
+        _executor(os.getpid()).unsafe_compute_mask_ptr(pairs, masks.ctypes.data, 4 * words, len(unknown))
     for constraint, mask in zip(unknown, masks, strict=True):
         constraint.take_mask(mask)
 
 
 @cache
-def _executor() -> LLExecutor:
+def _executor(process: int) -> LLExecutor:
+    """The threads of a process; those of another are not in one that was forked from it."""
     from llguidance import LLExecutor
 
     return LLExecutor()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from hivellm_ort.errors import IntegrityError, LoadError, OptionError, argument
+from hivellm_ort.forking import in_child
 from hivellm_ort.integrity.truststore import TrustStore, checked_keys
 from hivellm_ort.integrity.verdict import Verdict
 from hivellm_ort.integrity.verification import verify
@@ -23,6 +24,14 @@ Policy = Literal["require", "warn", "off"]
 _LOG = logging.getLogger("hivellm_ort")
 _warned: set[str] = set()
 _warned_lock = threading.Lock()
+
+
+def _reset_lock() -> None:
+    global _warned_lock
+    _warned_lock = threading.Lock()
+
+
+in_child(_reset_lock)
 
 
 @dataclass(frozen=True, slots=True)

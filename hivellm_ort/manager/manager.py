@@ -151,6 +151,7 @@ class ExpertManager:
                 f"packages is {type(packages).__name__}: pass a dict of names and paths, such as "
                 "{'sql': 'expert-sql.expert'}"
             )
+        self._residents.home.require()
         names = in_load_order({name: self._manifest(path) for name, path in packages.items()})
         slots: list[Slot] = []
         try:
@@ -175,10 +176,12 @@ class ExpertManager:
             if needing:
                 raise LoadError(f"{name!r} is required by {', '.join(map(repr, needing))}: unload that first")
 
+        self._residents.home.require()
         self._residents.remove(name, check)
 
     def list_loaded_experts(self) -> list[ExpertInfo]:
         """Every expert, in memory or evicted, in the order of loading."""
+        self._residents.home.require()
         return self._residents.infos()
 
     def tokenizer(self, name: str) -> TextTokenizer:
@@ -188,6 +191,7 @@ class ExpertManager:
             UnknownExpertError: there is none of that name.
             LoadError: it was evicted, and its package cannot be loaded any more.
         """
+        self._residents.home.require()
         lease = self._residents.lease(name, hits=0)
         try:
             return lease.expert.tokenizer
@@ -201,6 +205,7 @@ class ExpertManager:
             UnknownExpertError: there is none of that name.
             LoadError: it was evicted, and its package cannot be loaded any more.
         """
+        self._residents.home.require()
         self._residents.pin(name)
 
     def unpin(self, name: str) -> None:
@@ -210,6 +215,7 @@ class ExpertManager:
             UnknownExpertError: there is none of that name.
             ValueError: it is not pinned.
         """
+        self._residents.home.require()
         self._residents.unpin(name)
 
     def stats(self) -> dict[str, Any]:
@@ -218,6 +224,7 @@ class ExpertManager:
         `bytes` is `adapter_bytes` and, of every base, `bytes`, `key_value_bytes` and `prefix_bytes`. Adapters of
         experts that were unloaded or replaced count until their last answer has ended.
         """
+        self._residents.home.require()
         return self._residents.stats()
 
     def route(self, prompt: str, *, tags: Tags | None = None) -> list[Route]:
@@ -229,6 +236,7 @@ class ExpertManager:
         """
         from hivellm_ort.routing import Candidate, Router  # slow to import
 
+        self._residents.home.require()
         slots = self._residents.slots()
         routed = self._routed
         if routed is None or routed[0] != slots:
@@ -338,6 +346,8 @@ class ExpertManager:
             InferenceError: an event hook calls it, in the thread that answers requests.
         """
         refuse_to_wait()
+        if not self._residents.home.here:
+            return
         self._residents.closed = True  # from now on nothing begins, or it cancels itself
         for watch in list(self._running):
             watch.cancel()
@@ -361,6 +371,7 @@ class ExpertManager:
         stream: bool = False,
     ) -> Asked:
         """A request that keeps its expert in memory until it ends."""
+        self._residents.home.require()
         check_prompt(name, "the name of the expert")
         check_options(options)
         if prompt is None and not options.get("messages"):
@@ -394,6 +405,7 @@ class ExpertManager:
     def _load(self, name: str, path: StrPath, base: StrPath | None, *, replace: bool) -> Slot:
         if not isinstance(name, str):
             raise OptionTypeError(f"the name of the expert is {type(name).__name__}: pass a text (str)")
+        self._residents.home.require()
         slot = Slot.loaded(name, partial(Expert.load, path, base=base, **self._loading))
 
         def check(old: Slot | None, others: list[ExpertManifest]) -> None:

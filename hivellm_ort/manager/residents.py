@@ -12,6 +12,7 @@ from typing import Any, Literal
 from hivellm_ort.base import BASES, Base
 from hivellm_ort.errors import InferenceError, LoadError, OptionError, UnknownExpertError
 from hivellm_ort.expert import Expert
+from hivellm_ort.forking import Home
 from hivellm_ort.manager.eviction import MemoryLimits
 from hivellm_ort.manager.info import ExpertInfo, base_stats
 from hivellm_ort.manager.news import News
@@ -50,10 +51,12 @@ class Residents:
 
     Attributes:
         closed: whether no more experts are given out.
+        home: the process of its experts.
     """
 
     def __init__(self, max_experts: int | None, max_bytes: int | None, events: Events):
         self.closed = False
+        self.home = Home("a manager that was made before")
         self._limits = MemoryLimits(max_experts, max_bytes)
         self._evictions = 0
         self._events = events

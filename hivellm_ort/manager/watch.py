@@ -54,8 +54,12 @@ class Watch:
         self._span = start_request(expert, sampling, stream=stream)
         asked.transcript.observer = self
         running.add(self)
-        with serving():  # the lease is out: `close` would wait for it
-            events.emit(RequestQueued(expert=expert, base=self._base))
+        try:
+            with serving():  # the lease is out: `close` would wait for it
+                events.emit(RequestQueued(expert=expert, base=self._base))
+        except BaseException:
+            running.discard(self)
+            raise
 
     def cancel(self) -> None:
         """End the request."""
@@ -79,6 +83,13 @@ class Watch:
 
     def ended(self) -> None:
         """It has ended."""
+        try:
+            self._tell_end()
+        finally:
+            self._running.discard(self)
+            self._lease.release()
+
+    def _tell_end(self) -> None:
         error, timings = self._transcript.error, self._transcript.timings()
         if error is not None:
             finished = RequestFinished(
@@ -102,5 +113,3 @@ class Watch:
             )
             self._span.end(result)
         self._events.emit(finished)
-        self._running.discard(self)
-        self._lease.release()

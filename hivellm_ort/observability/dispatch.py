@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 
+from hivellm_ort.callbacks import is_interrupt, raised_by
 from hivellm_ort.observability.events import Event, Listener
 
 __all__ = ["Events"]
@@ -56,22 +57,30 @@ class Events:
     def emit(self, event: Event) -> None:
         """Tell `event` to every listener, in this thread.
 
-        A listener that raises an Exception is logged, the first time with its traceback and then no more; it goes on
-        being told, and so do the others.
+        A listener that raises is logged, the first time with its traceback and then no more; it goes on being told,
+        and so do the others. Only in the main thread does what is no Exception, such as Ctrl-C, go on from here, when
+        all were told.
         """
+        interrupt = None
         for hook in self._hooks:
-            try:
-                hook.listener(event)
-            except Exception:
-                self._report(hook, event)
+            error = raised_by(hook.listener, event)
+            if error is None:
+                continue
+            if is_interrupt(error):
+                interrupt = error
+            else:
+                self._report(hook, event, error)
+        if interrupt is not None:
+            raise interrupt
 
-    def _report(self, hook: _Hook, event: Event) -> None:
+    def _report(self, hook: _Hook, event: Event, error: BaseException) -> None:
         with self._lock:
             if hook.failed:
                 return
             hook.failed = True
-        _LOG.exception(
+        _LOG.error(
             "the event hook %r raised on %s; the generation goes on, and further errors of this hook are not logged",
             hook.listener,
             type(event).__name__,
+            exc_info=error,
         )

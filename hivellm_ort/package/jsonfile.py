@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -159,16 +159,31 @@ class Node:
             self.fail(key, "missing or empty; set it")
         return str(value)
 
-    def texts(self, key: str) -> tuple[str, ...] | None:
+    def texts(
+        self, key: str, fault_of: Callable[[str], str | None] = lambda _: None
+    ) -> tuple[str, ...] | None:
         """A list of strings, without its nulls; None when absent.
 
+        Args:
+            key: The field.
+            fault_of: What is wrong with an item; None where nothing is.
+
         Raises:
-            ManifestError: The field or an item holds something else.
+            ManifestError: The field or an item holds something else, or an item has a fault.
         """
         items = self._items(key)
         if items is None:
             return None
-        return tuple(text for at, value in items if (text := self._text(value, at)) is not None)
+        texts = []
+        for at, value in items:
+            text = self._text(value, at)
+            if text is None:
+                continue
+            if (fault := fault_of(text)) is None:
+                texts.append(text)
+            else:
+                self._report.note(at, fault)
+        return tuple(texts)
 
     def flag(self, key: str) -> bool | None:
         """A boolean; None when absent.

@@ -9,6 +9,14 @@ from typing import TypeVar
 
 from hivellm_ort.package.jsonfile import Node
 from hivellm_ort.package.names import shown
+from hivellm_ort.ranges import (
+    MAX_PENALTY,
+    MAX_PUBLISHED_STOPS,
+    MAX_STOP_LENGTH,
+    MAX_TEMPERATURE,
+    MIN_PENALTY,
+    MIN_TEMPERATURE,
+)
 
 __all__ = ["PROMPT_TEMPLATES", "AdapterRef", "BaseModelRef", "Constraints", "DecodingDefaults", "Routing"]
 
@@ -123,16 +131,16 @@ class DecodingDefaults:
     """`training.decoding`: how the publisher suggests to sample; None where unset.
 
     Attributes:
-        temperature: At least 0.
+        temperature: 0, or 0.0001 to 1000000.
         top_p: Above 0, at most 1.
         top_k: Tokens; 0 for all.
         min_p: From 0 to 1.
-        stop_sequences: Texts at which to stop, as published.
+        stop_sequences: At most 64 texts of 1 to 1024 characters at which to stop, as published.
         use_grammar: Whether to constrain the answer by the grammar.
         grammar_type: Free text, such as `json` or `sql-postgres`.
         grammar_file: Member that holds the grammar.
         max_new_tokens: At least 1.
-        repetition_penalty: Above 0; 1 for none.
+        repetition_penalty: 0.000001 to 1000000; 1 for none.
     """
 
     temperature: float | None = None
@@ -153,19 +161,25 @@ class DecodingDefaults:
         def number(key: str, accept: Callable[[float], bool], range_: str) -> float | None:
             return _kept(node, key, node.number(key), accept, range_)
 
-        stops = node.texts("stop_sequences")
         return cls(
-            temperature=number("temperature", lambda value: value >= 0, "at least 0"),
+            temperature=number(
+                "temperature",
+                lambda value: value == 0 or MIN_TEMPERATURE <= value <= MAX_TEMPERATURE,
+                f"from {MIN_TEMPERATURE} to {MAX_TEMPERATURE:.0f}, or 0 for greedy",
+            ),
             top_p=number("top_p", lambda value: 0 < value <= 1, "above 0, at most 1"),
             top_k=_at_least(node, "top_k", 0),
             min_p=number("min_p", lambda value: 0 <= value <= 1, "from 0 to 1"),
-            # An empty text would end every answer at once.
-            stop_sequences=None if stops is None else tuple(stop for stop in stops if stop),
+            stop_sequences=_stops(node),
             use_grammar=node.flag("use_grammar"),
             grammar_type=node.text("grammar_type") or None,
             grammar_file=node.text("grammar_file") or None,
             max_new_tokens=_at_least(node, "max_new_tokens", 1),
-            repetition_penalty=number("repetition_penalty", lambda value: value > 0, "above 0"),
+            repetition_penalty=number(
+                "repetition_penalty",
+                lambda value: MIN_PENALTY <= value <= MAX_PENALTY,
+                f"from {MIN_PENALTY:f} to {MAX_PENALTY:.0f}",
+            ),
         )
 
 
@@ -233,6 +247,26 @@ def _digest(node: Node) -> str | None:
         node.note("sha256", "no SHA-256 in hex, left unset; write 64 hex digits or an empty string")
         return None
     return value
+
+
+def _stops(node: Node) -> tuple[str, ...] | None:
+    """The stop sequences that a generation can have; None when absent."""
+    stops = node.texts("stop_sequences", _stop_fault)
+    if stops is not None and len(stops) > MAX_PUBLISHED_STOPS:
+        node.note(
+            "stop_sequences",
+            f"{len(stops)} texts, left out after the first {MAX_PUBLISHED_STOPS}; write no more of them",
+        )
+        return stops[:MAX_PUBLISHED_STOPS]
+    return stops
+
+
+def _stop_fault(stop: str) -> str | None:
+    if not stop:
+        return "empty, which would end every answer at once, left out; fill it in"
+    if len(stop) > MAX_STOP_LENGTH:
+        return f"{len(stop)} characters are too many, left out; write at most {MAX_STOP_LENGTH}"
+    return None
 
 
 def _template(node: Node) -> str | None:

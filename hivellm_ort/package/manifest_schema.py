@@ -169,6 +169,8 @@ def _fault(rule: str, limit: Any, value: Any, schema: Mapping[str, Any]) -> str:
         return f"{_short(value)} is not allowed; write it like {examples}"
     if rule in ("minItems", "minLength", "minProperties"):
         return "empty; fill it in"
+    if rule in ("maxItems", "maxLength"):
+        return f"too long; at most {limit} are allowed"
     return f"does not belong here; {schema['description']}"  # rule "not"
 
 

@@ -262,7 +262,7 @@ def test_all_decoding_fields() -> None:
         repetition_penalty=1.1,
     )
     written = {f: getattr(decoding, f) for f in DecodingDefaults.__dataclass_fields__}
-    written.update(top_k=20.0, stop_sequences=["\n\n", "", None, "```"], validation="schema-strict")
+    written.update(top_k=20.0, stop_sequences=["\n\n", None, "```"], validation="schema-strict")
     manifest = ExpertManifest.from_dict(changed("/training/decoding", written))
     assert (decoding, ()) == (manifest.decoding, manifest.warnings)
     assert isinstance(manifest.decoding.top_k, int)

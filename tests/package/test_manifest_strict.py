@@ -328,7 +328,8 @@ def test_schemas_are_valid_and_closed(name: str) -> None:
     Draft202012Validator.check_schema(schema)
     rules = {
         "$schema", "$defs", "$ref", "$comment", "title", "description", "examples", "type", "enum", "const",
-        "pattern", "minLength", "minItems", "minProperties", "minimum", "maximum", "exclusiveMinimum", "required",
+        "pattern", "minLength", "maxLength", "minItems", "maxItems", "minProperties", "minimum", "maximum",
+        "exclusiveMinimum", "required",
         "properties", "patternProperties", "additionalProperties", "items", "not", "if", "then", "allOf",
     }  # fmt: skip
     for part in _subschemas(schema):

@@ -22,27 +22,33 @@ BUILD_TIME = {"torch", "transformers", "peft", "optimum", "onnx", "onnx_ir", "on
 # What each room may import of this package: a room knows only rooms below it. Lowest first.
 ROOMS: dict[str, set[str]] = {
     "errors": set(),
+    "callbacks": {"errors"},
+    "forking": {"errors"},
     "textfile": set(),
     "paths": set(),
+<<<<<<< HEAD
     "printable": set(),
+=======
+    "ranges": set(),
+>>>>>>> failures
     "grammar": {"errors"},
     "options": {"errors", "grammar"},
     "result": set(),
     "contract": {"errors", "paths"},
     "adapters": {"contract", "errors", "paths", "textfile"},
-    "package": {"contract", "errors", "paths", "textfile"},
+    "package": {"contract", "errors", "paths", "ranges", "textfile"},
     "routing": {"errors", "package"},
-    "observability": {"result"},
-    "integrity": {"errors", "package", "paths", "textfile"},
+    "observability": {"callbacks", "result"},
+    "integrity": {"errors", "forking", "package", "paths", "textfile"},
     "text": {"errors", "paths", "textfile"},
     "engine": {"adapters", "contract", "errors"},
     "loading": {
         "adapters", "contract", "engine", "errors", "grammar", "integrity", "package", "paths", "printable", "text",
         "textfile",
     },
-    "decoding": {"errors", "grammar", "result", "text"},
-    "scheduler": {"decoding", "engine", "errors"},
-    "base": {"contract", "decoding", "engine", "errors", "grammar", "scheduler", "text"},
+    "decoding": {"callbacks", "errors", "forking", "grammar", "ranges", "result", "text"},
+    "scheduler": {"callbacks", "decoding", "engine", "errors", "forking"},
+    "base": {"contract", "decoding", "engine", "errors", "forking", "grammar", "scheduler", "text"},
     "requests": {
         "base", "decoding", "engine", "errors", "grammar", "options", "package", "result", "scheduler", "text",
     },
@@ -51,8 +57,8 @@ ROOMS: dict[str, set[str]] = {
         "paths", "requests", "result", "text",
     },
     "manager": {
-        "base", "decoding", "errors", "expert", "integrity", "loading", "observability", "options", "package",
-        "paths", "requests", "result", "routing", "text",
+        "base", "decoding", "errors", "expert", "forking", "integrity", "loading", "observability", "options",
+        "package", "paths", "requests", "result", "routing", "text",
     },
     "__init__": {"decoding", "errors", "expert", "grammar", "integrity", "manager", "options", "package", "result"},
     "cli": {

@@ -1,0 +1,249 @@
+"""Whatever a function of the application raises, only the request that called it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from managing import Recorder, at_rest, managed, until
+from running import PROMPT, Packages, held, slowed
+
+from hivellm_ort import ExpertManager, InferenceError, TextStream
+from hivellm_ort.observability import Event, RequestStarted
+from hivellm_ort.requests import Asked
+
+
+class _OwnError(BaseException):
+    """One that is no Exception."""
+
+
+RAISED = [
+    SystemExit(3),
+    KeyboardInterrupt(),
+    GeneratorExit(),
+    asyncio.CancelledError(),
+    StopIteration(1),
+    StopAsyncIteration(),
+    _OwnError(),
+]
+Spoil = Callable[[Asked, BaseException], None]
+by_type = pytest.mark.parametrize("error", RAISED, ids=lambda error: type(error).__name__)
+
+
+@pytest.fixture
+def manager(packages: Packages) -> Iterator[ExpertManager]:
+    """A manager with two experts of a base."""
+    with managed(packages) as manager:
+        for name in ("lora", "dora"):
+            manager.load_expert(name, getattr(packages, name))
+        yield manager
+        at_rest(manager)  # a failure leaves no lease
+
+
+def _raising(error: BaseException, *, after: int = 0) -> Callable[..., Any]:
+    calls = iter(range(10**6))
+
+    def function(*_: Any, **__: Any) -> Any:
+        if next(calls) >= after:
+            raise error
+
+    return function
+
+
+def _others(manager: ExpertManager) -> list[TextStream]:
+    """Two requests that are being answered, and go on for a while."""
+    streams = [
+        manager.generate_stream(name, PROMPT, max_tokens=20, processors=[slowed]) for name in ("lora", "dora")
+    ]
+    until(lambda: held(manager, "lora").shared_base.scheduler.active == 2)
+    return streams
+
+
+def _all_answer(manager: ExpertManager, streams: list[TextStream]) -> None:
+    """They end as they do alone, and so does whoever comes later."""
+    for name, stream in zip(("lora", "dora"), streams, strict=True):
+        assert "".join(stream) == manager.generate(name, PROMPT, max_tokens=20).text
+
+
+@by_type
+def test_a_processor(manager: ExpertManager, error: BaseException) -> None:
+    """Its own request ends with a typed error that names it, and that what was raised is the cause of."""
+    others = _others(manager)
+    stream = manager.generate_stream("lora", PROMPT, processors=[slowed, _raising(error, after=3)])
+    with pytest.raises(InferenceError, match=rf"processors\[1\] raised {type(error).__name__}") as caught:
+        list(stream)
+    assert error is caught.value.__cause__
+    _all_answer(manager, others)
+
+
+@by_type
+def test_a_processor_of_an_awaited_answer(manager: ExpertManager, error: BaseException) -> None:
+    """No task counts as cancelled, and no loop as ended: the pieces end with the error."""
+
+    async def pieces() -> list[str]:
+        stream = manager.agenerate_stream("lora", PROMPT, processors=[_raising(error, after=3)])
+        return [piece async for piece in stream]
+
+    with pytest.raises(InferenceError, match="raised"):
+        asyncio.run(pieces())
+
+
+def _cancelled(asked: Asked, error: BaseException) -> None:
+    asked.request.cancelled = _raising(error, after=4)
+
+
+def _sampler(asked: Asked, error: BaseException) -> None:
+    asked.request.sampler = _raising(error)
+
+
+def _grammar(asked: Asked, error: BaseException) -> None:
+    """All of it raises, also what is asked when it has failed."""
+    asked.request.constraint = _Broken(error)
+
+
+class _Broken:
+    """A constraint, whose methods and properties all raise."""
+
+    def __init__(self, error: BaseException):
+        self._error = error
+
+    def __getattr__(self, name: str) -> Any:
+        raise self._error
+
+
+@pytest.mark.parametrize("error", RAISED[2:5], ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("spoil", [_cancelled, _sampler, _grammar], ids=lambda spoil: spoil.__name__[1:])
+def test_what_a_request_calls(manager: ExpertManager, spoil: Spoil, error: BaseException) -> None:
+    """Where it asks whether it is cancelled, its sampler or its grammar raises, it ends alone."""
+    others = _others(manager)
+    asked = held(manager, "lora").ask(PROMPT, {"max_tokens": 20, "prompt_lookup": False})
+    spoil(asked, error)
+    asked.submit()
+    assert asked.transcript.ended.wait(20)
+    failure = asked.transcript.error
+    assert isinstance(
+        failure, InferenceError | RuntimeError
+    )  # StopIteration inside a generator is a RuntimeError
+    assert error is failure.__cause__
+    _all_answer(manager, others)
+
+
+def test_a_request_that_waits(manager: ExpertManager) -> None:
+    """Also before its turn has come: what says whether it is cancelled ends it, and not the thread."""
+    scheduler = held(manager, "lora").shared_base.scheduler
+    others = [manager.generate_stream("lora", PROMPT, max_tokens=20, processors=[slowed]) for _ in range(8)]
+    until(lambda: scheduler.active == 8)
+    asked = held(manager, "lora").ask(PROMPT, {"max_tokens": 20})
+    _cancelled(asked, SystemExit(3))
+    asked.submit()
+    assert asked.transcript.ended.wait(20)
+    assert SystemExit is type(getattr(asked.transcript.error, "__cause__", None))
+    assert ["length"] * 8 == [list(stream) and stream.result.finish_reason for stream in others]
+
+
+@by_type
+def test_listeners(manager: ExpertManager, caplog: pytest.LogCaptureFixture, error: BaseException) -> None:
+    """An event hook, and what listens to a stream, are logged; every request, and every other hook, goes on."""
+    after, told = Recorder(), threading.Event()
+
+    def hook(event: Event) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            told.set()
+            raise error
+
+    manager.events.add(hook)
+    manager.events.add(after)
+    with caplog.at_level(logging.ERROR, logger="hivellm_ort"):
+        others = _others(manager)
+        stream = manager.generate_stream("lora", PROMPT, max_tokens=5, processors=[slowed])
+        stream.listen(_raising(error))
+        assert "".join(stream) == manager.generate("lora", PROMPT, max_tokens=5).text
+        _all_answer(manager, others)
+    assert told.is_set()
+    assert after.counts["RequestStarted"] == after.counts["RequestFinished"] == 6
+    assert {"event hook", "listener of an answer"} == {
+        words for words in ("event hook", "listener of an answer") if words in caplog.text
+    }
+
+
+def test_what_follows_a_scheduler(manager: ExpertManager) -> None:
+    """One that raises after a step, or when all is done, ends neither the requests nor the thread."""
+    scheduler = held(manager, "lora").shared_base.scheduler
+    stop = scheduler.follow(_raising(SystemExit(3)), _raising(GeneratorExit()))
+    _all_answer(manager, _others(manager))
+    until(lambda: scheduler._rested)
+    assert 3 == len(manager.generate("lora", PROMPT, max_tokens=3).tokens)
+    stop()
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_ctrl_c_in_a_listener(manager: ExpertManager, kind: type[BaseException]) -> None:
+    """In the main thread it ends the call, as anywhere else; nothing stays behind that would keep a manager open."""
+    error = kind()
+
+    def hook(event: Event) -> None:
+        if threading.current_thread() is threading.main_thread():
+            raise error
+
+    manager.events.add(hook)
+    for _ in range(3):
+        with pytest.raises(kind):
+            manager.generate("lora", PROMPT, max_tokens=3)
+    manager.events.remove(hook)
+    at_rest(manager)
+    assert 3 == len(manager.generate("lora", PROMPT, max_tokens=3).tokens)
+
+
+@by_type
+def test_a_scorer(packages: Packages, error: BaseException) -> None:
+    """What it raises goes to the caller who asked for a route, and the manager goes on."""
+    broken = True
+
+    def scorer(prompt: str, candidate: Any, tags: Any, /) -> tuple[float, tuple[str, ...]]:
+        if broken:
+            raise error
+        return 1.0, ()
+
+    with managed(packages, scorer=scorer) as manager:
+        manager.load_expert("lora", packages.lora)
+        stream = manager.generate_stream("lora", PROMPT, max_tokens=20, processors=[slowed])
+        with pytest.raises((type(error), RuntimeError)):
+            manager.generate("count all of them", max_tokens=3)
+        broken = False
+        assert 3 == len(manager.generate("count all of them", max_tokens=3).tokens)
+        assert 20 == len(list(stream) and stream.result.tokens)
+
+
+def test_a_processor_of_a_batch(manager: ExpertManager) -> None:
+    """The batch raises its error, and requests beside it go on."""
+    others = _others(manager)
+    with pytest.raises(InferenceError, match="SystemExit"):
+        manager.generate_batch(
+            [("lora", PROMPT)] * 3, max_tokens=5, processors=[None, [_raising(SystemExit(3))], None]
+        )
+    _all_answer(manager, others)
+
+
+def test_in_place_of_logits(manager: ExpertManager) -> None:
+    """A processor that is no function of arrays fails alone too."""
+    others = _others(manager)
+    for returned in ("text", np.zeros(3, np.float32), np.float32(1)):
+        with pytest.raises(TypeError, match="return the logits"):
+            manager.generate("lora", PROMPT, max_tokens=5, processors=[lambda *_, value=returned: value])
+    _all_answer(manager, others)
+
+
+def test_events_tell_of_the_failure(manager: ExpertManager) -> None:
+    """Metrics and hooks learn that the request ended with an error, like any other."""
+    recorder = Recorder()
+    manager.events.add(recorder)
+    with pytest.raises(InferenceError):
+        manager.generate("lora", PROMPT, max_tokens=5, processors=[_raising(SystemExit(3))])
+    at_rest(manager)
+    assert ["InferenceError"] == [event.error for event in recorder.events if hasattr(event, "error")]
+    assert 1 == sum(isinstance(event, RequestStarted) for event in recorder.events)
