@@ -26,11 +26,8 @@ ROOMS: dict[str, set[str]] = {
     "forking": {"errors"},
     "textfile": set(),
     "paths": set(),
-<<<<<<< HEAD
     "printable": set(),
-=======
     "ranges": set(),
->>>>>>> failures
     "grammar": {"errors"},
     "options": {"errors", "grammar"},
     "result": set(),
