@@ -56,6 +56,8 @@ _CONVERT = (
 _MAX_EXPRESSION = 4096
 _MAX_QUANTIFIERS = 5
 _EMPTY: tuple[Any, ...] = (None, False, "", 0, [], {})
+_LARGEST = 3.4e38
+"""Largest scale: what float32 holds."""
 
 
 @dataclass(frozen=True)
@@ -212,6 +214,13 @@ def check_fields(data: Mapping[str, Any]) -> None:
             f"init_lora_weights = {init!r} rewrote the base weights in a way that the adapter alone does not tell: "
             f"{_CONVERT}"
         )
+    pattern = data.get("alpha_pattern")
+    scales = {"lora_alpha": data.get("lora_alpha")}
+    if isinstance(pattern, Mapping):  # of what else it may be, its reader says what is wrong
+        scales |= {f"alpha_pattern[{_short(key)}]": value for key, value in pattern.items()}
+    for name, value in scales.items():
+        if value is not None and not (_is_number(value) and 0 <= value <= _LARGEST):
+            raise _malformed(name, value, f"a finite number from 0 to {_LARGEST:.1e}")
 
 
 def _short(value: Any) -> str:

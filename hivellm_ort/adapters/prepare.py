@@ -89,6 +89,8 @@ def prepare(
     file.check_all_used()
     if config.kind == "ia3":
         prepared = _fold_feedforward(config, prepared, sites, tensor)
+    for name, module in prepared.items():
+        _check_finite(name, module)
     ranks = [m.lora_A.shape[1] for m in prepared.values() if m.lora_A is not None]
     return PreparedAdapter(config.kind, max(ranks, default=1), source_sha256, prepared)
 
@@ -185,16 +187,29 @@ def _prepare_module(
         raise _mismatch(module, "lora_B", B.shape, (rows, rank))
     if rank == 0:  # AdaLoRA may prune a module away
         return PreparedModule()
-    B = np.float32(config.scaling_of(module, rank)) * B
-    if E is not None:
-        A = A * E
+    with np.errstate(over="ignore", invalid="ignore"):  # _check_finite says it with the module's name
+        B = np.float32(config.scaling_of(module, rank)) * B
+        if E is not None:
+            A = A * E
     if not config.dora:
         return PreparedModule(np.ascontiguousarray(A.T), np.ascontiguousarray(B.T))
     magnitude = file.take(module, "lora_magnitude_vector").reshape(-1)
     if magnitude.shape != (rows,):
         raise _mismatch(module, "lora_magnitude_vector", magnitude.shape, (rows,))
-    scale = magnitude / np.linalg.norm(tensor(f"{module}.weight") + B @ A, axis=1)
-    return PreparedModule(np.ascontiguousarray(A.T), np.ascontiguousarray((scale[:, None] * B).T), scale)
+    with np.errstate(all="ignore"):
+        scale = magnitude / np.linalg.norm(tensor(f"{module}.weight") + B @ A, axis=1)
+        scaled = (scale[:, None] * B).T
+    return PreparedModule(np.ascontiguousarray(A.T), np.ascontiguousarray(scaled), scale)
+
+
+def _check_finite(name: str, module: PreparedModule) -> None:
+    """Numbers of float32 may have a product that is none."""
+    arrays = (module.lora_A, module.lora_B, module.scale, module.bias)
+    if not all(array is None or np.isfinite(array).all() for array in arrays):
+        raise AdapterError(
+            f"{ADAPTER_WEIGHTS}: tensors of {PREFIX}{name}, scaled as lora_alpha and alpha_pattern of "
+            f"{ADAPTER_CONFIG} say, hold NaN or infinity: the scale is too large, or the adapter is damaged"
+        )
 
 
 def _check_rank_pattern(config: PeftConfig, module: str, rank: int) -> None:
