@@ -20,7 +20,7 @@ NAN, INF = float("nan"), float("inf")
     [
         (
             {"temperature": -0.1},
-            r"^temperature is -0.1: it must be 0 \(greedy\) or a finite number from 0.0001$",
+            r"^temperature is -0.1: it must be 0 \(greedy\) or a number from 0.0001 to 1000000$",
         ),
         ({"temperature": 1e-5}, "^temperature is 1e-05"),
         ({"temperature": 1e39}, "^temperature is 1e[+]39"),
