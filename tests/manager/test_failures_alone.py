@@ -35,6 +35,14 @@ Spoil = Callable[[Asked, BaseException], None]
 by_type = pytest.mark.parametrize("error", RAISED, ids=lambda error: type(error).__name__)
 
 
+@pytest.fixture(autouse=True)
+def _tracebacks_end_with_the_test() -> Iterator[None]:
+    """The errors live as long as the module, and their tracebacks would keep what the tests had loaded."""
+    yield
+    for error in RAISED:
+        error.__traceback__ = error.__context__ = error.__cause__ = None
+
+
 @pytest.fixture
 def manager(packages: Packages) -> Iterator[ExpertManager]:
     """A manager with two experts of a base."""
