@@ -10,6 +10,7 @@ from typing import Any
 
 import gguf
 import numpy as np
+import tiny
 import torch
 from gguf_texts import PARTS
 from tokenizers import pre_tokenizers
@@ -202,14 +203,7 @@ def random_model(config: Any, *, seed: int = 0) -> nn.Module:
 
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias"):
-                parameter.normal_(0, 0.5)
-            elif "norm" in name:
-                parameter.uniform_(0.5, 1.5)
-            else:
-                parameter.normal_(0, 0.15)
+    tiny.spread_out(model)
     return model
 
 

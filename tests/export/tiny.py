@@ -55,14 +55,8 @@ _TEMPLATE = (
 )
 
 
-def save_model(folder: Path, architecture: str, *, seed: int = 0, **options: Any) -> Path:
-    """A random model with spread-out weights, and a byte-level tokenizer with a ChatML template.
-
-    `options` replace fields of the architecture's configuration.
-    """
-    torch.manual_seed(seed)
-    config_class, fields = _CONFIGS[architecture]
-    model = AutoModelForCausalLM.from_config(config_class(**{**_SHAPE, **fields, **options})).eval()
+def spread_out(model: torch.nn.Module) -> None:
+    """Give every parameter random values that tell: biases, norms and matrices of a size that changes answers."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
@@ -71,6 +65,17 @@ def save_model(folder: Path, architecture: str, *, seed: int = 0, **options: Any
                 parameter.uniform_(0.5, 1.5)
             else:
                 parameter.normal_(0, 0.15)
+
+
+def save_model(folder: Path, architecture: str, *, seed: int = 0, **options: Any) -> Path:
+    """A random model with spread-out weights, and a byte-level tokenizer with a ChatML template.
+
+    `options` replace fields of the architecture's configuration.
+    """
+    torch.manual_seed(seed)
+    config_class, fields = _CONFIGS[architecture]
+    model = AutoModelForCausalLM.from_config(config_class(**{**_SHAPE, **fields, **options})).eval()
+    spread_out(model)
     model.save_pretrained(folder)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -124,7 +124,7 @@ def test_warnings_and_faults(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def broken(*_: object, **__: object) -> None:
         logging.getLogger("hivellm_ort").warning("log %s", HOSTILE)
-        logging.getLogger("some.library").warning("other %s", HOSTILE)
+        logging.getLogger("another.package").warning("other %s", HOSTILE)
         with warnings.catch_warnings():
             warnings.simplefilter("always")
             warnings.warn(f"warned {HOSTILE}", stacklevel=1)
