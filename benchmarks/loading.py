@@ -23,7 +23,7 @@ import json, sys, time
 import numpy, safetensors, tqdm
 from pathlib import Path
 from hivellm_ort.contract import DecoderConfig
-from hivellm_ort.base import Base
+from hivellm_ort.serving.base import Base
 from hivellm_ort.engine.adapters import BoundAdapter
 from hivellm_ort.engine.devices import Device
 from hivellm_ort.engine.placement import place

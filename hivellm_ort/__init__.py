@@ -30,7 +30,6 @@ from hivellm_ort.errors import (
 )
 
 if TYPE_CHECKING:
-    from hivellm_ort.decoding.stream import TextStream
     from hivellm_ort.expert import Expert
     from hivellm_ort.grammar.grammar import Grammar
     from hivellm_ort.integrity import Trust, Verdict
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from hivellm_ort.package.archive import Limits
     from hivellm_ort.package.manifest import ExpertManifest
     from hivellm_ort.result import InferenceResult, Timings
+    from hivellm_ort.serving.stream import TextStream
 
 __all__ = [
     "AdapterError",
@@ -85,7 +85,7 @@ _HOMES = {
     "Grammar": "grammar.grammar",
     "InferenceResult": "result",
     "Limits": "package.archive",
-    "TextStream": "decoding.stream",
+    "TextStream": "serving.stream",
     "Timings": "result",
     "Trust": "integrity",
     "Verdict": "integrity",

@@ -8,9 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Unpack
 
-from hivellm_ort.base import BASES, Base
 from hivellm_ort.contract import DecoderConfig
-from hivellm_ort.decoding.stream import AsyncTextStream, TextStream
 from hivellm_ort.engine.adapters import BoundAdapter
 from hivellm_ort.engine.devices import Device, ProviderOptions
 from hivellm_ort.errors import InferenceError, OptionTypeError
@@ -26,8 +24,13 @@ from hivellm_ort.package.filecheck import Check
 from hivellm_ort.package.manifest import ExpertManifest
 from hivellm_ort.package.store import Store
 from hivellm_ort.paths import StrPath
-from hivellm_ort.requests import DEFAULT_BATCH_SIZE, Asked, Voice, answer_all
 from hivellm_ort.result import InferenceResult
+from hivellm_ort.serving.base import Base
+from hivellm_ort.serving.batch import DEFAULT_BATCH_SIZE, run_all
+from hivellm_ort.serving.builder import RequestBuilder
+from hivellm_ort.serving.generation import Generation
+from hivellm_ort.serving.pool import BASES
+from hivellm_ort.serving.stream import AsyncTextStream, TextStream
 from hivellm_ort.text.families import template_for
 from hivellm_ort.text.prompt import dialect_of
 from hivellm_ort.text.template import end_of_turn_ids
@@ -63,12 +66,16 @@ class Expert:
     ):
         self.manifest = manifest
         self.verdict = verdict
-        self._base = BASES.acquire(parts.bundle.folder, parts.bundle.config, device=device, threads=threads)
+        self._base = BASES.acquire(
+            parts.bundle.folder,
+            parts.bundle.config,
+            device=device,
+            threads=threads,
+            prefix_cache_bytes=prefix_cache_bytes,
+        )
         self._closed = False
         self.adapter: BoundAdapter | None = None
         try:
-            if prefix_cache_bytes is not None:
-                self._base.engine.prefixes.resize(prefix_cache_bytes)
             if parts.adapter is not None:
                 self.adapter = BoundAdapter(parts.adapter, self.base)
             tokenizer = self._base.tokenizer
@@ -81,7 +88,7 @@ class Expert:
                     parts.model.prompt_template,
                 )
             ends = tokenizer.token_to_id(eos_token) if eos_token is not None else None
-            self._voice = Voice(
+            self._builder = RequestBuilder(
                 base=self._base,
                 adapter=self.adapter,
                 manifest=manifest,
@@ -133,13 +140,14 @@ class Expert:
                 reads every file again to compare it, "off" loads even what a failed signature says was changed;
                 or a `Trust` with keys of its own.
             limits: what the package may unpack to.
-            prefix_cache_bytes: most bytes of keys and values kept of earlier prompts, for all experts of the base; as
-                it is, 256 MiB to begin with, by default.
+            prefix_cache_bytes: most bytes of keys and values that the base keeps of earlier prompts, for all its
+                experts; 256 MiB by default. A base that is in memory already has its number.
 
         Raises:
             LoadError: the package, its signature, its manifest, its adapter, its grammar, its base or the device
                 cannot be used; nothing stays loaded.
-            OptionTypeError, OptionError (TypeError, ValueError): an argument has a wrong type or value.
+            OptionTypeError, OptionError (TypeError, ValueError): an argument has a wrong type or value, or the base
+                is in memory with another `prefix_cache_bytes`.
         """
         check_loading(fallback=fallback, threads=threads, prefix_cache_bytes=prefix_cache_bytes)
         asked = Device.of(device, provider_options, fallback=fallback)
@@ -207,11 +215,13 @@ class Expert:
             GrammarError: a grammar has a fault, or the answer cannot go on under it; its `text` is the answer so far.
             InferenceError: the expert is closed, or its chat template fails, or does not show the tools or a message.
         """
-        return answer_all([self.ask(prompt, options)], 1)[0]
+        return run_all([(self._base.scheduler, self.prepare(prompt, options))], 1)[0]
 
     def generate_stream(self, prompt: str | None = None, **options: Unpack[GenerateOptions]) -> TextStream:
         """As `generate`, piece by piece: iterate over the text, then read `.result`."""
-        return self.ask(prompt, options).begin()
+        generation = self.prepare(prompt, options)
+        self._base.scheduler.submit(generation)
+        return TextStream(generation)
 
     def generate_batch(
         self, prompts: Sequence[str | None], *, batch_size: int = DEFAULT_BATCH_SIZE, **options: Any
@@ -232,9 +242,8 @@ class Expert:
         """
         check_prompts(prompts)
         rows = options_of_rows(options, len(prompts))
-        return answer_all(
-            [self.ask(prompt, own) for prompt, own in zip(prompts, rows, strict=True)], batch_size
-        )
+        generations = [self.prepare(prompt, own) for prompt, own in zip(prompts, rows, strict=True)]
+        return run_all([(self._base.scheduler, generation) for generation in generations], batch_size)
 
     async def agenerate(
         self, prompt: str | None = None, **options: Unpack[GenerateOptions]
@@ -251,12 +260,12 @@ class Expert:
         """As `generate_stream`, for `async for`; what `generate_stream` raises comes with the first piece."""
         return AsyncTextStream(lambda: self.generate_stream(prompt, **options))
 
-    def ask(self, prompt: str | None, options: GenerateOptions) -> Asked:
-        """A request that is checked and not begun; for what answers requests together. Raises as `generate`."""
+    def prepare(self, prompt: str | None, options: GenerateOptions) -> Generation:
+        """A generation that is checked, for the scheduler of `shared_base` to run. Raises as `generate`."""
         if self._closed:
             raise InferenceError(f"expert {self.name!r} is closed: load it again")
         self._base.scheduler.home.require()
-        return self._voice.ask(prompt, options)
+        return self._builder.build(prompt, options)
 
     def close(self) -> None:
         """Let go of the base; its memory is freed when no other expert uses it."""
@@ -265,7 +274,7 @@ class Expert:
             if not self._base.scheduler.home.here:
                 return
             if self.adapter is not None:
-                self._base.forget(self.adapter)
+                self._base.release(self.adapter)
             BASES.release(self._base)
 
     def __enter__(self) -> Expert:

@@ -30,8 +30,8 @@ from hivellm_ort import (
     OutOfMemoryError,
     UnknownExpertError,
 )
-from hivellm_ort.decoding.stream import AsyncTextStream
 from hivellm_ort.observability import PROMETHEUS_CONTENT_TYPE
+from hivellm_ort.serving.stream import AsyncTextStream
 
 __all__ = ["create_app"]
 

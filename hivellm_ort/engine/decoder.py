@@ -212,7 +212,7 @@ class Decoder:
             self._cache = None
             self._unbind()
 
-    def forget(self, adapter: BoundAdapter) -> None:
+    def release(self, adapter: BoundAdapter) -> None:
         """Let go of an adapter that no row has any more, so that its memory can be freed."""
         self._adapters = [None if one is adapter else one for one in self._adapters]
         mixed = self._mixed is not None and adapter in self._mixed.adapters

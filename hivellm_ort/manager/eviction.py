@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from hivellm_ort.base import Base
 from hivellm_ort.errors import OptionError, OptionTypeError
 from hivellm_ort.manager.slots import Slot
 from hivellm_ort.observability import EvictionReason
+from hivellm_ort.serving.base import Base
 
 __all__ = ["MemoryLimits"]
 

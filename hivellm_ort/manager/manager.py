@@ -8,17 +8,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-from hivellm_ort.decoding.serving import refuse_to_wait
-from hivellm_ort.decoding.stream import AsyncTextStream, TextStream
 from hivellm_ort.errors import LoadError, OptionError, OptionTypeError, UnknownExpertError
 from hivellm_ort.expert import Expert
 from hivellm_ort.integrity import Policy, Trust
 from hivellm_ort.loading.opening import open_with_progress, read_manifest
 from hivellm_ort.manager.constraints import check_constraints, check_replacement, in_load_order, needed_by
 from hivellm_ort.manager.info import ExpertInfo
+from hivellm_ort.manager.reporting import RequestReporter
 from hivellm_ort.manager.residents import Residents
 from hivellm_ort.manager.slots import Slot
-from hivellm_ort.manager.watch import Watch
 from hivellm_ort.observability import Events, Metrics
 from hivellm_ort.options import (
     GenerateOptions,
@@ -32,8 +30,13 @@ from hivellm_ort.package.archive import DEFAULT_LIMITS, Limits
 from hivellm_ort.package.manifest import ExpertManifest
 from hivellm_ort.package.store import Store
 from hivellm_ort.paths import StrPath
-from hivellm_ort.requests import DEFAULT_BATCH_SIZE, Asked, answer_all, base_voice
 from hivellm_ort.result import InferenceResult
+from hivellm_ort.serving.batch import DEFAULT_BATCH_SIZE, run_all
+from hivellm_ort.serving.builder import RequestBuilder
+from hivellm_ort.serving.generation import Generation
+from hivellm_ort.serving.scheduler import Scheduler
+from hivellm_ort.serving.stream import AsyncTextStream, TextStream
+from hivellm_ort.serving.threads import refuse_to_wait
 from hivellm_ort.text.messages import question_of
 from hivellm_ort.text.tokenizer import TextTokenizer
 
@@ -118,7 +121,7 @@ class ExpertManager:
         self._scorer = scorer
         self._residents = Residents(max_loaded_experts, memory_budget, self.events)
         self._routed: tuple[list[Slot], Router] | None = None
-        self._running: set[Watch] = set()
+        self._running: set[Generation] = set()
 
     def load_expert(
         self, name: str, path: StrPath, *, base: StrPath | None = None, replace: bool = False
@@ -267,7 +270,7 @@ class ExpertManager:
         Raises:
             UnknownExpertError: there is no expert of that name, or none fits.
         """
-        return answer_all([self._ask(name, prompt, options, or_base=or_base)], 1)[0]
+        return run_all([self._prepare(name, prompt, options, or_base=or_base)], 1)[0]
 
     def generate_stream(
         self,
@@ -278,7 +281,9 @@ class ExpertManager:
         **options: Unpack[GenerateOptions],
     ) -> TextStream:
         """As `generate`, piece by piece; see `Expert.generate_stream`."""
-        return self._ask(name, prompt, options, or_base=or_base, stream=True).begin()
+        scheduler, generation = self._prepare(name, prompt, options, or_base=or_base, stream=True)
+        scheduler.submit(generation)
+        return TextStream(generation)
 
     def generate_batch(
         self,
@@ -303,16 +308,16 @@ class ExpertManager:
         """
         check_requests(requests)
         rows = options_of_rows(options, len(requests))
-        asked: list[Asked] = []
+        prepared: list[tuple[Scheduler, Generation]] = []
         try:
             for (name, prompt), own in zip(requests, rows, strict=True):
                 self._residents.get(name)  # a list says whom it asks
-                asked.append(self._ask(name, prompt, own))
+                prepared.append(self._prepare(name, prompt, own))
         except BaseException:
-            for one in asked:
-                one.abandon()
+            for _, generation in prepared:
+                generation.end_before_start()
             raise
-        return answer_all(asked, batch_size)
+        return run_all(prepared, batch_size)
 
     async def agenerate(
         self,
@@ -349,8 +354,8 @@ class ExpertManager:
         if not self._residents.home.here:
             return
         self._residents.closed = True  # from now on nothing begins, or it cancels itself
-        for watch in list(self._running):
-            watch.cancel()
+        for generation in list(self._running):
+            generation.cancel()
         self._residents.close()
 
     def __enter__(self) -> ExpertManager:
@@ -361,7 +366,7 @@ class ExpertManager:
     ) -> None:
         self.close()
 
-    def _ask(
+    def _prepare(
         self,
         name: str | None,
         prompt: str | None,
@@ -369,8 +374,8 @@ class ExpertManager:
         *,
         or_base: bool = False,
         stream: bool = False,
-    ) -> Asked:
-        """A request that keeps its expert in memory until it ends."""
+    ) -> tuple[Scheduler, Generation]:
+        """A generation that keeps its expert in memory until it ends, and the scheduler that is to run it."""
         self._residents.home.require()
         check_prompt(name, "the name of the expert")
         check_options(options)
@@ -381,16 +386,16 @@ class ExpertManager:
         lease = self._residents.lease(name) if name is not None else self._residents.lease_any()
         try:
             expert = lease.expert
-            asked = (
-                expert.ask(prompt, options)
+            generation = (
+                expert.prepare(prompt, options)
                 if name is not None
-                else base_voice(expert.shared_base).ask(prompt, options)
+                else RequestBuilder.for_base(expert.shared_base).build(prompt, options)
             )
-            watch = Watch(
+            RequestReporter(
                 self.events,
-                asked,
+                generation,
                 expert=name or "base",
-                sampling={**asked.transcript.sampling, "stop": options.get("stop")},
+                options=options,
                 stream=stream,
                 lease=lease,
                 running=self._running,
@@ -399,8 +404,8 @@ class ExpertManager:
             lease.release()
             raise
         if self._residents.closed:
-            watch.cancel()
-        return asked
+            generation.cancel()
+        return expert.shared_base.scheduler, generation
 
     def _load(self, name: str, path: StrPath, base: StrPath | None, *, replace: bool) -> Slot:
         if not isinstance(name, str):

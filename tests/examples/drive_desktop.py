@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "desktop"))
 from window import ROUTED, Window
 from worker import Answered, Failed, Loaded, Message, Piece, Worker
 
-from hivellm_ort.base import BASES
+from hivellm_ort.serving.pool import BASES
 
 SCHEMA = "CREATE TABLE orders (id INT, total NUMERIC);"
 

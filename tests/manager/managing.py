@@ -140,7 +140,7 @@ def at_rest(manager: ExpertManager) -> None:
             and not residents._workers._threads
             and not residents._room_wanted
             and not manager._running
-            and all(base.scheduler._rested and not base.scheduler.queued for base in bases)
+            and all(base.scheduler._idle and not base.scheduler.queued for base in bases)
         )
 
     until(resting)

@@ -15,7 +15,7 @@ from running import PROMPT, Packages, held, slowed
 
 from hivellm_ort import ExpertManager, InferenceError, TextStream
 from hivellm_ort.observability import Event, RequestStarted
-from hivellm_ort.requests import Asked
+from hivellm_ort.serving.generation import Generation
 
 
 class _OwnError(BaseException):
@@ -31,7 +31,7 @@ RAISED = [
     StopAsyncIteration(),
     _OwnError(),
 ]
-Spoil = Callable[[Asked, BaseException], None]
+Spoil = Callable[[Generation, BaseException], None]
 by_type = pytest.mark.parametrize("error", RAISED, ids=lambda error: type(error).__name__)
 
 
@@ -101,17 +101,13 @@ def test_a_processor_of_an_awaited_answer(manager: ExpertManager, error: BaseExc
         asyncio.run(pieces())
 
 
-def _cancelled(asked: Asked, error: BaseException) -> None:
-    asked.request.cancelled = _raising(error, after=4)
+def _sampler(generation: Generation, error: BaseException) -> None:
+    generation.sampler = _raising(error)
 
 
-def _sampler(asked: Asked, error: BaseException) -> None:
-    asked.request.sampler = _raising(error)
-
-
-def _grammar(asked: Asked, error: BaseException) -> None:
+def _grammar(generation: Generation, error: BaseException) -> None:
     """All of it raises, also what is asked when it has failed."""
-    asked.request.constraint = _Broken(error)
+    generation.constraint = _Broken(error)
 
 
 class _Broken:
@@ -125,33 +121,20 @@ class _Broken:
 
 
 @pytest.mark.parametrize("error", RAISED[2:5], ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize("spoil", [_cancelled, _sampler, _grammar], ids=lambda spoil: spoil.__name__[1:])
+@pytest.mark.parametrize("spoil", [_sampler, _grammar], ids=lambda spoil: spoil.__name__[1:])
 def test_what_a_request_calls(manager: ExpertManager, spoil: Spoil, error: BaseException) -> None:
-    """Where it asks whether it is cancelled, its sampler or its grammar raises, it ends alone."""
+    """Where its sampler or its grammar raises, it ends alone."""
     others = _others(manager)
-    asked = held(manager, "lora").ask(PROMPT, {"max_tokens": 20, "prompt_lookup": False})
-    spoil(asked, error)
-    asked.submit()
-    assert asked.transcript.ended.wait(20)
-    failure = asked.transcript.error
+    generation = held(manager, "lora").prepare(PROMPT, {"max_tokens": 20, "prompt_lookup": False})
+    spoil(generation, error)
+    held(manager, "lora").shared_base.scheduler.submit(generation)
+    assert generation.wait(20)
+    failure = generation.error
     assert isinstance(
         failure, InferenceError | RuntimeError
     )  # StopIteration inside a generator is a RuntimeError
     assert error is failure.__cause__
     _all_answer(manager, others)
-
-
-def test_a_request_that_waits(manager: ExpertManager) -> None:
-    """Also before its turn has come: what says whether it is cancelled ends it, and not the thread."""
-    scheduler = held(manager, "lora").shared_base.scheduler
-    others = [manager.generate_stream("lora", PROMPT, max_tokens=20, processors=[slowed]) for _ in range(8)]
-    until(lambda: scheduler.active == 8)
-    asked = held(manager, "lora").ask(PROMPT, {"max_tokens": 20})
-    _cancelled(asked, SystemExit(3))
-    asked.submit()
-    assert asked.transcript.ended.wait(20)
-    assert SystemExit is type(getattr(asked.transcript.error, "__cause__", None))
-    assert ["length"] * 8 == [list(stream) and stream.result.finish_reason for stream in others]
 
 
 @by_type
@@ -184,7 +167,7 @@ def test_what_follows_a_scheduler(manager: ExpertManager) -> None:
     scheduler = held(manager, "lora").shared_base.scheduler
     stop = scheduler.follow(_raising(SystemExit(3)), _raising(GeneratorExit()))
     _all_answer(manager, _others(manager))
-    until(lambda: scheduler._rested)
+    until(lambda: scheduler._idle)
     assert 3 == len(manager.generate("lora", PROMPT, max_tokens=3).tokens)
     stop()
 

@@ -36,7 +36,7 @@ CHILDREN = {
 SCRIPT = """
 import asyncio, gc, json, multiprocessing, os, signal, sys, threading, traceback
 from hivellm_ort import Expert, ExpertManager, InferenceError
-from hivellm_ort.base import BASES
+from hivellm_ort.serving.pool import BASES
 from hivellm_ort.integrity import trust
 
 PACKAGE, CACHE, PROMPT = sys.argv[1:4]

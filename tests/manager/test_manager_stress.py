@@ -181,8 +181,8 @@ def test_everything_at_once(
     if budget is not None:
         assert stats["bytes"] <= budget
     for base in manager._residents.bases():
-        assert base.scheduler._jobs == {}
-        assert base.scheduler._farewells == []
+        assert base.scheduler._running == set()
+        assert base.scheduler._releases == []
         assert base.scheduler._decoder is None or base.scheduler._decoder._lengths == []
     counts = manager.metrics.snapshot()
     assert (0, 0) == (counts["active_requests"], counts["queued_requests"])

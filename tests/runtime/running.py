@@ -15,9 +15,9 @@ import tokenizers
 from rows import begun
 
 from hivellm_ort import Expert, ExpertManager
-from hivellm_ort.base import BASES
 from hivellm_ort.engine.adapters import BoundAdapter
 from hivellm_ort.engine.session import Engine
+from hivellm_ort.serving.pool import BASES
 
 CONTEXT = 2048
 SHORT_CONTEXT = 128

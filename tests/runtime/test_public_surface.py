@@ -43,21 +43,20 @@ ROOMS: dict[str, set[str]] = {
         "adapters", "contract", "engine", "errors", "grammar", "integrity", "package", "paths", "printable", "text",
         "textfile",
     },
-    "decoding": {"callbacks", "errors", "forking", "grammar", "ranges", "result", "text"},
-    "scheduler": {"callbacks", "decoding", "engine", "errors", "forking"},
-    "base": {"contract", "decoding", "engine", "errors", "forking", "grammar", "scheduler", "text"},
-    "requests": {
-        "base", "decoding", "engine", "errors", "grammar", "options", "package", "result", "scheduler", "text",
+    "decoding": {"callbacks", "errors", "ranges", "text"},
+    "serving": {
+        "callbacks", "contract", "decoding", "engine", "errors", "forking", "grammar", "options", "package", "result",
+        "text",
     },
     "expert": {
-        "base", "contract", "decoding", "engine", "errors", "grammar", "integrity", "loading", "options", "package",
-        "paths", "requests", "result", "text",
+        "contract", "engine", "errors", "grammar", "integrity", "loading", "options", "package", "paths", "result",
+        "serving", "text",
     },
     "manager": {
-        "base", "decoding", "errors", "expert", "forking", "integrity", "loading", "observability", "options",
-        "package", "paths", "requests", "result", "routing", "text",
+        "errors", "expert", "forking", "integrity", "loading", "observability", "options", "package", "paths",
+        "result", "routing", "serving", "text",
     },
-    "__init__": {"decoding", "errors", "expert", "grammar", "integrity", "manager", "options", "package", "result"},
+    "__init__": {"errors", "expert", "grammar", "integrity", "manager", "options", "package", "result", "serving"},
     "cli": {
         "__init__", "engine", "errors", "expert", "grammar", "integrity", "loading", "package", "printable", "text",
         "textfile",
@@ -68,6 +67,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "adapters": {"numpy", "safetensors"},
     "cli": {"click", "tqdm"},
     "decoding": {"numpy"},
+    "serving": {"numpy"},
     "engine": {"numpy", "onnxruntime"},
     "grammar": {"llguidance", "numpy", "referencing"},
     "observability": {"opentelemetry"},

@@ -1,11 +1,7 @@
-"""What a manager tells of a request: events, and a span."""
+"""What a manager reports of a request: events, and a span."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from hivellm_ort.decoding.serving import serving
 from hivellm_ort.manager.slots import Lease
 from hivellm_ort.observability import (
     Events,
@@ -16,64 +12,61 @@ from hivellm_ort.observability import (
     Swapped,
     start_request,
 )
-from hivellm_ort.requests import Asked
+from hivellm_ort.options import GenerateOptions
+from hivellm_ort.serving.generation import Generation
+from hivellm_ort.serving.threads import serving
 
-__all__ = ["Watch"]
+__all__ = ["RequestReporter"]
 
 
-class Watch:
-    """Follows one request from its submission to its end, and then lets its expert be evicted again.
+class RequestReporter:
+    """Subscribes to one generation: reports it from the queue to its end, then lets its expert be evicted again.
 
     Args:
         events: who is told.
-        asked: the request, not submitted yet.
+        generation: not submitted yet.
         expert: the name it was asked under.
-        sampling: how its tokens are chosen, for the span.
+        options: of the request, for the span.
         stream: whether the answer is given piece by piece.
         lease: of its expert.
-        running: where it is until it ends.
+        running: where the generation is until it ends.
     """
 
     def __init__(
         self,
         events: Events,
-        asked: Asked,
+        generation: Generation,
         *,
         expert: str,
-        sampling: Mapping[str, Any],
+        options: GenerateOptions,
         stream: bool,
         lease: Lease,
-        running: set[Watch],
+        running: set[Generation],
     ):
         self._events = events
-        self._transcript = asked.transcript
-        self._cancelled = asked.cancelled
         self._expert, self._base = expert, lease.slot.base
         self._lease, self._running = lease, running
         self._started = False
+        sampling = {**generation.request.options, "stop": options.get("stop")}
         self._span = start_request(expert, sampling, stream=stream)
-        asked.transcript.observer = self
-        running.add(self)
+        generation.subscribe(self)
+        running.add(generation)
         try:
             with serving():  # the lease is out: `close` would wait for it
                 events.emit(RequestQueued(expert=expert, base=self._base))
         except BaseException:
-            running.discard(self)
+            running.discard(generation)
             raise
 
-    def cancel(self) -> None:
-        """End the request."""
-        self._cancelled.set()
-
-    def started(self) -> None:
-        """Its turn has come."""
+    def started(self, generation: Generation) -> None:
+        """See `Subscriber`."""
         self._started = True
-        queued = self._transcript.timings().queue
+        queued = generation.timings().queue
         self._events.emit(RequestStarted(expert=self._expert, base=self._base, queued_seconds=queued))
 
-    def first_token(self) -> None:
-        """Its first token is there."""
-        timings = self._transcript.timings()
+    def first_token(self, generation: Generation) -> None:
+        """See `Subscriber`."""
+        timings = generation.timings()
         self._events.emit(
             FirstToken(expert=self._expert, base=self._base, seconds=timings.queue + timings.prefill)
         )
@@ -81,29 +74,29 @@ class Watch:
             self._events.emit(Swapped(expert=self._expert, base=self._base, seconds=timings.swap))
         self._span.first_token()
 
-    def ended(self) -> None:
-        """It has ended."""
+    def ended(self, generation: Generation) -> None:
+        """See `Subscriber`."""
         try:
-            self._tell_end()
+            self._report_end(generation)
         finally:
-            self._running.discard(self)
+            self._running.discard(generation)
             self._lease.release()
 
-    def _tell_end(self) -> None:
-        error, timings = self._transcript.error, self._transcript.timings()
-        if error is not None:
+    def _report_end(self, generation: Generation) -> None:
+        timings = generation.timings()
+        if generation.error is not None:
             finished = RequestFinished(
                 expert=self._expert,
                 base=self._base,
-                error=type(error).__name__,
+                error=type(generation.error).__name__,
                 started=self._started,
                 queued_seconds=timings.queue,
                 prefill_seconds=timings.prefill,
                 decode_seconds=timings.decode,
             )
-            self._span.end(error)
+            self._span.end(generation.error)
         else:
-            result = self._transcript.result()
+            result = generation.result()
             finished = RequestFinished.from_result(
                 result,
                 expert=self._expert,

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from hivellm_ort.decoding.answer import AnswerText
-from hivellm_ort.decoding.loop import Loop, Request, Step
 from hivellm_ort.decoding.params import SamplingParams
-from hivellm_ort.decoding.sampler import make_sampler
 from hivellm_ort.decoding.stops import StopMatcher
+from hivellm_ort.serving.generation import Generation, Step
+from hivellm_ort.serving.loop import Loop
+from hivellm_ort.serving.request import GenerationRequest
 from hivellm_ort.text.detokenizer import IncrementalDetokenizer
 
 EOS, THINK, END_THINK, VOCABULARY = 0, 1, 2, 128
@@ -109,30 +110,30 @@ class Model:
         assert text.startswith(self.texts[row])
 
 
-def request(prompt: str = "p", **options: Any) -> Request:
-    """A request that ends at `EOS`, greedy unless `sampling` says otherwise."""
-    stops = options.pop("stops", ())
-    sampling = options.pop("sampling", SamplingParams())
-    fields = {"max_tokens": 50, "eos_token_ids": {EOS}, "adapter": None, **options}
-    return Request(
+def generation(prompt: str = "p", **options: Any) -> Generation:
+    """A generation that ends at `EOS`, greedy unless `sampling` says otherwise."""
+    request = GenerationRequest(
         prompt_ids=Letters().encode(prompt),
-        sampler=make_sampler(sampling),
-        answer=AnswerText(IncrementalDetokenizer(Letters()), StopMatcher(stops)),
-        **fields,
+        max_tokens=options.pop("max_tokens", 50),
+        eos_token_ids={EOS},
+        sampling=options.pop("sampling", SamplingParams()),
+        closing_token_ids=options.pop("closing_token_ids", ()),
     )
+    answer = AnswerText(IncrementalDetokenizer(Letters()), StopMatcher(options.pop("stops", ())))
+    return Generation(request, answer=answer, **options)
 
 
-def run(model: Model, *requests: Request) -> list[list[Step]]:
-    """The steps of each request."""
-    steps: list[list[Step]] = [[] for _ in requests]
-    loop, waiting = Loop(model), list(enumerate(requests))
+def run(model: Model, *generations: Generation) -> list[list[Step]]:
+    """The steps of each generation."""
+    steps: dict[Generation, list[Step]] = {one: [] for one in generations}
+    loop, waiting = Loop(model), list(generations)
     while waiting or loop.active:
         while waiting and loop.active < model.rows:
-            for number, step in loop.begin(*waiting.pop(0)):
-                steps[number].append(step)
-        for number, step in loop.step():
-            steps[number].append(step)
-    return steps
+            for one, step in loop.begin(waiting.pop(0)):
+                steps[one].append(step)
+        for one, step in loop.step():
+            steps[one].append(step)
+    return list(steps.values())
 
 
 def text_of(steps: Sequence[Step]) -> str:

@@ -1,8 +1,9 @@
-"""The requests of one base, answered together by one thread: they share every forward pass."""
+"""The generations of one base, run together by one thread: they share every forward pass."""
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import threading
 import time
@@ -12,80 +13,77 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from hivellm_ort.callbacks import ordinary, raised_by
-from hivellm_ort.decoding.loop import Loop, Request, Step
-from hivellm_ort.decoding.serving import is_serving, serving
 from hivellm_ort.engine.adapters import BoundAdapter
 from hivellm_ort.engine.decoder import Decoder
 from hivellm_ort.engine.session import Engine
 from hivellm_ort.errors import InferenceError
 from hivellm_ort.forking import Home
+from hivellm_ort.serving.generation import Generation, Step
+from hivellm_ort.serving.loop import Loop
+from hivellm_ort.serving.threads import is_serving, serving
 
-__all__ = ["DEFAULT_ROWS", "OnRest", "OnStep", "Scheduler"]
+__all__ = ["DEFAULT_ROWS", "OnIdle", "OnStep", "Scheduler"]
 
 _LOG = logging.getLogger("hivellm_ort")
 
 DEFAULT_ROWS = 8
-"""Most requests that share a forward pass."""
+"""Most generations that share a forward pass."""
 
-Deliver = Callable[[Step, float], None]
 OnStep = Callable[[int, int, float, int], None]
-OnRest = Callable[[], None]
+OnIdle = Callable[[], None]
 
 
 @dataclass(eq=False)
-class _Job:
-    request: Request
-    deliver: Deliver
-    started: Callable[[], None]
-
-
-@dataclass(eq=False)
-class _Farewell:
-    """An adapter that is to be let go of, and who waits for that."""
+class _Release:
+    """An adapter that is to be released, and who waits for that."""
 
     adapter: BoundAdapter
-    gone: threading.Event = field(default_factory=threading.Event)
+    done: threading.Event = field(default_factory=threading.Event)
 
 
 class Scheduler:
-    """Answers the requests of one graph of a base, first come, first served, as many at once as there are rows.
+    """Runs the generations of one graph of a base, first come, first served, as many at once as there are rows.
 
-    Between two steps of the running rows one waiting request begins at most, so that the others go on meanwhile.
-    A thread does this from the first request on, and ends with `close`. Safe to use from any thread. It tells of
-    every step itself: what is called then may submit and forget, which do not wait in it.
+    Between two steps of the running rows at most one waiting generation starts, so that the others go on meanwhile.
+    One thread does this. It starts with the first generation, and ends with `close`. Every method may be called from
+    any thread. Functions that the thread calls may call `submit` and `release`: there these do not wait.
 
     Args:
         engine: the base.
-        adapters: whether its requests have adapters.
+        adapters: whether its generations have adapters.
 
     Attributes:
-        rows: most requests that share a forward pass.
         home: the process of its thread.
     """
 
     def __init__(self, engine: Engine, *, adapters: bool):
-        self.rows = DEFAULT_ROWS
         self.home = Home("an expert that was loaded before")
         self._engine = engine
         self._adapters = adapters
-        self._followers: tuple[tuple[OnStep, OnRest], ...] = ()  # replaced, never changed
+        self._followers: tuple[tuple[OnStep, OnIdle], ...] = ()  # replaced, never changed
         self._changed = threading.Condition()
-        self._waiting: deque[_Job] = deque()
-        self._farewells: list[_Farewell] = []
-        self._jobs: dict[int, _Job] = {}
+        self._waiting: deque[Generation] = deque()
+        self._running: set[Generation] = set()
+        self._releases: list[_Release] = []
+        self._reserved: list[int] = []
         self._decoder: Decoder | None = None
         self._thread: threading.Thread | None = None
         self._closing = self._abandoned = self._ended = False
-        self._rested = True
+        self._idle = True
+
+    @property
+    def rows(self) -> int:
+        """Most generations that share a forward pass now."""
+        return max([DEFAULT_ROWS, *self._reserved])
 
     @property
     def active(self) -> int:
-        """Requests that are being answered."""
-        return len(self._jobs)
+        """Generations that are running."""
+        return len(self._running)
 
     @property
     def queued(self) -> int:
-        """Requests that wait for a row."""
+        """Generations that wait for a row."""
         return len(self._waiting)
 
     @property
@@ -94,18 +92,25 @@ class Scheduler:
         decoder = self._decoder
         return decoder.nbytes if decoder is not None else 0
 
-    def submit(self, request: Request, deliver: Deliver, started: Callable[[], None]) -> None:
-        """Answer a request as soon as a row is free.
+    @contextlib.contextmanager
+    def reserve(self, rows: int) -> Iterator[None]:
+        """Allow so many rows meanwhile, where that is more than the default."""
+        with self._changed:
+            self._reserved.append(rows)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._reserved.remove(rows)
 
-        Args:
-            request: fresh.
-            deliver: called by the scheduler's thread with every step and the time (of `time.perf_counter`); the last
-                step has a finish reason or an error. It must not wait.
-            started: called by that thread when the request leaves the queue for a row.
+    def submit(self, generation: Generation) -> None:
+        """Run a generation as soon as a row is free. Where that cannot be, it ends with the error."""
+        try:
+            self._submit(generation)
+        except InferenceError as error:
+            generation.end_before_start(error)
 
-        Raises:
-            InferenceError: the scheduler is closed, or of another process.
-        """
+    def _submit(self, generation: Generation) -> None:
         self.home.require()
         with self._changed:
             if self._closing:
@@ -115,21 +120,21 @@ class Scheduler:
                 thread.start()
                 self._thread = thread
                 _RUNNING.add(self)
-            self._waiting.append(_Job(request, deliver, started))
+            self._waiting.append(generation)
             self._changed.notify()
 
-    def follow(self, on_step: OnStep, on_rest: OnRest) -> Callable[[], None]:
+    def follow(self, on_step: OnStep, on_idle: OnIdle) -> Callable[[], None]:
         """Have functions called by the scheduler's thread, which must not raise.
 
         Args:
             on_step: called after every forward pass: rows in use, rows there may be, seconds, tokens that were
                 generated.
-            on_rest: called when there is nothing more to do and memory was given back.
+            on_idle: called when there is nothing more to do and memory was given back.
 
         Returns:
             What ends that.
         """
-        follower = (on_step, on_rest)
+        follower = (on_step, on_idle)
 
         def stop() -> None:
             with self._changed:
@@ -139,31 +144,31 @@ class Scheduler:
             self._followers = (*self._followers, follower)
         return stop
 
-    def forget(self, adapter: BoundAdapter) -> None:
-        """Let go of an adapter: at once, unless a request has it; then when the last of them has ended."""
+    def release(self, adapter: BoundAdapter) -> None:
+        """Let go of an adapter: at once, unless a generation has it; then when the last of these has ended."""
         if not self.home.here:
             return
         with self._changed:
             if self._thread is None or self._ended:
                 return
-            farewell = _Farewell(adapter)
-            self._farewells.append(farewell)
+            release = _Release(adapter)
+            self._releases.append(release)
             used = self._used(adapter)
             self._changed.notify()
         if not used and not is_serving():  # two schedulers that wait for each other would wait for ever
-            farewell.gone.wait()
+            release.done.wait()
 
     def close(self) -> None:
-        """Take no more requests, and end the thread: now if there is nothing to do, else after the last answer."""
+        """Take nothing more, and end the thread: now if there is nothing to do, else after the last answer."""
         with self._changed:
             self._closing = True
-            busy, thread = bool(self._jobs or self._waiting), self._thread
+            busy, thread = bool(self._running or self._waiting), self._thread
             self._changed.notify()
         if not busy and thread is not None and not is_serving():
             thread.join()
 
     def abandon(self) -> None:
-        """End the thread after the step that is running, and all requests as cancelled."""
+        """End the thread after the step that is running, and all generations as cancelled."""
         if not self.home.here:
             return
         self._abandoned = True
@@ -188,18 +193,18 @@ class Scheduler:
             self._end()
 
     def _turn(self, loop: Loop | None) -> Loop:
-        """Begin a waiting request, and generate the next token of all."""
+        """Start a waiting generation, and generate the next token of all."""
         with self._changed:
-            self._rested = False
-            job = self._waiting.popleft() if self._waiting and len(self._jobs) < self.rows else None
-            if job is not None:
-                self._jobs[id(job)] = job
+            self._idle = False
+            starting = self._waiting.popleft() if self._waiting and len(self._running) < self.rows else None
+            if starting is not None:
+                self._running.add(starting)
         if loop is None or self._decoder is None:
             self._decoder = self._engine.decoder(adapters=self._adapters)
             loop = Loop(self._decoder)
-        if job is not None:
-            _tell(job.started)
-            self._drive(loop.begin(id(job), job.request))
+        if starting is not None:
+            starting.start()
+            self._drive(loop.begin(starting))
         if loop.active:
             rows, begin = loop.active, time.perf_counter()
             tokens = self._drive(loop.step())
@@ -211,80 +216,78 @@ class Scheduler:
         """Wait for something to do; False when there is nothing more to come."""
         while True:
             self._end_cancelled()
-            self._take_leave()
+            self._release_unused()
             with self._changed:
                 if self._abandoned:
                     return False
-                if self._jobs or self._waiting:
+                if self._running or self._waiting:
                     return True
-                if self._farewells:
+                if self._releases:
                     continue
-                if self._rested:
+                if self._idle:
                     if self._closing:
                         return False
                     self._changed.wait()
                     continue
                 if self._decoder is not None:
                     self._decoder.rest()
-                self._rested = True
-            for _, on_rest in self._followers:
-                _tell(on_rest)
+                self._idle = True
+            for _, on_idle in self._followers:
+                _tell(on_idle)
 
     # Each of these in a function of its own: what a waiting thread has in its hands is not freed.
 
     def _end_cancelled(self) -> None:
-        """End the requests that were cancelled before their turn."""
+        """End the generations that were cancelled before their turn."""
         with self._changed:
-            cancelled = [
-                (job, step) for job in self._waiting if (step := _cancelled(job.request)) is not None
-            ]
-            for job, _ in cancelled:
-                self._waiting.remove(job)
-        for job, step in cancelled:
-            self._deliver(job, step)
+            cancelled = [one for one in self._waiting if one.cancelled]
+            for one in cancelled:
+                self._waiting.remove(one)
+        for one in cancelled:
+            self._deliver(one, Step(None, finish_reason="cancelled"))
 
-    def _take_leave(self) -> None:
-        """Let go of the adapters that are to be forgotten and that no request has any more."""
+    def _release_unused(self) -> None:
+        """Let go of the adapters that no generation has any more."""
         with self._changed:
-            leaving = [one for one in self._farewells if not self._used(one.adapter)]
-            self._farewells = [one for one in self._farewells if one not in leaving]
+            leaving = [one for one in self._releases if not self._used(one.adapter)]
+            self._releases = [one for one in self._releases if one not in leaving]
         for one in leaving:
             if self._decoder is not None:
-                self._decoder.forget(one.adapter)
-            one.gone.set()
+                self._decoder.release(one.adapter)
+            one.done.set()
 
     def _fail(self, error: BaseException) -> None:
         step = Step(None, error=ordinary(error, "the engine"))
-        for job in list(self._jobs.values()):
-            self._deliver(job, step)
+        for generation in list(self._running):
+            self._deliver(generation, step)
 
     def _end(self) -> None:
         """Nobody shall wait for a thread that is gone."""
         with self._changed:
             self._ended = True
-            jobs, farewells = [*self._jobs.values(), *self._waiting], self._farewells
+            left, releases = [*self._running, *self._waiting], self._releases
             self._waiting.clear()
-        for job in jobs:
-            self._deliver(job, Step(None, finish_reason="cancelled"))
-        for one in farewells:
-            one.gone.set()
+        for generation in left:
+            self._deliver(generation, Step(None, finish_reason="cancelled"))
+        for one in releases:
+            one.done.set()
 
     def _used(self, adapter: BoundAdapter) -> bool:
-        return any(job.request.adapter is adapter for job in [*self._jobs.values(), *self._waiting])
+        return any(one.adapter is adapter for one in [*self._running, *self._waiting])
 
-    def _drive(self, steps: Iterator[tuple[int, Step]]) -> int:
+    def _drive(self, steps: Iterator[tuple[Generation, Step]]) -> int:
         """Deliver steps; how many tokens they had."""
         tokens = 0
-        for key, step in steps:
+        for generation, step in steps:
             tokens += step.token_id is not None
-            self._deliver(self._jobs[key], step)
+            self._deliver(generation, step)
         return tokens
 
-    def _deliver(self, job: _Job, step: Step) -> None:
-        if step.finish_reason is not None or step.error is not None:
+    def _deliver(self, generation: Generation, step: Step) -> None:
+        if step.last:
             with self._changed:
-                self._jobs.pop(id(job), None)
-        _tell(job.deliver, step, time.perf_counter())
+                self._running.discard(generation)
+        _tell(generation.add, step, time.perf_counter())
 
 
 def _tell(function: Callable[..., object], *arguments: object) -> None:
@@ -292,14 +295,6 @@ def _tell(function: Callable[..., object], *arguments: object) -> None:
     error = raised_by(function, *arguments)
     if error is not None:
         _LOG.error("a function that follows the scheduler raised; the generation goes on", exc_info=error)
-
-
-def _cancelled(request: Request) -> Step | None:
-    """The last step of a request that waits and was cancelled."""
-    try:
-        return Step(None, finish_reason="cancelled") if request.cancelled() else None
-    except BaseException as error:
-        return Step(None, error=ordinary(error, "a function that says whether the request is cancelled"))
 
 
 _RUNNING: weakref.WeakSet[Scheduler] = weakref.WeakSet()

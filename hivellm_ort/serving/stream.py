@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from queue import Empty
 from types import TracebackType
 
-from hivellm_ort.decoding.transcript import Transcript
 from hivellm_ort.errors import InferenceError
 from hivellm_ort.result import InferenceResult
+from hivellm_ort.serving.generation import Generation
 
 __all__ = ["AsyncTextStream", "TextStream"]
 
@@ -24,15 +23,14 @@ class TextStream(Iterator[str]):
     any thread.
     """
 
-    def __init__(self, transcript: Transcript, cancelled: threading.Event):
-        self._transcript = transcript
-        self._cancelled = cancelled
+    def __init__(self, generation: Generation):
+        self._generation = generation
 
     def __iter__(self) -> TextStream:
         return self
 
     def __next__(self) -> str:
-        return self._checked(self._transcript.next_piece())
+        return self._checked(self._generation.next_piece())
 
     @property
     def result(self) -> InferenceResult:
@@ -41,7 +39,7 @@ class TextStream(Iterator[str]):
         Raises:
             InferenceError: it is still going on, or has failed.
         """
-        return self._transcript.result()
+        return self._generation.result()
 
     def poll(self) -> str | None:
         """The next piece if there is one already, else None.
@@ -50,30 +48,30 @@ class TextStream(Iterator[str]):
             StopIteration: the answer has ended.
         """
         try:
-            return self._checked(self._transcript.pieces.get_nowait())
+            return self._checked(self._generation.pieces.get_nowait())
         except Empty:
             return None
 
     def listen(self, listener: Callable[[], None]) -> None:
         """Have a function called, from another thread, whenever there is something to `poll`."""
-        self._transcript.listen(listener)
+        self._generation.listen(listener)
 
     def cancel(self) -> None:
         """End the generation after the step that is running; iterating then ends."""
-        self._cancelled.set()
+        self._generation.cancel()
 
     def close(self) -> None:
         """End the generation here, and wait until it has; does nothing once it has ended, or in a forked process."""
-        if self._transcript.here:
+        if self._generation.here:
             self.cancel()
-            self._transcript.wait()
+            self._generation.wait()
 
     def _checked(self, piece: str | None) -> str:
         if piece is not None:
             return piece
-        self._transcript.pieces.put(None)  # for whoever asks again
-        if self._transcript.error is not None:
-            raise self._transcript.error
+        self._generation.pieces.put(None)  # for whoever asks again
+        if self._generation.error is not None:
+            raise self._generation.error
         raise StopIteration
 
     def __enter__(self) -> TextStream:
@@ -85,7 +83,7 @@ class TextStream(Iterator[str]):
         self.close()
 
     def __del__(self) -> None:
-        if self._transcript.here:
+        if self._generation.here:
             self.cancel()
 
 
@@ -109,21 +107,21 @@ class AsyncTextStream(AsyncIterator[str]):
         if self._stream is None:
             # Templates, tokenizers and grammars take their time.
             self._stream = await asyncio.to_thread(self._start)
-            self._news = asyncio.Event()
-            loop, news = asyncio.get_running_loop(), self._news
+            self._updated = asyncio.Event()
+            loop, updated = asyncio.get_running_loop(), self._updated
 
             def wake() -> None:
                 with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-                    loop.call_soon_threadsafe(news.set)
+                    loop.call_soon_threadsafe(updated.set)
 
             self._stream.listen(wake)
         try:
             while True:
-                self._news.clear()
+                self._updated.clear()
                 piece = self._stream.poll()
                 if piece is not None:
                     return piece
-                await self._news.wait()
+                await self._updated.wait()
         except StopIteration:
             raise StopAsyncIteration from None
         except asyncio.CancelledError:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from looping import Letters, Model, request, run, text_of
+from looping import Letters, Model, generation, run, text_of
 
 from hivellm_ort.decoding.lookup import PromptLookup
 from hivellm_ort.decoding.params import SamplingParams
@@ -46,7 +46,7 @@ NEEDS_LOGITS: dict[str, dict[str, Any]] = {
     "temperature": {"sampling": SamplingParams(temperature=0.01, seed=1)},
     "processor": {"process": unchanged},
     "grammar": {"constraint": Anything()},
-    "logprobs": {"logprobs": 0},
+    "logprobs": {"sampling": SamplingParams(logprobs=0)},
 }
 
 
@@ -56,7 +56,7 @@ def test_the_answers_are_the_same(rows: int) -> None:
     answers = []
     for chooses in (False, True):
         model = Model(likes, rows, chooses=chooses)
-        answers.append([text_of(steps) for steps in run(model, *(request(prompt) for prompt in "abdec"))])
+        answers.append([text_of(steps) for steps in run(model, *(generation(prompt) for prompt in "abdec"))])
         assert {True} == set(model.greedy)
     assert answers[0] == answers[1]
     assert 5 == len(set(answers[0]))
@@ -66,11 +66,11 @@ def test_the_answers_are_the_same(rows: int) -> None:
 def test_a_request_that_needs_logits(name: str) -> None:
     """A temperature, a processor, a grammar or probabilities: logits are asked for, for rows beside it too."""
     model = Model(likes, 1, chooses=True)
-    (steps,) = run(model, request("a", **NEEDS_LOGITS[name]))
+    (steps,) = run(model, generation("a", **NEEDS_LOGITS[name]))
     assert "bcdeabcdeabcde" == text_of(steps)
     assert {False} == set(model.greedy)
     model = Model(likes, 2, chooses=True)
-    long, short = run(model, request("a"), request("aaaaaaaaaa", **NEEDS_LOGITS[name]))
+    long, short = run(model, generation("a"), generation("aaaaaaaaaa", **NEEDS_LOGITS[name]))
     assert ("bcdeabcdeabcde", "bcdea") == (text_of(long), text_of(short))
     # The two prompts, the steps of both, and the rest of the first alone.
     assert [True, False, *[False] * 5, *[True] * 9] == model.greedy
@@ -83,7 +83,7 @@ def test_guesses(chooses: bool) -> None:
     repeats = lambda text: chr(ord("a") + len(text) % 5) if len(text) < 40 else "\0"  # noqa: E731
     lookup = PromptLookup(Letters().encode(prompt))
     model = Model(repeats, chooses=chooses)
-    (steps,) = run(model, request(prompt, lookup=lookup))
+    (steps,) = run(model, generation(prompt, lookup=lookup))
     assert ("abcde" * 8)[len(prompt) :] == text_of(steps)
     assert lookup.accepted > 10
     assert len(model.passes) < 15
@@ -98,7 +98,7 @@ def test_no_token() -> None:
             scores = super()._scores(texts, greedy)
             return np.where([len(text) > 5 and text.startswith("b") for text in texts], -1, scores)
 
-    good, bad = run(Failing(likes, 2, chooses=True), request("a"), request("b"))
+    good, bad = run(Failing(likes, 2, chooses=True), generation("a"), generation("b"))
     assert "bcdeabcdeabcde" == text_of(good)
     assert isinstance(bad[-1].error, InferenceError)
     assert "no token can be chosen: the logits hold NaN" in str(bad[-1].error)

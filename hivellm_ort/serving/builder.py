@@ -1,53 +1,35 @@
-"""From a prompt and options to a request that the decode loop answers."""
+"""From a prompt and options to a generation."""
 
 from __future__ import annotations
 
 import dataclasses
-import threading
-import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-from hivellm_ort.base import Base
 from hivellm_ort.decoding.answer import AnswerText
 from hivellm_ort.decoding.lookup import PromptLookup
-from hivellm_ort.decoding.loop import Request, Step
 from hivellm_ort.decoding.params import SamplingParams
 from hivellm_ort.decoding.processors import checked, make_processors
-from hivellm_ort.decoding.sampler import LogitsProcessor, make_sampler
-from hivellm_ort.decoding.serving import refuse_to_wait
+from hivellm_ort.decoding.sampler import LogitsProcessor
 from hivellm_ort.decoding.stops import StopMatcher
-from hivellm_ort.decoding.stream import TextStream
-from hivellm_ort.decoding.transcript import Transcript
 from hivellm_ort.engine.adapters import BoundAdapter
-from hivellm_ort.errors import (
-    ContextLengthError,
-    GrammarError,
-    InferenceError,
-    OptionError,
-    OptionTypeError,
-    argument,
-)
+from hivellm_ort.errors import ContextLengthError, GrammarError, OptionError, argument
 from hivellm_ort.grammar.constraint import Constraint
 from hivellm_ort.grammar.grammar import Grammar
 from hivellm_ort.grammar.thinking import AfterThinking
 from hivellm_ort.options import GenerateOptions, check_options, check_prompt
 from hivellm_ort.package.manifest import ExpertManifest
-from hivellm_ort.result import InferenceResult
-from hivellm_ort.scheduler import DEFAULT_ROWS
+from hivellm_ort.serving.base import Base
+from hivellm_ort.serving.generation import Generation
+from hivellm_ort.serving.request import GenerationRequest
 from hivellm_ort.text.detokenizer import IncrementalDetokenizer
 from hivellm_ort.text.messages import checked_tools
 from hivellm_ort.text.prompt import build_messages
 from hivellm_ort.text.template import ChatTemplate, end_of_turn_ids
 from hivellm_ort.text.thinking import ReasoningSplitter, opens_thinking
 
-__all__ = ["DEFAULT_BATCH_SIZE", "DEFAULT_MAX_TOKENS", "Asked", "Voice", "answer_all", "base_voice"]
-
-DEFAULT_BATCH_SIZE = DEFAULT_ROWS
-"""Most requests of a batch that are answered at a time."""
+__all__ = ["DEFAULT_MAX_TOKENS", "RequestBuilder"]
 
 DEFAULT_MAX_TOKENS = 512
 """Most tokens of an answer where neither the caller nor the manifest says."""
@@ -61,8 +43,8 @@ _GRAMMARS: dict[str, Callable[[Any], Grammar]] = {
 
 
 @dataclass(frozen=True)
-class Voice:
-    """What an expert brings to its requests.
+class RequestBuilder:
+    """Makes generations: what a base, an adapter, a manifest and a chat template make of a prompt and options.
 
     Attributes:
         base: its base.
@@ -82,8 +64,24 @@ class Voice:
     dialect: str | None
     grammar: Grammar | None
 
-    def ask(self, prompt: str | None, options: GenerateOptions) -> Asked:
-        """The request for a prompt.
+    @classmethod
+    def for_base(cls, base: Base) -> RequestBuilder:
+        """For the base model without any expert."""
+        manifest = ExpertManifest(
+            name=base.config.name, version="", schema_version="2.0", base_models=(), raw={}
+        )
+        return cls(
+            base=base,
+            adapter=base.no_adapter,
+            manifest=manifest,
+            template=base.template,
+            eos_token_ids=base.eos_token_ids | {*end_of_turn_ids(base.template, base.tokenizer)},
+            dialect=None,
+            grammar=None,
+        )
+
+    def build(self, prompt: str | None, options: GenerateOptions) -> Generation:
+        """The generation for a prompt, not submitted yet.
 
         Raises:
             OptionTypeError: an option does not exist, or has a value of a wrong type.
@@ -111,25 +109,24 @@ class Voice:
         gentle = self.manifest.decoding.stop_sequences or ()
         closing = self._single_tokens([*stops, *gentle]) if grammar is not None else frozenset()
         sampling = self._sampling(options)
-        cancelled = threading.Event()
-        request = Request(
+        request = GenerationRequest(
             prompt_ids=prompt_ids,
-            adapter=self.adapter,
-            sampler=make_sampler(sampling),
-            answer=self._answer(stops, () if grammar else gentle, inside, options),
-            eos_token_ids=self.eos_token_ids,
             max_tokens=self._max_tokens(prompt_ids, options.get("max_tokens")),
+            eos_token_ids=self.eos_token_ids,
+            sampling=sampling,
+            closing_token_ids=closing,
+            timeout=options.get("timeout"),
+            expert=self.manifest.name,
+            warnings=self.base.grammars.warnings(grammar) if grammar else (),
+        )
+        return Generation(
+            request,
+            answer=self._answer(stops, () if grammar else gentle, inside, options),
+            adapter=self.adapter,
             process=self._process(sampling, options, len(prompt_ids)),
             constraint=self._constraint(grammar, closing, inside, thinking) if grammar else None,
-            closing_token_ids=closing,
-            logprobs=sampling.logprobs,
             lookup=PromptLookup(prompt_ids) if self._guesses(options) else None,
-            cancelled=_cancelled(cancelled, options.get("timeout")),
         )
-        values = dataclasses.asdict(sampling) | {"max_tokens": request.max_tokens}
-        warnings = self.base.grammars.warnings(grammar) if grammar else ()
-        transcript = Transcript(request, sampling=values, expert=self.manifest.name, warnings=warnings)
-        return Asked(self.base, transcript, cancelled)
 
     def _sampling(self, options: GenerateOptions) -> SamplingParams:
         """The caller's values, else the manifest's, else those of SamplingParams."""
@@ -254,111 +251,3 @@ class Voice:
                 f"{limit}: shorten the prompt or lower {argument('max_tokens')}"
             )
         return int(max_tokens or 0) or min(self.manifest.decoding.max_new_tokens or DEFAULT_MAX_TOKENS, room)
-
-
-def base_voice(base: Base) -> Voice:
-    """The base model without any expert, in its own words."""
-    manifest = ExpertManifest(name=base.config.name, version="", schema_version="2.0", base_models=(), raw={})
-    return Voice(
-        base=base,
-        adapter=base.no_adapter,
-        manifest=manifest,
-        template=base.template,
-        eos_token_ids=base.eos_token_ids | {*end_of_turn_ids(base.template, base.tokenizer)},
-        dialect=None,
-        grammar=None,
-    )
-
-
-def _cancelled(event: threading.Event, timeout: float | None) -> Callable[[], bool]:
-    if timeout is None:
-        return event.is_set
-    if not timeout > 0:
-        raise OptionError(f"{argument('timeout')} is {timeout!r}: it must be a number of seconds above 0")
-    end = time.monotonic() + timeout
-    return lambda: event.is_set() or time.monotonic() > end
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A request to a base that is checked and not begun.
-
-    Attributes:
-        base: who answers.
-        transcript: what will be collected of the answer.
-        cancelled: ends the answer.
-    """
-
-    base: Base
-    transcript: Transcript
-    cancelled: threading.Event
-
-    @property
-    def request(self) -> Request:
-        """What the decode loop gets."""
-        return self.transcript.request
-
-    def submit(self) -> None:
-        """Have it answered as soon as its turn comes; where the base was closed it ends with that error."""
-        try:
-            self.base.scheduler.submit(self.request, self.transcript.add, self.transcript.start)
-        except InferenceError as error:
-            self.transcript.add(Step(None, error=error), time.perf_counter())
-
-    def abandon(self) -> None:
-        """End it as cancelled, instead of `submit`."""
-        self.transcript.add(Step(None, finish_reason="cancelled"), time.perf_counter())
-
-    def begin(self) -> TextStream:
-        """As `submit`; the text as it comes."""
-        self.submit()
-        return TextStream(self.transcript, self.cancelled)
-
-
-def answer_all(asked: Sequence[Asked], batch_size: int) -> list[InferenceResult]:
-    """The results of requests, in their order, of each base so many at a time. Whatever happens, all of them end."""
-    bases = dict.fromkeys(one.base for one in asked)
-    queues = {base: deque(one for one in asked if one.base is base) for base in bases}
-    try:
-        refuse_to_wait()
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int):
-            raise OptionTypeError(f"batch_size is {type(batch_size).__name__}: pass a whole number (int)")
-        if batch_size < 1:
-            raise OptionError(f"batch_size is {batch_size!r}: it must be an integer from 1")
-        for base, waiting in queues.items():
-            base.scheduler.rows = max(base.scheduler.rows, batch_size)
-            for _ in range(min(batch_size, len(waiting))):
-                _begin_next(waiting)
-        return [_awaited(one) for one in asked]
-    finally:
-        for one in asked:
-            one.cancelled.set()
-        for waiting in queues.values():
-            while (left := _popped(waiting)) is not None:
-                left.abandon()
-
-
-def _begin_next(waiting: deque[Asked]) -> None:
-    """Begin the next request that waits, and when it has ended the one after it."""
-    while (one := _popped(waiting)) is not None:
-        one.submit()
-        if not one.transcript.ended.is_set():
-            one.transcript.listen(partial(_begin_after, one, waiting))
-            return
-
-
-def _popped(waiting: deque[Asked]) -> Asked | None:
-    try:
-        return waiting.popleft()
-    except IndexError:  # another thread had it
-        return None
-
-
-def _begin_after(one: Asked, waiting: deque[Asked]) -> None:
-    if one.transcript.ended.is_set():
-        _begin_next(waiting)
-
-
-def _awaited(one: Asked) -> InferenceResult:
-    one.transcript.wait()
-    return one.transcript.result()

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from looping import END_THINK, EOS, THINK, VOCABULARY, Letters, Model, request, run, text_of
+from looping import END_THINK, EOS, THINK, VOCABULARY, Letters, Model, generation, run, text_of
 
 from hivellm_ort.decoding.lookup import PromptLookup
-from hivellm_ort.decoding.loop import Request
 from hivellm_ort.errors import GrammarError
 from hivellm_ort.grammar.thinking import AfterThinking
+from hivellm_ort.serving.generation import Generation
 
 
 class Words:
@@ -72,7 +72,7 @@ class Words:
 def test_forced_tokens_are_read_with_the_next_pass() -> None:
     """The prompt takes the forced beginning along, and each later pass the tokens forced before it."""
     model = Model(lambda text: "x" if text.endswith(":") else "\0")
-    (steps,) = run(model, request(constraint=Words("name: x, age: y", "name:x, age:z"), prompt="pp"))
+    (steps,) = run(model, generation(constraint=Words("name: x, age: y", "name:x, age:z"), prompt="pp"))
     # Here the model is asked once whether a blank follows the first colon.
     assert "name:x, age:z" == text_of(steps)
     assert [2 + len("name:")] == model.passes
@@ -86,9 +86,9 @@ def test_rows_catch_up(rows: int) -> None:
     words = [Words("aXbYc", "aXbZc"), None, Words("longer than that 1", "longer than that 2"), Words("q")]
     likes = lambda text: {"b": "Z", "t": " ", " ": "2"}.get(text[-1], chr(ord(text[-1]) + 1))  # noqa: E731
 
-    def ask() -> list[Request]:
+    def ask() -> list[Generation]:
         constraints = [word and Words(*word.words) for word in words]
-        return [request(f"p{i}", constraint=one, max_tokens=20) for i, one in enumerate(constraints)]
+        return [generation(f"p{i}", constraint=one, max_tokens=20) for i, one in enumerate(constraints)]
 
     alone = [run(Model(likes), one)[0] for one in ask()]
     together = run(Model(likes, rows), *ask())
@@ -104,7 +104,7 @@ def test_few_forced_tokens_go_with_the_steps_of_all(forced: str, own_passes: lis
     word = Words(f"a{forced}x", f"a{forced}y", "b")
     likes = lambda text: "y" if text.endswith(forced) else "a"  # noqa: E731
     model = Model(likes, 2)
-    steps = run(model, request("p", constraint=word), request("p", max_tokens=20))
+    steps = run(model, generation("p", constraint=word), generation("p", max_tokens=20))
     assert (f"a{forced}y", "a" * 20) == (text_of(steps[0]), text_of(steps[1]))
     assert own_passes == [count for count in model.passes if count > 1]
 
@@ -115,7 +115,7 @@ def test_guesses_are_cut_to_what_the_grammar_allows() -> None:
     prompt = "ababababab"
     constraint = Words(*("abababX" + tail for tail in "ab"), *("ababaX" + tail for tail in "ab"))
     (steps,) = run(
-        model, request(prompt, constraint=constraint, lookup=PromptLookup(Letters().encode(prompt)))
+        model, generation(prompt, constraint=constraint, lookup=PromptLookup(Letters().encode(prompt)))
     )
     assert text_of(steps) in constraint.words
     assert steps[-1].grammar_complete
@@ -137,7 +137,10 @@ def test_a_failing_request_fails_alone() -> None:
 
     likes = lambda text: "\0" if len(text) > 12 else "z"  # noqa: E731
     steps = run(
-        Model(likes, 3), request(), request(process=fail), request(constraint=Broken("zzzza", "zzzzb", "z"))
+        Model(likes, 3),
+        generation(),
+        generation(process=fail),
+        generation(constraint=Broken("zzzza", "zzzzb", "z")),
     )
     assert ("zzzzzzzzzzzz", "eos", None) == (
         text_of(steps[0]),
@@ -162,7 +165,7 @@ def test_think_block_before_the_grammar() -> None:
             Words("aXa", "bYb"), open_id=THINK, close_id=END_THINK, gap=[10, 10], end_token_ids={EOS}
         )
 
-    (steps,) = run(Model(likes), request(constraint=constraint()))
+    (steps,) = run(Model(likes), generation(constraint=constraint()))
     said = [step.token_id for step in steps]
     assert [THINK, *map(ord, "hm"), END_THINK, 10, 10, *map(ord, "bYb")] == said
     assert [0, 0, 0, 0, 1, 1, 0, 1, 1] == [int(step.forced) for step in steps]

@@ -1,4 +1,4 @@
-"""Which thread generates: it must not wait for what only it can bring."""
+"""Which threads generate: these must not wait for answers, since nobody else would bring them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _HERE = threading.local()
 
 @contextmanager
 def serving() -> Iterator[None]:
-    """Have this thread not wait for answers meanwhile: it is the one that they need."""
+    """Mark this thread as one that generates, while the block runs."""
     before = getattr(_HERE, "serving", None)
     _HERE.serving = os.getpid()
     try:
