@@ -56,10 +56,12 @@ class Decoder:
 
     Attributes:
         swap_seconds: time that the last `start` took to change to its adapter; 0.0 where it was that of the last run.
+        tokens_read: tokens that forward passes have read so far: of prompts, of answers, and guesses.
     """
 
     def __init__(self, session: Any, config: DecoderConfig, can: Capabilities, prefixes: PrefixCache):
         self.swap_seconds = 0.0
+        self.tokens_read = 0
         self._config, self._can = config, can
         self._prefixes = prefixes
         self._lengths: list[int] = []
@@ -139,6 +141,7 @@ class Decoder:
             InferenceError: ONNX Runtime fails.
         """
         length, count = self._lengths[row], len(token_ids)
+        self.tokens_read += count
         found: list[Scores] = []
         self._reserve(length + count)
         one = self._one(self._adapters[row])
@@ -174,6 +177,7 @@ class Decoder:
             rows = enumerate(token_ids)
             return np.concatenate([self.append(row, [token], greedy=greedy).copy() for row, token in rows])
         self._use_adapters(self._adapters[:count])
+        self.tokens_read += count
         for row in range(count):
             self._lengths[row] += 1
         repeated = self._repeated(self._all, token_ids, greedy=greedy)

@@ -274,7 +274,8 @@ class Residents:
         """
         while True:
             with self._changed:
-                found = self._limits.next_to_go(self._present(), self._bases, keep)
+                self._trim_prefixes()
+                found = self._limits.next_eviction(self._present(), self._bases, keep)
                 if found is None:
                     break
                 one, reason = found
@@ -351,9 +352,15 @@ class Residents:
         """Have room made soon, if there is something to be gained."""
         if self.closed or self._room_wanted:
             return
-        if self._limits.next_to_go(self._present(), self._bases) is not None:
+        self._trim_prefixes()
+        if self._limits.next_eviction(self._present(), self._bases) is not None:
             self._room_wanted = True
             self._workers.do(self._make_wanted_room)
+
+    def _trim_prefixes(self) -> None:
+        """Drop kept prefixes where there are too many bytes."""
+        for base, limit in self._limits.prefix_limits(self._present(), self._bases).items():
+            base.engine.prefixes.shrink(limit)
 
     def _make_wanted_room(self) -> None:
         self._room_wanted = False

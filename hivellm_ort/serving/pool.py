@@ -79,6 +79,12 @@ class BasePool:
             raise
         return entry.base
 
+    @property
+    def bases(self) -> list[Base]:
+        """The bases in memory."""
+        with self._lock:
+            return [entry.base for entry in self._entries.values() if entry.base is not None]
+
     def hold(self, base: Base) -> None:
         """Keep a base from `acquire` for one user more."""
         with self._lock:

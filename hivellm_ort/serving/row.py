@@ -27,6 +27,7 @@ class Model(Protocol):
     """What is needed of the engine: rows of tokens, each with an adapter of its own."""
 
     swap_seconds: float
+    tokens_read: int
 
     def start(self, row: int, adapter: BoundAdapter | None, capacity: int, token_ids: Sequence[int]) -> int:
         """Begin a row anew, for these tokens; how many of them need not be read again."""

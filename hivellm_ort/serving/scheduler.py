@@ -127,8 +127,8 @@ class Scheduler:
         """Have functions called by the scheduler's thread, which must not raise.
 
         Args:
-            on_step: called after every forward pass: rows in use, rows there may be, seconds, tokens that were
-                generated.
+            on_step: called after a prompt was read, and after every step of the running rows: rows in use, rows there
+                may be, seconds, tokens that were read.
             on_idle: called when there is nothing more to do and memory was given back.
 
         Returns:
@@ -204,12 +204,9 @@ class Scheduler:
             loop = Loop(self._decoder)
         if starting is not None:
             starting.start()
-            self._drive(loop.begin(starting))
+            self._drive(self._decoder, 1, loop.begin(starting))
         if loop.active:
-            rows, begin = loop.active, time.perf_counter()
-            tokens = self._drive(loop.step())
-            for on_step, _ in self._followers:
-                _tell(on_step, rows, self.rows, time.perf_counter() - begin, tokens)
+            self._drive(self._decoder, loop.active, loop.step())
         return loop
 
     def _next(self) -> bool:
@@ -275,13 +272,15 @@ class Scheduler:
     def _used(self, adapter: BoundAdapter) -> bool:
         return any(one.adapter is adapter for one in [*self._running, *self._waiting])
 
-    def _drive(self, steps: Iterator[tuple[Generation, Step]]) -> int:
-        """Deliver steps; how many tokens they had."""
-        tokens = 0
+    def _drive(self, decoder: Decoder, rows: int, steps: Iterator[tuple[Generation, Step]]) -> None:
+        """Deliver steps, and tell the followers what they took; nothing where no token was read."""
+        begin, read = time.perf_counter(), decoder.tokens_read
         for generation, step in steps:
-            tokens += step.token_id is not None
             self._deliver(generation, step)
-        return tokens
+        read = decoder.tokens_read - read
+        if read:
+            for on_step, _ in self._followers:
+                _tell(on_step, rows, self.rows, time.perf_counter() - begin, read)
 
     def _deliver(self, generation: Generation, step: Step) -> None:
         if step.last:

@@ -129,7 +129,7 @@ def main() -> None:
             thread.join(10)
     # tqdm's, a daemon, stays where there was a progress bar.
     session.seen["threads"] = [thread.name for thread in threading.enumerate() if not thread.daemon]
-    session.seen["bases"] = len(BASES._bases)
+    session.seen["bases"] = len(BASES.bases)
     try:
         session.window.root.winfo_exists()
     except tk.TclError:

@@ -258,7 +258,7 @@ def test_the_end_closes_the_manager(examples: Examples) -> None:
 
     app = create_app(configured(examples))
     with Client(app):
-        assert 1 == len(BASES._bases)
+        assert 1 == len(BASES.bases)
     assert {} == BASES._bases
 
 

@@ -64,7 +64,7 @@ def engine_of(expert: Expert) -> Engine:
 
 def engines() -> list[Engine]:
     """Every engine that loaded experts hold."""
-    return [base.engine for base, _ in BASES._bases.values()]
+    return [base.engine for base in BASES.bases]
 
 
 def held(manager: ExpertManager, name: str) -> Expert:

@@ -54,6 +54,7 @@ class Model:
     """
 
     swap_seconds = 0.0
+    tokens_read = 0
 
     def __init__(self, likes: Callable[[str], str], rows: int = 1, *, chooses: bool = False) -> None:
         self.likes = likes

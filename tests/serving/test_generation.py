@@ -39,8 +39,8 @@ def finished(one: Generation, likes: str = "b") -> Generation:
     loop = Loop(Model(lambda text: likes))
     steps = loop.begin(one)
     while True:
-        for generation, step in steps:
-            generation.add(step, time.perf_counter())
+        for running, step in steps:
+            running.add(step, time.perf_counter())
         if not loop.active:
             return one
         steps = loop.step()
