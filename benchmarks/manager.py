@@ -121,7 +121,7 @@ def hand_over(manager: ExpertManager, rounds: int, tokens: int) -> dict[str, flo
         return result.result.timings.decode
 
     def engine(_: int) -> float:
-        for _ in loop.begin(expert.prepare(question, options)):
+        for _ in loop.begin(expert.builder.build(question, options)):
             pass
         begin = time.perf_counter()
         while loop.active:

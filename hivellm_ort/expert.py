@@ -18,13 +18,13 @@ from hivellm_ort.loading.grammars import find_grammar
 from hivellm_ort.loading.opening import open_with_progress, read_manifest
 from hivellm_ort.loading.own_template import own_template
 from hivellm_ort.loading.parts import ExpertParts, find_parts
-from hivellm_ort.options import GenerateOptions, check_loading, check_prompts, options_of_rows
+from hivellm_ort.options import GenerateOptions, ScoreOptions, check_loading, check_prompts, options_of_rows
 from hivellm_ort.package.archive import DEFAULT_LIMITS, Limits
 from hivellm_ort.package.filecheck import Check
 from hivellm_ort.package.manifest import ExpertManifest
 from hivellm_ort.package.store import Store
 from hivellm_ort.paths import StrPath
-from hivellm_ort.result import InferenceResult
+from hivellm_ort.result import InferenceResult, ScoreResult
 from hivellm_ort.serving.base import Base
 from hivellm_ort.serving.batch import DEFAULT_BATCH_SIZE, run_all
 from hivellm_ort.serving.builder import RequestBuilder
@@ -215,11 +215,11 @@ class Expert:
             GrammarError: a grammar has a fault, or the answer cannot go on under it; its `text` is the answer so far.
             InferenceError: the expert is closed, or its chat template fails, or does not show the tools or a message.
         """
-        return run_all([(self._base.scheduler, self.prepare(prompt, options))], 1)[0]
+        return run_all([(self._base.scheduler, self.builder.build(prompt, options))], 1)[0]
 
     def generate_stream(self, prompt: str | None = None, **options: Unpack[GenerateOptions]) -> TextStream:
         """As `generate`, piece by piece: iterate over the text, then read `.result`."""
-        generation = self.prepare(prompt, options)
+        generation = self.builder.build(prompt, options)
         self._base.scheduler.submit(generation)
         return TextStream(generation)
 
@@ -242,8 +242,48 @@ class Expert:
         """
         check_prompts(prompts)
         rows = options_of_rows(options, len(prompts))
-        generations = [self.prepare(prompt, own) for prompt, own in zip(prompts, rows, strict=True)]
+        builder = self.builder
+        generations = [builder.build(prompt, own) for prompt, own in zip(prompts, rows, strict=True)]
         return run_all([(self._base.scheduler, generation) for generation in generations], batch_size)
+
+    def score(
+        self, prompt: str | None, answers: Sequence[str], **options: Unpack[ScoreOptions]
+    ) -> ScoreResult:
+        """How likely each of a few given answers to `prompt` is: for classification, routing and decisions.
+
+        >>> expert.score("Is this SQL valid? SELECT 1", ["yes", "no"]).best.text  # doctest: +SKIP
+
+        The prompt is read once. Answers of one token take no further forward pass, longer ones one each at most.
+        Probabilities are the model's own: no temperature, penalty or grammar changes them.
+
+        Args:
+            prompt: the question; None where `messages` ends with it.
+            answers: 1 to 1,000 different texts.
+            options: those of `ScoreOptions`.
+
+        Raises:
+            OptionTypeError (TypeError), OptionError (ValueError): an option or an answer is wrong.
+            ContextLengthError: prompt and answers do not fit the model's context.
+            InferenceError: as `generate`, or the time is over.
+        """
+        generation = self.builder.build_score(prompt, answers, options)
+        run_all([(self._base.scheduler, generation)], 1)
+        return generation.score_result(answers)
+
+    async def ascore(
+        self, prompt: str | None, answers: Sequence[str], **options: Unpack[ScoreOptions]
+    ) -> ScoreResult:
+        """As `score`, without blocking the event loop; cancelling the task ends the request."""
+        generation: list[Generation] = []
+
+        def start() -> TextStream:
+            generation.append(self.builder.build_score(prompt, answers, options))
+            self._base.scheduler.submit(generation[0])
+            return TextStream(generation[0])
+
+        async for _ in AsyncTextStream(start):
+            pass
+        return generation[0].score_result(answers)
 
     async def agenerate(
         self, prompt: str | None = None, **options: Unpack[GenerateOptions]
@@ -260,12 +300,17 @@ class Expert:
         """As `generate_stream`, for `async for`; what `generate_stream` raises comes with the first piece."""
         return AsyncTextStream(lambda: self.generate_stream(prompt, **options))
 
-    def prepare(self, prompt: str | None, options: GenerateOptions) -> Generation:
-        """A generation that is checked, for the scheduler of `shared_base` to run. Raises as `generate`."""
+    @property
+    def builder(self) -> RequestBuilder:
+        """Makes this expert's generations, for the scheduler of `shared_base` to run.
+
+        Raises:
+            InferenceError: the expert is closed, or of another process.
+        """
         if self._closed:
             raise InferenceError(f"expert {self.name!r} is closed: load it again")
         self._base.scheduler.home.require()
-        return self._builder.build(prompt, options)
+        return self._builder
 
     def close(self) -> None:
         """Let go of the base; its memory is freed when no other expert uses it."""

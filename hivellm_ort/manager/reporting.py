@@ -12,7 +12,7 @@ from hivellm_ort.observability import (
     Swapped,
     start_request,
 )
-from hivellm_ort.options import GenerateOptions
+from hivellm_ort.options import GenerateOptions, ScoreOptions
 from hivellm_ort.serving.generation import Generation
 from hivellm_ort.serving.threads import serving
 
@@ -38,7 +38,7 @@ class RequestReporter:
         generation: Generation,
         *,
         expert: str,
-        options: GenerateOptions,
+        options: GenerateOptions | ScoreOptions,
         stream: bool,
         lease: Lease,
         running: set[Generation],

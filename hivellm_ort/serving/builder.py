@@ -18,7 +18,7 @@ from hivellm_ort.errors import ContextLengthError, GrammarError, OptionError, ar
 from hivellm_ort.grammar.constraint import Constraint
 from hivellm_ort.grammar.grammar import Grammar
 from hivellm_ort.grammar.thinking import AfterThinking
-from hivellm_ort.options import GenerateOptions, check_options, check_prompt
+from hivellm_ort.options import GenerateOptions, ScoreOptions, check_answers, check_options, check_prompt
 from hivellm_ort.package.manifest import ExpertManifest
 from hivellm_ort.serving.base import Base
 from hivellm_ort.serving.generation import Generation
@@ -26,7 +26,7 @@ from hivellm_ort.serving.request import GenerationRequest
 from hivellm_ort.text.detokenizer import IncrementalDetokenizer
 from hivellm_ort.text.messages import checked_tools
 from hivellm_ort.text.prompt import build_messages
-from hivellm_ort.text.template import ChatTemplate, end_of_turn_ids
+from hivellm_ort.text.template import ChatTemplate, Prompt, end_of_turn_ids
 from hivellm_ort.text.thinking import ReasoningSplitter, opens_thinking
 
 __all__ = ["DEFAULT_MAX_TOKENS", "RequestBuilder"]
@@ -94,15 +94,7 @@ class RequestBuilder:
         check_options(options)
         grammar = self._grammar(options)
         thinking = options.get("enable_thinking") or False
-        messages = build_messages(
-            prompt,
-            schema=options.get("schema"),
-            system=options.get("system"),
-            messages=options.get("messages"),
-            dialect=self.dialect,
-        )
-        messages, tools = self.template.fit(messages, checked_tools(options.get("tools")))
-        written = self.template.write(messages, self.base.tokenizer, tools=tools, enable_thinking=thinking)
+        written = self._written(prompt, options, thinking=thinking)
         prompt_ids, inside = written.token_ids, opens_thinking(written.text)
         stops = self._stops(options)
         # Under a grammar a published stop counts where the grammar is complete; elsewhere it may cut a good answer.
@@ -127,6 +119,38 @@ class RequestBuilder:
             constraint=self._constraint(grammar, closing, inside, thinking) if grammar else None,
             lookup=PromptLookup(prompt_ids) if self._guesses(options) else None,
         )
+
+    def build_score(self, prompt: str | None, answers: Sequence[str], options: ScoreOptions) -> Generation:
+        """The generation that scores given answers to a prompt, not submitted yet. Raises as `build`."""
+        check_prompt(prompt)
+        check_answers(answers)
+        check_options(options, ScoreOptions)
+        written = self._written(prompt, options, thinking=False)
+        tokens = tuple(tuple(self.base.tokenizer.encode(answer)) for answer in answers)
+        self._max_tokens(written.token_ids, max(map(len, tokens)))  # there must be room for the longest
+        request = GenerationRequest(
+            prompt_ids=written.token_ids,
+            max_tokens=1,
+            eos_token_ids=self.eos_token_ids,
+            timeout=options.get("timeout"),
+            expert=self.manifest.name,
+            answers=tokens,
+        )
+        return Generation(request, answer=self._answer((), (), False, {}), adapter=self.adapter)
+
+    def _written(
+        self, prompt: str | None, options: GenerateOptions | ScoreOptions, *, thinking: bool
+    ) -> Prompt:
+        """The prompt in text and tokens."""
+        messages = build_messages(
+            prompt,
+            schema=options.get("schema"),
+            system=options.get("system"),
+            messages=options.get("messages"),
+            dialect=self.dialect,
+        )
+        messages, tools = self.template.fit(messages, checked_tools(options.get("tools")))
+        return self.template.write(messages, self.base.tokenizer, tools=tools, enable_thinking=thinking)
 
     def _sampling(self, options: GenerateOptions) -> SamplingParams:
         """The caller's values, else the manifest's, else those of SamplingParams."""

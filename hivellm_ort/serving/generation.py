@@ -18,21 +18,21 @@ import enum
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
 from hivellm_ort.callbacks import is_interrupt, raised_by
 from hivellm_ort.decoding.answer import AnswerText
-from hivellm_ort.decoding.logprobs import TokenLogprob
 from hivellm_ort.decoding.lookup import PromptLookup
 from hivellm_ort.decoding.sampler import LogitsProcessor, Sampler, make_sampler
+from hivellm_ort.decoding.scoring import shares
 from hivellm_ort.engine.adapters import BoundAdapter
 from hivellm_ort.errors import GrammarError, InferenceError, OptionError, argument
 from hivellm_ort.forking import Home
 from hivellm_ort.grammar.constraint import Constraint
-from hivellm_ort.result import FinishReason, InferenceResult, Timings
+from hivellm_ort.result import AnswerScore, FinishReason, InferenceResult, ScoreResult, Timings, TokenLogprob
 from hivellm_ort.serving.request import GenerationRequest
 from hivellm_ort.serving.threads import refuse_to_wait
 
@@ -118,6 +118,7 @@ class Generation:
         error: what it failed with; None otherwise.
         cached_tokens: tokens of the prompt that an earlier request had read.
         swap_seconds: time it took to bind the adapter.
+        scores: log probability of each of the request's given answers.
         pieces: text as it became certain; None after the last.
 
     Raises:
@@ -145,6 +146,7 @@ class Generation:
         self.error: Exception | None = None
         self.cached_tokens = 0
         self.swap_seconds = 0.0
+        self.scores: list[float] = []
         self.pieces: SimpleQueue[str | None] = SimpleQueue()
         self._home = Home("an answer that began before")
         self._created = self._turn = self._first = self._last = time.perf_counter()
@@ -290,6 +292,27 @@ class Generation:
             timings=self.timings(),
             expert=request.expert,
             warnings=request.warnings,
+        )
+
+    def score_result(self, answers: Sequence[str]) -> ScoreResult:
+        """What the given answers scored; `answers` are their texts.
+
+        Raises:
+            InferenceError: it has not ended, or was cancelled.
+            Exception: the one that it failed with.
+        """
+        result = self.result()
+        if not self.scores:
+            raise InferenceError(
+                "the request was cancelled, or its time was over, before the answers were scored"
+            )
+        scored = zip(answers, self.request.answers, self.scores, shares(self.scores), strict=True)
+        return ScoreResult(
+            answers=tuple(AnswerScore(*one) for one in scored),
+            prompt_tokens=result.prompt_tokens,
+            cached_tokens=result.cached_tokens,
+            timings=result.timings,
+            expert=result.expert,
         )
 
     def timings(self) -> Timings:

@@ -24,6 +24,7 @@ class GenerationRequest:
         closing_token_ids: tokens that are a stop string where the grammar is complete.
         timeout: seconds after which the answer is cancelled, counted from the question; None for no limit.
         expert: name of the expert, for the result.
+        answers: tokens of given answers, whose probabilities are wanted in place of an answer.
         warnings: what the result says about the grammar, a sentence each.
     """
 
@@ -34,6 +35,7 @@ class GenerationRequest:
     closing_token_ids: Collection[int] = ()
     timeout: float | None = None
     expert: str = ""
+    answers: tuple[tuple[int, ...], ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property

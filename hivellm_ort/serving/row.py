@@ -6,16 +6,17 @@ import contextlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 
 from hivellm_ort.callbacks import ordinary
 from hivellm_ort.decoding.arrays import FloatArray, IntArray
-from hivellm_ort.decoding.logprobs import TokenLogprob, token_logprob
+from hivellm_ort.decoding.logprobs import token_logprob
 from hivellm_ort.decoding.sampler import chosen_by_graph, greedy
+from hivellm_ort.decoding.scoring import AnswerTree
 from hivellm_ort.engine.adapters import BoundAdapter
-from hivellm_ort.result import FinishReason
+from hivellm_ort.result import FinishReason, TokenLogprob
 from hivellm_ort.serving.generation import Generation, Step
 
 __all__ = ["Model", "Row"]
@@ -90,12 +91,36 @@ class Row:
         generation.cached_tokens = model.start(place, generation.adapter, capacity, self.token_ids)
         self.started = True
         generation.swap_seconds += model.swap_seconds
-        if generation.constraint is not None:
+        if generation.request.answers:
+            yield self._score(model, place)
+        elif generation.constraint is not None:
             yield from self.accept(None)
         if not self.finished:
             logits = model.append(place, self.token_ids[generation.cached_tokens :], greedy=self.plain)
             self._unread = 0
             yield from self.accept(logits[0])
+
+    def _score(self, model: Model, place: int) -> Step:
+        """Read the prompt and the given answers; the model is left with the prompt."""
+        generation, length = self.generation, len(self.token_ids)
+        request = generation.request
+
+        def read(shared: int, token_ids: Sequence[int]) -> FloatArray:
+            model.truncate(place, length + shared)
+            return cast(FloatArray, model.append(place, token_ids, len(token_ids)))
+
+        logits = cast(FloatArray, model.append(place, self.token_ids[generation.cached_tokens :])[0])
+
+        for scores in AnswerTree(request.answers, request.eos_token_ids).scores(logits, read):
+            if scores is not None:
+                generation.scores = scores
+            elif generation.cancelled:
+                break
+        model.truncate(place, length)
+        if not generation.scores:
+            return self._cancel()
+        self.finished = True
+        return Step(None, finish_reason="scored")
 
     def advance(self, model: Model) -> Iterator[Step]:
         """Read the last tokens and a guess at what follows, and generate the tokens guessed right, plus one."""

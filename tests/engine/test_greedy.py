@@ -249,7 +249,7 @@ def base(manager: ExpertManager) -> Any:
     """The base without an expert, and guesses in a batch, which catches up."""
     options = {**PLAIN, "prompt_lookup": True, "max_tokens": 60}
     several = manager.generate_batch([("lora", SQL * 3), ("dora", SQL * 3)], **options)
-    return manager.generate(SQL, or_base=True, **PLAIN).tokens, tokens_of(several)
+    return manager.generate("base", SQL, **PLAIN).tokens, tokens_of(several)
 
 
 @pytest.mark.parametrize("do", [alone, together, guessed, streamed, base])

@@ -259,7 +259,7 @@ def test_the_end_closes_the_manager(examples: Examples) -> None:
     app = create_app(configured(examples))
     with Client(app):
         assert 1 == len(BASES.bases)
-    assert {} == BASES._bases
+    assert [] == BASES.bases
 
 
 def test_settings_of_the_environment(examples: Examples, monkeypatch: pytest.MonkeyPatch) -> None:

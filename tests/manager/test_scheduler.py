@@ -131,7 +131,7 @@ def test_cancelled_as_its_turn_comes(manager: ExpertManager) -> None:
         if answered == 2:
             manager.generate("lora", prompts[0], max_tokens=20)
         for _ in range(2):
-            generation = held(manager, "lora").prepare(prompts[1], {"max_tokens": 30})
+            generation = held(manager, "lora").builder.build(prompts[1], {"max_tokens": 30})
             generation.subscribe(CancelsAtStart())
             scheduler.submit(generation)
             assert generation.wait(10)

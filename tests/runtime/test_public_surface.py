@@ -43,7 +43,7 @@ ROOMS: dict[str, set[str]] = {
         "adapters", "contract", "engine", "errors", "grammar", "integrity", "package", "paths", "printable", "text",
         "textfile",
     },
-    "decoding": {"callbacks", "errors", "ranges", "text"},
+    "decoding": {"callbacks", "errors", "ranges", "result", "text"},
     "serving": {
         "callbacks", "contract", "decoding", "engine", "errors", "forking", "grammar", "options", "package", "result",
         "text",
