@@ -13,8 +13,11 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from hivellm_ort.errors import InferenceError, LoadError, OptionError
+from hivellm_ort.errors import ContextLengthError, InferenceError, LoadError
+from hivellm_ort.panics import panics_as
+from hivellm_ort.text.library_calls import decoded, encoded, failure
 from hivellm_ort.text.markers import LiteralEncoder, is_marker, replace_spans, restore_markers
+from hivellm_ort.text.tokenizer_file import parse_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,6 +31,9 @@ __all__ = ["TextTokenizer", "Tokenizer"]
 # What the ByteFallback decoder reads as one byte (its parser also takes a sign, as in `<0x+A>`).
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f+][0-9A-Fa-f]>")
 
+
+# Bytes that a text may become before it is cut into tokens; the library needs 17 times as many.
+_MAX_WORK = 128 << 20
 
 # The characters in which ByteLevel writes the bytes of a text, from GPT-2: those that can be seen stand for
 # themselves, the others for the characters from U+0100 on. Their own characters stand for nothing.
@@ -73,16 +79,18 @@ class TextTokenizer:
 
     Args:
         tokenizer: The tokenizer to wrap; its truncation and padding are switched off in place.
+        growth: Most bytes that it makes of one byte of a text (see `tokenizer_file.Loaded`).
 
     Attributes:
         special_ids: The ids of the added tokens marked special, such as `<|im_end|>`, which answers do not show.
     """
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+    def __init__(self, tokenizer: tokenizers.Tokenizer, *, growth: float = 1.0) -> None:
         # A prompt is never cut or padded silently; the context check is the caller's.
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
+        self._max_bytes = int(_MAX_WORK / growth)
         added = tokenizer.get_added_tokens_decoder()
         self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         markers = {token_id: token for token_id, token in added.items() if is_marker(token)}
@@ -103,10 +111,9 @@ class TextTokenizer:
             folder: The unpacked base bundle or expert package.
 
         Raises:
-            LoadError: If the file is missing, unreadable or not a tokenizer.
+            LoadError: If the file is missing, unreadable or not a tokenizer, or exceeds a limit
+                (see `tokenizer_file`).
         """
-        from tokenizers import Tokenizer as FastTokenizer
-
         try:
             content = Path(folder, "tokenizer.json").read_bytes()
         except OSError as error:
@@ -114,14 +121,9 @@ class TextTokenizer:
                 f"tokenizer.json: cannot be read ({error.strerror}); "
                 "export the base again, or unpack the package again"
             ) from error
-        try:
-            # The library raises bare exceptions, so there is no narrower class to catch.
-            return cls(FastTokenizer.from_buffer(content))
-        except Exception as error:
-            raise LoadError(
-                f"tokenizer.json: not a tokenizer that tokenizers can read ({error}); "
-                "export the base again, or update the tokenizers package"
-            ) from error
+        tokenizer, growth = parse_tokenizer(content)
+        with panics_as(_load_failure):
+            return cls(tokenizer, growth=growth)
 
     @property
     def vocab_size(self) -> int:
@@ -145,6 +147,8 @@ class TextTokenizer:
 
         Raises:
             OptionError: If `text` holds a lone surrogate, which no UTF-8 text can.
+            ContextLengthError: If it is so long that it would take gigabytes.
+            InferenceError: If the tokenizers library fails on it.
         """
         token_ids: list[int] = self._encoding(text).ids
         return token_ids
@@ -224,7 +228,7 @@ class TextTokenizer:
         `encode` leaves them out, because a model's own chat template writes what it needs. Formats that models
         learnt as plain text have to write them too.
         """
-        ids = self._tokenizer.encode("text", add_special_tokens=True).ids
+        ids = encoded(self._tokenizer, "text", special=True).ids
         return "".join(self.id_to_token(i) or "" for i in takewhile(self.is_special, ids))
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
@@ -233,9 +237,11 @@ class TextTokenizer:
         Args:
             token_ids: Ids of at least 0; ids without a token add nothing.
             skip_special_tokens: Leave special tokens out of the text.
+
+        Raises:
+            InferenceError: If the tokenizers library fails on them.
         """
-        text: str = self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
-        return text
+        return decoded(self._tokenizer, token_ids, skip_special_tokens=skip_special_tokens)
 
     def token_to_id(self, token: str) -> int | None:
         """Return the id of the token written `token`, or None if there is none."""
@@ -279,7 +285,8 @@ class TextTokenizer:
                 texts[token_id] = f" {token}".encode()
             else:
                 # After another token, for a decoder may treat the first in a text in another way.
-                texts[token_id] = decoder.decode(["a", token]).removeprefix("a").encode()
+                with panics_as(failure):
+                    texts[token_id] = decoder.decode(["a", token]).removeprefix("a").encode()
         return texts
 
     @cached_property
@@ -299,10 +306,15 @@ class TextTokenizer:
         return [(token_id, span) for token_id, span in pairs if token_id in self._marker_ids]
 
     def _encoding(self, text: str) -> tokenizers.Encoding:
-        try:
-            return self._tokenizer.encode(text, add_special_tokens=False)
-        except TypeError as error:
-            raise OptionError("text is not valid Unicode: remove its lone surrogates") from error
+        if len(text) * 4 > self._max_bytes and len(text.encode("utf-8", "replace")) > self._max_bytes:
+            raise ContextLengthError(
+                f"a text of {len(text)} characters is too long: the tokenizer takes {self._max_bytes} bytes at most"
+            )
+        return encoded(self._tokenizer, text)
+
+
+def _load_failure(words: str) -> LoadError:
+    return LoadError(f"tokenizer.json: the tokenizers library failed on it ({words}); export the base again")
 
 
 def _bytes_of(token: str) -> bytes:
