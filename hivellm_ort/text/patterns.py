@@ -31,14 +31,16 @@ _MAX_LENGTH = 256  # characters of a bounded part
 _MAX_LEAST = 16  # characters that a loop must take
 _MAX_DEPTH = 8  # of groups
 
-# Alternatives of published tokenizers that have another form, and the fewest characters they match. EXAONE's takes no
-# time; the two that group digits from the right, and DeepSeek-LLM's, take the square of a run of digits or spaces.
+# Alternatives of published tokenizers that have another form, and the fewest characters they match. The first, of
+# EXAONE, takes the time of the text; the others, which group digits from the right, and DeepSeek-LLM's, the square of
+# a run of digits or spaces.
 _PUBLISHED = {
     r"[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+": 1,
     r"\d{1,3}(?=(?:\d{3})*\b)": 1,
     r"(?=(\d{3})+(?!\d))": 0,
     r"\s+$": 1,
 }
+_SQUARE = frozenset(list(_PUBLISHED)[1:])
 # What follows a loop and holds one character before the loop's end: it fails for a run of one character only.
 _HELD = {(r"\s", r"(?!\S)"), (r"\s", r"(?=\s)")}
 
@@ -101,10 +103,12 @@ class Form(NamedTuple):
     Attributes:
         shortest: Fewest characters that it matches.
         cost: Most characters that are read, again and again, to see that it does not match at a place of a text.
+        square: Whether it takes the square of a run of digits or spaces.
     """
 
     shortest: int
     cost: int
+    square: bool
 
 
 def form_of(pattern: str, where: str) -> Form:
@@ -128,7 +132,8 @@ def form_of(pattern: str, where: str) -> Form:
             f"{where}: this regular expression could take time beyond all bounds: {fault}; use a tokenizer with the "
             "expression of a published model, or update hivellm-ort"
         ) from None
-    return Form(min(_PUBLISHED.get(one.text, one.shortest) for one in alternatives), cost)
+    shortest = min(_PUBLISHED.get(one.text, one.shortest) for one in alternatives)
+    return Form(shortest, cost, any(one.text in _SQUARE for one in alternatives))
 
 
 def _cost(alternative: _Alternative, following: list[_Alternative]) -> int:

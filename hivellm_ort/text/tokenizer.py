@@ -18,6 +18,7 @@ from hivellm_ort.panics import panics_as
 from hivellm_ort.text.library_calls import decoded, encoded, failure
 from hivellm_ort.text.markers import LiteralEncoder, is_marker, replace_spans, restore_markers
 from hivellm_ort.text.tokenizer_file import parse_tokenizer
+from hivellm_ort.text.tokenizer_limits import Work
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,6 +35,12 @@ _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f+][0-9A-Fa-f]>")
 
 # Bytes that a text may become before it is cut into tokens; the library needs 17 times as many.
 _MAX_WORK = 128 << 20
+_PLAIN = Work(growth=1.0, square=False)
+# Spaces or digits in a row, for the few tokenizers that take the square of them: a hundredth of a second.
+_MAX_RUN = 2_000
+_RUN = re.compile(rf"(?<!\s)\s{{{_MAX_RUN + 1}}}|(?<!\d)\d{{{_MAX_RUN + 1}}}")
+# Of markers, that are sought at every place of a text.
+_MAX_BEGINNINGS = 64
 
 # The characters in which ByteLevel writes the bytes of a text, from GPT-2: those that can be seen stand for
 # themselves, the others for the characters from U+0100 on. Their own characters stand for nothing.
@@ -79,26 +86,26 @@ class TextTokenizer:
 
     Args:
         tokenizer: The tokenizer to wrap; its truncation and padding are switched off in place.
-        growth: Most bytes that it makes of one byte of a text (see `tokenizer_file.Loaded`).
+        work: What it does with a text before it is cut into tokens; what the file of a published model says.
 
     Attributes:
         special_ids: The ids of the added tokens marked special, such as `<|im_end|>`, which answers do not show.
     """
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, *, growth: float = 1.0) -> None:
+    def __init__(self, tokenizer: tokenizers.Tokenizer, *, work: Work = _PLAIN) -> None:
         # A prompt is never cut or padded silently; the context check is the caller's.
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
-        self._max_bytes = int(_MAX_WORK / growth)
+        self._max_bytes = int(_MAX_WORK / work.growth)
+        self._slow_run = _RUN if work.square else None
         added = tokenizer.get_added_tokens_decoder()
         self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         markers = {token_id: token for token_id, token in added.items() if is_marker(token)}
         self._marker_ids = frozenset(markers)
         # A marker that is sought in the normalised text may be written in other characters than its own.
         exact = not any(token.normalized for token in markers.values())
-        texts = "|".join(re.escape(token.content) for token in markers.values())
-        self._marker_text = re.compile(texts) if exact and texts else None
+        self._marker_text = _beginnings([token.content for token in markers.values()]) if exact else None
         # Asked of the decoder itself, because a ByteFallback may sit anywhere in a sequence of decoders.
         decoder = tokenizer.decoder
         self._gathers_bytes = decoder is not None and decoder.decode(["<0x41>"]) == "A"
@@ -121,9 +128,9 @@ class TextTokenizer:
                 f"tokenizer.json: cannot be read ({error.strerror}); "
                 "export the base again, or unpack the package again"
             ) from error
-        tokenizer, growth = parse_tokenizer(content)
+        tokenizer, work = parse_tokenizer(content)
         with panics_as(_load_failure):
-            return cls(tokenizer, growth=growth)
+            return cls(tokenizer, work=work)
 
     @property
     def vocab_size(self) -> int:
@@ -147,7 +154,7 @@ class TextTokenizer:
 
         Raises:
             OptionError: If `text` holds a lone surrogate, which no UTF-8 text can.
-            ContextLengthError: If it is so long that it would take gigabytes.
+            ContextLengthError: If it is so long that it would take gigabytes or minutes.
             InferenceError: If the tokenizers library fails on it.
         """
         token_ids: list[int] = self._encoding(text).ids
@@ -310,7 +317,21 @@ class TextTokenizer:
             raise ContextLengthError(
                 f"a text of {len(text)} characters is too long: the tokenizer takes {self._max_bytes} bytes at most"
             )
+        if self._slow_run is not None and self._slow_run.search(text) is not None:
+            raise ContextLengthError(
+                f"a text has more than {_MAX_RUN} spaces or digits in a row, which would take this model's tokenizer "
+                "too long: remove some"
+            )
         return encoded(self._tokenizer, text)
+
+
+def _beginnings(texts: Sequence[str]) -> re.Pattern[str] | None:
+    """Return what finds a beginning of any of the texts in the time of the text alone; None for too many."""
+    for length in (32, 16, 8, 4, 2, 1):
+        found = {text[:length] for text in texts if text}
+        if 0 < len(found) <= _MAX_BEGINNINGS:
+            return re.compile("|".join(map(re.escape, sorted(found))))
+    return None
 
 
 def _load_failure(words: str) -> LoadError:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from hivellm_ort.errors import LoadError
 from hivellm_ort.panics import panics_as
 from hivellm_ort.printable import printable
-from hivellm_ort.text.tokenizer_limits import MAX_BYTES, check_limits
+from hivellm_ort.text.tokenizer_limits import MAX_BYTES, Work, check_limits
 from hivellm_ort.textfile import decode_text
 
 if TYPE_CHECKING:
@@ -50,11 +50,11 @@ class Loaded(NamedTuple):
 
     Attributes:
         tokenizer: Of the tokenizers library.
-        growth: Most bytes that it makes of one byte of a text before it is cut into tokens; at least 1.
+        work: What it does with a text before it is cut into tokens.
     """
 
     tokenizer: tokenizers.Tokenizer
-    growth: float
+    work: Work
 
 
 def parse_tokenizer(content: bytes, name: str = "tokenizer.json") -> Loaded:
@@ -76,7 +76,7 @@ def parse_tokenizer(content: bytes, name: str = "tokenizer.json") -> Loaded:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise LoadError(f"{name}: not a tokenizer: no JSON ({error}); {_CURE}") from error
-    growth = check_limits(document, name)
+    work = check_limits(document, name)
     del document  # as large as the tokenizer
     from tokenizers import Tokenizer
 
@@ -95,7 +95,7 @@ def parse_tokenizer(content: bytes, name: str = "tokenizer.json") -> Loaded:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         _probe(tokenizer, name)
-    return Loaded(tokenizer, growth)
+    return Loaded(tokenizer, work)
 
 
 def _probe(tokenizer: tokenizers.Tokenizer, name: str) -> None:

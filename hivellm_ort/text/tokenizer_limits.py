@@ -10,12 +10,12 @@ import base64
 import binascii
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from hivellm_ort.errors import LoadError
 from hivellm_ort.text.patterns import form_of
 
-__all__ = ["MAX_BYTES", "MAX_GROWTH", "check_limits"]
+__all__ = ["MAX_BYTES", "MAX_GROWTH", "Work", "check_limits"]
 
 MAX_BYTES = 64 << 20
 """Largest file. Gemma's, of 262,144 tokens, has 32 MiB."""
@@ -58,28 +58,38 @@ _MODELS = ("BPE", "Unigram", "WordLevel", "WordPiece")
 _INNER = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}
 
 
-def check_limits(document: Any, name: str) -> float:
+class Work(NamedTuple):
+    """What a tokenizer does with a text before it is cut into tokens.
+
+    Attributes:
+        growth: Most bytes that it makes of one byte; at least 1.
+        square: Whether it takes the square of a run of digits or spaces.
+    """
+
+    growth: float
+    square: bool
+
+
+def check_limits(document: Any, name: str) -> Work:
     """Check that the steps of a tokenizer take little time and memory for any text of bounded length.
 
     Args:
         document: The content of `tokenizer.json`.
         name: Of the file, for messages.
 
-    Returns:
-        Most bytes that it makes of one byte of a text before it is cut into tokens; at least 1.
-
     Raises:
         LoadError: A step is not known, or exceeds a limit; the message has its place.
     """
-    return _Check(name).growth(document)
+    return _Check(name).work(document)
 
 
 class _Check:
     def __init__(self, name: str) -> None:
         self._name = name
         self._cost = 0
+        self._square = ""  # where an expression is that takes the square of a run
 
-    def growth(self, document: Any) -> float:
+    def work(self, document: Any) -> Work:
         if not isinstance(document, Mapping):
             self._fail("", "no object; write the one of a tokenizer")
         self._added(document.get("added_tokens"))
@@ -93,7 +103,20 @@ class _Check:
                 self._fail(
                     place, f"its steps can make a text {factor:.0f} times as long; {MAX_GROWTH} is the limit"
                 )
-        return max(growth, 1.0)
+        if self._square:
+            self._check_square(document)
+        return Work(max(growth, 1.0), bool(self._square))
+
+    def _check_square(self, document: Mapping[str, Any]) -> None:
+        """See to it that runs of digits and spaces are as long in the text itself as where they are cut."""
+        steps = [
+            step["type"]
+            for part in ("normalizer", "pre_tokenizer")
+            for _, step in self._steps(document.get(part), part, part)
+        ]
+        known = {*_PRE_TOKENIZERS, "NFC", "NFD"}
+        if not self._square.startswith("pre_tokenizer") or not known.issuperset(steps):
+            self._fail(self._square, "this expression is known only where no other step changes a text")
 
     def _product(self, document: Mapping[str, Any], part: str, known: Mapping[str, float]) -> float:
         steps = list(self._steps(document.get(part), part, part))
@@ -167,6 +190,8 @@ class _Check:
         if "Regex" in pattern:
             form = form_of(text, f"{self._name}: {place}")
             shortest, cost = form.shortest, form.cost
+            if form.square:
+                self._square = place
         else:
             if len(text) > _MAX_TEXT:
                 self._fail(place, f"a text of {len(text)} characters; {_MAX_TEXT} is the limit")

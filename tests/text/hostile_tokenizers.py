@@ -216,6 +216,14 @@ REFUSED: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
         lambda: document(decoder={"type": "Strip", "content": "a", "start": 0, "stop": 5}),
         "the tokenizers library failed on it",
     ),
+    "a square that the text does not show": (
+        lambda: document(normalizer=replace("a", " "), pre_tokenizer=split(r"\s+$")),
+        "known only where no other step changes a text",
+    ),
+    "a square in a decoder": (
+        lambda: document(decoder=replace(r"\s+$", "", "Regex")),
+        "known only where no other step changes a text",
+    ),
     "a length of zero": (
         lambda: document(pre_tokenizer={"type": "FixedLength", "length": 0}),
         "pre_tokenizer.length",

@@ -257,6 +257,30 @@ def test_a_text_that_would_grow_too_much_is_refused(tmp_path: Path) -> None:
         tokenizer.encode("a" * 2_000_000)
 
 
+def test_what_takes_the_square_of_a_run_is_bounded(tmp_path: Path) -> None:
+    """With DeepSeek-LLM's expression a run of spaces or digits is bounded, and with the others it is not."""
+    vocab = {**LETTERS, " ": 26, "7": 27}
+    slow = loaded(model(vocab=vocab) | {"pre_tokenizer": split(r"\s+$")}, tmp_path)
+    quick = loaded(model(vocab=vocab) | {"pre_tokenizer": split(r"\s+(?!\S)|\s+")}, tmp_path)
+
+    assert 2001 == len(slow.encode(" " * 2000 + "a"))
+    for unit in (" ", "7"):
+        with pytest.raises(ContextLengthError, match="more than 2000 spaces or digits in a row"):
+            slow.encode("a" + unit * 2001 + "a")
+        assert 100_002 == len(quick.encode("a" + unit * 100_000 + "a"))
+
+
+def test_many_markers_are_sought_at_once(tmp_path: Path) -> None:
+    """Thousands of markers cost no time, wherever a text begins like one."""
+    tokens = [added(f"<|{index * 7919 % 100_003:x}|>", special=True) for index in range(30_000)]
+    tokenizer = loaded(document(added_tokens=tokens), tmp_path)
+    start = time.monotonic()
+
+    assert [] == tokenizer.marker_spans("<|z" * 50_000)
+    assert [(3, 8)] == tokenizer.marker_spans("abc<|0|>")
+    assert time.monotonic() - start < 3
+
+
 def test_what_published_files_have_is_taken(tmp_path: Path) -> None:
     """Normalisers, pre-tokenisers and decoders as Llama 2, Mistral, Gemma, CLIP, T5, Qwen and GPT-NeoX have them."""
     metaspace = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True}
