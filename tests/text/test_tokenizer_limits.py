@@ -18,6 +18,7 @@ from hostile_tokenizers import (
     replace,
     sequence,
     split,
+    template,
     text_of,
     unigram,
 )
@@ -331,3 +332,48 @@ def test_files_in_other_encodings(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_bytes(json.dumps(document()).encode("utf-16"))
 
     assert [0] == TextTokenizer.from_folder(tmp_path).encode("a")
+
+
+def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, inner in items for place in _places(inner, (*path, key)))]
+
+
+def _replaced(value: Any, path: tuple[Any, ...], junk: Any) -> Any:
+    if not path:
+        return junk
+    if isinstance(value, dict):
+        return {
+            key: _replaced(inner, path[1:], junk) if key == path[0] else inner for key, inner in value.items()
+        }
+    return [_replaced(inner, path[1:], junk) if key == path[0] else inner for key, inner in enumerate(value)]
+
+
+_WHOLE = document(
+    added_tokens=[added("<|a|>", special=True), added("b", normalized=True)],
+    normalizer=sequence("normalizers", [{"type": "Prepend", "prepend": "_"}, replace("x+", "y", "Regex")]),
+    pre_tokenizer=sequence(
+        "pretokenizers", [split(PUBLISHED["qwen2"]), {"type": "FixedLength", "length": 3}]
+    ),
+    post_processor=template(1),
+    decoder=sequence(
+        "decoders", [replace("y", "x"), {"type": "Strip", "content": "a", "start": 1, "stop": 0}]
+    ),
+    model={**unigram(-1.0, -2.0)["model"], "byte_fallback": False},
+)
+_JUNK = st.sampled_from(
+    [None, True, 0, -1, 10**30, 1.5, "", "a", "\x1b[31m", [], {}, {"type": "NFC"}, {"type": []}, [["a", 1]], {"a": 0}]
+)  # fmt: skip
+
+
+@given(place=st.sampled_from(_places(_WHOLE)), junk=_JUNK)
+def test_any_value_anywhere_is_read_or_refused(place: tuple[Any, ...], junk: Any) -> None:
+    """Whatever stands in the place of a value, the file is read or refused, and a text encoded or refused."""
+    words = ""
+    try:
+        tokenizer = TextTokenizer(parse_tokenizer(text_of(_replaced(_WHOLE, place, junk))).tokenizer)
+        assert isinstance(tokenizer.decode(tokenizer.encode("ab xx z <|a|>")), str)
+        assert isinstance(tokenizer.prefix, str)
+    except (LoadError, InferenceError) as error:
+        words = str(error)
+    assert "\x1b" not in words
