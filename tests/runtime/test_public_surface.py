@@ -28,6 +28,7 @@ ROOMS: dict[str, set[str]] = {
     "paths": set(),
     "printable": set(),
     "ranges": set(),
+    "operators": set(),
     "grammar": {"errors"},
     "options": {"errors", "grammar"},
     "result": set(),
@@ -40,8 +41,8 @@ ROOMS: dict[str, set[str]] = {
     "text": {"errors", "paths", "textfile"},
     "engine": {"adapters", "contract", "errors"},
     "loading": {
-        "adapters", "contract", "engine", "errors", "grammar", "integrity", "package", "paths", "printable", "text",
-        "textfile",
+        "adapters", "contract", "engine", "errors", "grammar", "integrity", "operators", "package", "paths",
+        "printable", "text", "textfile",
     },
     "decoding": {"callbacks", "errors", "forking", "grammar", "ranges", "result", "text"},
     "scheduler": {"callbacks", "decoding", "engine", "errors", "forking"},
@@ -72,7 +73,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "grammar": {"llguidance", "numpy", "referencing"},
     "observability": {"opentelemetry"},
     "integrity": {"cryptography", "filelock", "platformdirs"},
-    "loading": {"tokenizers", "tqdm"},
+    "loading": {"google", "tokenizers", "tqdm"},
     "package": {"filelock", "jsonschema", "platformdirs", "referencing"},
     "text": {"jinja2", "tokenizers"},
 }
