@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from hivellm_ort.contract import ADAPTER_GRAPH, BASE_GRAPH, DECODER_JSON
+from hivellm_ort.package.archive import extract, write
 
 ENDLESS = 1 << 62
 """Turns of a loop that no test sees the end of."""
@@ -73,3 +75,13 @@ def looping(token: int, turns: int = ENDLESS) -> Callable[[onnx.ModelProto], Non
         )
 
     return change
+
+
+def repacked(package: Path, change: Callable[[onnx.ModelProto], object], output: Path) -> Path:
+    """A package again, with changed graphs."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = Path(folder) / "files"
+        contents = extract(package, files)
+        change_graphs(files / "onnx", change)
+        write(output, [(member.name, files / member.name) for member in contents.members])
+    return output

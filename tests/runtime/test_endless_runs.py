@@ -22,6 +22,7 @@ LATEST = END_SECONDS + 0.75  # seconds: what a busy machine needs to run a threa
 ENDLESS = "Zzz"  # a prompt with a token that a run goes round a loop for, and never comes back
 PLAIN = [PROMPT, "count", "a"]
 OPTIONS: dict[str, Any] = {"max_tokens": 12, "prompt_lookup": False}
+LONG: dict[str, Any] = {"max_tokens": 1500, "min_tokens": 1500, "prompt_lookup": False}
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +55,13 @@ def elapsed(begin: float) -> float:
     return time.perf_counter() - begin
 
 
-def settle(expert: Expert) -> None:
-    """Wait until a run that never ends has begun."""
-    deadline = time.perf_counter() + 5
-    while expert._base.scheduler.active == 0 and time.perf_counter() < deadline:
+def settle(expert: Expert, rows: int = 1) -> None:
+    """Wait until a run that never ends has begun, as that of so many rows."""
+    deadline = time.perf_counter() + 20
+    while expert._base.scheduler.active < rows:
+        assert time.perf_counter() < deadline
         time.sleep(0.01)
-    time.sleep(0.05)
+    time.sleep(0.1)
 
 
 def test_timeout(expert: Expert) -> None:
@@ -140,12 +142,10 @@ def test_two_rows_end_one_after_the_other(expert: Expert) -> None:
 
 def test_those_that_wait_for_it(expert: Expert) -> None:
     """Rows and waiting requests end in time while another prompt is read that never ends, and it goes on."""
-    running = expert.generate_stream(PROMPT, max_tokens=1500, prompt_lookup=False)
+    running = expert.generate_stream(PROMPT, **LONG)
     next(running)
     endless = expert.generate_stream(ENDLESS, **OPTIONS)
-    while expert._base.scheduler.active < 2:
-        time.sleep(0.01)
-    time.sleep(0.1)
+    settle(expert, rows=2)
     begin = time.perf_counter()
     waiting = expert.generate_stream(PROMPT, timeout=0.2, **OPTIONS)
     assert [] == list(waiting)
@@ -169,7 +169,7 @@ def test_a_long_prompt_goes_on(expert: Expert) -> None:
     watchdog = expert._base.scheduler._watchdog
     decoder = expert._base.scheduler._decoder
     assert decoder is not None
-    running = expert.generate_stream(PROMPT, max_tokens=1500, prompt_lookup=False)
+    running = expert.generate_stream(PROMPT, **LONG)
     next(running)
     runs, plain = [], watchdog.require_wanted
 
