@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from hivellm_ort.engine.feeds import Feeds
 from hivellm_ort.engine.mixed import MixedAdapters
 from hivellm_ort.engine.pieces import pieces
 from hivellm_ort.engine.prefixes import PrefixCache
-from hivellm_ort.engine.running import NOT_RECORDED, run_bound, run_options, tokens_of_vocabulary
+from hivellm_ort.engine.running import run_bound, run_options, tokens_of_vocabulary
 from hivellm_ort.engine.tensors import Tensor
 from hivellm_ort.engine.watchdog import Watchdog
 from hivellm_ort.errors import ContextLengthError, InferenceError, InterruptedRunError
@@ -155,11 +155,10 @@ class Decoder:
         self._reserve(length + count)
         one = self._one(self._adapters[row])
         if self._captured is not None and row == 0 and count == 1 and length > 0:
-            with self._grown([0]):
-                repeated = self._repeated(one, token_ids, greedy=greedy)
+            repeated = self._repeated(one, token_ids, [length + 1], greedy=greedy)
             if repeated is not None:
+                self._lengths[0] = length + 1
                 return repeated
-            self._lengths[0] = length
         try:
             return self._append(one, row, token_ids, wanted, greedy=greedy)
         except InterruptedRunError as error:
@@ -176,8 +175,8 @@ class Decoder:
             if piece.begin and self._watchdog is not None:
                 self._watchdog.require_wanted()
             tokens = token_ids[piece.begin : piece.end]
-            with self._grown([row], len(tokens)):
-                scores = one.run([tokens], [self._lengths[row]], piece.wanted, piece.width, greedy=greedy)
+            scores = one.run([tokens], [length + piece.end], piece.wanted, piece.width, greedy=greedy)
+            self._lengths[row] = length + piece.end
             if count - wanted < piece.end < count:
                 found.append(scores.copy())
         return np.concatenate([*found, scores]) if found else scores
@@ -204,13 +203,13 @@ class Decoder:
                 self._lengths = before
                 raise
         self._use_adapters(self._adapters[:count])
-        with self._grown(range(count)):
-            repeated = self._repeated(self._all, token_ids, greedy=greedy)
-            if repeated is not None:
-                return repeated
+        lengths = [length + 1 for length in self._lengths[:count]]
+        scores = self._repeated(self._all, token_ids, lengths, greedy=greedy)
+        if scores is None:
             self._all.use_rows(self._cache, slice(0, count))
-            tokens = [[token] for token in token_ids]
-            return self._all.run(tokens, self._lengths[:count], count, greedy=greedy)
+            scores = self._all.run([[token] for token in token_ids], lengths, count, greedy=greedy)
+        self._lengths[:count] = lengths
+        return scores
 
     def truncate(self, row: int, length: int) -> None:
         """Forget the last tokens of a row."""
@@ -248,23 +247,12 @@ class Decoder:
         if mixed or adapter in self._ones or adapter is self._all.adapter:
             self._unbind()
 
-    @contextlib.contextmanager
-    def _grown(self, rows: Iterable[int], count: int = 1) -> Iterator[None]:
-        """Count so many more tokens of rows, unless the run that reads them fails."""
-        before = self._lengths[:]
-        for row in rows:
-            self._lengths[row] += count
-        try:
-            yield
-        except BaseException:
-            self._lengths = before
-            raise
-
-    def _repeated(self, one: _Pass, token_ids: Sequence[int], *, greedy: bool) -> Scores | None:
+    def _repeated(
+        self, one: _Pass, token_ids: Sequence[int], lengths: Sequence[int], *, greedy: bool
+    ) -> Scores | None:
         """A step of the first rows by the device's recording, with the adapter of a pass; None where it has none."""
         if self._captured is None or self._cache is None:
             return None
-        lengths = self._lengths[: len(token_ids)]
         greedy = greedy and self._can.greedy
         return self._captured.run(self._cache, one.values, token_ids, lengths, greedy=greedy)
 
@@ -337,7 +325,7 @@ class _Pass:
         self.values: Mapping[str, Tensor] = {}
         self._cache: KVCache | None = None
         self._rows = slice(0)
-        self._options = run_options(NOT_RECORDED if can.captured else None)
+        self._options = run_options()
         self._give(greedy=False)
 
     def use_adapter(self, adapter: BoundAdapter | None) -> None:

@@ -266,11 +266,7 @@ class _Binding:
 
     def run(self, options: Any) -> Run:
         """What a provider would get now."""
-        number: int | None
-        try:
-            number = int(options.get_run_config_entry("gpu_graph_id"))
-        except RuntimeError:  # an option that was not set
-            number = None
+        number = None if options is None else int(options.get_run_config_entry("gpu_graph_id"))
         buffers = {
             name: one if isinstance(one, Buffer) else Buffer(one.data_ptr(), tuple(one.shape()))
             for name, one in self.bound.items()
