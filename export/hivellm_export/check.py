@@ -77,10 +77,11 @@ def check_bundle(folder: StrPath) -> DecoderConfig:
     """
     folder = Path(folder)
     config = DecoderConfig.from_file(folder / DECODER_JSON)
-    for name in (BASE_GRAPH, *([] if config.merged else [ADAPTER_GRAPH])):
+    names = (BASE_GRAPH, *([] if config.merged else [ADAPTER_GRAPH]))
+    for name in names:
         check_graph(ir.load(folder / name), config, adapters=name == ADAPTER_GRAPH)
     try:
-        check_graphs(Bundle(folder, config))
+        check_graphs(Bundle(folder, config), names)
     except LoadError as error:
         raise ExportError(f"the runtime would refuse this bundle: {error}") from error
     return config

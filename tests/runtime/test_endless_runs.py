@@ -28,8 +28,12 @@ LONG: dict[str, Any] = {"max_tokens": 1500, "min_tokens": 1500, "prompt_lookup":
 @pytest.fixture(scope="module")
 def bundle(packages: Packages, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The base of `packages`, with graphs that loop for ever where they read a `Z`."""
-    folder = tmp_path_factory.mktemp("endless") / "base"
-    export(packages.model, [], folder, precision="fp32")
+    return made_endless(packages, tmp_path_factory.mktemp("endless") / "base")
+
+
+def made_endless(packages: Packages, folder: Path, **options: Any) -> Path:
+    """Export the base of `packages` with options, and change its graphs."""
+    export(packages.model, [], folder, precision="fp32", **options)
     with Expert.load(packages.lora_folder, base=folder, cache_dir=packages.cache, trust="off") as expert:
         (token,) = set(prompt_ids(expert, "Z")) - set(prompt_ids(expert, "")) - set(prompt_ids(expert, "z"))
     return change_graphs(folder, looping(token))
@@ -125,6 +129,16 @@ def test_rows_of_a_batch(expert: Expert) -> None:
     assert "cancelled" == results[1].finish_reason
     assert 4 == results[1].completion_tokens
     assert expected == [result.tokens for result in (results[0], *results[2:])]
+
+
+@pytest.mark.parametrize("options", [{"target": "portable", "context": 512}, {"cache": "int8"}], ids=str)
+def test_rows_of_other_graphs(packages: Packages, tmp_path: Path, options: dict[str, Any]) -> None:
+    """The same on graphs that take one row a run, and on those that round what they write into the cache."""
+    bundle = made_endless(packages, tmp_path / "base", **options)
+    with Expert.load(
+        packages.lora_folder, base=bundle, cache_dir=packages.cache, trust="off", threads=1
+    ) as expert:
+        test_rows_of_a_batch(expert)
 
 
 def test_two_rows_end_one_after_the_other(expert: Expert) -> None:
