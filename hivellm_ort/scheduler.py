@@ -10,6 +10,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 from hivellm_ort.callbacks import ordinary, raised_by
 from hivellm_ort.decoding.loop import Loop, Request, Step
@@ -17,6 +18,7 @@ from hivellm_ort.decoding.serving import is_serving, serving
 from hivellm_ort.engine.adapters import BoundAdapter
 from hivellm_ort.engine.decoder import Decoder
 from hivellm_ort.engine.session import Engine
+from hivellm_ort.engine.watchdog import END_SECONDS, Watchdog
 from hivellm_ort.errors import InferenceError
 from hivellm_ort.forking import Home
 
@@ -75,7 +77,8 @@ class Scheduler:
         self._jobs: dict[int, _Job] = {}
         self._decoder: Decoder | None = None
         self._thread: threading.Thread | None = None
-        self._closing = self._abandoned = self._ended = False
+        self._closing = self._ended = False
+        self._abandoned = threading.Event()
         self._rested = True
 
     @property
@@ -115,6 +118,7 @@ class Scheduler:
                 thread.start()
                 self._thread = thread
                 _RUNNING.add(self)
+            request.cancelled = partial(_either, self._abandoned.is_set, request.cancelled)
             self._waiting.append(_Job(request, deliver, started))
             self._changed.notify()
 
@@ -140,7 +144,10 @@ class Scheduler:
         return stop
 
     def forget(self, adapter: BoundAdapter) -> None:
-        """Let go of an adapter: at once, unless a request has it; then when the last of them has ended."""
+        """Let go of an adapter: at once, unless a request has it; then when the last of them has ended.
+
+        Where a forward pass of others lasts longer than `END_SECONDS`, it is let go of after that.
+        """
         if not self.home.here:
             return
         with self._changed:
@@ -151,7 +158,7 @@ class Scheduler:
             used = self._used(adapter)
             self._changed.notify()
         if not used and not is_serving():  # two schedulers that wait for each other would wait for ever
-            farewell.gone.wait()
+            farewell.gone.wait(END_SECONDS)
 
     def close(self) -> None:
         """Take no more requests, and end the thread: now if there is nothing to do, else after the last answer."""
@@ -163,16 +170,17 @@ class Scheduler:
             thread.join()
 
     def abandon(self) -> None:
-        """End the thread after the step that is running, and all requests as cancelled."""
+        """End the thread, and all requests as cancelled; a run that lasts is ended."""
         if not self.home.here:
             return
-        self._abandoned = True
+        self._abandoned.set()
         self.close()
         if self._thread is not None:
             self._thread.join(timeout=10)
 
     def _run(self) -> None:
         loop: Loop | None = None
+        self._watchdog = Watchdog(self._look_in)
         with serving():
             while True:
                 try:
@@ -185,6 +193,7 @@ class Scheduler:
                     loop = self._decoder = None
                     self._fail(error)
             self._decoder = None
+            self._watchdog.close()
             self._end()
 
     def _turn(self, loop: Loop | None) -> Loop:
@@ -195,7 +204,7 @@ class Scheduler:
             if job is not None:
                 self._jobs[id(job)] = job
         if loop is None or self._decoder is None:
-            self._decoder = self._engine.decoder(adapters=self._adapters)
+            self._decoder = self._engine.decoder(adapters=self._adapters, watchdog=self._watchdog)
             loop = Loop(self._decoder)
         if job is not None:
             _tell(job.started)
@@ -213,7 +222,7 @@ class Scheduler:
             self._end_cancelled()
             self._take_leave()
             with self._changed:
-                if self._abandoned:
+                if self._abandoned.is_set():
                     return False
                 if self._jobs or self._waiting:
                     return True
@@ -229,6 +238,15 @@ class Scheduler:
                 self._rested = True
             for _, on_rest in self._followers:
                 _tell(on_rest)
+
+    def _look_in(self) -> bool:
+        """Whether to end the run that goes on, for the sake of one of its rows or of one that it keeps waiting.
+
+        The watchdog's thread asks. Requests without a row yet it ends here: the run goes on meanwhile.
+        """
+        with serving():
+            self._end_cancelled()
+        return any(job.request.cancelled() for job in list(self._jobs.values()))
 
     # Each of these in a function of its own: what a waiting thread has in its hands is not freed.
 
@@ -292,6 +310,10 @@ def _tell(function: Callable[..., object], *arguments: object) -> None:
     error = raised_by(function, *arguments)
     if error is not None:
         _LOG.error("a function that follows the scheduler raised; the generation goes on", exc_info=error)
+
+
+def _either(one: Callable[[], bool], other: Callable[[], bool]) -> bool:
+    return one() or other()
 
 
 def _cancelled(request: Request) -> Step | None:

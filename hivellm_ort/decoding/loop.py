@@ -6,7 +6,7 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -16,11 +16,14 @@ from hivellm_ort.decoding.arrays import FloatArray, IntArray
 from hivellm_ort.decoding.logprobs import TokenLogprob, token_logprob
 from hivellm_ort.decoding.lookup import PromptLookup
 from hivellm_ort.decoding.sampler import LogitsProcessor, Sampler, chosen_by_graph, greedy
+from hivellm_ort.errors import InterruptedRunError
 from hivellm_ort.grammar.constraint import Constraint
 from hivellm_ort.grammar.matcher import fill_masks
 from hivellm_ort.result import FinishReason
 
 __all__ = ["Loop", "Model", "Request", "Step"]
+
+_StepT = TypeVar("_StepT", bound="Step | None")
 
 # So many forced tokens per row of a batch go with the steps of all rows: one more row makes a step little longer, and
 # a pass for the tokens of one row alone takes as long as a step of several.
@@ -28,7 +31,11 @@ _FEW_PER_ROW = 2
 
 
 class Model(Protocol):
-    """What the loop needs of the engine: rows of tokens, each with an adapter of its own."""
+    """What the loop needs of the engine: rows of tokens, each with an adapter of its own.
+
+    `append` and `step` may raise InterruptedRunError when a request of a row was cancelled, whichever row they read
+    for. A row then has the tokens that it had, and after `append` those more that the error says.
+    """
 
     swap_seconds: float
 
@@ -75,7 +82,7 @@ class Request:
         closing_token_ids: tokens that are a stop string where the grammar is complete.
         logprobs: how many of the likeliest tokens to give with each token; None for no probabilities at all.
         lookup: fresh; guesses tokens; None for one token at a time.
-        cancelled: asked before every step.
+        cancelled: asked before every step, and by another thread while a step lasts long.
         cached_tokens: set when the row begins: tokens of the prompt that were not read again.
         swap_seconds: time it took to bind the adapter; what the row takes when it begins is added.
     """
@@ -135,6 +142,7 @@ class Loop:
     def __init__(self, model: Model):
         self._model = model
         self._rows: list[_Row] = []
+        self._again = False  # whether the rows were to take a step, and did not
 
     @property
     def active(self) -> int:
@@ -151,7 +159,10 @@ class Loop:
         place = len(self._rows)
         last: Step | None = None
         for step in _guarded(row, row.begin(self._model, place)):
-            if row.finished:
+            if step is None:
+                # The others wait for this row, which may take for ever: theirs are given back when it has begun.
+                yield from self._end_cancelled()
+            elif row.finished:
                 last = step
             else:
                 yield key, step
@@ -160,20 +171,24 @@ class Loop:
             self._model.keep(place, row.token_ids)
         if not row.finished:
             self._rows.append(row)
+        self._remove_finished()
         if last is not None:
             yield key, last
 
     def step(self) -> Iterator[tuple[int, Step]]:
         """Generate the next token of every request, of a single one perhaps several."""
-        last: list[tuple[int, Step]] = []
-        for key, step in self._next_tokens():
-            if step.finish_reason is None and step.error is None:
-                yield key, step
-            else:
-                last.append((key, step))
-        # Whoever learns that an answer has ended may rely on its row being free, and its prefix kept.
-        self._remove_finished()
-        yield from last
+        self._again = True
+        while self._again:
+            self._again = False
+            last: list[tuple[int, Step]] = []
+            for key, step in self._next_tokens():
+                if step.finish_reason is None and step.error is None:
+                    yield key, step
+                else:
+                    last.append((key, step))
+            # Whoever learns that an answer has ended may rely on its row being free, and its prefix kept.
+            self._remove_finished()
+            yield from last
 
     def _next_tokens(self) -> Iterator[tuple[int, Step]]:
         rows, model = self._rows, self._model
@@ -186,6 +201,11 @@ class Loop:
                     row.catch_up(model, place, _FEW_PER_ROW * len(rows))
                 plain = all(row.plain for row in rows)
                 logits = model.step([row.next_unread for row in rows], greedy=plain)
+            except (
+                InterruptedRunError
+            ):  # the others take the step again, at once: no more of them can be cancelled
+                self._again = True
+                yield from self._end_cancelled()
             except BaseException as error:  # nothing of these rows can be trusted any more
                 for row in rows:
                     yield row.key, row.fail(error)
@@ -197,6 +217,13 @@ class Loop:
                 for row, scores in zip(rows, logits, strict=True):
                     for step in _guarded(row, row.read(scores)):
                         yield row.key, step
+
+    def _end_cancelled(self) -> Iterator[tuple[int, Step]]:
+        """End the requests that were cancelled, and those that cannot say so."""
+        for row in self._rows:
+            if not row.finished:
+                for step in _guarded(row, row.end_if_cancelled()):
+                    yield row.key, step
 
     def _remove_finished(self) -> None:
         """Give back the rows of finished requests; the rows in use stay the first ones."""
@@ -212,8 +239,9 @@ class Loop:
                 rows.pop()
 
 
-def _guarded(row: _Row, steps: Iterator[Step]) -> Iterator[Step]:
+def _guarded(row: _Row, steps: Iterator[_StepT]) -> Iterator[_StepT | Step]:
     """The steps; what a grammar, a processor or the model raises on this row becomes the last of them."""
+    step: _StepT | Step
     while not row.failed:
         try:
             step = next(steps)
@@ -242,8 +270,8 @@ class _Row:
         others = (request.process, request.constraint, request.logprobs)
         self.plain = request.sampler is greedy and all(other is None for other in others)
 
-    def begin(self, model: Model, place: int) -> Iterator[Step]:
-        """Read the prompt, and generate the first token."""
+    def begin(self, model: Model, place: int) -> Iterator[Step | None]:
+        """Read the prompt, and generate the first token; None where another row was cancelled before that."""
         request = self.request
         if request.cancelled():
             yield self._cancel()
@@ -255,7 +283,17 @@ class _Row:
         if request.constraint is not None:
             yield from self.accept(None)
         if not self.finished:
-            logits = model.append(place, self.token_ids[request.cached_tokens :], greedy=self.plain)
+            unread = self.token_ids[request.cached_tokens :]
+            while True:
+                try:
+                    logits = model.append(place, unread, greedy=self.plain)
+                    break
+                except InterruptedRunError as interrupted:
+                    unread = unread[interrupted.read :]
+                if request.cancelled():
+                    yield self._cancel()
+                    return
+                yield None
             self._unread = 0
             yield from self.accept(logits[0])
 
@@ -270,7 +308,12 @@ class _Row:
         if guess and request.constraint is not None:
             guess = guess[: request.constraint.fits(guess)]
         tokens = [*self.token_ids[-self._unread :], *guess]
-        logits = model.append(0, tokens, len(guess) + 1, greedy=self.plain)
+        try:
+            logits = model.append(0, tokens, len(guess) + 1, greedy=self.plain)
+        except InterruptedRunError:
+            model.truncate(0, start + len(guess) - len(tokens))
+            yield from self.end_if_cancelled()
+            return
         right, count = 0, 0
         while right == count <= len(guess) and not self.finished:
             yield from self.accept(logits[count])
@@ -295,7 +338,11 @@ class _Row:
     def catch_up(self, model: Model, place: int, few: int) -> None:
         """Read all tokens but the last, where they are more than a few."""
         if self._unread - 1 > few:
-            model.append(place, self.token_ids[-self._unread : -1], greedy=True)  # of no use either way
+            try:
+                model.append(place, self.token_ids[-self._unread : -1], greedy=True)  # of no use either way
+            except InterruptedRunError as interrupted:
+                self._unread -= interrupted.read
+                raise
             self._unread = 1
 
     def read(self, logits: FloatArray) -> Iterator[Step]:
@@ -325,6 +372,11 @@ class _Row:
         # Probabilities are those of the model: where they are wanted, forced tokens wait for logits too.
         while self._forced and request.logprobs is None and not self.finished:
             yield self._take(self._forced.popleft(), forced=True)
+
+    def end_if_cancelled(self) -> Iterator[Step]:
+        """End the request if it was cancelled."""
+        if self.request.cancelled():
+            yield self._cancel()
 
     def fail(self, error: BaseException) -> Step:
         """The last step of a request that cannot go on."""

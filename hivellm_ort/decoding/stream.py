@@ -59,7 +59,7 @@ class TextStream(Iterator[str]):
         self._transcript.listen(listener)
 
     def cancel(self) -> None:
-        """End the generation after the step that is running; iterating then ends."""
+        """End the generation after the step that is running, interrupted if it lasts; iterating then ends."""
         self._cancelled.set()
 
     def close(self) -> None:

@@ -40,15 +40,16 @@ ROOMS: dict[str, set[str]] = {
     "integrity": {"errors", "forking", "package", "paths", "textfile"},
     "text": {"errors", "panics", "paths", "printable", "textfile"},
     "engine": {"adapters", "contract", "errors"},
-    "loading": {
-        "adapters", "contract", "engine", "errors", "grammar", "integrity", "package", "paths", "printable", "text",
-        "textfile",
-    },
     "decoding": {"callbacks", "errors", "forking", "grammar", "ranges", "result", "text"},
     "scheduler": {"callbacks", "decoding", "engine", "errors", "forking"},
     "base": {"contract", "decoding", "engine", "errors", "forking", "grammar", "scheduler", "text"},
     "requests": {
         "base", "decoding", "engine", "errors", "grammar", "options", "package", "result", "scheduler", "text",
+    },
+    "operators": set(),
+    "loading": {
+        "adapters", "contract", "engine", "errors", "grammar", "integrity", "operators", "package", "paths",
+        "printable", "text", "textfile",
     },
     "expert": {
         "base", "contract", "decoding", "engine", "errors", "grammar", "integrity", "loading", "options", "package",
@@ -73,7 +74,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "grammar": {"llguidance", "numpy", "referencing"},
     "observability": {"opentelemetry"},
     "integrity": {"cryptography", "filelock", "platformdirs"},
-    "loading": {"tokenizers", "tqdm"},
+    "loading": {"google", "tokenizers", "tqdm"},
     "package": {"filelock", "jsonschema", "platformdirs", "referencing"},
     "text": {"jinja2", "tokenizers"},
 }
