@@ -15,6 +15,7 @@ from hivellm_ort.errors import InferenceError, OptionTypeError
 from hivellm_ort.grammar.grammar import Grammar
 from hivellm_ort.integrity import Policy, Trust, Verdict, check
 from hivellm_ort.loading.grammars import find_grammar
+from hivellm_ort.loading.graph_check import check_graphs
 from hivellm_ort.loading.opening import open_with_progress, read_manifest
 from hivellm_ort.loading.own_template import own_template
 from hivellm_ort.loading.parts import ExpertParts, find_parts
@@ -138,7 +139,8 @@ class Expert:
             threads: intra-op threads of ONNX Runtime; one per physical core by default.
             trust: "warn" logs a warning where no key you trust has signed the package, "require" refuses it and
                 reads every file again to compare it, "off" loads even what a failed signature says was changed;
-                or a `Trust` with keys of its own.
+                or a `Trust` with keys of its own. But with "off", graphs that did not come in a package signed by
+                such a key may have only what the exporter writes.
             limits: what the package may unpack to.
             prefix_cache_bytes: most bytes of keys and values that the base keeps of earlier prompts, for all its
                 experts; 256 MiB by default. A base that is in memory already has its number.
@@ -167,6 +169,9 @@ class Expert:
         parts = find_parts(
             package, manifest, store, given, checking, device=asked, beside=path.absolute().parent
         )
+        signed = verdict.status == "verified" and parts.packaged
+        if not signed and trust.policy != "off":
+            check_graphs(parts.bundle)
         return cls(
             manifest,
             verdict,

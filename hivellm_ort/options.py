@@ -57,7 +57,8 @@ class GenerateOptions(TypedDict, total=False):
             room.
         stop: A string, or several, that ends the answer and is not part of it; those of the manifest hold too.
         include_stop: Whether such a string is part of the answer after all.
-        timeout: Most seconds from now on, waiting included; then the answer ends as if cancelled.
+        timeout: Most seconds from now on, waiting included; then the answer ends as if cancelled, at most 0.25 s
+            late, plus the operator of the graph that is running.
         seed: Of the random numbers; the same request with the same seed gives the same tokens.
         logprobs: Give the log probability of every token, and of so many of the likeliest in its place, 0 to 20.
         grammar: What the answer must look like: a GBNF text or a `Grammar`; True for the package's own, False for

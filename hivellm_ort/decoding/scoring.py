@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Collection, Sequence
+from itertools import pairwise, takewhile
 from math import exp, inf, log
 
 from hivellm_ort.decoding.arrays import FloatArray
@@ -17,9 +17,8 @@ _Tokens = tuple[int, ...]
 class AnswerTree:
     """Answers as a tree of tokens: what several of them begin with is read once.
 
-    The model has read the prompt. `scores` reads one path of the tree per pass, from the place where it leaves the
-    path before it. The last token of an answer is read only where another answer goes on behind it. Answers of one
-    token each take no pass beyond the prompt's.
+    After the prompt each pass reads one path of the tree, from the place where it leaves the path before it. The last
+    token of an answer is read only where another answer goes on behind it. Answers of one token each take no pass.
 
     Args:
         answers: tokens of each answer, at least one; no two are equal.
@@ -40,48 +39,44 @@ class AnswerTree:
         self._logprobs: dict[tuple[_Tokens, int], float] = {}
 
     @property
-    def paths(self) -> list[_Tokens]:
-        """What is read after the prompt, a path per pass, in an order in which neighbours share most."""
+    def passes(self) -> list[tuple[_Tokens, int]]:
+        """What is read after the prompt: a path per pass, and how many of its tokens the pass before has read."""
         beginnings = sorted(beginning for beginning in self._wanted if beginning)
-        return [one for one, after in pairwise([*beginnings, ()]) if after[: len(one)] != one]
+        paths = [one for one, after in pairwise([*beginnings, ()]) if after[: len(one)] != one]
+        return [(path, _shared(before, path)) for before, path in pairwise([(), *paths])]
 
-    def scores(
-        self, logits: FloatArray, read: Callable[[int, Sequence[int]], FloatArray]
-    ) -> Iterator[list[float] | None]:
-        """Read the paths one by one; None after each but the last, then the log probability of each answer.
+    def note(self, path: _Tokens, first: int, logits: FloatArray) -> None:
+        """Take what is wanted of logits.
 
         Args:
-            logits: float32 [vocab], after the prompt.
-            read: go back to so many tokens after the prompt and read further ones, n of them; gives the logits after
-                each, float32 [n, vocab].
+            path: what was read after the prompt.
+            first: how much of it was read before the first of the logits.
+            logits: float32 [n, vocab], after the first so many tokens of the path, and after each further one.
 
         Raises:
             InferenceError: logits hold NaN or +inf.
         """
-        self._note((), logits)
-        before: _Tokens = ()
-        for path in self.paths:
-            shared = 0
-            while shared < min(len(before), len(path)) and before[shared] == path[shared]:
-                shared += 1
-            for place, row in enumerate(read(shared, path[shared:]), shared + 1):
-                self._note(path[:place], row)
-            before = path
-            yield None
-        yield [self._logprob(answer) for answer in self._answers]
+        for count, row in enumerate(logits, first):
+            wanted = self._wanted.get(path[:count])
+            if wanted:
+                normaliser = log_normaliser(row)
+                for token in wanted:
+                    self._logprobs[path[:count], token] = float(row[token]) - normaliser
 
-    def _note(self, beginning: _Tokens, logits: FloatArray) -> None:
-        wanted = self._wanted.get(beginning)
-        if wanted:
-            normaliser = log_normaliser(logits)
-            for token in wanted:
-                self._logprobs[beginning, token] = float(logits[token]) - normaliser
+    def scores(self) -> list[float]:
+        """The log probability of each answer, when all passes were noted."""
+        return [self._logprob(answer) for answer in self._answers]
 
     def _logprob(self, answer: _Tokens) -> float:
         total = sum(self._logprobs[answer[:place], token] for place, token in enumerate(answer))
         if answer in self._begins_another:
             total += _log_sum([self._logprobs[answer, token] for token in self._ends])
         return total
+
+
+def _shared(one: _Tokens, other: _Tokens) -> int:
+    """How many tokens both begin with."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def shares(logprobs: Sequence[float]) -> list[float]:

@@ -16,6 +16,7 @@ from hivellm_ort.engine.placement import Placement, place
 from hivellm_ort.engine.prefixes import PrefixCache
 from hivellm_ort.engine.starting import start_session
 from hivellm_ort.engine.targets import CPU
+from hivellm_ort.engine.watchdog import Watchdog
 from hivellm_ort.errors import LoadError, ProviderError
 
 __all__ = ["PREFIX_CACHE_BYTES", "Engine"]
@@ -61,8 +62,12 @@ class Engine:
         if self._placement.provider is not CPU:
             self._session(self.config.merged is None)
 
-    def decoder(self, *, adapters: bool) -> Decoder:
+    def decoder(self, *, adapters: bool, watchdog: Watchdog | None = None) -> Decoder:
         """A decoder without rows yet, on the graph that takes adapters or on the one that takes none.
+
+        Args:
+            adapters: on which graph.
+            watchdog: who may end its runs; None for nobody.
 
         Raises:
             LoadError: ONNX Runtime cannot load the graph, or the device does not start.
@@ -71,7 +76,7 @@ class Engine:
         can = self._can
         if session.get_providers()[0] != self._placement.provider.name:  # the CPU took over
             can = dataclasses.replace(can, memory=None, captured=False)
-        return Decoder(session, self.config, can, self.prefixes)
+        return Decoder(session, self.config, can, self.prefixes, watchdog)
 
     def close(self) -> None:
         """Free sessions and what is kept of prompts; decoders keep their session."""

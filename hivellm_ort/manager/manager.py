@@ -370,7 +370,7 @@ class ExpertManager:
         return AsyncTextStream(lambda: self.generate_stream(name, prompt, **options))
 
     def close(self) -> None:
-        """Cancel what runs, and free all memory; returns when that is done.
+        """Cancel what runs, and free all memory; returns when that is done. A run that lasts is interrupted.
 
         Raises:
             InferenceError: an event hook calls it, in the thread that answers requests.

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import TypeVar
 
+from hivellm_ort.errors import InterruptedRunError
 from hivellm_ort.grammar.matcher import fill_masks
 from hivellm_ort.serving.generation import Generation, Step
 from hivellm_ort.serving.row import Model, Row
 
 __all__ = ["Loop"]
+
+_StepT = TypeVar("_StepT", bound=Step | None)
 
 # So many forced tokens per row of a batch go with the steps of all rows: one more row makes a step little longer, and
 # a pass for the tokens of one row alone takes as long as a step of several.
@@ -30,6 +34,7 @@ class Loop:
     def __init__(self, model: Model):
         self._model = model
         self._rows: list[Row] = []
+        self._again = False  # whether the rows were to take a step, and did not
 
     @property
     def active(self) -> int:
@@ -42,7 +47,10 @@ class Loop:
         place = len(self._rows)
         last: Step | None = None
         for step in _guarded(row, row.begin(self._model, place)):
-            if row.finished:
+            if step is None:
+                # The others wait for this row, which may take for ever: theirs are given back when it has begun.
+                yield from self._end_cancelled()
+            elif row.finished:
                 last = step
             else:
                 yield generation, step
@@ -51,20 +59,24 @@ class Loop:
             self._model.keep(place, row.token_ids)
         if not row.finished:
             self._rows.append(row)
+        self._remove_finished()
         if last is not None:
             yield generation, last
 
     def step(self) -> Iterator[tuple[Generation, Step]]:
         """Generate the next token of every generation, of a single one perhaps several."""
-        last: list[tuple[Generation, Step]] = []
-        for generation, step in self._next_tokens():
-            if step.last:
-                last.append((generation, step))
-            else:
-                yield generation, step
-        # Whoever learns that an answer has ended may rely on its row being free, and its prefix kept.
-        self._remove_finished()
-        yield from last
+        self._again = True
+        while self._again:
+            self._again = False
+            last: list[tuple[Generation, Step]] = []
+            for generation, step in self._next_tokens():
+                if step.last:
+                    last.append((generation, step))
+                else:
+                    yield generation, step
+            # Whoever learns that an answer has ended may rely on its row being free, and its prefix kept.
+            self._remove_finished()
+            yield from last
 
     def _next_tokens(self) -> Iterator[tuple[Generation, Step]]:
         rows, model = self._rows, self._model
@@ -77,6 +89,9 @@ class Loop:
                     row.catch_up(model, place, _FEW_PER_ROW * len(rows))
                 plain = all(row.plain for row in rows)
                 logits = model.step([row.next_unread for row in rows], greedy=plain)
+            except InterruptedRunError:
+                self._again = True  # the others take the step again at once
+                yield from self._end_cancelled()
             except BaseException as error:  # nothing of these rows can be trusted any more
                 for row in rows:
                     yield row.generation, row.fail(error)
@@ -88,6 +103,13 @@ class Loop:
                 for row, scores in zip(rows, logits, strict=True):
                     for step in _guarded(row, row.read(scores)):
                         yield row.generation, step
+
+    def _end_cancelled(self) -> Iterator[tuple[Generation, Step]]:
+        """End the generations that were cancelled."""
+        for row in self._rows:
+            if not row.finished:
+                for step in _guarded(row, row.end_if_cancelled()):
+                    yield row.generation, step
 
     def _remove_finished(self) -> None:
         """Free the rows of finished generations; the rows in use stay the first ones."""
@@ -103,8 +125,9 @@ class Loop:
                 rows.pop()
 
 
-def _guarded(row: Row, steps: Iterator[Step]) -> Iterator[Step]:
+def _guarded(row: Row, steps: Iterator[_StepT]) -> Iterator[_StepT | Step]:
     """The steps; what a grammar, a processor or the model raises on this row becomes the last of them."""
+    step: _StepT | Step
     while not row.failed:
         try:
             step = next(steps)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
-from typing import Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from hivellm_ort.decoding.logprobs import token_logprob
 from hivellm_ort.decoding.sampler import chosen_by_graph, greedy
 from hivellm_ort.decoding.scoring import AnswerTree
 from hivellm_ort.engine.adapters import BoundAdapter
+from hivellm_ort.errors import InterruptedRunError
 from hivellm_ort.result import FinishReason, TokenLogprob
 from hivellm_ort.serving.generation import Generation, Step
 
@@ -25,7 +26,11 @@ _RESERVED = 256  # tokens of an answer to have room for at once
 
 
 class Model(Protocol):
-    """What is needed of the engine: rows of tokens, each with an adapter of its own."""
+    """What is needed of the engine: rows of tokens, each with an adapter of its own.
+
+    `append` and `step` may raise InterruptedRunError when a generation of any row was cancelled. A row then has the
+    tokens that it had, and after `append` those more that the error says.
+    """
 
     swap_seconds: float
     tokens_read: int
@@ -78,11 +83,16 @@ class Row:
         # How many of the last tokens the model has not read; at least one between two passes.
         self._unread = 0
         self._forced: deque[int] = deque()  # what the grammar says comes next
-        others = (generation.process, generation.constraint, request.sampling.logprobs)
+        others = (
+            generation.process,
+            generation.constraint,
+            request.sampling.logprobs,
+            request.answers or None,
+        )
         self.plain = generation.sampler is greedy and all(other is None for other in others)
 
-    def begin(self, model: Model, place: int) -> Iterator[Step]:
-        """Read the prompt, and generate the first token."""
+    def begin(self, model: Model, place: int) -> Iterator[Step | None]:
+        """Read the prompt, and generate the first token; None where another row was cancelled before that."""
         generation = self.generation
         if generation.cancelled:
             yield self._cancel()
@@ -91,36 +101,57 @@ class Row:
         generation.cached_tokens = model.start(place, generation.adapter, capacity, self.token_ids)
         self.started = True
         generation.swap_seconds += model.swap_seconds
-        if generation.request.answers:
-            yield self._score(model, place)
-        elif generation.constraint is not None:
+        if generation.constraint is not None:
             yield from self.accept(None)
-        if not self.finished:
-            logits = model.append(place, self.token_ids[generation.cached_tokens :], greedy=self.plain)
-            self._unread = 0
+        if self.finished:
+            return
+        logits = yield from self._append(model, place, self.token_ids, generation.cached_tokens)
+        if logits is None:
+            return
+        self._unread = 0
+        if generation.request.answers:
+            yield from self._score(model, place, logits[0])
+        else:
             yield from self.accept(logits[0])
 
-    def _score(self, model: Model, place: int) -> Step:
-        """Read the prompt and the given answers; the model is left with the prompt."""
-        generation, length = self.generation, len(self.token_ids)
-        request = generation.request
-
-        def read(shared: int, token_ids: Sequence[int]) -> FloatArray:
+    def _score(self, model: Model, place: int, logits: FloatArray) -> Iterator[Step | None]:
+        """Read the given answers after the prompt; the model is left with the prompt."""
+        request, length = self.generation.request, len(self.token_ids)
+        tree = AnswerTree(request.answers, request.eos_token_ids)
+        tree.note((), 0, logits[np.newaxis])
+        for path, shared in tree.passes:
             model.truncate(place, length + shared)
-            return cast(FloatArray, model.append(place, token_ids, len(token_ids)))
-
-        logits = cast(FloatArray, model.append(place, self.token_ids[generation.cached_tokens :])[0])
-
-        for scores in AnswerTree(request.answers, request.eos_token_ids).scores(logits, read):
-            if scores is not None:
-                generation.scores = scores
-            elif generation.cancelled:
-                break
+            tokens = [*self.token_ids, *path]
+            rows = yield from self._append(model, place, tokens, length + shared, wanted=len(path) - shared)
+            if rows is None:
+                return
+            tree.note(path, shared + 1, rows)
         model.truncate(place, length)
-        if not generation.scores:
-            return self._cancel()
+        self.generation.scores = tree.scores()
         self.finished = True
-        return Step(None, finish_reason="scored")
+        yield Step(None, finish_reason="scored")
+
+    def _append(
+        self, model: Model, place: int, token_ids: Sequence[int], length: int, *, wanted: int = 1
+    ) -> Generator[Step | None, None, Any]:
+        """Read the tokens from `length` on. None comes where another row was cancelled, then it goes on.
+
+        Returns:
+            The logits after the last `wanted` tokens; None where this generation was cancelled.
+        """
+        begin = length
+        while True:
+            try:
+                return model.append(place, token_ids[begin:], wanted, greedy=self.plain)
+            except InterruptedRunError as interrupted:
+                begin += interrupted.read
+            if self.generation.cancelled:
+                yield self._cancel()
+                return None
+            if wanted > 1:  # some of them are lost
+                begin = length
+                model.truncate(place, length)
+            yield None
 
     def advance(self, model: Model) -> Iterator[Step]:
         """Read the last tokens and a guess at what follows, and generate the tokens guessed right, plus one."""
@@ -133,7 +164,12 @@ class Row:
         if guess and generation.constraint is not None:
             guess = guess[: generation.constraint.fits(guess)]
         tokens = [*self.token_ids[-self._unread :], *guess]
-        logits = model.append(0, tokens, len(guess) + 1, greedy=self.plain)
+        try:
+            logits = model.append(0, tokens, len(guess) + 1, greedy=self.plain)
+        except InterruptedRunError:
+            model.truncate(0, start + len(guess) - len(tokens))
+            yield from self.end_if_cancelled()
+            return
         right, count = 0, 0
         while right == count <= len(guess) and not self.finished:
             yield from self.accept(logits[count])
@@ -158,7 +194,11 @@ class Row:
     def catch_up(self, model: Model, place: int, few: int) -> None:
         """Read all tokens but the last, where they are more than a few."""
         if self._unread - 1 > few:
-            model.append(place, self.token_ids[-self._unread : -1], greedy=True)  # of no use either way
+            try:
+                model.append(place, self.token_ids[-self._unread : -1], greedy=True)  # of no use either way
+            except InterruptedRunError as interrupted:
+                self._unread -= interrupted.read
+                raise
             self._unread = 1
 
     def read(self, logits: FloatArray) -> Iterator[Step]:
@@ -188,6 +228,11 @@ class Row:
         # Probabilities are those of the model: where they are wanted, forced tokens wait for logits too.
         while self._forced and generation.request.sampling.logprobs is None and not self.finished:
             yield self._take(self._forced.popleft(), forced=True)
+
+    def end_if_cancelled(self) -> Iterator[Step]:
+        """End the generation if it was cancelled."""
+        if self.generation.cancelled:
+            yield self._cancel()
 
     def fail(self, error: BaseException) -> Step:
         """The last step of a request that cannot go on."""

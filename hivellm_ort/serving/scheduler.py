@@ -16,6 +16,7 @@ from hivellm_ort.callbacks import ordinary, raised_by
 from hivellm_ort.engine.adapters import BoundAdapter
 from hivellm_ort.engine.decoder import Decoder
 from hivellm_ort.engine.session import Engine
+from hivellm_ort.engine.watchdog import END_SECONDS, Watchdog
 from hivellm_ort.errors import InferenceError
 from hivellm_ort.forking import Home
 from hivellm_ort.serving.generation import Generation, Step
@@ -145,7 +146,10 @@ class Scheduler:
         return stop
 
     def release(self, adapter: BoundAdapter) -> None:
-        """Let go of an adapter: at once, unless a generation has it; then when the last of these has ended."""
+        """Let go of an adapter: at once, unless a generation has it; then when the last of these has ended.
+
+        Where a forward pass of others lasts longer than `END_SECONDS`, it is let go of after that.
+        """
         if not self.home.here:
             return
         with self._changed:
@@ -156,7 +160,7 @@ class Scheduler:
             used = self._used(adapter)
             self._changed.notify()
         if not used and not is_serving():  # two schedulers that wait for each other would wait for ever
-            release.done.wait()
+            release.done.wait(END_SECONDS)
 
     def close(self) -> None:
         """Take nothing more, and end the thread: now if there is nothing to do, else after the last answer."""
@@ -168,16 +172,20 @@ class Scheduler:
             thread.join()
 
     def abandon(self) -> None:
-        """End the thread after the step that is running, and all generations as cancelled."""
+        """End the thread, and all generations as cancelled; a run that lasts is ended."""
         if not self.home.here:
             return
-        self._abandoned = True
+        with self._changed:
+            self._abandoned = True
+            for generation in [*self._running, *self._waiting]:
+                generation.cancel()
         self.close()
         if self._thread is not None:
             self._thread.join(timeout=10)
 
     def _run(self) -> None:
         loop: Loop | None = None
+        self._watchdog = Watchdog(self._pass_unwanted)
         with serving():
             while True:
                 try:
@@ -190,6 +198,7 @@ class Scheduler:
                     loop = self._decoder = None
                     self._fail(error)
             self._decoder = None
+            self._watchdog.close()
             self._end()
 
     def _turn(self, loop: Loop | None) -> Loop:
@@ -200,7 +209,7 @@ class Scheduler:
             if starting is not None:
                 self._running.add(starting)
         if loop is None or self._decoder is None:
-            self._decoder = self._engine.decoder(adapters=self._adapters)
+            self._decoder = self._engine.decoder(adapters=self._adapters, watchdog=self._watchdog)
             loop = Loop(self._decoder)
         if starting is not None:
             starting.start()
@@ -231,6 +240,16 @@ class Scheduler:
                 self._idle = True
             for _, on_idle in self._followers:
                 _tell(on_idle)
+
+    def _pass_unwanted(self) -> bool:
+        """Whether to end the forward pass that goes on, because one of its generations was cancelled.
+
+        The watchdog's thread asks. It ends waiting generations here: the pass goes on meanwhile.
+        """
+        with serving():
+            self._end_cancelled()
+        with self._changed:
+            return any(generation.cancelled for generation in self._running)
 
     # Each of these in a function of its own: what a waiting thread has in its hands is not freed.
 

@@ -57,7 +57,7 @@ class TextStream(Iterator[str]):
         self._generation.listen(listener)
 
     def cancel(self) -> None:
-        """End the generation after the step that is running; iterating then ends."""
+        """End the generation after the step that is running, interrupted if it lasts; iterating then ends."""
         self._generation.cancel()
 
     def close(self) -> None:

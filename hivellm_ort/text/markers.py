@@ -13,6 +13,9 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from hivellm_ort.panics import panics_as
+from hivellm_ort.text.library_calls import encoded, failure
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -99,7 +102,7 @@ class LiteralEncoder:
     def encode(self, text: str) -> list[int]:
         """Return the tokenizer's ids of `text`, where only `names` are read as markers."""
         twin, own = self._twin
-        ids = twin.encode(text, add_special_tokens=False).ids
+        ids = encoded(twin, text).ids
         return [own.get(token_id, token_id) for token_id in ids]
 
     @cached_property
@@ -124,5 +127,6 @@ class LiteralEncoder:
             )
             for token_id, token in tokenizer.get_added_tokens_decoder().items()
         }
-        twin.add_tokens(list(added.values()))
+        with panics_as(failure):
+            twin.add_tokens(list(added.values()))
         return twin, {twin.token_to_id(token.content): token_id for token_id, token in added.items()}

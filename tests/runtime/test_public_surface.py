@@ -27,8 +27,9 @@ ROOMS: dict[str, set[str]] = {
     "textfile": set(),
     "paths": set(),
     "printable": set(),
+    "panics": {"errors", "printable"},
     "ranges": set(),
-    "grammar": {"errors"},
+    "grammar": {"errors", "panics"},
     "options": {"errors", "grammar"},
     "result": set(),
     "contract": {"errors", "paths"},
@@ -37,16 +38,17 @@ ROOMS: dict[str, set[str]] = {
     "routing": {"errors", "package"},
     "observability": {"callbacks", "result"},
     "integrity": {"errors", "forking", "package", "paths", "textfile"},
-    "text": {"errors", "paths", "textfile"},
+    "text": {"errors", "panics", "paths", "printable", "textfile"},
     "engine": {"adapters", "contract", "errors"},
-    "loading": {
-        "adapters", "contract", "engine", "errors", "grammar", "integrity", "package", "paths", "printable", "text",
-        "textfile",
-    },
     "decoding": {"callbacks", "errors", "ranges", "result", "text"},
     "serving": {
         "callbacks", "contract", "decoding", "engine", "errors", "forking", "grammar", "options", "package", "result",
         "text",
+    },
+    "operators": set(),
+    "loading": {
+        "adapters", "contract", "engine", "errors", "grammar", "integrity", "operators", "package", "paths",
+        "printable", "text", "textfile",
     },
     "expert": {
         "contract", "engine", "errors", "grammar", "integrity", "loading", "options", "package", "paths", "result",
@@ -72,7 +74,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "grammar": {"llguidance", "numpy", "referencing"},
     "observability": {"opentelemetry"},
     "integrity": {"cryptography", "filelock", "platformdirs"},
-    "loading": {"tokenizers", "tqdm"},
+    "loading": {"google", "tokenizers", "tqdm"},
     "package": {"filelock", "jsonschema", "platformdirs", "referencing"},
     "text": {"jinja2", "tokenizers"},
 }

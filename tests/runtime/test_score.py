@@ -108,10 +108,11 @@ def test_bad_questions(dora: Expert) -> None:
 
 def test_few_passes() -> None:
     """One pass per path that leaves the others; of answers of one token none beyond the prompt's."""
-    assert [] == AnswerTree([[1], [2], [3]], {0}).paths
-    assert [(1,)] == AnswerTree([[1, 2], [1, 3], [4]], {0}).paths
-    assert [(1,)] == AnswerTree([[1], [1, 3]], {0}).paths
-    assert [(1, 2, 3), (1, 4), (5,)] == AnswerTree([[1, 2, 3, 9], [1, 2, 3], [1, 4, 9], [5, 1]], {0}).paths
+    assert [] == AnswerTree([[1], [2], [3]], {0}).passes
+    assert [((1,), 0)] == AnswerTree([[1, 2], [1, 3], [4]], {0}).passes
+    assert [((1,), 0)] == AnswerTree([[1], [1, 3]], {0}).passes
+    tree = AnswerTree([[1, 2, 3, 9], [1, 2, 3], [1, 4, 9], [5, 1]], {0})
+    assert [((1, 2, 3), 0), ((1, 4), 1), ((5,), 0)] == tree.passes
 
 
 def test_a_tree_reads_what_it_says() -> None:
@@ -125,20 +126,13 @@ def test_a_tree_reads_what_it_says() -> None:
         def logits(beginning: tuple[int, ...], table: dict[Any, np.ndarray] = table) -> np.ndarray:
             return table.setdefault(beginning, generator.normal(size=5).astype(np.float32))
 
-        at: list[int] = []
-
-        def read(shared: int, tokens: Any, at: list[int] = at, logits: Any = logits) -> np.ndarray:
-            del at[shared:]
-            rows = []
-            for token in tokens:
-                at.append(token)
-                rows.append(logits(tuple(at)))
-            return np.stack(rows)
-
         ordered = sorted(answers)
-        *_, scores = AnswerTree(ordered, {0}).scores(logits(()), read)
-        assert scores is not None
-        for answer, score in zip(ordered, scores, strict=True):
+        tree = AnswerTree(ordered, {0})
+        tree.note((), 0, logits(())[np.newaxis])
+        for path, shared in tree.passes:
+            rows = [logits(path[: count + 1]) for count in range(shared, len(path))]
+            tree.note(path, shared + 1, np.stack(rows))
+        for answer, score in zip(ordered, tree.scores(), strict=True):
             ends = any(answer == other[: len(answer)] and answer != other for other in answers)
             steps = itertools.chain(enumerate(answer), [(len(answer), 0)] if ends else [])
             expected = 0.0
