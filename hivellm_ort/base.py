@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +12,9 @@ from hivellm_ort.engine.adapters import BoundAdapter
 from hivellm_ort.engine.devices import Device
 from hivellm_ort.engine.placement import Placement, place
 from hivellm_ort.engine.session import Engine
-from hivellm_ort.errors import ManifestError
 from hivellm_ort.forking import in_child
 from hivellm_ort.grammar.compiler import GrammarCompiler
+from hivellm_ort.jsonfiles.reading import Node, read_json
 from hivellm_ort.scheduler import Scheduler
 from hivellm_ort.text.template import ChatTemplate
 from hivellm_ort.text.tokenizer import TextTokenizer
@@ -40,7 +39,7 @@ class Base:
     def __init__(self, folder: Path, config: DecoderConfig, *, placement: Placement, threads: int | None):
         self.tokenizer = TextTokenizer.from_folder(folder)
         self.template = ChatTemplate.from_folder(folder, self.tokenizer)
-        self.eos_token_ids = _eos_token_ids(folder)
+        self.eos_token_ids = _eos_token_ids(folder, config.architecture.vocab_size)
         self.grammars = GrammarCompiler(self.tokenizer.to_json, config.architecture.vocab_size)
         self.engine = Engine(folder, config, placement=placement, threads=threads)
         self.scheduler = Scheduler(self.engine, adapters=config.merged is None)
@@ -64,7 +63,7 @@ class Base:
     def nbytes(self) -> int:
         """Memory of its weights: the bytes of the graph and the tensors on disk."""
         graph = ADAPTER_GRAPH if self.config.merged is None else BASE_GRAPH
-        return sum(int(self.config.files[name]["size"]) for name in (graph, WEIGHTS_FILE))
+        return sum(self.config.files[name].size for name in (graph, WEIGHTS_FILE))
 
     @property
     def cache_bytes(self) -> int:
@@ -143,10 +142,18 @@ BASES = BasePool()
 """The bases of this process: experts share them however they are loaded."""
 
 
-def _eos_token_ids(folder: Path) -> frozenset[int]:
-    path = folder / "generation_config.json"
-    try:
-        ids = json.loads(path.read_bytes())["eos_token_id"]
-        return frozenset([ids] if isinstance(ids, int) else map(int, ids))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ManifestError(f"{path.name}: eos_token_id is missing or malformed: {error!r}") from error
+def _eos_token_ids(folder: Path, vocab_size: int) -> frozenset[int]:
+    """Every token that `generation_config.json` ends answers with: an id, or a list of ids.
+
+    Raises:
+        ManifestError: the file cannot be read, or one is none of the vocabulary's.
+    """
+    path, key = folder / "generation_config.json", "eos_token_id"
+    document = read_json(path)
+    node, value = Node(document, path.name), document.get(key)
+    if value is None:
+        node.fail(key, "missing; export again")
+    for token_id in value if isinstance(value, list) else [value]:
+        if type(token_id) is not int or not 0 <= token_id < vocab_size:
+            node.fail(key, f"must be token ids from 0 to {vocab_size - 1}; export again")
+    return frozenset(value if isinstance(value, list) else [value])

@@ -106,6 +106,7 @@ class Voice:
         messages, tools = self.template.fit(messages, checked_tools(options.get("tools")))
         written = self.template.write(messages, self.base.tokenizer, tools=tools, enable_thinking=thinking)
         prompt_ids, inside = written.token_ids, opens_thinking(written.text)
+        self._check_tokens(prompt_ids)
         stops = self._stops(options)
         # Under a grammar a published stop counts where the grammar is complete; elsewhere it may cut a good answer.
         gentle = self.manifest.decoding.stop_sequences or ()
@@ -146,6 +147,19 @@ class Voice:
                     f"{argument('logit_bias')} names token {token_id}: the vocabulary has the ids 0 to {size - 1}"
                 )
         return SamplingParams(**{name: value for name, value in values.items() if value is not None})
+
+    def _check_tokens(self, prompt_ids: Sequence[int]) -> None:
+        """Refuse a prompt that the model cannot read: without a token, or with one that it has no row for."""
+        if not prompt_ids:
+            raise InferenceError(
+                "the chat template and the tokenizer make no token of the prompt: write a text"
+            )
+        greatest, size = max(prompt_ids), self.base.config.architecture.vocab_size
+        if greatest >= size:
+            raise InferenceError(
+                f"the prompt has token {greatest}, {self.base.tokenizer.id_to_token(greatest)!a}, and the model's "
+                f"vocabulary ends at {size - 1}: leave that text out"
+            )
 
     def _process(
         self, sampling: SamplingParams, options: GenerateOptions, prompt_length: int
