@@ -180,6 +180,8 @@ def _check_whole(node: Node, config: DecoderConfig) -> None:
     unique(node, "sites", (site.name for site in config.sites))
     unique(node, "sites", (part.module for site in config.sites for part in site.parts))
     for site, own in zip(config.sites, objects(node, "sites"), strict=True):
+        if site.modules != tuple(part.module for part in site.parts):
+            own.fail("parts", f"{shown(site.name)} has other modules than its name tells; {AGAIN}")
         for part in site.parts:
             features = config.architecture.features(part.module)
             if features not in (None, (site.in_features, part.size)):

@@ -65,6 +65,13 @@ class Site:
         return sum(part.size for part in self.parts)
 
     @property
+    def modules(self) -> tuple[str, ...]:
+        """The modules that a site of this name has: its own, or those of query, key and value together."""
+        parent, _, last = self.name.rpartition(".")
+        names = ("q_proj", "k_proj", "v_proj") if last == "qkv_proj" and len(self.parts) > 1 else (last,)
+        return tuple(f"{parent}.{name}" if parent else name for name in names)
+
+    @property
     def bias(self) -> bool:
         """Whether any part has a bias in the base model; only then `bias_input` exists."""
         return any(part.bias for part in self.parts)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from forms import Bundles, tokens
 
-from hivellm_ort import ContextLengthError, ProviderError
+from hivellm_ort import ContextLengthError, InferenceError, LoadError, ProviderError
 from hivellm_ort.contract import DECODER_JSON, DecoderConfig
 from hivellm_ort.engine.capabilities import Capabilities
 from hivellm_ort.engine.placement import Placement
 from hivellm_ort.engine.session import Engine
 from hivellm_ort.engine.targets import CPU, PROVIDERS
 from hivellm_ort.engine.tensors import Memory
+
+Change = Callable[[DecoderConfig], DecoderConfig]
 
 
 @pytest.mark.parametrize(
@@ -123,3 +126,81 @@ def test_row_beyond_a_fixed_cache(form: tuple[str, str], bundles: Bundles) -> No
     with pytest.raises(ContextLengthError, match="--context"):
         decoder.append(0, tokens(2, 2))
     assert (1, 288) == decoder.append(0, tokens(1, 2)).shape
+
+
+def _numbers(**changes: int) -> Change:
+    return lambda config: dataclasses.replace(
+        config, architecture=dataclasses.replace(config.architecture, **changes)
+    )
+
+
+def _form(**changes: Any) -> Change:
+    return lambda config: dataclasses.replace(config, graph=dataclasses.replace(config.graph, **changes))
+
+
+def _first_site(**changes: Any) -> Change:
+    return lambda config: dataclasses.replace(
+        config, sites=(dataclasses.replace(config.sites[0], **changes), *config.sites[1:])
+    )
+
+
+def _with_bias(config: DecoderConfig) -> DecoderConfig:
+    parts = tuple(dataclasses.replace(part, bias=True) for part in config.sites[0].parts)
+    return _first_site(parts=parts)(config)
+
+
+@pytest.mark.parametrize(
+    ("form", "change", "fault"),
+    [
+        (("cpu", "fp32"), _numbers(num_hidden_layers=3), r"no input past_key_values\.2\.key"),
+        (("cpu", "fp32"), _numbers(num_hidden_layers=1), r"an input 'past_key_values\.1\.key'"),
+        (
+            ("cpu", "fp32"),
+            _numbers(num_key_value_heads=1),
+            r"\.key of shape .* \[any, 1, any, 32\]",
+        ),
+        (("cpu", "fp32"), _numbers(head_dim=16), r"\.key of shape .* \[any, 2, any, 16\]"),
+        (("cpu", "fp32"), _numbers(vocab_size=289), r"output logits of shape \[any, 288\].* \[any, 289\]"),
+        (
+            ("cpu", "fp32"),
+            _form(cache_dtype="float16"),
+            r"of tensor\(float\), decoder.json says tensor\(float16\)",
+        ),
+        (("cpu", "fp32"), _form(adapter_dtype="bfloat16"), r"lora_A of tensor\(float\)"),
+        (("cpu", "fp32"), _form(greedy_output=True), "no output token_ids"),
+        (("cpu", "fp32"), _form(shapes={"rows": (1,)}), r"logits_rows of shape \[any\].* \[1\]"),
+        (("cpu", "fp32"), _first_site(in_features=65), r"lora_A of shape \[64, any\].* \[65, any\]"),
+        (("cpu", "fp32"), _first_site(name="elsewhere"), r"no input elsewhere\.lora_A"),
+        (("cpu", "fp32"), _with_bias, r"no input .*\.bias"),
+        (
+            ("cpu", "fp32"),
+            lambda config: dataclasses.replace(config, sites=()),
+            r"an input 'model\.layers\.0",
+        ),
+        (("dml", "fp16"), _form(shapes={"max_length": (256,), "batch_size": (1,), "rows": (1,)}), "of shape"),
+        (("cuda", "bf16"), _form(greedy_output=False), "an output 'token_ids'"),
+    ],
+)
+def test_graph_that_is_not_as_described(
+    form: tuple[str, str], change: Change, fault: str, bundles: Bundles
+) -> None:
+    """What decoder.json says of inputs and outputs is compared with the graph before anything is run or reserved."""
+    folder = bundles.folder(*form)
+    config = change(DecoderConfig.from_file(folder / DECODER_JSON))
+    engine = Engine(folder, config, placement=Placement(CPU), threads=1)
+    with pytest.raises(
+        LoadError, match=rf"decoder\.adapters\.onnx of base bundle .*{fault}.*export it again"
+    ):
+        engine.decoder(adapters=True)
+
+
+@pytest.mark.parametrize("form", [("cpu", "fp32"), ("cpu", "int8"), ("cpu", "int8+int8")], ids="-".join)
+def test_context_beyond_the_graphs_rotations(form: tuple[str, str], bundles: Bundles) -> None:
+    """A context that the graph has no rotations for ends a request by name, not in an answer."""
+    folder = bundles.folder(*form)
+    config = _numbers(max_position_embeddings=1 << 20)(DecoderConfig.from_file(folder / DECODER_JSON))
+    decoder = Engine(folder, config, placement=Placement(CPU), threads=1).decoder(adapters=False)
+    decoder.start(0, None, 600)
+    decoder.append(0, tokens(500, 1))
+    with pytest.raises(InferenceError, match="position 513"):
+        decoder.append(0, tokens(13, 2))
