@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -132,28 +133,32 @@ class DecoderConfig:
         path = Path(path)
         if not path.is_file():
             raise ManifestError(f"{path.name} is missing: this folder is not a base bundle")
-        content = read_bytes(path)
-        document = parse_json(content, path.name)
-        node = Node(document, report_on(document, path.name, cure=AGAIN))
-        _check_version(node)
-        config = cls(
-            name=text(node, "name"),
-            architecture=Architecture.read(_required(node, "architecture")),
-            precision=text(node, "precision"),
-            target=text(node, "target"),
-            sites=tuple(map(Site.read, objects(node, "sites"))),
-            source_sha256=digest(node, "source_sha256"),
-            merged=optional_digest(node, "merged"),
-            files={_inside(node, name): FileRecord.read(entry) for name, entry in entries(node, "files")},
-            weights={name: StoredWeights.read(entry) for name, entry in entries(node, "weights")},
-            half_weights={name: StoredWeights.read(entry) for name, entry in entries(node, "half_weights")},
-            embeddings=_digests(node, "embeddings"),
-            graph=GraphForm() if (form := node.child("graph")) is None else GraphForm.read(form),
-            contract_version=text(node, "contract_version"),
-            sha256=hashlib.sha256(content).hexdigest(),
-        )
-        _check_whole(node, config)
-        return config
+        return _read(read_bytes(path), path.name)
+
+
+@functools.lru_cache(maxsize=8)  # a load looks at the same file several times
+def _read(content: bytes, where: str) -> DecoderConfig:
+    document = parse_json(content, where)
+    node = Node(document, report_on(document, where, cure=AGAIN))
+    _check_version(node)
+    config = DecoderConfig(
+        name=text(node, "name"),
+        architecture=Architecture.read(_required(node, "architecture")),
+        precision=text(node, "precision"),
+        target=text(node, "target"),
+        sites=tuple(map(Site.read, objects(node, "sites"))),
+        source_sha256=digest(node, "source_sha256"),
+        merged=optional_digest(node, "merged"),
+        files={_inside(node, name): FileRecord.read(entry) for name, entry in entries(node, "files")},
+        weights={name: StoredWeights.read(entry) for name, entry in entries(node, "weights")},
+        half_weights={name: StoredWeights.read(entry) for name, entry in entries(node, "half_weights")},
+        embeddings=_digests(node, "embeddings"),
+        graph=GraphForm() if (form := node.child("graph")) is None else GraphForm.read(form),
+        contract_version=text(node, "contract_version"),
+        sha256=hashlib.sha256(content).hexdigest(),
+    )
+    _check_whole(node, config)
+    return config
 
 
 def _check_version(node: Node) -> None:

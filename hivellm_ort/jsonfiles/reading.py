@@ -257,6 +257,9 @@ class Node:
         Raises:
             ManifestError: The field holds something else.
         """
+        value = self._value.get(key)
+        if type(value) is int and abs(value) < 1 << 53:
+            return value
         number = self.number(key)
         if number is None:
             return None
