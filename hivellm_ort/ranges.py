@@ -1,4 +1,4 @@
-"""Which values options of a generation may have, whoever gives them, and how many tokens a model may have."""
+"""Which values options of a generation may have, whether a caller or a manifest gives them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ __all__ = [
     "MAX_STOPS",
     "MAX_STOP_LENGTH",
     "MAX_TEMPERATURE",
-    "MAX_VOCABULARY",
     "MIN_PENALTY",
     "MIN_TEMPERATURE",
 ]
@@ -25,6 +24,3 @@ MAX_PUBLISHED_STOPS = 64
 
 MAX_STOP_LENGTH = 1024
 """Most characters of a stop string."""
-
-MAX_VOCABULARY = 1 << 22
-"""Most tokens of a model, and above the greatest id of a tokenizer: what lists tokens has a place for each id."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from hivellm_ort.contract.fields import AGAIN, text, whole
 from hivellm_ort.jsonfiles.reading import Node
-from hivellm_ort.ranges import MAX_VOCABULARY
 
 __all__ = ["MAX_FEATURES", "MAX_LAYERS", "Architecture"]
 
@@ -18,6 +17,7 @@ MAX_LAYERS = 1 << 12
 
 _MAX_HEADS = 1 << 14
 _MAX_HEAD_DIM = 1 << 14
+_MAX_VOCABULARY = 1 << 22
 _MAX_POSITIONS = 1 << 27
 
 
@@ -69,6 +69,6 @@ class Architecture:
             num_attention_heads=heads,
             num_key_value_heads=shared,
             head_dim=whole(node, "head_dim", 1, _MAX_HEAD_DIM),
-            vocab_size=whole(node, "vocab_size", 2, MAX_VOCABULARY),
+            vocab_size=whole(node, "vocab_size", 2, _MAX_VOCABULARY),
             max_position_embeddings=whole(node, "max_position_embeddings", 1, _MAX_POSITIONS),
         )

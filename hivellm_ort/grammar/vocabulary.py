@@ -10,7 +10,6 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from hivellm_ort.errors import GrammarError
-from hivellm_ort.ranges import MAX_VOCABULARY
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
@@ -138,11 +137,6 @@ def _renamed(text: str) -> tuple[str, dict[str, int], int]:
     by_id = isinstance(vocabulary, list)  # Unigram has pairs of text and score in the order of ids
     tokens = {pair[0]: place for place, pair in enumerate(vocabulary)} if by_id else vocabulary
     end = max([*tokens.values(), *(token["id"] for token in added)]) + 1
-    if end > MAX_VOCABULARY:
-        raise GrammarError(
-            f"tokenizer.json: the token id {end - 1} is beyond {MAX_VOCABULARY - 1}, the greatest that is read; "
-            "export the base with another tokenizer"
-        )
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     renamed.append({"id": end, "content": f"<{nonce}:end>", **flags, "special": True})
     place = _ADDED_TOKENS.search(text)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from hivellm_ort.errors import InferenceError, LoadError, OptionError
-from hivellm_ort.ranges import MAX_VOCABULARY
 from hivellm_ort.text.markers import LiteralEncoder, is_marker, replace_spans, restore_markers
 
 if TYPE_CHECKING:
@@ -264,20 +263,11 @@ class TextTokenizer:
         """What each token adds to a text, in bytes of UTF-8, by its id: empty for special tokens and unused ids.
 
         At the beginning of a text some tokenizers leave out the space that a token begins with.
-
-        Raises:
-            InferenceError: If an id is beyond what any model has.
         """
         decoder = self._tokenizer.decoder
         by_bytes = decoder is not None and decoder.decode(["\u0120"]) == " "
         tokens = self._tokenizer.get_vocab(with_added_tokens=True)
-        greatest = max(tokens.values(), default=-1)
-        if greatest >= MAX_VOCABULARY:
-            raise InferenceError(
-                f"tokenizer.json: the token id {greatest} is beyond {MAX_VOCABULARY - 1}, the greatest that is read; "
-                "export the base with another tokenizer"
-            )
-        texts = [b""] * (greatest + 1)
+        texts = [b""] * (max(tokens.values(), default=-1) + 1)
         for token, token_id in tokens.items():
             if self.is_special(token_id):
                 continue
