@@ -22,7 +22,15 @@ from hivellm_export.source import BaseModel
 from hivellm_export.targets import Precision, Target
 from hivellm_export.weights import WeightWriter
 from hivellm_ort.adapters.tensors import EMBEDDINGS, table_digest
-from hivellm_ort.contract import ADAPTER_GRAPH, BASE_GRAPH, DECODER_JSON, DecoderConfig, GraphForm, Site
+from hivellm_ort.contract import (
+    ADAPTER_GRAPH,
+    BASE_GRAPH,
+    DECODER_JSON,
+    DecoderConfig,
+    FileRecord,
+    GraphForm,
+    Site,
+)
 from hivellm_ort.package.archive import sha256_file
 from hivellm_ort.text.template import ChatTemplate, end_of_turn_ids
 from hivellm_ort.text.tokenizer import TextTokenizer
@@ -104,8 +112,7 @@ def write_bundle(
     # Before contract 1.3 `weights` was always float32: an older runtime must not read anything else from it.
     key = "weights" if precision.dtype == "float32" else "half_weights"
     files = {
-        path.name: {"size": path.stat().st_size, "sha256": sha256_file(path)}
-        for path in sorted(folder.iterdir())
+        path.name: FileRecord(path.stat().st_size, sha256_file(path)) for path in sorted(folder.iterdir())
     }
     config = dataclasses.replace(
         config,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hivellm_ort.contract import ADAPTER_GRAPH, BASE_GRAPH, DECODER_JSON, GREEDY_OUTPUT, DecoderConfig
+from hivellm_ort.contract import ADAPTER_GRAPH, BASE_GRAPH, DECODER_JSON, DecoderConfig
 from hivellm_ort.engine.capabilities import Capabilities
 from hivellm_ort.engine.decoder import Decoder
 from hivellm_ort.engine.devices import Device
+from hivellm_ort.engine.interface import interface_fault
 from hivellm_ort.engine.placement import Placement, place
 from hivellm_ort.engine.prefixes import PrefixCache
 from hivellm_ort.engine.starting import start_session
@@ -103,17 +103,8 @@ class Engine:
             raise
         except Exception as error:  # ONNX Runtime raises a dozen types of its own
             raise LoadError(f"{where} cannot be loaded: {error}") from error
-        missing = list(self._missing(session, adapters=graph == ADAPTER_GRAPH))
-        if missing:
-            raise LoadError(f"{where} lacks the {missing[0]} that {DECODER_JSON} promises: export it again")
+        fault = interface_fault(session, self.config, adapters=graph == ADAPTER_GRAPH)
+        if fault is not None:
+            raise LoadError(f"{where} {fault}: export it again")
         self.provider = session.get_providers()[0]
         return session
-
-    def _missing(self, session: Any, *, adapters: bool) -> Iterator[str]:
-        """Inputs and outputs that `decoder.json` promises and the graph does not have."""
-        if adapters:
-            inputs = {value.name for value in session.get_inputs()}
-            wanted = (name for site in self.config.sites for name in site.inputs)
-            yield from (f"input {name}" for name in wanted if name not in inputs)
-        if self._can.greedy and GREEDY_OUTPUT not in {value.name for value in session.get_outputs()}:
-            yield f"output {GREEDY_OUTPUT}"

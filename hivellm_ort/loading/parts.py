@@ -135,7 +135,9 @@ def _prepare(files: AdapterFiles, bundle: Bundle) -> bytes:
         source_sha256=config.source_sha256,
         embeddings=Embeddings(
             config.architecture.vocab_size,
-            lambda name, rows: table_digest(rows) == config.embeddings[name] if config.embeddings else None,
+            lambda name, rows: (
+                None if (known := config.embeddings.get(name)) is None else table_digest(rows) == known
+            ),
         ),
     )
     return dataclasses.replace(adapter, base_sha256=config.sha256).to_bytes()

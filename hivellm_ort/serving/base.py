@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from pathlib import Path
 
@@ -11,8 +10,8 @@ from hivellm_ort.decoding.words import TokenTexts
 from hivellm_ort.engine.adapters import BoundAdapter
 from hivellm_ort.engine.placement import Placement
 from hivellm_ort.engine.session import PREFIX_CACHE_BYTES, Engine
-from hivellm_ort.errors import ManifestError
 from hivellm_ort.grammar.compiler import GrammarCompiler
+from hivellm_ort.jsonfiles.reading import Node, read_json
 from hivellm_ort.serving.scheduler import Scheduler
 from hivellm_ort.text.template import ChatTemplate
 from hivellm_ort.text.tokenizer import TextTokenizer
@@ -50,7 +49,7 @@ class Base:
     ):
         self.tokenizer = TextTokenizer.from_folder(folder)
         self.template = ChatTemplate.from_folder(folder, self.tokenizer)
-        self.eos_token_ids = _eos_token_ids(folder)
+        self.eos_token_ids = _eos_token_ids(folder, config.architecture.vocab_size)
         self.grammars = GrammarCompiler(self.tokenizer.to_json, config.architecture.vocab_size)
         self.engine = Engine(folder, config, placement=placement, threads=threads)
         self.engine.prefixes.resize(prefix_cache_bytes)
@@ -75,7 +74,7 @@ class Base:
     def nbytes(self) -> int:
         """Memory of its weights: the bytes of the graph and the tensors on disk."""
         graph = ADAPTER_GRAPH if self.config.merged is None else BASE_GRAPH
-        return sum(int(self.config.files[name]["size"]) for name in (graph, WEIGHTS_FILE))
+        return sum(self.config.files[name].size for name in (graph, WEIGHTS_FILE))
 
     @property
     def cache_bytes(self) -> int:
@@ -93,10 +92,18 @@ class Base:
         self.engine.close()
 
 
-def _eos_token_ids(folder: Path) -> frozenset[int]:
-    path = folder / "generation_config.json"
-    try:
-        ids = json.loads(path.read_bytes())["eos_token_id"]
-        return frozenset([ids] if isinstance(ids, int) else map(int, ids))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ManifestError(f"{path.name}: eos_token_id is missing or malformed: {error!r}") from error
+def _eos_token_ids(folder: Path, vocab_size: int) -> frozenset[int]:
+    """Every token that `generation_config.json` ends answers with: an id, or a list of ids.
+
+    Raises:
+        ManifestError: the file cannot be read, or one is none of the vocabulary's.
+    """
+    path, key = folder / "generation_config.json", "eos_token_id"
+    document = read_json(path)
+    node, value = Node(document, path.name), document.get(key)
+    if value is None:
+        node.fail(key, "missing; export again")
+    for token_id in value if isinstance(value, list) else [value]:
+        if type(token_id) is not int or not 0 <= token_id < vocab_size:
+            node.fail(key, f"must be token ids from 0 to {vocab_size - 1}; export again")
+    return frozenset(value if isinstance(value, list) else [value])

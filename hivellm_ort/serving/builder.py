@@ -14,7 +14,7 @@ from hivellm_ort.decoding.processors import checked, make_processors
 from hivellm_ort.decoding.sampler import LogitsProcessor
 from hivellm_ort.decoding.stops import StopMatcher
 from hivellm_ort.engine.adapters import BoundAdapter
-from hivellm_ort.errors import ContextLengthError, GrammarError, OptionError, argument
+from hivellm_ort.errors import ContextLengthError, GrammarError, InferenceError, OptionError, argument
 from hivellm_ort.grammar.constraint import Constraint
 from hivellm_ort.grammar.grammar import Grammar
 from hivellm_ort.grammar.thinking import AfterThinking
@@ -127,6 +127,8 @@ class RequestBuilder:
         check_options(options, ScoreOptions)
         written = self._written(prompt, options, thinking=False)
         tokens = tuple(tuple(self.base.tokenizer.encode(answer)) for answer in answers)
+        for index, token_ids in enumerate(tokens):
+            self._check_tokens(token_ids, f"answers[{index}]")
         self._max_tokens(written.token_ids, max(map(len, tokens)))  # there must be room for the longest
         request = GenerationRequest(
             prompt_ids=written.token_ids,
@@ -139,18 +141,20 @@ class RequestBuilder:
         return Generation(request, answer=self._answer((), (), False, {}), adapter=self.adapter)
 
     def _written(
-        self, prompt: str | None, options: GenerateOptions | ScoreOptions, *, thinking: bool
+        self, question: str | None, options: GenerateOptions | ScoreOptions, *, thinking: bool
     ) -> Prompt:
         """The prompt in text and tokens."""
         messages = build_messages(
-            prompt,
+            question,
             schema=options.get("schema"),
             system=options.get("system"),
             messages=options.get("messages"),
             dialect=self.dialect,
         )
         messages, tools = self.template.fit(messages, checked_tools(options.get("tools")))
-        return self.template.write(messages, self.base.tokenizer, tools=tools, enable_thinking=thinking)
+        prompt = self.template.write(messages, self.base.tokenizer, tools=tools, enable_thinking=thinking)
+        self._check_tokens(prompt.token_ids, "the prompt")
+        return prompt
 
     def _sampling(self, options: GenerateOptions) -> SamplingParams:
         """The caller's values, else the manifest's, else those of SamplingParams."""
@@ -167,6 +171,17 @@ class RequestBuilder:
                     f"{argument('logit_bias')} names token {token_id}: the vocabulary has the ids 0 to {size - 1}"
                 )
         return SamplingParams(**{name: value for name, value in values.items() if value is not None})
+
+    def _check_tokens(self, token_ids: Sequence[int], what: str) -> None:
+        """Refuse what the model cannot read: a text without a token, or with one that it has no row for."""
+        if not token_ids:
+            raise InferenceError(f"the tokenizer makes no token of {what}: write a text")
+        greatest, size = max(token_ids), self.base.config.architecture.vocab_size
+        if greatest >= size:
+            raise InferenceError(
+                f"{what} has token {greatest}, {self.base.tokenizer.id_to_token(greatest)!a}, and the model's "
+                f"vocabulary ends at {size - 1}: leave that text out"
+            )
 
     def _process(
         self, sampling: SamplingParams, options: GenerateOptions, prompt_length: int

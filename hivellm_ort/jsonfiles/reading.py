@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hivellm_ort.errors import ManifestError
-from hivellm_ort.package.jsontext import (
+from hivellm_ort.jsonfiles.places import (
     MAX_DEPTH,
     MAX_VALUES,
     first_fault,
@@ -18,10 +18,19 @@ from hivellm_ort.package.jsontext import (
     number_fault,
     pointer_of,
 )
-from hivellm_ort.package.problems import Problem, Report, error_of
+from hivellm_ort.jsonfiles.problems import Problem, Report, error_of
 from hivellm_ort.textfile import decode_text
 
-__all__ = ["MAX_JSON_BYTES", "JsonObject", "Node", "read_json", "report_on", "type_name"]
+__all__ = [
+    "MAX_JSON_BYTES",
+    "JsonObject",
+    "Node",
+    "parse_json",
+    "read_bytes",
+    "read_json",
+    "report_on",
+    "type_name",
+]
 
 MAX_JSON_BYTES = 4 << 20
 """Largest JSON file read, in bytes."""
@@ -56,6 +65,15 @@ def read_json(path: Path) -> JsonObject:
             (NaN, Infinity and numbers beyond a double are not), repeats a key, is nested deeper than
             `MAX_DEPTH`, holds more than `MAX_VALUES` values, or holds no object.
     """
+    return parse_json(read_bytes(path), path.name)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a JSON file.
+
+    Raises:
+        ManifestError: The file is missing, unreadable or larger than `MAX_JSON_BYTES`.
+    """
     where = path.name
     try:
         with path.open("rb") as file:
@@ -64,6 +82,19 @@ def read_json(path: Path) -> JsonObject:
         raise ManifestError(f"{where}: cannot be read: {error.strerror}; check the package") from error
     if len(data) > MAX_JSON_BYTES:
         raise ManifestError(f"{where}: larger than {MAX_JSON_BYTES >> 20} MiB; shorten it")
+    return data
+
+
+def parse_json(data: bytes, where: str) -> JsonObject:
+    """What `read_json` makes of the bytes of a file.
+
+    Args:
+        data: The bytes.
+        where: Name of the file, for messages.
+
+    Raises:
+        ManifestError: As `read_json`.
+    """
     try:
         text = decode_text(data)
     except UnicodeDecodeError as error:
@@ -90,15 +121,17 @@ def read_json(path: Path) -> JsonObject:
     return JsonObject(value, text)
 
 
-def report_on(value: Mapping[str, Any], where: str, *, lenient: bool = False) -> Report:
+def report_on(value: Mapping[str, Any], where: str, *, lenient: bool = False, cure: str = "") -> Report:
     """An empty report on a JSON object, with places if it is one of `read_json`.
 
     Args:
         value: The object.
         where: Name of the file, for messages.
         lenient: As for `Report`.
+        cure: As for `Report`.
     """
-    return Report(where, value.text if isinstance(value, JsonObject) else None, lenient=lenient)
+    text = value.text if isinstance(value, JsonObject) else None
+    return Report(where, text, lenient=lenient, cure=cure)
 
 
 class Node:
@@ -224,6 +257,9 @@ class Node:
         Raises:
             ManifestError: The field holds something else.
         """
+        value = self._value.get(key)
+        if type(value) is int and abs(value) < 1 << 53:
+            return value
         number = self.number(key)
         if number is None:
             return None
@@ -249,6 +285,22 @@ class Node:
         """
         nodes = (self._node(value, at) for at, value in self._items(key) or ())
         return tuple(node for node in nodes if node is not None)
+
+    def names(self) -> tuple[str, ...]:
+        """The names of all fields, those that are null too."""
+        return tuple(self._value)
+
+    def values(self, key: str) -> list[Any] | None:
+        """A list as it is; None when absent.
+
+        Raises:
+            ManifestError: The field holds something else.
+        """
+        values = self._value.get(key)
+        if values is None or isinstance(values, list):
+            return values
+        self.note(key, _mistyped(values, "a list"))
+        return None
 
     def entries(self) -> Iterator[tuple[str, Node]]:
         """The fields of an object whose values are all objects.

@@ -11,7 +11,7 @@ import re
 from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from hivellm_ort.package.names import shown
+from hivellm_ort.filenames import shown
 
 __all__ = [
     "MAX_DEPTH",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from hivellm_ort.errors import ManifestError
-from hivellm_ort.package.jsontext import Place, places
+from hivellm_ort.jsonfiles.places import Place, places
 
 __all__ = ["MAX_PROBLEMS", "Problem", "Report", "error_of"]
 
@@ -56,10 +56,12 @@ class Report:
         file: Name of the file, without folders.
         text: Its text, for the places; None when there is none.
         lenient: Keep faults that a reader can do without; otherwise each one is raised.
+        cure: What to do about a fault that does not say so itself; empty where its place tells enough.
     """
 
-    def __init__(self, file: str, text: str | None = None, *, lenient: bool = False) -> None:
+    def __init__(self, file: str, text: str | None = None, *, lenient: bool = False, cure: str = "") -> None:
         self._file = file
+        self._cure = cure
         self._text = text
         self._lenient = lenient
         self._faults: dict[str, str] = {}
@@ -81,6 +83,8 @@ class Report:
         Raises:
             ManifestError: Always.
         """
+        if self._cure and ";" not in fault:
+            fault = f"{fault}; {self._cure}"
         self._keep(pointer, fault)
         raise error_of([self._problem(pointer, fault, self._places([pointer]))])
 
