@@ -43,6 +43,7 @@ class Base:
         self.eos_token_ids = _eos_token_ids(folder)
         self.grammars = GrammarCompiler(self.tokenizer.to_json, config.architecture.vocab_size)
         self.engine = Engine(folder, config, placement=placement, threads=threads)
+        self.engine.start()  # nothing of the folder is read later
         self.scheduler = Scheduler(self.engine, adapters=config.merged is None)
 
     @property
@@ -88,6 +89,7 @@ class BasePool:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._bases: dict[_Key, tuple[Base, int]] = {}
+        self._making: dict[_Key, threading.Lock] = {}
         self._inherited: list[object] = []
         in_child(self._begin_anew)
 
@@ -103,10 +105,17 @@ class BasePool:
         placement.announce(config.name)
         key = (config.sha256, placement, threads)
         with self._lock:
-            base, users = self._bases.get(key, (None, 0))
-            if base is None:
-                base = Base(folder, config, placement=placement, threads=threads)
-            self._bases[key] = (base, users + 1)
+            making = self._making.setdefault(key, threading.Lock())
+        # Those who want the same base wait for it, and nobody else: a session takes seconds to open.
+        with making:
+            with self._lock:
+                base, users = self._bases.get(key, (None, 0))
+                if base is not None:
+                    self._bases[key] = (base, users + 1)
+                    return base
+            base = Base(folder, config, placement=placement, threads=threads)
+            with self._lock:
+                self._bases[key] = (base, 1)
             return base
 
     def hold(self, base: Base) -> None:
@@ -134,6 +143,7 @@ class BasePool:
         self._inherited.append(self._bases)
         self._lock = threading.Lock()
         self._bases = {}
+        self._making = {}
 
     def _key(self, base: Base) -> _Key:
         return next(key for key, (held, _) in self._bases.items() if held is base)
