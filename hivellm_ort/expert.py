@@ -160,27 +160,28 @@ class Expert:
         if not isinstance(limits, Limits):
             raise OptionTypeError(f"limits is {type(limits).__name__}: pass a Limits")
         trust = Trust(trust) if isinstance(trust, str) else trust
-        store = Store(Path(cache_dir) if cache_dir is not None else None)
         checking: Check = "digest" if trust.policy == "require" else "size"
         path, given = Path(path), Path(base) if base is not None else None
-        package = open_with_progress(path, store, limits=limits, checking=checking)
-        verdict = check(package, trust, where=str(path))
-        manifest = read_manifest(package)
-        parts = find_parts(
-            package, manifest, store, given, checking, device=asked, beside=path.absolute().parent
-        )
-        signed = verdict.status == "verified" and parts.packaged
-        if not signed and trust.policy != "off":
-            check_graphs(parts.bundle)
-        return cls(
-            manifest,
-            verdict,
-            parts,
-            find_grammar(package, manifest),
-            device=asked,
-            threads=threads,
-            prefix_cache_bytes=prefix_cache_bytes,
-        )
+        # Until the session is open nothing that it was found from is removed.
+        with Store(Path(cache_dir) if cache_dir is not None else None) as store:
+            package = open_with_progress(path, store, limits=limits, checking=checking)
+            verdict = check(package, trust, where=str(path))
+            manifest = read_manifest(package)
+            parts = find_parts(
+                package, manifest, store, given, checking, device=asked, beside=path.absolute().parent
+            )
+            signed = verdict.status == "verified" and parts.packaged
+            if not signed and trust.policy != "off":
+                check_graphs(parts.bundle)
+            return cls(
+                manifest,
+                verdict,
+                parts,
+                find_grammar(package, manifest),
+                device=asked,
+                threads=threads,
+                prefix_cache_bytes=prefix_cache_bytes,
+            )
 
     @property
     def base(self) -> DecoderConfig:

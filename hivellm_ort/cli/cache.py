@@ -87,12 +87,12 @@ def clear(yes: bool, as_json: bool) -> None:
         if not _on_terminal():
             raise OptionError(f"clear removes {format_size(before)} and cannot ask here: pass --yes")
         click.confirm(escaped(f"Remove {format_size(before)} from {store.root}?"), abort=True, err=True)
-    store.clear()
+    in_use = store.clear()
     after = store.listing().total_bytes
     if as_json:
-        print_json({"freed_bytes": before - after, "total_bytes": after})
+        print_json({"freed_bytes": before - after, "total_bytes": after, "in_use": in_use})
         return
-    left = f"; {format_size(after)} are in use and were left" if after else ""
+    left = f"; {in_use} in use were left ({format_size(after)})" if in_use else ""
     echo(f"freed {format_size(before - after)}{left}")
 
 

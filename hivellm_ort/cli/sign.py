@@ -74,8 +74,9 @@ def verify(ctx: click.Context, package: Path, keys: tuple[str, ...], as_json: bo
     is damaged or cannot be read.
     """
     given = {key: read_public_key(key) for key in keys}
-    opened = open_with_progress(package, Store(), checking="digest")
-    verdict = verify_package(opened, given or Trust().pinned())
+    with Store() as store:
+        opened = open_with_progress(package, store, checking="digest")
+        verdict = verify_package(opened, given or Trust().pinned())
     # A folder opened in place is not listed, and a broken link in it is no file.
     members = len(opened.members) + len(opened.skipped) or sum(path.is_file() for path in package.rglob("*"))
     sidecar = _sidecar(package, opened.sha256)

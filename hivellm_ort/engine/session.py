@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from hivellm_ort.contract import ADAPTER_GRAPH, BASE_GRAPH, DECODER_JSON, DecoderConfig
+from hivellm_ort.contract import ADAPTER_GRAPH, BASE_GRAPH, DECODER_JSON, WEIGHTS_FILE, DecoderConfig
 from hivellm_ort.engine.capabilities import Capabilities
 from hivellm_ort.engine.decoder import Decoder
 from hivellm_ort.engine.devices import Device
@@ -60,7 +60,15 @@ class Engine:
         self._sessions: dict[bool, Any] = {}
         self.prefixes = PrefixCache(PREFIX_CACHE_BYTES)
         if self._placement.provider is not CPU:
-            self._session(self.config.merged is None)
+            self.start()
+
+    def start(self) -> None:
+        """Open the session that requests use, which otherwise the first of them does: files may be gone by then.
+
+        Raises:
+            LoadError: as `decoder`.
+        """
+        self._session(self.config.merged is None)
 
     def decoder(self, *, adapters: bool, watchdog: Watchdog | None = None) -> Decoder:
         """A decoder without rows yet, on the graph that takes adapters or on the one that takes none.
@@ -91,18 +99,24 @@ class Engine:
             return self._sessions[adapters]
 
     def _create(self, graph: str) -> Any:
-        path = self.folder / graph
-        if not path.is_file():
+        if graph == ADAPTER_GRAPH and self.config.merged is not None:
             raise LoadError(
                 f"the base bundle {self.config.name!r} has no {graph}: a bundle with a merged adapter takes no others"
             )
-        where = f"{graph} of base bundle {self.config.name!r}"
+        path, where = self.folder / graph, f"{graph} of base bundle {self.config.name!r}"
+        if not path.is_file():
+            raise LoadError(
+                f"{where} was removed from {self.folder}: load again, or fetch or export the bundle again"
+            )
         try:
             session = start_session(path, self._placement, threads=self._threads)
         except ProviderError:
             raise
         except Exception as error:  # ONNX Runtime raises a dozen types of its own
-            raise LoadError(f"{where} cannot be loaded: {error}") from error
+            raise LoadError(
+                f"{where} cannot be loaded: {error}; if it or {WEIGHTS_FILE} is damaged, 'hivellm-ort cache prune' "
+                "removes it from the cache; a bundle of your own is fetched or exported again"
+            ) from error
         fault = interface_fault(session, self.config, adapters=graph == ADAPTER_GRAPH)
         if fault is not None:
             raise LoadError(f"{where} {fault}: export it again")

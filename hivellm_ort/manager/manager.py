@@ -444,9 +444,9 @@ class ExpertManager:
 
     def _manifest(self, path: StrPath) -> ExpertManifest:
         cache = self._loading["cache_dir"]
-        store = Store(Path(cache) if cache is not None else None)
-        package = open_with_progress(Path(path), store, limits=self._loading["limits"])
-        return read_manifest(package)
+        with Store(Path(cache) if cache is not None else None) as store:
+            package = open_with_progress(Path(path), store, limits=self._loading["limits"])
+            return read_manifest(package)
 
 
 def _check_name(name: object) -> None:

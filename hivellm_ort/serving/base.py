@@ -52,6 +52,7 @@ class Base:
         self.eos_token_ids = _eos_token_ids(folder, config.architecture.vocab_size)
         self.grammars = GrammarCompiler(self.tokenizer.to_json, config.architecture.vocab_size)
         self.engine = Engine(folder, config, placement=placement, threads=threads)
+        self.engine.start()  # nothing of the folder is read later
         self.engine.prefixes.resize(prefix_cache_bytes)
         self.scheduler = Scheduler(self.engine, adapters=config.merged is None)
 

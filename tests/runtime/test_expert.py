@@ -345,8 +345,5 @@ def test_graph_without_a_promised_input_is_refused(packages: Packages, tmp_path:
     document = json.loads((bundle / "decoder.json").read_bytes())
     document["sites"][0]["parts"][0]["bias"] = True
     (bundle / "decoder.json").write_text(json.dumps(document), encoding="utf-8")
-    with (
-        Expert.load(packages.lora, base=bundle, cache_dir=packages.cache, threads=1) as expert,
-        pytest.raises(LoadError, match=r"decoder\.adapters\.onnx .*qkv_proj\.bias"),
-    ):
-        expert.generate(PROMPT, max_tokens=1)
+    with pytest.raises(LoadError, match=r"decoder\.adapters\.onnx .*qkv_proj\.bias"):
+        Expert.load(packages.lora, base=bundle, cache_dir=packages.cache, threads=1)
