@@ -23,10 +23,10 @@ import json, sys, time
 import numpy, safetensors, tqdm
 from pathlib import Path
 from hivellm_ort.contract import DecoderConfig
-from hivellm_ort.serving.base import Base
 from hivellm_ort.engine.adapters import BoundAdapter
 from hivellm_ort.engine.devices import Device
 from hivellm_ort.engine.placement import place
+from hivellm_ort.engine.session import Engine
 from hivellm_ort.engine.providers import import_onnxruntime
 from hivellm_ort.expert import Expert
 from hivellm_ort.integrity import Trust, check
@@ -34,6 +34,8 @@ from hivellm_ort.loading.opening import open_with_progress
 from hivellm_ort.loading.parts import find_parts
 from hivellm_ort.package.manifest import ExpertManifest
 from hivellm_ort.package.store import Store
+from hivellm_ort.text.template import ChatTemplate
+from hivellm_ort.text.tokenizer import TextTokenizer
 
 import_onnxruntime()
 times = [time.perf_counter()]
@@ -47,9 +49,9 @@ if parts.adapter is not None:
     BoundAdapter(parts.adapter, parts.bundle.config)
 times.append(time.perf_counter())
 placement = place(Device(), parts.bundle.config)
-base = Base(parts.bundle.folder, parts.bundle.config, placement=placement, threads=None)
+ChatTemplate.from_folder(parts.bundle.folder, TextTokenizer.from_folder(parts.bundle.folder))
 times.append(time.perf_counter())
-base.engine.decoder(adapters=parts.adapter is not None)
+Engine(parts.bundle.folder, parts.bundle.config, placement=placement).start()
 times.append(time.perf_counter())
 opened, adapter, made, session = (1000 * (b - a) for a, b in zip(times, times[1:]))
 print(json.dumps({"open": opened, "package": opened + adapter, "base": made, "session": session}))
