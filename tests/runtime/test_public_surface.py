@@ -27,6 +27,7 @@ ROOMS: dict[str, set[str]] = {
     "textfile": set(),
     "paths": set(),
     "printable": set(),
+    "progress": {"forking", "printable"},
     "ranges": set(),
     "grammar": {"errors"},
     "options": {"errors", "grammar"},
@@ -40,7 +41,7 @@ ROOMS: dict[str, set[str]] = {
     "text": {"errors", "paths", "textfile"},
     "engine": {"adapters", "contract", "errors"},
     "loading": {
-        "adapters", "contract", "engine", "errors", "grammar", "integrity", "package", "paths", "printable", "text",
+        "adapters", "contract", "engine", "errors", "grammar", "integrity", "package", "paths", "progress", "text",
         "textfile",
     },
     "decoding": {"callbacks", "errors", "forking", "grammar", "ranges", "result", "text"},
@@ -59,20 +60,21 @@ ROOMS: dict[str, set[str]] = {
     },
     "__init__": {"decoding", "errors", "expert", "grammar", "integrity", "manager", "options", "package", "result"},
     "cli": {
-        "__init__", "engine", "errors", "expert", "grammar", "integrity", "loading", "package", "printable", "text",
-        "textfile",
+        "__init__", "engine", "errors", "expert", "grammar", "integrity", "loading", "package", "printable",
+        "progress", "text", "textfile",
     },
     "__main__": {"cli"},
 }  # fmt: skip
 THIRD_PARTY: dict[str, set[str]] = {
     "adapters": {"numpy", "safetensors"},
-    "cli": {"click", "tqdm"},
+    "cli": {"click"},
     "decoding": {"numpy"},
     "engine": {"numpy", "onnxruntime"},
     "grammar": {"llguidance", "numpy", "referencing"},
     "observability": {"opentelemetry"},
     "integrity": {"cryptography", "filelock", "platformdirs"},
-    "loading": {"tokenizers", "tqdm"},
+    "loading": {"tokenizers"},
+    "progress": {"tqdm"},
     "package": {"filelock", "jsonschema", "platformdirs", "referencing"},
     "text": {"jinja2", "tokenizers"},
 }
