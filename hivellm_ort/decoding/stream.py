@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from queue import Empty
 from types import TracebackType
 
+from hivellm_ort.decoding.serving import refuse_to_wait
 from hivellm_ort.decoding.transcript import Transcript
 from hivellm_ort.errors import InferenceError
 from hivellm_ort.result import InferenceResult
@@ -106,6 +107,7 @@ class AsyncTextStream(AsyncIterator[str]):
     async def __anext__(self) -> str:
         import asyncio  # slow to import, and there already where it is needed
 
+        refuse_to_wait()
         if self._stream is None:
             # Templates, tokenizers and grammars take their time.
             self._stream = await asyncio.to_thread(self._start)
@@ -147,6 +149,7 @@ class AsyncTextStream(AsyncIterator[str]):
         import asyncio
 
         if self._stream is not None:
+            refuse_to_wait()
             await asyncio.to_thread(self._stream.close)
 
     async def __aenter__(self) -> AsyncTextStream:
