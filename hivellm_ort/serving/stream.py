@@ -10,6 +10,7 @@ from types import TracebackType
 from hivellm_ort.errors import InferenceError
 from hivellm_ort.result import InferenceResult
 from hivellm_ort.serving.generation import Generation
+from hivellm_ort.serving.threads import refuse_to_wait
 
 __all__ = ["AsyncTextStream", "TextStream"]
 
@@ -104,6 +105,7 @@ class AsyncTextStream(AsyncIterator[str]):
     async def __anext__(self) -> str:
         import asyncio  # slow to import, and there already where it is needed
 
+        refuse_to_wait()
         if self._stream is None:
             # Templates, tokenizers and grammars take their time.
             self._stream = await asyncio.to_thread(self._start)
@@ -145,6 +147,7 @@ class AsyncTextStream(AsyncIterator[str]):
         import asyncio
 
         if self._stream is not None:
+            refuse_to_wait()
             await asyncio.to_thread(self._stream.close)
 
     async def __aenter__(self) -> AsyncTextStream:

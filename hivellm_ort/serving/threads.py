@@ -38,6 +38,6 @@ def refuse_to_wait() -> None:
     """
     if is_serving():
         raise InferenceError(
-            "an event hook or listener must not wait for an answer, nor close a manager: hand that to a thread of "
-            "your own"
+            "a processor, event hook or listener must not wait for an answer, nor close a manager: hand that to a "
+            "thread of your own, and do not wait for it"
         )

@@ -48,9 +48,10 @@ ROOMS: dict[str, set[str]] = {
         "package", "result", "text",
     },
     "operators": set(),
+    "progress": {"forking", "printable"},
     "loading": {
         "adapters", "contract", "engine", "errors", "filenames", "grammar", "integrity", "operators", "package",
-        "paths", "printable", "text", "textfile",
+        "paths", "printable", "progress", "text", "textfile",
     },
     "expert": {
         "contract", "engine", "errors", "grammar", "integrity", "loading", "options", "package", "paths", "result",
@@ -62,23 +63,24 @@ ROOMS: dict[str, set[str]] = {
     },
     "__init__": {"errors", "expert", "grammar", "integrity", "manager", "options", "package", "result", "serving"},
     "cli": {
-        "__init__", "engine", "errors", "expert", "grammar", "integrity", "loading", "package", "printable", "text",
-        "textfile",
+        "__init__", "engine", "errors", "expert", "grammar", "integrity", "loading", "package", "printable",
+        "progress", "text", "textfile",
     },
     "__main__": {"cli"},
 }  # fmt: skip
 THIRD_PARTY: dict[str, set[str]] = {
     "adapters": {"numpy", "safetensors"},
-    "cli": {"click", "tqdm"},
+    "cli": {"click"},
     "decoding": {"numpy"},
     "serving": {"numpy"},
     "engine": {"numpy", "onnxruntime"},
     "grammar": {"llguidance", "numpy", "referencing"},
     "observability": {"opentelemetry"},
     "integrity": {"cryptography", "filelock", "platformdirs"},
-    "loading": {"google", "tokenizers", "tqdm"},
+    "loading": {"google", "tokenizers"},
     "package": {"filelock", "jsonschema", "platformdirs", "referencing"},
     "text": {"jinja2", "tokenizers"},
+    "progress": {"tqdm"},
 }
 ROOT = Path(hivellm_ort.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
