@@ -17,7 +17,7 @@ from typing import Any
 from hivellm_ort import Expert, ExpertManager, InferenceError, InferenceResult, LoadError, UnknownExpertError
 from hivellm_ort.observability import Event
 
-__all__ = ["KINDS", "NAMES", "PROMPTS", "TOKENS", "Answers", "Client", "RaisingListener", "record"]
+__all__ = ["COUNTS", "KINDS", "NAMES", "PROMPTS", "TOKENS", "Answers", "Client", "RaisingListener", "record"]
 
 NAMES = ("one", "two", "three")
 """What experts are loaded as, whatever package it is."""
@@ -37,6 +37,19 @@ KINDS: dict[str, dict[str, Any]] = {
     "logprobs": {"logprobs": 2},
 }
 """Options of a request, by a name for them."""
+
+COUNTS = {
+    "finished": "answers that were compared whole",
+    "cancelled": "by the client, while they ran or waited",
+    "timed out": "by `timeout`",
+    "abandoned": "streams that nobody read to their end",
+    "raised": "ended by a processor that raises on purpose",
+    "refused": "their expert was not loaded at that moment",
+    "replaced": "a name got another package",
+    "unloaded": "a name was unloaded and loaded again",
+    "loaded beside": "experts that were loaded without the manager",
+}
+"""What clients count, and what that is."""
 
 _ERRORS: tuple[type[BaseException], ...] = (
     RuntimeError,
@@ -59,11 +72,14 @@ def record(paths: Sequence[Path], **loading: Any) -> Answers:
         loading: options of `Expert.load`.
 
     Raises:
-        ValueError: two have one name, or answer all alike, so that an answer of the wrong one would not be seen.
+        ValueError: one is not in fp32, or two have one name, or answer all alike, so that an answer of the wrong one
+            would not be seen.
     """
     answers: dict[str, dict[tuple[str, str], InferenceResult]] = {}
     for path in paths:
         with Expert.load(path, **loading) as expert:
+            if expert.base.precision != "fp32":
+                raise ValueError(f"{path} is in {expert.base.precision}: give packages in fp32")
             if expert.name in answers:
                 raise ValueError(f"two packages have the name {expert.name!r}: give each another one")
             answers[expert.name] = {

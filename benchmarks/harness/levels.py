@@ -62,18 +62,18 @@ def level() -> Level:
     )
 
 
-def growth(before: Level, after: Level, operations: int, percent: float) -> list[str]:
+def growth(before: Level, after: Level, operations: int, percent: float | None) -> list[str]:
     """What has grown, one line for each; none where the process is flat.
 
     Args:
         before: after warming up.
         after: at the end.
         operations: how many were done in between.
-        percent: most change of resident memory, to either side.
+        percent: most change of resident memory, to either side; None for any.
     """
     found = []
     change = 100 * (after.rss / before.rss - 1)
-    if abs(change) > percent:
+    if percent is not None and abs(change) > percent:
         found.append(f"resident memory changed by {change:+.2f} %, from {before.rss} to {after.rss} bytes")
     for name, most in (("files", _SOME), ("threads", _SOME), ("sessions", 0)):
         one, other = getattr(before, name), getattr(after, name)

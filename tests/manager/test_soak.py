@@ -65,7 +65,7 @@ def test_a_short_soak_holds(packages: Packages, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def faulty(packages: Packages) -> tuple[int, dict[str, Any], str]:
     """A short run of a library that leaks, mixes answers up and hangs."""
-    options = ["--loads", "0", "--streams", "0", "--minutes", "0.5", "--hang", "8"]
+    options = ["--loads", "0", "--streams", "0", "--minutes", "0.5", "--hang", "5"]
     return ended(["-c", FAULTS, str(SOAK.parent)], packages, *options)
 
 
