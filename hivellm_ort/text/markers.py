@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LiteralEncoder", "hide_markers", "is_marker", "replace_spans", "restore_markers"]
 
+_NAMED = re.compile("<([0-9a-f]{32}):([0-9]+)>")
 _BARS = re.compile(r"<[|\uff5c].*[|\uff5c]>", re.DOTALL)
 
 
@@ -90,14 +91,14 @@ class LiteralEncoder:
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, markers: frozenset[int]) -> None:
-        nonce = os.urandom(16).hex()
+        self._nonce = nonce = os.urandom(16).hex()
         self.names = {marker: f"<{nonce}:{marker}>" for marker in markers}
-        self._name = re.compile(f"<{nonce}:([0-9]+)>")
         self._tokenizer = tokenizer
 
     def named(self, text: str) -> list[int]:
         """Return the markers whose names are in `text`, in their order."""
-        return [int(match[1]) for match in self._name.finditer(text)]
+        # One pattern for all: Python keeps each that was compiled, and a new one for every base would fill its cache.
+        return [int(match[2]) for match in _NAMED.finditer(text) if match[1] == self._nonce]
 
     def encode(self, text: str) -> list[int]:
         """Return the tokenizer's ids of `text`, where only `names` are read as markers."""

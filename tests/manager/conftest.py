@@ -13,7 +13,8 @@ from typing import TextIO
 import pytest
 
 _RUNTIME = Path(__file__).resolve().parent.parent / "runtime"
-sys.path[:0] = [str(_RUNTIME), str(_RUNTIME.parent / "export")]
+_BENCHMARKS = _RUNTIME.parents[1] / "benchmarks"
+sys.path[:0] = [str(_RUNTIME), str(_RUNTIME.parent / "export"), str(_BENCHMARKS)]
 _spec = importlib.util.spec_from_file_location("runtime_fixtures", _RUNTIME / "conftest.py")
 assert _spec is not None
 assert _spec.loader is not None

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from managing import PROMPTS, Gate, Recorder, at_rest, managed, together, until
+from harness.clients import PROMPTS
+from managing import Gate, Recorder, at_rest, managed, together, until
 from running import PROMPT, Packages, held, slowed
 
 from hivellm_ort import ExpertManager, InferenceError, OutOfMemoryError, TextStream
