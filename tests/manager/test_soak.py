@@ -23,17 +23,17 @@ del sys.argv[1]
 import numpy
 import soak
 from harness.clients import Client
-from hivellm_ort.decoding.loop import _Row
-from hivellm_ort.decoding.transcript import Transcript
+from hivellm_ort.serving.generation import Generation
+from hivellm_ort.serving.row import Row
 
-kept, end, read = [], Transcript._end, _Row.read
+kept, end, read = [], Generation._end, Row.read
 
 def leak(self, step):
     kept.append((self, b"x" * 1_000_000))
     end(self, step)
 
-Transcript._end = leak
-_Row.read = lambda self, scores: read(self, numpy.roll(scores, 1))
+Generation._end = leak
+Row.read = lambda self, scores: read(self, numpy.roll(scores, 1))
 Client._pin = lambda self, name: time.sleep(600)
 soak.main()
 """
@@ -78,7 +78,7 @@ def test_a_fault_is_the_exit_status(faulty: tuple[int, dict[str, Any], str]) -> 
     "line",
     [
         "generations: resident memory changed by +",
-        "more objects of hivellm_ort.decoding.transcript.Transcript in 54 operations",
+        "more objects of hivellm_ort.serving.generation.Generation in 54 operations",
         "stress: wrong answer: expert-",
         "threads hang, for ",
     ],
