@@ -143,13 +143,12 @@ class Expert:
                 such a key may have only what the exporter writes.
             limits: what the package may unpack to.
             prefix_cache_bytes: most bytes of keys and values that the base keeps of earlier prompts, for all its
-                experts; 256 MiB by default. A base that is in memory already has its number.
+                experts; 256 MiB by default. A base that is in memory keeps its number, and a warning says so.
 
         Raises:
             LoadError: the package, its signature, its manifest, its adapter, its grammar, its base or the device
                 cannot be used; nothing stays loaded.
-            OptionTypeError, OptionError (TypeError, ValueError): an argument has a wrong type or value, or the base
-                is in memory with another `prefix_cache_bytes`.
+            OptionTypeError, OptionError (TypeError, ValueError): an argument has a wrong type or value.
         """
         check_loading(fallback=fallback, threads=threads, prefix_cache_bytes=prefix_cache_bytes)
         asked = Device.of(device, provider_options, fallback=fallback)

@@ -160,9 +160,9 @@ def _parse(data: dict[str, Any]) -> PeftConfig:
     check_fields(data)
     for name, value in data.items():
         if name in _MERGED and value not in _EMPTY:
-            raise AdapterError(f"{name} = {_short(value)} can only be merged: export with --merge")
+            raise AdapterError(f"{name[:80]} = {_short(value)} can only be merged: export with --merge")
         if name not in NEUTRAL | _HONOURED and value not in _EMPTY:
-            raise AdapterError(f"{name} = {_short(value)} is not known, and may change the result")
+            raise AdapterError(f"{name[:80]} = {_short(value)} is not known, and may change the result")
     init = data.get("init_lora_weights", True)
     if init not in _PLAIN_INIT:
         raise AdapterError(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hivellm_ort.adapters.tensors import shaped
 from hivellm_ort.contract import CONTRACT_VERSION
 from hivellm_ort.contract.architecture import MAX_FEATURES
 from hivellm_ort.contract.fields import digest, text, whole
@@ -144,7 +145,8 @@ def _read(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
         if entry["dtype"] != "F32":
             raise AdapterError(f"{path.name}: tensor {name} has dtype {entry['dtype']}; expected F32")
         first, last = entry["data_offsets"]
-        tensor = mapped[begin + first : begin + last].view(np.float32).reshape(entry["shape"])
+        values = mapped[begin + first : begin + last].view(np.float32)
+        tensor = shaped(values, entry["shape"], f"{path.name}: tensor {name}")
         if not np.isfinite(tensor).all():
             raise AdapterError(f"{path.name}: tensor {name} holds NaN or infinity")
         tensors[name] = tensor.view(np.ndarray)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ __all__ = [
     "plain_name",
     "read_tensors",
     "same_values",
+    "shaped",
     "table_digest",
 ]
 
@@ -108,8 +109,20 @@ def read_tensors(path: Path) -> dict[str, Array]:
             raise AdapterError(f"{where}: tensor {name} has dtype {dtype}; expected F32, F16 or BF16")
         if not np.isfinite(array).all():
             raise AdapterError(f"{where}: tensor {name} holds NaN or infinity")
-        tensors[name] = array.reshape(entry["shape"])
+        tensors[name] = shaped(array, entry["shape"], f"{where}: tensor {name}")
     return tensors
+
+
+def shaped(values: Array, shape: Sequence[int], where: str) -> Array:
+    """Values of a safetensors file in their shape, whose product the library has checked.
+
+    Raises:
+        AdapterError: there are no values, and the sizes beside the 0 are more or larger than an array may have.
+    """
+    try:
+        return values.reshape(shape)
+    except ValueError as error:
+        raise AdapterError(f"{where} has the shape {str(shape)[:80]}, which no array has: {error}") from error
 
 
 def same_values(found: Array, wanted: Array) -> bool:

@@ -62,17 +62,20 @@ class Vocabulary:
                 self.tokenizer: LLTokenizer = LLTokenizer(text, n_vocab=max(width, end + 1), eos_token=[end])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise _unreadable(str(error)) from error
-        token_ids = self.tokenizer.tokenize_str(_PROBE)
-        if self.tokenizer.decode_bytes(token_ids) != _PROBE.encode():
+        if not self._reads_back(_PROBE):
             raise GrammarError(
                 "tokenizer.json: llguidance, which enforces grammars, reads other texts in its tokens than it means; "
                 "generate without a grammar, or export the base with another tokenizer"
             )
 
+    def _reads_back(self, text: str) -> bool:
+        with panics_as(_unreadable):
+            return bool(self.tokenizer.decode_bytes(self.tokenizer.tokenize_str(text)) == text.encode())
+
     def spells(self, text: str) -> bool:
         """Say whether some tokens make the text."""
         content = text.encode()
-        if self.tokenizer.decode_bytes(self.tokenizer.tokenize_str(text)) == content:
+        if self._reads_back(text):
             return True
         with self._listing:
             if self._pieces is None:

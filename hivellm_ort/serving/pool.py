@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +11,13 @@ from hivellm_ort.contract import DecoderConfig
 from hivellm_ort.engine.devices import Device
 from hivellm_ort.engine.placement import Placement, place
 from hivellm_ort.engine.session import PREFIX_CACHE_BYTES
-from hivellm_ort.errors import OptionError, argument
+from hivellm_ort.errors import argument
 from hivellm_ort.forking import in_child
 from hivellm_ort.serving.base import Base
 
 __all__ = ["BASES", "BasePool"]
+
+_LOG = logging.getLogger("hivellm_ort")
 
 _Key = tuple[str, Placement, int | None]
 
@@ -53,12 +56,11 @@ class BasePool:
             config: its `decoder.json`.
             device: where it is to run; what suits its graphs by default.
             threads: intra-op threads; None leaves it to ONNX Runtime.
-            prefix_cache_bytes: most bytes that the base keeps of earlier prompts. None: 256 MiB, or what a base in
-                memory has.
+            prefix_cache_bytes: most bytes that the base keeps of earlier prompts, 256 MiB by default. A base in
+                memory keeps its number, and another one is logged as a warning.
 
         Raises:
             LoadError: the bundle cannot be used.
-            OptionError: the base is in memory with another `prefix_cache_bytes`.
         """
         placement = place(device or Device(), config)
         placement.announce(config.name)
@@ -73,7 +75,7 @@ class BasePool:
                     entry.base = Base(
                         folder, config, placement=placement, threads=threads, prefix_cache_bytes=size
                     )
-            _check_prefix_cache(entry.base, prefix_cache_bytes)
+            _compare_prefix_cache(entry.base, prefix_cache_bytes)
         except BaseException:
             self._let_go(key, entry)
             raise
@@ -118,12 +120,14 @@ class BasePool:
         return next(key for key, entry in self._entries.items() if entry.base is base)
 
 
-def _check_prefix_cache(base: Base, wanted: int | None) -> None:
+def _compare_prefix_cache(base: Base, wanted: int | None) -> None:
     size = base.engine.prefixes.max_bytes
     if wanted is not None and wanted != size:
-        raise OptionError(
-            f"{argument('prefix_cache_bytes', wanted)}: the base {base.config.name!r} is in memory with {size}, for "
-            "all its experts; leave it out, or close them first"
+        _LOG.warning(
+            "%s has no effect: the base %r is in memory with %d bytes, for all its experts",
+            argument("prefix_cache_bytes", wanted),
+            base.config.name,
+            size,
         )
 
 

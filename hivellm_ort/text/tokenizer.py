@@ -286,7 +286,7 @@ class TextTokenizer:
                 continue
             if by_bytes:
                 texts[token_id] = _bytes_of(token)
-            elif self.is_byte(token_id):
+            elif self._gathers_bytes and _BYTE_TOKEN.fullmatch(token):  # two tokens may have one id
                 texts[token_id] = bytes([int(token[3:5], 16)])
             elif decoder is None:
                 texts[token_id] = f" {token}".encode()

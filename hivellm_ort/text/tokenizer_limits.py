@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, NoReturn
 
@@ -296,7 +295,7 @@ class _Check:
             if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], str):
                 self._fail(f"model.vocab[{index}]", "no token with its score")
             score = pair[1]
-            if type(score) not in (int, float) or not math.isfinite(score) or abs(score) > _MAX_SCORE:
+            if type(score) not in (int, float) or not -_MAX_SCORE <= score <= _MAX_SCORE:
                 self._fail(f"model.vocab[{index}]", "its score is no finite number in range")
             tokens.append(pair[0])
         return tokens

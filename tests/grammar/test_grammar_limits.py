@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import random
 import time
-from typing import Any
 
 import pytest
+from hostile_grammars import AMBIGUOUS, GRAMMARS
 from walking import allowed, answer, compiled, text_of, token
 
 from hivellm_ort.errors import GrammarError
 from hivellm_ort.grammar.grammar import Grammar
 from hivellm_ort.grammar.limits import GrammarLimits
 
-AMBIGUOUS = Grammar.lark('start: e\ne: e e | "a" | e e e')
 BOUNDED = 10  # seconds, on a slow machine
 
 
@@ -92,66 +91,12 @@ def test_answers_before_use_nothing_up() -> None:
             allowed(constraint)
 
 
-def _nested(depth: int) -> dict[str, Any]:
-    schema: dict[str, Any] = {"type": "integer"}
-    for _ in range(depth):
-        schema = {"type": "array", "items": schema}
-    return schema
-
-
-def _doubled(depth: int) -> dict[str, Any]:
-    definitions: dict[str, Any] = {f"d{depth}": {"const": "a"}}
-    for level in range(depth):
-        below = {"$ref": f"#/$defs/d{level + 1}"}
-        definitions[f"d{level}"] = {
-            "type": "array",
-            "prefixItems": [below, below],
-            "items": False,
-            "minItems": 2,
-        }
-    return {"$ref": "#/$defs/d0", "$defs": definitions}
-
-
-HOSTILE = {
-    "regex of many states": Grammar.regex("(a|b)*a(a|b){20}"),
-    "regex of large counts": Grammar.regex("(a{1000}){1000}"),
-    "nested stars": Grammar.regex("(((a*)*)*)*b"),
-    "deep groups of a regex": Grammar.regex("(" * 5_000 + "a" + ")" * 5_000),
-    "deep groups of Lark": Grammar.lark("start: " + "(" * 20_000 + '"a"' + ")" * 20_000),
-    "deep groups of GBNF": Grammar.gbnf("root ::= " + "(" * 20_000 + '"a"' + ")" * 20_000),
-    "counts of counts": Grammar.lark('start: x{100}\nx: y{100}\ny: z{100}\nz: "a"?'),
-    "counts of counts of GBNF": Grammar.gbnf('root ::= ((("a"{0,1000}){0,1000}){0,1000}){0,1000}'),
-    "exponential rules": Grammar.gbnf(
-        "root ::= r0\n" + "\n".join(f"r{i} ::= r{i + 1} r{i + 1}" for i in range(40)) + '\nr40 ::= "a"'
-    ),
-    "exponential empty rules": Grammar.gbnf(
-        "root ::= r0\n" + "\n".join(f"r{i} ::= r{i + 1} r{i + 1}" for i in range(40)) + '\nr40 ::= "a"?'
-    ),
-    "ambiguous": AMBIGUOUS,
-    "many options": Grammar.choice([f"option {i} of many" for i in range(20_000)]),
-    "one long option": Grammar.choice(["ab" * 100_000]),
-    "deep schema": Grammar.json_schema(_nested(100)),
-    "very deep schema": Grammar.json_schema('{"type": "array", "items": ' * 900 + "{}" + "}" * 900),
-    "exponential schema": Grammar.json_schema(_doubled(30)),
-    "many alternatives": Grammar.json_schema({"anyOf": [{"const": f"x{i}"} for i in range(3_000)]}),
-    "all of any of": Grammar.json_schema(
-        {"allOf": [{"anyOf": [{"minimum": i}, {"maximum": -i}]} for i in range(1, 12)]}
-    ),
-    "long strings": Grammar.json_schema({"type": "string", "minLength": 100_000, "maxLength": 200_000}),
-    "many items": Grammar.json_schema({"type": "array", "minItems": 100_000}),
-    "many properties": Grammar.json_schema(
-        {"properties": {f"p{i}": {"type": "integer"} for i in range(2_000)}}
-    ),
-    "pattern of many states": Grammar.json_schema({"type": "string", "pattern": "^(a|b)*a(a|b){25}$"}),
-}
-
-
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", GRAMMARS)
 def test_hostile_grammars_end_in_bounded_time(name: str) -> None:
     """Each either makes tokens or is an error: of the grammar, at once or in the middle of an answer."""
     begin, rng = time.monotonic(), random.Random(0)
     try:
-        constraint = compiled(HOSTILE[name])
+        constraint = compiled(GRAMMARS[name])
         for _ in range(30):
             choices = allowed(constraint)
             if constraint.finished:

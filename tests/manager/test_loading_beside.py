@@ -10,7 +10,7 @@ import pytest
 from managing import at_rest, managed, until
 from running import PROMPT, Packages, held, slowed
 
-from hivellm_ort import ExpertManager, OptionError
+from hivellm_ort import ExpertManager
 from hivellm_ort.serving import pool
 from hivellm_ort.serving.scheduler import DEFAULT_ROWS
 
@@ -95,13 +95,16 @@ def test_a_batch_gives_back_its_rows(manager: ExpertManager) -> None:
     at_rest(manager)
 
 
-def test_a_prefix_cache_belongs_to_its_base(manager: ExpertManager, packages: Packages) -> None:
-    """A load that asks for another size than the base in memory has is refused; the same, or none, is fine."""
+def test_a_prefix_cache_belongs_to_its_base(
+    manager: ExpertManager, packages: Packages, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A load that asks for another size than the base in memory has changes nothing, and is told."""
     prefixes = held(manager, "lora").shared_base.engine.prefixes
     size = prefixes.max_bytes
-    with managed(packages, prefix_cache_bytes=1) as other:
-        with pytest.raises(OptionError, match=f"is in memory with {size}"):
+    for wanted, told in ((1, 1), (size, 0)):
+        caplog.clear()
+        with managed(packages, prefix_cache_bytes=wanted) as other:
             other.load_expert("dora", packages.dora)
         assert size == prefixes.max_bytes
-    with managed(packages, prefix_cache_bytes=size) as other:
-        other.load_expert("dora", packages.dora)
+        messages = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert told == sum(f"is in memory with {size} bytes" in message for message in messages)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import transformers
 from tokenizer_samples import byte_level_tokenizer
 
 from hivellm_ort.text.messages import checked_messages, checked_tools
@@ -199,6 +198,8 @@ def shown(source: str, messages: Any, tools: Any = None) -> str:
 
 def by_transformers(source: str, messages: Any, tools: Any = None) -> str:
     """Return the text that transformers gives."""
+    import transformers
+
     reference = transformers.PreTrainedTokenizerFast(
         tokenizer_object=byte_level_tokenizer(), bos_token="<s>", eos_token="</s>"
     )

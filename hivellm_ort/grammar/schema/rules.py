@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from itertools import combinations
 from typing import Any, TypeAlias
@@ -180,6 +180,8 @@ def _kept(reader: Reader, place: Place, keyword: str) -> list[Conjunction]:
     if keyword == "oneOf":
         # A value of two alternatives is none of `oneOf`: of the one that is left out at least the type must differ.
         for index in refused:
+            if not isinstance(schemas[index], Mapping):
+                raise refused[index]
             known = {name: schemas[index][name] for name in _TELLING & schemas[index].keys()}
             kind = reader.made(place, f"kind {id(schemas[index])}", known)
             if any(reader.possible(joined(branch, kind)) for branch in kept):
