@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import pytest
+from support.extras import requires_export
+
+requires_export()
+
+import onnx_ir as ir
 import tiny
 from exporting import copied, edit_json, edit_tensors
 from forms import DEVICE, Bundles, course, tokens

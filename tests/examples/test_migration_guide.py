@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import peft
 import pytest
+from support.extras import requires_export
+
+requires_export()
+
+import peft
 import tiny
 import torch
 from click.testing import CliRunner

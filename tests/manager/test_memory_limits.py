@@ -26,7 +26,7 @@ _FIFTY = """
     draw, count, sizes, most, answers = random.Random(1), int(requests), [], 0, {}
 
     def ask(number):
-        return number, manager.generate(str(number), "select the users", max_tokens=6).tokens
+        return number, manager.generate(str(number), "select the users", max_tokens=12).tokens
 
     with ThreadPoolExecutor(4) as pool:
         for begin in range(0, count, 20):

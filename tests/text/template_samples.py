@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import transformers
+from support.extras import requires_export
 from tokenizer_samples import byte_level_tokenizer
 
 from hivellm_ort.text.messages import checked_messages, checked_tools
@@ -199,6 +199,9 @@ def shown(source: str, messages: Any, tools: Any = None) -> str:
 
 def by_transformers(source: str, messages: Any, tools: Any = None) -> str:
     """Return the text that transformers gives."""
+    requires_export()
+    import transformers
+
     reference = transformers.PreTrainedTokenizerFast(
         tokenizer_object=byte_level_tokenizer(), bos_token="<s>", eos_token="</s>"
     )
