@@ -39,10 +39,10 @@ def base(work: Path) -> Callable[[str, str], Path]:
         key = (target, precision)
         if key in made:
             return made[key]
-        made[key] = work / "-".join(("base", *key))
+        folder = work / "-".join(("base", *key))
         if key in _GOLDEN:
-            name, folder = _GOLDEN[key]
-            return bundle(name, made[key], folder)
+            made[key] = bundle(_GOLDEN[key][0], folder, _GOLDEN[key][1])
+            return made[key]
         requires_export()
         from hivellm_export.pipeline import export
 
@@ -50,8 +50,9 @@ def base(work: Path) -> Callable[[str, str], Path]:
         if not model.is_dir():
             save_base(model, BASES["tiny"])
         weights, _, cache = precision.partition("+")
-        export(model, [], made[key], target=target, precision=weights, cache=cache or None)
-        return made[key]
+        export(model, [], folder, target=target, precision=weights, cache=cache or None)
+        made[key] = folder
+        return folder
 
     return make
 

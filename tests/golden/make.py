@@ -18,7 +18,10 @@ No time, no path and no order of a file system gets into them.
 
 from __future__ import annotations
 
+import dataclasses
+import gzip
 import importlib.metadata
+import io
 import json
 import shutil
 import sys
@@ -30,10 +33,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from support.golden import members
 from support.signing import SEED, TIME, reference_signed
 
 from golden.sources import BASES, Adapter, save_adapter, save_base
 from hivellm_export.pipeline import export
+from hivellm_ort.adapters.prepared import PreparedAdapter
 from hivellm_ort.integrity.native import signed_manifest
 from hivellm_ort.package.archive import extract, write
 
@@ -100,7 +105,7 @@ _NAMES = {"merged": "dora", "short": "other"}  # of experts that are not called 
 
 
 def make(folder: Path) -> None:
-    """Write every package, the base beside the thin ones, an adapter as PEFT saves it, and `MADE`.
+    """Write every package, the base beside the thin ones, an adapter as PEFT saves it, what is refused, and `MADE`.
 
     Args:
         folder: an existing folder; files of the same names are replaced.
@@ -114,6 +119,7 @@ def make(folder: Path) -> None:
             source = _source(work / "whole" / name, base, adapter, _NAMES.get(name, name), {})
             report = export(work / "bases" / base, [source], work / "out" / name, verify=False, **options)
             _pack_again(work / "out" / name / report.packages[0].file, folder / f"{name}.expert")
+    _write_bad(folder)
     (folder / MADE).write_text(json.dumps(described(), indent=2) + "\n", encoding="utf-8", newline="\n")
 
 
@@ -158,20 +164,18 @@ def _source(folder: Path, base: str, adapter: Adapter, name: str, sections: Mapp
 
 def _pack_again(package: Path, target: Path) -> None:
     """The same members, compressed as well as it goes."""
-    with tarfile.open(package) as archive:
-        members = [(info.name, archive.extractfile(info).read()) for info in archive]  # type: ignore[union-attr]
-    write(target, members, compresslevel=9)
+    write(target, [*members(package).items()], compresslevel=9)
 
 
 def _sign(package: Path, scratch: Path) -> None:
     """Sign as `hivellm-ort sign` does, at a time that is always the same."""
     contents = extract(package, scratch)
     manifest = json.loads((scratch / "manifest.json").read_bytes())
-    members = [member for member in contents.members if member.name != "manifest.json"]
-    text = signed_manifest(manifest, members, SEED, publisher="Tests", created_at=TIME)
+    others = [member for member in contents.members if member.name != "manifest.json"]
+    text = signed_manifest(manifest, others, SEED, publisher="Tests", created_at=TIME)
     write(
         package,
-        [("manifest.json", text), *((member.name, scratch / member.name) for member in members)],
+        [("manifest.json", text), *((member.name, scratch / member.name) for member in others)],
         compresslevel=9,
     )
 
@@ -190,6 +194,40 @@ def _write_peft(folder: Path, source: Path) -> None:
     folder.mkdir(exist_ok=True)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         shutil.copyfile(source / name, folder / name)
+
+
+def _write_bad(folder: Path) -> None:
+    """Packages that are refused, in `bad`: each is a good one with one fault."""
+    bad = folder / "bad"
+    bad.mkdir(exist_ok=True)
+    signed = members(folder / "sql.expert")
+    signed["adapter_config.json"] += b"\n"
+    write(bad / "tampered.expert", [*signed.items()], compresslevel=9)
+    small = members(folder / "ia3.expert")
+    write(
+        bad / "bare.expert", [pair for pair in small.items() if pair[0] != "manifest.json"], compresslevel=9
+    )
+    packed = (folder / "ia3.expert").read_bytes()
+    (bad / "truncated.expert").write_bytes(packed[: len(packed) // 2])
+    manifest = json.loads(small["manifest.json"])
+    manifest["base_models"][0]["name"] = "elsewhere"
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "adapter.safetensors"
+        path.write_bytes(small["onnx/adapter.safetensors"])
+        adapter = PreparedAdapter.from_file(path)
+        other = dataclasses.replace(adapter, source_sha256="0" * 64, base_sha256="1" * 64)
+        small |= {
+            "manifest.json": json.dumps(manifest).encode(),
+            "onnx/adapter.safetensors": other.to_bytes(),
+        }
+    write(bad / "alone.expert", [*small.items()], compresslevel=9)
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, data in {"manifest.json": small["manifest.json"], "../escaped.txt": b"x"}.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    (bad / "escaping.expert").write_bytes(gzip.compress(buffer.getvalue(), 9, mtime=0))
 
 
 if __name__ == "__main__":

@@ -40,7 +40,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def files(folder: Path) -> dict[str, bytes]:
     """Every file that the script writes."""
-    paths = [*folder.glob("*.expert"), *(folder / "base").iterdir(), *(folder / "peft").iterdir()]
+    paths = [
+        *folder.glob("*.expert"),
+        *(folder / "base").iterdir(),
+        *(folder / "peft").iterdir(),
+        *(folder / "bad").iterdir(),
+    ]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(paths)}
 
 
