@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from support.extras import requires_export
 
-from conformance.vectors import Runner, differences, lines
+from conformance.vectors import FOLDER, Runner, differences, lines
 
 LINES = {line["id"]: line for _, line in lines()}
 FIELDS = {
@@ -50,3 +52,12 @@ def test_a_wrong_answer_is_told() -> None:
     error = {"error": {"type": "LoadError", "contains": ["base"]}}
     assert 1 == len(differences(error, {"error": {"type": "LoadError", "message": "no"}}))
     assert 1 == len(differences(error, good))
+
+
+def test_made_again(tmp_path: Path) -> None:
+    """The files are what the script makes, which compares every answer with transformers and PEFT."""
+    requires_export()
+    from conformance.make import made, written
+
+    files = {f"{name}.jsonl": written(found) for name, found in made(tmp_path).items()}
+    assert {path.name: path.read_bytes() for path in FOLDER.glob("*.jsonl")} == files

@@ -105,7 +105,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "lora": _LORA,
     "rslora": {**_LORA, "lora_alpha": 6, "use_rslora": True},
     "dora": {**_LORA, "use_dora": True},
-    "adalora": {**_LORA, "peft_type": "ADALORA", "init_r": _RANK, "target_r": 2, "total_step": 10},
+    "adalora": {**_LORA, "peft_type": "ADALORA", "r": 8, "init_r": _RANK, "target_r": 2, "total_step": 10},
     "ia3": {"peft_type": "IA3", "feedforward_modules": ["down_proj"]},
     "lokr": {"peft_type": "LOKR", "r": _RANK, "alpha": 8, "decompose_factor": -1},
 }
