@@ -6,7 +6,7 @@ Without a folder the packages here are replaced. It needs the extra `export`, wi
 `export/constraints.txt`. What the bytes depend on, besides this folder's code and the exporter's:
 
 - these versions (PyTorch traces the graphs, ONNX IR writes them, tokenizers trains the vocabulary, numpy draws the
-  weights), and zlib, which packs the files;
+  weights), and zlib, which packs the files: with another one the members are the same, and their packed bytes differ;
 - the kind of CPU, as PyTorch calls it (`AVX2`, `AVX512`, `DEFAULT`): sums may differ there in the last bit. Between
   AVX2 and AVX512 only the packages of `MEASURED` differ, whose scales come from running the model. On other CPUs
   rotary tables, what is prepared of DoRA and merged weights may differ too.

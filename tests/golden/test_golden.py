@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -49,18 +50,30 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(paths)}
 
 
+def unpacked(name: str, data: bytes) -> bytes:
+    """The bytes of a file, of a package those of its tar."""
+    return gzip.decompress(data) if name.endswith(".expert") and "truncated" not in name else data
+
+
 def test_made_again_byte_for_byte(made: Path) -> None:
-    """With the same versions every file has the same bytes; what is measured, on the same kind of CPU."""
+    """With the same versions every file has the same bytes, and with another zlib every package the same members.
+
+    What is measured is the same on the same kind of CPU.
+    """
     from golden.make import HERE, MADE, MEASURED
 
     before, now = (json.loads((folder / MADE).read_text(encoding="utf-8")) for folder in (HERE, made))
     other = {name for name in before | now if before.get(name) != now.get(name)}
-    if other - {"cpu"}:
+    if other - {"cpu", "zlib"}:
         pytest.skip(f"other versions than the packages were made with: {', '.join(sorted(other))}")
     expected, actual = files(GOLDEN), files(made)
     assert expected.keys() == actual.keys()
-    measured = {f"{name}.expert" for name in MEASURED} if other else set()
-    assert [] == [name for name in expected if expected[name] != actual[name] and name not in measured]
+    # Half of a packed file is nothing that can be unpacked.
+    passed = {"bad/truncated.expert"} if "zlib" in other else set()
+    passed |= {f"{name}.expert" for name in MEASURED} if "cpu" in other else set()
+    if "zlib" in other:
+        expected, actual = ({n: unpacked(n, data) for n, data in one.items()} for one in (expected, actual))
+    assert [] == [name for name in expected if expected[name] != actual[name] and name not in passed]
 
 
 def test_put_together_as_exported(tmp_path: Path) -> None:
@@ -100,10 +113,11 @@ def test_they_are_small() -> None:
     assert 1_100_000 > sum(map(len, files(GOLDEN).values()))
 
 
-@pytest.mark.parametrize("name", [name for name in PACKAGES if name != "half"])
+@pytest.mark.parametrize("name", PACKAGES)
 def test_it_loads_and_answers(name: str, tmp_path: Path) -> None:
     """The CPU runs it; a thin one finds the base beside it."""
-    with Expert.load(golden(name), cache_dir=tmp_path, threads=1, trust="off") as expert:
+    path = golden(name)
+    with Expert.load(path, cache_dir=tmp_path, device="cpu", fallback=True, threads=1, trust="off") as expert:
         result = expert.generate("select the users", max_tokens=8, grammar=False)
     assert 1 <= result.completion_tokens <= 8
 
