@@ -64,7 +64,7 @@ class Runner:
     def _loaded(self, path: Path, load: Mapping[str, Any]) -> Expert:
         trust = Trust(load.get("trust", "off"), load.get("keys"))
         base = _PACKAGES / load["base"] if "base" in load else None
-        return Expert.load(path, base=base, trust=trust, cache_dir=self._cache, threads=1)
+        return Expert.load(path, base=base, device="cpu", trust=trust, cache_dir=self._cache, threads=1)
 
     def _expert(self, line: Line) -> Expert:
         ((_, file),) = line["packages"].items()
@@ -76,7 +76,7 @@ class Runner:
     def _manager(self, line: Line) -> ExpertManager:
         key = json.dumps(line["packages"])
         if key not in self._managers:
-            manager = ExpertManager(cache_dir=self._cache, threads=1, trust="off")
+            manager = ExpertManager(device="cpu", cache_dir=self._cache, threads=1, trust="off")
             self._managers[key] = manager
             for name, file in line["packages"].items():
                 manager.load_expert(name, _PACKAGES / file)
