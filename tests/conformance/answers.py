@@ -313,10 +313,12 @@ def _thinking() -> Iterator[Line]:
         "max_tokens": 80,
         "enable_thinking": True,
         "choice": ["yes", "no"],
-        "logit_bias": {"281": 4.0},
+        "logit_bias": {"273": 5.0, "274": 2.0},
+        "presence_penalty": 2.0,
+        "frequency_penalty": 1.0,
     }
     yield _line("generate", "A grammar begins behind the block.", "thinking", "why", options=after)
-    off = {**common, "grammar": script}
+    off = {**common, "max_tokens": 60, "grammar": script}
     yield _line(
         "generate", "A block in an answer is reasoning, and not text.", "thinking", "why", options=off
     )
