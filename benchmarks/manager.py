@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 from hivellm_ort import ExpertManager
-from hivellm_ort.decoding.loop import Loop
+from hivellm_ort.serving.loop import Loop
 
 EXPERTS = ("sql", "elastic", "json")
 QUESTIONS = {
@@ -121,7 +121,7 @@ def hand_over(manager: ExpertManager, rounds: int, tokens: int) -> dict[str, flo
         return result.result.timings.decode
 
     def engine(_: int) -> float:
-        for _ in loop.begin(0, expert.ask(question, options).request):
+        for _ in loop.begin(expert.builder.build(question, options)):
             pass
         begin = time.perf_counter()
         while loop.active:

@@ -30,18 +30,20 @@ from hivellm_ort.errors import (
 )
 
 if TYPE_CHECKING:
-    from hivellm_ort.decoding.stream import TextStream
     from hivellm_ort.expert import Expert
     from hivellm_ort.grammar.grammar import Grammar
     from hivellm_ort.integrity import Trust, Verdict
     from hivellm_ort.manager import ExpertInfo, ExpertManager
-    from hivellm_ort.options import GenerateOptions
+    from hivellm_ort.options import GenerateOptions, ScoreOptions
     from hivellm_ort.package.archive import Limits
     from hivellm_ort.package.manifest import ExpertManifest
-    from hivellm_ort.result import InferenceResult, Timings
+    from hivellm_ort.result import AnswerScore, InferenceResult, ScoreResult, Timings, TokenLogprob
+    from hivellm_ort.serving.stream import AsyncTextStream, TextStream
 
 __all__ = [
     "AdapterError",
+    "AnswerScore",
+    "AsyncTextStream",
     "BaseMismatchError",
     "ContextLengthError",
     "Expert",
@@ -63,8 +65,11 @@ __all__ = [
     "OptionTypeError",
     "OutOfMemoryError",
     "ProviderError",
+    "ScoreOptions",
+    "ScoreResult",
     "TextStream",
     "Timings",
+    "TokenLogprob",
     "Trust",
     "UnknownExpertError",
     "UnsupportedArchitectureError",
@@ -77,6 +82,8 @@ __version__ = "0.1.0"
 # Imported when they are asked for: who names the package pays for what it uses. Tools that freeze applications find
 # the modules by the imports above.
 _HOMES = {
+    "AnswerScore": "result",
+    "AsyncTextStream": "serving.stream",
     "Expert": "expert",
     "ExpertInfo": "manager",
     "ExpertManager": "manager",
@@ -85,8 +92,11 @@ _HOMES = {
     "Grammar": "grammar.grammar",
     "InferenceResult": "result",
     "Limits": "package.archive",
-    "TextStream": "decoding.stream",
+    "ScoreOptions": "options",
+    "ScoreResult": "result",
+    "TextStream": "serving.stream",
     "Timings": "result",
+    "TokenLogprob": "result",
     "Trust": "integrity",
     "Verdict": "integrity",
 }

@@ -15,6 +15,7 @@ The tree, with the built-in that a leaf also is::
     │   ├── UnknownExpertError (LookupError)    no expert of that name is loaded
     │   ├── ContextLengthError (ValueError)     prompt and answer do not fit the model's context
     │   ├── GrammarError (ValueError)           a grammar is wrong, or no answer can satisfy it
+    │   ├── InterruptedRunError                 a forward pass was ended; its requests end as cancelled instead
     │   └── OutOfMemoryError (MemoryError)      buffers for the request cannot be allocated
     └── ExportError                     the exporter cannot do what was asked
         └── UnsupportedArchitectureError (ValueError)
@@ -38,6 +39,7 @@ __all__ = [
     "GrammarError",
     "InferenceError",
     "IntegrityError",
+    "InterruptedRunError",
     "LoadError",
     "ManifestError",
     "Naming",
@@ -128,6 +130,16 @@ class GrammarError(InferenceError, ValueError):
         self.line = line
         self.column = column
         self.text = ""
+
+
+class InterruptedRunError(InferenceError):
+    """A forward pass was ended since a request was cancelled or out of time; requests never end with this.
+
+    Attributes:
+        read: Tokens of the row that were read before, by runs that had ended.
+    """
+
+    read = 0
 
 
 class OutOfMemoryError(InferenceError, MemoryError):

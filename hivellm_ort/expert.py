@@ -8,26 +8,30 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Unpack
 
-from hivellm_ort.base import BASES, Base
 from hivellm_ort.contract import DecoderConfig
-from hivellm_ort.decoding.stream import AsyncTextStream, TextStream
 from hivellm_ort.engine.adapters import BoundAdapter
 from hivellm_ort.engine.devices import Device, ProviderOptions
 from hivellm_ort.errors import InferenceError, OptionTypeError
 from hivellm_ort.grammar.grammar import Grammar
 from hivellm_ort.integrity import Policy, Trust, Verdict, check
 from hivellm_ort.loading.grammars import find_grammar
+from hivellm_ort.loading.graph_check import check_graphs
 from hivellm_ort.loading.opening import open_with_progress, read_manifest
 from hivellm_ort.loading.own_template import own_template
 from hivellm_ort.loading.parts import ExpertParts, find_parts
-from hivellm_ort.options import GenerateOptions, check_loading, check_prompts, options_of_rows
+from hivellm_ort.options import GenerateOptions, ScoreOptions, check_loading, check_prompts, options_of_rows
 from hivellm_ort.package.archive import DEFAULT_LIMITS, Limits
 from hivellm_ort.package.filecheck import Check
 from hivellm_ort.package.manifest import ExpertManifest
 from hivellm_ort.package.store import Store
 from hivellm_ort.paths import StrPath
-from hivellm_ort.requests import DEFAULT_BATCH_SIZE, Asked, Voice, answer_all
-from hivellm_ort.result import InferenceResult
+from hivellm_ort.result import InferenceResult, ScoreResult
+from hivellm_ort.serving.base import Base
+from hivellm_ort.serving.batch import DEFAULT_BATCH_SIZE, run_all
+from hivellm_ort.serving.builder import RequestBuilder
+from hivellm_ort.serving.generation import Generation
+from hivellm_ort.serving.pool import BASES
+from hivellm_ort.serving.stream import AsyncTextStream, TextStream
 from hivellm_ort.text.families import template_for
 from hivellm_ort.text.prompt import dialect_of
 from hivellm_ort.text.template import end_of_turn_ids
@@ -63,12 +67,16 @@ class Expert:
     ):
         self.manifest = manifest
         self.verdict = verdict
-        self._base = BASES.acquire(parts.bundle.folder, parts.bundle.config, device=device, threads=threads)
+        self._base = BASES.acquire(
+            parts.bundle.folder,
+            parts.bundle.config,
+            device=device,
+            threads=threads,
+            prefix_cache_bytes=prefix_cache_bytes,
+        )
         self._closed = False
         self.adapter: BoundAdapter | None = None
         try:
-            if prefix_cache_bytes is not None:
-                self._base.engine.prefixes.resize(prefix_cache_bytes)
             if parts.adapter is not None:
                 self.adapter = BoundAdapter(parts.adapter, self.base)
             tokenizer = self._base.tokenizer
@@ -81,7 +89,7 @@ class Expert:
                     parts.model.prompt_template,
                 )
             ends = tokenizer.token_to_id(eos_token) if eos_token is not None else None
-            self._voice = Voice(
+            self._builder = RequestBuilder(
                 base=self._base,
                 adapter=self.adapter,
                 manifest=manifest,
@@ -131,15 +139,17 @@ class Expert:
             threads: intra-op threads of ONNX Runtime; one per physical core by default.
             trust: "warn" logs a warning where no key you trust has signed the package, "require" refuses it and
                 reads every file again to compare it, "off" loads even what a failed signature says was changed;
-                or a `Trust` with keys of its own.
+                or a `Trust` with keys of its own. But with "off", graphs that did not come in a package signed by
+                such a key may have only what the exporter writes.
             limits: what the package may unpack to.
-            prefix_cache_bytes: most bytes of keys and values kept of earlier prompts, for all experts of the base; as
-                it is, 256 MiB to begin with, by default.
+            prefix_cache_bytes: most bytes of keys and values that the base keeps of earlier prompts, for all its
+                experts; 256 MiB by default. A base that is in memory already has its number.
 
         Raises:
             LoadError: the package, its signature, its manifest, its adapter, its grammar, its base or the device
                 cannot be used; nothing stays loaded.
-            OptionTypeError, OptionError (TypeError, ValueError): an argument has a wrong type or value.
+            OptionTypeError, OptionError (TypeError, ValueError): an argument has a wrong type or value, or the base
+                is in memory with another `prefix_cache_bytes`.
         """
         check_loading(fallback=fallback, threads=threads, prefix_cache_bytes=prefix_cache_bytes)
         asked = Device.of(device, provider_options, fallback=fallback)
@@ -150,24 +160,28 @@ class Expert:
         if not isinstance(limits, Limits):
             raise OptionTypeError(f"limits is {type(limits).__name__}: pass a Limits")
         trust = Trust(trust) if isinstance(trust, str) else trust
-        store = Store(Path(cache_dir) if cache_dir is not None else None)
         checking: Check = "digest" if trust.policy == "require" else "size"
         path, given = Path(path), Path(base) if base is not None else None
-        package = open_with_progress(path, store, limits=limits, checking=checking)
-        verdict = check(package, trust, where=str(path))
-        manifest = read_manifest(package)
-        parts = find_parts(
-            package, manifest, store, given, checking, device=asked, beside=path.absolute().parent
-        )
-        return cls(
-            manifest,
-            verdict,
-            parts,
-            find_grammar(package, manifest),
-            device=asked,
-            threads=threads,
-            prefix_cache_bytes=prefix_cache_bytes,
-        )
+        # Until the session is open nothing that it was found from is removed.
+        with Store(Path(cache_dir) if cache_dir is not None else None) as store:
+            package = open_with_progress(path, store, limits=limits, checking=checking)
+            verdict = check(package, trust, where=str(path))
+            manifest = read_manifest(package)
+            parts = find_parts(
+                package, manifest, store, given, checking, device=asked, beside=path.absolute().parent
+            )
+            signed = verdict.status == "verified" and parts.packaged
+            if not signed and trust.policy != "off":
+                check_graphs(parts.bundle)
+            return cls(
+                manifest,
+                verdict,
+                parts,
+                find_grammar(package, manifest),
+                device=asked,
+                threads=threads,
+                prefix_cache_bytes=prefix_cache_bytes,
+            )
 
     @property
     def base(self) -> DecoderConfig:
@@ -207,11 +221,13 @@ class Expert:
             GrammarError: a grammar has a fault, or the answer cannot go on under it; its `text` is the answer so far.
             InferenceError: the expert is closed, or its chat template fails, or does not show the tools or a message.
         """
-        return answer_all([self.ask(prompt, options)], 1)[0]
+        return run_all([(self._base.scheduler, self.builder.build(prompt, options))], 1)[0]
 
     def generate_stream(self, prompt: str | None = None, **options: Unpack[GenerateOptions]) -> TextStream:
         """As `generate`, piece by piece: iterate over the text, then read `.result`."""
-        return self.ask(prompt, options).begin()
+        generation = self.builder.build(prompt, options)
+        self._base.scheduler.submit(generation)
+        return TextStream(generation)
 
     def generate_batch(
         self, prompts: Sequence[str | None], *, batch_size: int = DEFAULT_BATCH_SIZE, **options: Any
@@ -232,9 +248,48 @@ class Expert:
         """
         check_prompts(prompts)
         rows = options_of_rows(options, len(prompts))
-        return answer_all(
-            [self.ask(prompt, own) for prompt, own in zip(prompts, rows, strict=True)], batch_size
-        )
+        builder = self.builder
+        generations = [builder.build(prompt, own) for prompt, own in zip(prompts, rows, strict=True)]
+        return run_all([(self._base.scheduler, generation) for generation in generations], batch_size)
+
+    def score(
+        self, prompt: str | None, answers: Sequence[str], **options: Unpack[ScoreOptions]
+    ) -> ScoreResult:
+        """How likely each of a few given answers to `prompt` is: for classification, routing and decisions.
+
+        >>> expert.score("Is this SQL valid? SELECT 1", ["yes", "no"]).best.text  # doctest: +SKIP
+
+        The prompt is read once. Answers of one token take no further forward pass, longer ones one each at most.
+        Probabilities are the model's own: no temperature, penalty or grammar changes them.
+
+        Args:
+            prompt: the question; None where `messages` ends with it.
+            answers: 1 to 1,000 different texts.
+            options: those of `ScoreOptions`.
+
+        Raises:
+            OptionTypeError (TypeError), OptionError (ValueError): an option or an answer is wrong.
+            ContextLengthError: prompt and answers do not fit the model's context.
+            InferenceError: as `generate`, or the time is over.
+        """
+        generation = self.builder.build_score(prompt, answers, options)
+        run_all([(self._base.scheduler, generation)], 1)
+        return generation.score_result(answers)
+
+    async def ascore(
+        self, prompt: str | None, answers: Sequence[str], **options: Unpack[ScoreOptions]
+    ) -> ScoreResult:
+        """As `score`, without blocking the event loop; cancelling the task ends the request."""
+        generation: list[Generation] = []
+
+        def start() -> TextStream:
+            generation.append(self.builder.build_score(prompt, answers, options))
+            self._base.scheduler.submit(generation[0])
+            return TextStream(generation[0])
+
+        async for _ in AsyncTextStream(start):
+            pass
+        return generation[0].score_result(answers)
 
     async def agenerate(
         self, prompt: str | None = None, **options: Unpack[GenerateOptions]
@@ -251,12 +306,17 @@ class Expert:
         """As `generate_stream`, for `async for`; what `generate_stream` raises comes with the first piece."""
         return AsyncTextStream(lambda: self.generate_stream(prompt, **options))
 
-    def ask(self, prompt: str | None, options: GenerateOptions) -> Asked:
-        """A request that is checked and not begun; for what answers requests together. Raises as `generate`."""
+    @property
+    def builder(self) -> RequestBuilder:
+        """Makes this expert's generations, for the scheduler of `shared_base` to run.
+
+        Raises:
+            InferenceError: the expert is closed, or of another process.
+        """
         if self._closed:
             raise InferenceError(f"expert {self.name!r} is closed: load it again")
         self._base.scheduler.home.require()
-        return self._voice.ask(prompt, options)
+        return self._builder
 
     def close(self) -> None:
         """Let go of the base; its memory is freed when no other expert uses it."""
@@ -265,7 +325,7 @@ class Expert:
             if not self._base.scheduler.home.here:
                 return
             if self.adapter is not None:
-                self._base.forget(self.adapter)
+                self._base.release(self.adapter)
             BASES.release(self._base)
 
     def __enter__(self) -> Expert:

@@ -12,6 +12,8 @@ from hivellm_ort.grammar.grammar import Grammar
 
 __all__ = [
     "GenerateOptions",
+    "ScoreOptions",
+    "check_answers",
     "check_loading",
     "check_options",
     "check_prompt",
@@ -55,7 +57,8 @@ class GenerateOptions(TypedDict, total=False):
             room.
         stop: A string, or several, that ends the answer and is not part of it; those of the manifest hold too.
         include_stop: Whether such a string is part of the answer after all.
-        timeout: Most seconds from now on, waiting included; then the answer ends as if cancelled.
+        timeout: Most seconds from now on, waiting included; then the answer ends as if cancelled, at most 0.25 s
+            late, plus the operator of the graph that is running.
         seed: Of the random numbers; the same request with the same seed gives the same tokens.
         logprobs: Give the log probability of every token, and of so many of the likeliest in its place, 0 to 20.
         grammar: What the answer must look like: a GBNF text or a `Grammar`; True for the package's own, False for
@@ -105,6 +108,18 @@ class GenerateOptions(TypedDict, total=False):
     processors: Sequence[Callable[[Any, Any], Any]] | None
     prompt_lookup: bool | None
 
+
+class ScoreOptions(TypedDict, total=False):
+    """Keyword options of `Expert.score`; they mean what they mean in `GenerateOptions`."""
+
+    schema: str | None
+    system: str | None
+    messages: Sequence[Mapping[str, Any]] | None
+    tools: Sequence[Mapping[str, Any] | Callable[..., Any]] | None
+    timeout: float | None
+
+
+_MOST_ANSWERS = 1000  # each may take a forward pass
 
 _MOST_THREADS = 1024  # ONNX Runtime starts as many as it is told, until the memory is full
 
@@ -165,17 +180,23 @@ _KINDS = {
 }
 
 
-def check_options(options: Mapping[str, Any]) -> None:
+def check_options(options: Mapping[str, Any], of: type[Any] = GenerateOptions) -> None:
     """Check names and types; ranges are checked where the values are used.
+
+    Args:
+        options: the options.
+        of: which there are: `GenerateOptions` or `ScoreOptions`.
 
     Raises:
         OptionTypeError: a name is no option, or a value has a wrong type.
     """
-    known = GenerateOptions.__annotations__
+    known = of.__annotations__
     for name in options.keys() - known.keys():
         near = get_close_matches(str(name), known, 1)
-        hint = f"; did you mean {near[0]}?" if near else "; see help(hivellm_ort.GenerateOptions)"
-        raise OptionTypeError(f"{name}: no option of a generation{hint}")
+        hint = f"; did you mean {near[0]}?" if near else f"; see help(hivellm_ort.{of.__name__})"
+        raise OptionTypeError(
+            f"{name}: no option of a {'score' if of is ScoreOptions else 'generation'}{hint}"
+        )
     for name, value in options.items():
         _check(name, value, argument(name))
 
@@ -188,6 +209,29 @@ def check_prompt(prompt: object, where: str = "prompt") -> None:
     """
     if prompt is not None and not isinstance(prompt, str):
         raise OptionTypeError(f"{where} is {_described(prompt)}: pass {_TEXT.wanted}")
+
+
+def check_answers(answers: object) -> None:
+    """Check the answers that are to be scored.
+
+    Raises:
+        OptionTypeError: they are no list of texts.
+        OptionError: there is none, there are too many, one is empty, or two are equal.
+    """
+    if isinstance(answers, str | bytes) or not isinstance(answers, Sequence):
+        raise OptionTypeError(
+            f"answers is {_described(answers)}: pass a list of texts, such as ['yes', 'no']"
+        )
+    for index, answer in enumerate(answers):
+        if not isinstance(answer, str):
+            raise OptionTypeError(f"answers[{index}] is {_described(answer)}: pass {_TEXT.wanted}")
+        if not answer:
+            raise OptionError(f"answers[{index}] is empty: an answer has at least one character")
+    if not 1 <= len(answers) <= _MOST_ANSWERS:
+        raise OptionError(f"answers has {len(answers)} texts: give 1 to {_MOST_ANSWERS}")
+    if len(set(answers)) < len(answers):
+        twice = next(answer for answer in answers if answers.count(answer) > 1)
+        raise OptionError(f"answers has {twice!r} twice: give each answer once")
 
 
 def check_prompts(prompts: object) -> None:

@@ -3,13 +3,47 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["FinishReason", "InferenceResult", "Timings"]
+__all__ = ["AnswerScore", "FinishReason", "InferenceResult", "ScoreResult", "Timings", "TokenLogprob"]
 
-FinishReason = Literal["eos", "stop", "length", "grammar", "cancelled"]
+FinishReason = Literal["eos", "stop", "length", "grammar", "cancelled", "scored"]
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """How likely a token was.
+
+    Attributes:
+        token_id: The token.
+        logprob: The natural logarithm of its probability; -inf for a token that was impossible.
+        top: The most likely tokens and theirs, best first, of equals the lower id first.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class AnswerScore:
+    """How likely one of several given answers is.
+
+    Attributes:
+        text: the answer.
+        token_ids: its tokens.
+        logprob: natural logarithm of the probability that the model gives these tokens. Where another given answer
+            begins with them, that the model then ends is part of it.
+        share: probability of this answer among those given; the shares of all are 1 together.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprob: float
+    share: float
 
 
 @dataclass(frozen=True)
@@ -47,7 +81,7 @@ class InferenceResult:
         logprobs: one `TokenLogprob` per token, where `logprobs` was asked for.
         sampling: the options of sampling that were used: the caller's, the manifest's or the defaults.
         finish_reason: `eos` (the model ended), `stop` (a stop string), `length` (`max_tokens`), `grammar` (it lets
-            nothing follow), `cancelled`.
+            nothing follow), `cancelled`; `scored` for a request that only scores.
         timings: where the time went.
         expert: name of the expert.
         warnings: what of the JSON schema has no effect or was not enforced, a sentence each.
@@ -63,7 +97,7 @@ class InferenceResult:
     forced_tokens: int
     grammar_complete: bool | None
     finish_reason: FinishReason
-    logprobs: tuple[Any, ...] | None
+    logprobs: tuple[TokenLogprob, ...] | None
     sampling: Mapping[str, Any]
     timings: Timings
     expert: str
@@ -82,3 +116,35 @@ class InferenceResult:
             "warnings": list(self.warnings),
             "tokens_per_second": self.tokens_per_second,
         }
+
+
+@dataclass(frozen=True)
+class ScoreResult:
+    """What `score` returns.
+
+    Attributes:
+        answers: a score for each given answer, in the order in which they were given.
+        prompt_tokens: tokens of the rendered prompt.
+        cached_tokens: how many of these an earlier request had read already.
+        timings: where the time went; `prefill` is all of the scoring.
+        expert: name of the expert.
+    """
+
+    answers: tuple[AnswerScore, ...]
+    prompt_tokens: int
+    cached_tokens: int
+    timings: Timings
+    expert: str
+
+    @property
+    def best(self) -> AnswerScore:
+        """The likeliest answer; of equals the first."""
+        return max(self.answers, key=lambda answer: answer.logprob)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON types; a logarithm of zero is null."""
+        document = dataclasses.asdict(self)
+        for answer in document["answers"]:
+            answer["token_ids"] = list(answer["token_ids"])
+            answer["logprob"] = answer["logprob"] if math.isfinite(answer["logprob"]) else None
+        return {**document, "answers": list(document["answers"])}

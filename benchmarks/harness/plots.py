@@ -10,7 +10,7 @@ from harness.models import MODELS
 from harness.plan import PRECISIONS, parse_system
 from harness.targets import Table
 
-__all__ = ["draw"]
+__all__ = ["draw", "draw_memory"]
 
 _COLOURS = {
     "ours": "#d1495b",
@@ -48,6 +48,31 @@ def draw(document: dict[str, Any], folder: Path) -> list[Path]:
         pyplot.title("Expert workload, requests per minute", fontsize=9)
         files.append(_save(pyplot, folder / "workload.svg"))
     return files
+
+
+def draw_memory(track: dict[str, Any], path: Path) -> Path:
+    """Write resident memory over time.
+
+    Args:
+        track: `points` with seconds and bytes, and `parts` with the second at which each began and its name.
+        path: the file.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    pyplot.figure(figsize=(6, 3.6))
+    seconds, sizes = zip(*track["points"], strict=True)
+    pyplot.plot(seconds, [size / 1e6 for size in sizes], color=_COLOURS["ours"], linewidth=1.2)
+    pyplot.ylim(bottom=0)
+    for begin, name in track["parts"]:
+        pyplot.axvline(begin, color=_COLOURS["transformers"], linewidth=0.6)
+        pyplot.text(begin, 0, f" {name}", fontsize=7, rotation=90, va="bottom")
+    pyplot.xlabel("seconds")
+    pyplot.ylabel("resident memory in MB")
+    pyplot.title("Memory of a soak run", fontsize=9)
+    return _save(pyplot, path)
 
 
 def _lines(pyplot: Any, table: Table, suite: str, model: str) -> bool:

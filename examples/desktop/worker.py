@@ -137,6 +137,7 @@ class Worker:
         return Loaded(info, next(base["provider"] for base in bases if base["sha256"] == info.base_sha256))
 
     def _answer(self, name: str | None, question: str, options: dict[str, Any]) -> Message:
+        name = name or self._manager.choose(question, schema=options.get("schema"))
         with self._manager.generate_stream(name, question, **options) as stream:
             self._stream = stream
             if self._stopped.is_set():  # before there was a stream to cancel

@@ -19,6 +19,7 @@ from question import Question
 from settings import Settings
 
 from hivellm_ort import (
+    AsyncTextStream,
     ContextLengthError,
     ExpertError,
     ExpertManager,
@@ -30,7 +31,6 @@ from hivellm_ort import (
     OutOfMemoryError,
     UnknownExpertError,
 )
-from hivellm_ort.decoding.stream import AsyncTextStream
 from hivellm_ort.observability import PROMETHEUS_CONTENT_TYPE
 
 __all__ = ["create_app"]
@@ -81,7 +81,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 async def generate(question: Question, request: Request) -> dict[str, Any]:
     """The whole answer."""
-    return _document(await _manager(request).agenerate(**question.options()))
+    manager = _manager(request)
+    name = question.chosen(manager)
+    return _document(await manager.agenerate(name, question.prompt, **question.options()))
 
 
 async def stream(question: Question, request: Request) -> StreamingResponse:
@@ -89,7 +91,8 @@ async def stream(question: Question, request: Request) -> StreamingResponse:
 
     Events without a name hold `{"text": …}`. The last one is `done` with all of the result, or `error`.
     """
-    answer = _manager(request).agenerate_stream(**question.options())
+    manager = _manager(request)
+    answer = manager.agenerate_stream(question.chosen(manager), question.prompt, **question.options())
     # What is wrong with the request comes with the first piece, in time for a status code.
     first = await anext(answer, "")
     return StreamingResponse(_events(answer, first), media_type="text/event-stream")

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from hivellm_ort import ExpertManager
+
 __all__ = ["Question", "Turn"]
 
 
@@ -56,6 +58,12 @@ class Question(BaseModel):
         return self
 
     def options(self) -> dict[str, Any]:
-        """The keyword arguments of `ExpertManager.generate` and its relatives."""
-        options = self.model_dump(by_alias=True, exclude_none=True, exclude={"expert", "prompt"})
-        return {"name": self.expert, "prompt": self.prompt, **options}
+        """The options, as `hivellm_ort.GenerateOptions` has them."""
+        return self.model_dump(by_alias=True, exclude_none=True, exclude={"expert", "prompt", "or_base"})
+
+    def chosen(self, manager: ExpertManager) -> str:
+        """The expert that is named, else the one that fits."""
+        if self.expert is not None:
+            return self.expert
+        beside = {"messages": self.model_dump()["messages"], "system": self.system, "schema": self.schema_}
+        return manager.choose(self.prompt, or_base=self.or_base, **beside)

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from hivellm_export.check import check_bundle
 from hivellm_export.lower import lower
@@ -22,8 +19,17 @@ from hivellm_export.source import BaseModel
 from hivellm_export.targets import Precision, Target
 from hivellm_export.weights import WeightWriter
 from hivellm_ort.adapters.tensors import EMBEDDINGS, table_digest
-from hivellm_ort.contract import ADAPTER_GRAPH, BASE_GRAPH, DECODER_JSON, DecoderConfig, GraphForm, Site
+from hivellm_ort.contract import (
+    ADAPTER_GRAPH,
+    BASE_GRAPH,
+    DECODER_JSON,
+    DecoderConfig,
+    FileRecord,
+    GraphForm,
+    Site,
+)
 from hivellm_ort.package.archive import sha256_file
+from hivellm_ort.progress import progress_bar
 from hivellm_ort.text.template import ChatTemplate, end_of_turn_ids
 from hivellm_ort.text.tokenizer import TextTokenizer
 
@@ -71,13 +77,10 @@ def write_bundle(
     )
     scales = cache_scales(base) if form.cache_dtype == "int8" else {}
     count = sum(parameter.numel() for parameter in base.model.parameters())
-    hidden = None if sys.stderr else True  # None: unless it is a terminal
-    with tqdm(
-        total=count, desc=f"weights {precision.name}", unit="w", unit_scale=True, disable=hidden
-    ) as bar:
+    with progress_bar(f"weights {precision.name}", count, unit="w") as progress:
         weights = WeightWriter(
             folder,
-            _counted(base.tensor, bar),
+            _counted(base.tensor, progress),
             precision=precision,
             tied=base.tied,
             ranges=activation_ranges(base) if precision.activation_bits else None,
@@ -104,8 +107,7 @@ def write_bundle(
     # Before contract 1.3 `weights` was always float32: an older runtime must not read anything else from it.
     key = "weights" if precision.dtype == "float32" else "half_weights"
     files = {
-        path.name: {"size": path.stat().st_size, "sha256": sha256_file(path)}
-        for path in sorted(folder.iterdir())
+        path.name: FileRecord(path.stat().st_size, sha256_file(path)) for path in sorted(folder.iterdir())
     }
     config = dataclasses.replace(
         config,
@@ -118,10 +120,12 @@ def write_bundle(
     return check_bundle(folder)
 
 
-def _counted(tensor: Callable[[str], NDArray[np.float32]], bar: Any) -> Callable[[str], NDArray[np.float32]]:
+def _counted(
+    tensor: Callable[[str], NDArray[np.float32]], progress: Callable[[int], object]
+) -> Callable[[str], NDArray[np.float32]]:
     def counted(name: str) -> NDArray[np.float32]:
         array = tensor(name)
-        bar.update(array.size)
+        progress(array.size)
         return array
 
     return counted

@@ -1,7 +1,7 @@
 """Check the graphs of a bundle against the rules of their target, which may not be at hand to run them.
 
-Every error names the graph, the node, input or tensor, and the rule. The lists of operators follow ONNX Runtime's
-`docs/OperatorKernels.md` (CUDA, DirectML) and `coreml_supported_mlprogram_ops.md`.
+Every error names the graph, the node, input or tensor, and the rule. The lists of operators are the contract's,
+in `hivellm_ort.operators`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from hivellm_export.shaping import (
     present_shape,
     site_shapes,
 )
-from hivellm_export.targets import DOMAIN_MS
 from hivellm_ort.contract import (
     ADAPTER_GRAPH,
     BASE_GRAPH,
@@ -31,7 +30,10 @@ from hivellm_ort.contract import (
     past_names,
     present_names,
 )
-from hivellm_ort.errors import ExportError
+from hivellm_ort.errors import ExportError, LoadError
+from hivellm_ort.loading.bundles import Bundle
+from hivellm_ort.loading.graph_check import check_graphs
+from hivellm_ort.operators import DOMAIN_MS, operators_of
 from hivellm_ort.paths import StrPath
 
 __all__ = ["check_bundle", "check_graph"]
@@ -39,48 +41,6 @@ __all__ = ["check_bundle", "check_graph"]
 _FLOATS = {*FLOAT_TYPES.values(), ir.DataType.DOUBLE}
 _SUBGRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 _INT32 = ("seqlens_k", "total_sequence_length")
-_COMMON = {
-    "Add",
-    "Cast",
-    "Concat",
-    "Constant",
-    "Gather",
-    "Gemm",
-    "MatMul",
-    "Mul",
-    "Reshape",
-    "Sigmoid",
-    "Split",
-}
-_ACTIVATIONS = {"Clip", "Div", "Erf", "LeakyRelu", "Pow", "Relu", "Softplus", "Sqrt", "Sub", "Tanh"}
-_NORMS = {"SimplifiedLayerNormalization"}
-_ATTENTION = {"GroupQueryAttention", "SkipSimplifiedLayerNormalization"}
-_CACHED = {
-    "": {
-        "And",
-        "DequantizeLinear",
-        "Div",
-        "Equal",
-        "Expand",
-        "Greater",
-        "GreaterOrEqual",
-        "Identity",
-        "If",
-        "LessOrEqual",
-        "Max",
-        "Min",
-        "QuantizeLinear",
-        "Range",
-        "ScatterND",
-        "Slice",
-        "Softmax",
-        "Sub",
-        "Transpose",
-        "Unsqueeze",
-        "Where",
-    },
-    DOMAIN_MS: {"FusedMatMul", "RotaryEmbedding"},
-}
 
 
 @dataclass(frozen=True)
@@ -88,48 +48,23 @@ class _Rules:
     """What one target allows.
 
     Attributes:
-        operators: by domain.
         opsets: the newest version by domain.
         scalars: whether inputs of rank zero are allowed.
         mixed: whether float32 values are allowed inside a graph of another float type, as far as no matrix is.
         attention: attributes of GroupQueryAttention that may have one value only; q, k and v are then apart.
-        branches: operators by domain that are allowed, besides the others, where keys and values have
-            8 bits, and then within the branches of `If` too.
     """
 
-    operators: Mapping[str, set[str]]
     opsets: Mapping[str, int]
     scalars: bool = True
     mixed: bool = False
     attention: Mapping[str, int] = field(default_factory=dict)
-    branches: Mapping[str, set[str]] = field(default_factory=dict)
 
 
 _RULES = {
-    "cpu": _Rules(
-        {
-            "": _COMMON | _ACTIVATIONS | _NORMS | {"Abs", "QuantizeLinear", "ReduceMax", "Shape"},
-            DOMAIN_MS: _ATTENTION | {"GatherBlockQuantized", "MatMulIntegerToFloat", "MatMulNBits"},
-        },
-        {"": 18, DOMAIN_MS: 1},
-        branches=_CACHED,
-    ),
-    "cuda": _Rules(
-        {"": _COMMON | _ACTIVATIONS | _NORMS | {"ArgMax", "Shape"}, DOMAIN_MS: _ATTENTION | {"MatMulNBits"}},
-        {"": 18, DOMAIN_MS: 1},
-    ),
-    "dml": _Rules(
-        {"": _COMMON | _ACTIVATIONS | _NORMS, DOMAIN_MS: _ATTENTION | {"RotaryEmbedding"}},
-        {"": 21, DOMAIN_MS: 1},
-        scalars=False,
-        attention={"do_rotary": 0, "local_window_size": -1},
-    ),
-    "portable": _Rules(
-        {"": _COMMON | _ACTIVATIONS | {"ReduceMean", "Slice", "Softmax", "Transpose"}},
-        {"": 18},
-        scalars=False,
-        mixed=True,
-    ),
+    "cpu": _Rules({"": 18, DOMAIN_MS: 1}),
+    "cuda": _Rules({"": 18, DOMAIN_MS: 1}),
+    "dml": _Rules({"": 21, DOMAIN_MS: 1}, scalars=False, attention={"do_rotary": 0, "local_window_size": -1}),
+    "portable": _Rules({"": 18}, scalars=False, mixed=True),
 }
 
 
@@ -142,8 +77,13 @@ def check_bundle(folder: StrPath) -> DecoderConfig:
     """
     folder = Path(folder)
     config = DecoderConfig.from_file(folder / DECODER_JSON)
-    for name in (BASE_GRAPH, *([] if config.merged else [ADAPTER_GRAPH])):
+    names = (BASE_GRAPH, *([] if config.merged else [ADAPTER_GRAPH]))
+    for name in names:
         check_graph(ir.load(folder / name), config, adapters=name == ADAPTER_GRAPH)
+    try:
+        check_graphs(Bundle(folder, config), names)
+    except LoadError as error:
+        raise ExportError(f"the runtime would refuse this bundle: {error}") from error
     return config
 
 
@@ -208,10 +148,10 @@ class _Checker:
             yield f"rule opset: the graph has {found}, {DECODER_JSON} says {dict(self.config.graph.opsets)}"
 
     def _operators(self) -> Iterator[str]:
-        branches = self.rules.branches if self.config.graph.cache_dtype == "int8" else {}
+        operators = operators_of(self.config.target, self.config.graph.cache_dtype)
+        branches = "If" in operators.get("", ())
         for node in self.model.graph.all_nodes() if branches else self.model.graph:
-            known = self.rules.operators.get(node.domain, set()) | branches.get(node.domain, set())
-            if node.op_type not in known:
+            if node.op_type not in operators.get(node.domain, ()):
                 operator = f"{node.domain or 'ai.onnx'}::{node.op_type}"
                 yield f"node {_name(node)}: rule operator: the target has no {operator}"
             if not branches and any(attribute.type in _SUBGRAPHS for attribute in node.attributes.values()):

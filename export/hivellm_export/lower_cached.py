@@ -16,8 +16,8 @@ import numpy as np
 import onnx_ir as ir
 
 from hivellm_export.lowering import Array, Lowering
-from hivellm_export.targets import DOMAIN_MS
 from hivellm_ort.contract import past_names
+from hivellm_ort.operators import DOMAIN_MS
 
 __all__ = ["CachedAttention"]
 

@@ -17,8 +17,8 @@ import onnx_ir as ir
 from hivellm_export.lower_cached import CachedAttention
 from hivellm_export.lowering import Lowering, attribute_text
 from hivellm_export.shaping import apply_form
-from hivellm_export.targets import DOMAIN_MS
 from hivellm_ort.errors import ExportError
+from hivellm_ort.operators import DOMAIN_MS
 
 __all__ = ["CpuLowering", "CudaLowering", "DmlLowering"]
 

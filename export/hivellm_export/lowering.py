@@ -10,10 +10,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from hivellm_export.shaping import FLOAT_TYPES, dimension, site_shapes
-from hivellm_export.targets import DOMAIN_MS
 from hivellm_export.trace import DOMAIN
 from hivellm_export.weights import Matrix, WeightWriter
 from hivellm_ort.contract import DecoderConfig, GraphForm, Site
+from hivellm_ort.operators import DOMAIN_MS
 
 __all__ = ["Lowering", "attribute_text"]
 

@@ -29,12 +29,14 @@ from hivellm_ort.adapters.files import (
     check_adapter_files,
     read_config_document,
 )
+from hivellm_ort.adapters.prepare import LARGEST
 from hivellm_ort.adapters.tensors import EMBEDDINGS, AdapterTensors, plain_name
 from hivellm_ort.errors import AdapterError, BaseMismatchError
 
 __all__ = ["merge"]
 
 _EMBED, _HEAD = EMBEDDINGS
+_LONGEST = 1000  # characters of an error
 _EMPTY: tuple[Any, ...] = (None, False, "", 0, [], {})
 
 
@@ -58,6 +60,7 @@ def merge(base: BaseModel, folder: Path) -> tuple[BaseModel, str]:
     tied = _untie(base)
     tokenizer = fit_vocabulary(base, folder, tensors, config)
     model = _merged(base.model, config, tensors)
+    _check_size(model)
     _tie_again(model, tied)
     digest = hashlib.sha256(weights.read_bytes() + (folder / ADAPTER_CONFIG).read_bytes())
     if tokenizer is not base.tokenizer:
@@ -84,6 +87,16 @@ def _merged(model: nn.Module, config: peft.PeftConfig, tensors: AdapterTensors) 
     return merged
 
 
+def _check_size(model: nn.Module) -> None:
+    """Refuse weights that make every answer infinite, as where adapters are swapped."""
+    for name, parameter in model.named_parameters():
+        if not float(parameter.detach().abs().max()) <= LARGEST:  # NaN is not
+            raise AdapterError(
+                f"{ADAPTER_WEIGHTS}: merged as {ADAPTER_CONFIG} says, {name} holds NaN or numbers beyond "
+                f"{LARGEST:g}: the scale is too large, or the adapter is damaged"
+            )
+
+
 @contextlib.contextmanager
 def _peft(fault: str) -> Iterator[None]:
     """Whatever PEFT raises is about the adapter, and what it warns of are its own defaults, or checked here."""
@@ -92,7 +105,9 @@ def _peft(fault: str) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except Exception as error:
-        raise AdapterError(f"{ADAPTER_CONFIG}: {fault}: {error}") from error
+        # Those of PyTorch are several lines, and may end in a stack of C++.
+        words = " ".join(str(error).partition("Exception raised from")[0].split())[:_LONGEST]
+        raise AdapterError(f"{ADAPTER_CONFIG}: {fault}: {words or type(error).__name__}") from error
 
 
 def _config(path: Path) -> peft.PeftConfig:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from tqdm import tqdm
 
 from hivellm_ort.adapters.files import check_adapter_files
 from hivellm_ort.contract import ADAPTER_FILE
@@ -18,7 +15,7 @@ from hivellm_ort.package.members import bundle_members_of, root_members
 from hivellm_ort.package.packing import write
 from hivellm_ort.package.targets import FOLDER
 from hivellm_ort.paths import StrPath
-from hivellm_ort.printable import printable
+from hivellm_ort.progress import progress_bar
 
 __all__ = ["ExpertSource", "write_package"]
 
@@ -83,7 +80,6 @@ def write_package(
         members.append((f"{FOLDER}/{ADAPTER_FILE}", adapter))
     members += bundle_members_of(bundles)
     total = sum(len(data) if isinstance(data, bytes) else data.stat().st_size for _, data in members)
-    hidden = None if sys.stderr else True  # None: unless it is a terminal
-    with tqdm(total=total, desc=printable(path.name), unit="B", unit_scale=True, disable=hidden) as bar:
+    with progress_bar(path.name, total) as progress:
         # Weights hardly compress: a higher level takes longer and gains nothing.
-        write(path, members, compresslevel=1, progress=bar.update)
+        write(path, members, compresslevel=1, progress=progress)

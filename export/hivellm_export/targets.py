@@ -8,10 +8,10 @@ from typing import Any
 
 from hivellm_ort.contract import Architecture, GraphForm
 from hivellm_ort.errors import ExportError
+from hivellm_ort.operators import DOMAIN_MS
 
-__all__ = ["DOMAIN_MS", "TARGETS", "Precision", "Target", "choose_target", "graph_form"]
+__all__ = ["TARGETS", "Precision", "Target", "choose_target", "graph_form"]
 
-DOMAIN_MS = "com.microsoft"
 _CONTEXT = 2048  # tokens of a cache of fixed length, unless the model has fewer or --context says otherwise
 
 

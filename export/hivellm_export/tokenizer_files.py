@@ -17,12 +17,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import tokenizers
 import transformers
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING, tokenizer_class_from_name
 
 from hivellm_export.base_texts import read_object, read_text, shown
-from hivellm_ort.errors import ExportError
+from hivellm_ort.errors import ExportError, LoadError
+from hivellm_ort.text.tokenizer_file import parse_tokenizer
 
 __all__ = ["load_tokenizer"]
 
@@ -102,10 +102,9 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
 def _check_vocabulary(folder: Path, complete: Mapping[str, Any] | None) -> None:
     if complete is not None:
         try:
-            tokenizers.Tokenizer.from_str(json.dumps(complete))
-        except Exception as error:  # the library raises bare exceptions
-            reason = " ".join(str(error).split())
-            raise ExportError(f"{_TOKENIZER}: not a tokenizer that tokenizers can read ({reason})") from error
+            parse_tokenizer(json.dumps(complete).encode())
+        except LoadError as error:
+            raise ExportError(str(error)) from error
         return
     if all((folder / name).is_file() for name in ("vocab.json", "merges.txt")):
         return
@@ -251,7 +250,7 @@ def _stage_vocabulary(folder: Path, stage: Path, complete: Mapping[str, Any] | N
 
 def _check_unchanged(path: Path, tokenizer: Any) -> None:
     """Classes of transformers rebuild parts of a tokenizer from what they know of their own model."""
-    own = json.loads(tokenizers.Tokenizer.from_str(read_text(path)).to_str())
+    own = json.loads(parse_tokenizer(path.read_bytes()).tokenizer.to_str())
     loaded = json.loads(tokenizer.backend_tokenizer.to_str())
     for part in _PARTS:
         if own[part] != loaded[part]:

@@ -19,6 +19,8 @@ __all__ = ["BaseWeights"]
 
 Array = NDArray[np.float32]
 
+_DTYPES = ("float32", "float16", "bfloat16")
+
 
 class BaseWeights:
     """Reads `weights.bin` of a base bundle, one module at a time.
@@ -38,6 +40,11 @@ class BaseWeights:
             )
         self._stored = config.weights or config.half_weights
         self._dtype = "float32" if config.weights else config.graph.activation_dtype
+        if self._dtype not in _DTYPES:
+            raise LoadError(
+                f"{DECODER_JSON}: /graph/activation_dtype: weights in {self._dtype!a} are not known: update "
+                "hivellm-ort, or export the base again"
+            )
         if not self._stored:
             raise LoadError(
                 f"{DECODER_JSON} of the base bundle {config.name!r} does not say where its weights are (contract "
@@ -81,8 +88,8 @@ class BaseWeights:
     def _dequantized(self, site: Site, stored: StoredWeights, rows: slice) -> Array:
         """Inverse of MatMulNBits' quantisation: (value - zero point) * scale, block by block along K."""
         bits, block, count = stored.bits, stored.block, site.out_features
-        if bits not in (4, 8) or not isinstance(block, int) or block < 2 or block % 2:
-            raise LoadError(f"{DECODER_JSON}: /weights: {bits!r} bits in blocks of {block!r} are not known")
+        if bits not in (4, 8) or block < 2 or block % 2:
+            raise LoadError(f"{DECODER_JSON}: /weights: {bits} bits in blocks of {block} are not known")
         blocks = -(-site.in_features // block)
         values = self._view(stored.weight, np.uint8, count, blocks, block * bits // 8)[rows]
         scales = self._floats(stored.scales, count, blocks)[rows]
@@ -93,17 +100,17 @@ class BaseWeights:
         weight = (_unpacked(values, bits) - zeros) * scales[:, :, None]
         return np.ascontiguousarray(weight.reshape(len(scales), -1)[:, : site.in_features])
 
-    def _floats(self, offset: object, *shape: int) -> Array:
+    def _floats(self, offset: int | None, *shape: int) -> Array:
         """Floats of the bundle's type, as float32."""
         if self._dtype == "bfloat16":  # numpy has no such type: it is the upper half of a float32
             return (self._view(offset, np.uint16, *shape).astype(np.uint32) << 16).view(np.float32)
         return self._view(offset, np.dtype(self._dtype), *shape).astype(np.float32, copy=False)
 
-    def _view(self, offset: object, dtype: Any, *shape: int) -> NDArray[Any]:
+    def _view(self, offset: int | None, dtype: Any, *shape: int) -> NDArray[Any]:
         size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-        if not isinstance(offset, int) or not 0 <= offset <= len(self._data) - size:
+        if offset is None or offset > len(self._data) - size:
             raise LoadError(
-                f"{DECODER_JSON}: /weights: {offset!r} is no place in {WEIGHTS_FILE} for {size} bytes"
+                f"{DECODER_JSON}: /weights: {offset} is no place in {WEIGHTS_FILE} for {size} bytes"
             )
         view: NDArray[Any] = self._data[offset : offset + size].view(dtype).reshape(shape)
         return view

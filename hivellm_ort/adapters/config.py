@@ -58,6 +58,9 @@ _MAX_QUANTIFIERS = 5
 _EMPTY: tuple[Any, ...] = (None, False, "", 0, [], {})
 _LARGEST = 3.4e38
 """Largest scale: what float32 holds."""
+_LARGEST_RANK = 1 << 16
+_FLAGS = ("use_dora", "use_rslora", "lora_bias")
+_RANKS = ("r", "init_r")
 
 
 @dataclass(frozen=True)
@@ -221,6 +224,15 @@ def check_fields(data: Mapping[str, Any]) -> None:
     for name, value in scales.items():
         if value is not None and not (_is_number(value) and 0 <= value <= _LARGEST):
             raise _malformed(name, value, f"a finite number from 0 to {_LARGEST:.1e}")
+    for name in _FLAGS:
+        if not isinstance(data.get(name), bool | None):
+            raise _malformed(name, data[name], "true or false")
+    for name in _RANKS:
+        rank = data.get(name)
+        if rank is not None and not (
+            _is_number(rank) and float(rank).is_integer() and abs(rank) <= _LARGEST_RANK
+        ):
+            raise _malformed(name, rank, f"a whole number up to {_LARGEST_RANK}")
 
 
 def _short(value: Any) -> str:
@@ -229,11 +241,13 @@ def _short(value: Any) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value) if isinstance(value, float) else value.bit_length() < 64
 
 
 def _is_rank(value: Any) -> bool:
-    return type(value) is int and value > 0
+    return type(value) is int and 0 < value <= _LARGEST_RANK
 
 
 def _is_mask(value: Any) -> bool:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from hivellm_ort.errors import AdapterError
-from hivellm_ort.textfile import decode_text
+from hivellm_ort.errors import AdapterError, ManifestError
+from hivellm_ort.jsonfiles.reading import read_json
 
 __all__ = ["ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "check_adapter_files", "read_config_document"]
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PICKLE = "adapter_model.bin"
-_MAX_BYTES = 4 << 20
 
 
 def check_adapter_files(folder: Path) -> None:
@@ -39,19 +37,11 @@ def read_config_document(path: Path) -> dict[str, Any]:
     """Read `adapter_config.json` as it is, in the encoding of its byte order mark, else in UTF-8.
 
     Raises:
-        AdapterError: The file is missing, too large, or holds no JSON object.
+        AdapterError: The file is missing, or is none that `read_json` reads.
     """
-    where = path.name
+    if not path.is_file():
+        raise AdapterError(f"{path.name} is missing: PEFT writes it beside the adapter's weights")
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise AdapterError(f"{where} is larger than {_MAX_BYTES} bytes: not an adapter configuration")
-        data = json.loads(decode_text(path.read_bytes()))
-    except FileNotFoundError:
-        raise AdapterError(f"{where} is missing: PEFT writes it beside the adapter's weights") from None
-    except OSError as error:
-        raise AdapterError(f"{where} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise AdapterError(f"{where} is not valid JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise AdapterError(f"{where}: expected a JSON object, found {type(data).__name__}")
-    return data
+        return read_json(path)
+    except ManifestError as error:
+        raise AdapterError(str(error)) from error

@@ -28,7 +28,10 @@ from hivellm_ort.adapters.tensors import EMBEDDINGS, PREFIX, AdapterTensors
 from hivellm_ort.contract import Site
 from hivellm_ort.errors import AdapterError, BaseMismatchError
 
-__all__ = ["Embeddings", "prepare"]
+__all__ = ["LARGEST", "Embeddings", "prepare"]
+
+LARGEST = 1e18
+"""Largest factor that an adapter may put on what a module gives: RMSNorm squares it, and float32 must hold that."""
 
 Array = NDArray[np.float32]
 Tensor = Callable[[str], Array]
@@ -90,7 +93,7 @@ def prepare(
     if config.kind == "ia3":
         prepared = _fold_feedforward(config, prepared, sites, tensor)
     for name, module in prepared.items():
-        _check_finite(name, module)
+        _check_size(name, module)
     ranks = [m.lora_A.shape[1] for m in prepared.values() if m.lora_A is not None]
     return PreparedAdapter(config.kind, max(ranks, default=1), source_sha256, prepared)
 
@@ -187,7 +190,7 @@ def _prepare_module(
         raise _mismatch(module, "lora_B", B.shape, (rows, rank))
     if rank == 0:  # AdaLoRA may prune a module away
         return PreparedModule()
-    with np.errstate(over="ignore", invalid="ignore"):  # _check_finite says it with the module's name
+    with np.errstate(over="ignore", invalid="ignore"):  # _check_size says it with the module's name
         B = np.float32(config.scaling_of(module, rank)) * B
         if E is not None:
             A = A * E
@@ -197,18 +200,27 @@ def _prepare_module(
     if magnitude.shape != (rows,):
         raise _mismatch(module, "lora_magnitude_vector", magnitude.shape, (rows,))
     with np.errstate(all="ignore"):
-        scale = magnitude / np.linalg.norm(tensor(f"{module}.weight") + B @ A, axis=1)
+        norm = np.linalg.norm(tensor(f"{module}.weight") + B @ A, axis=1)
+        scale = np.where(np.isinf(norm), np.float32("nan"), magnitude / norm)  # by infinity it would be 0
         scaled = (scale[:, None] * B).T
     return PreparedModule(np.ascontiguousarray(A.T), np.ascontiguousarray(scaled), scale)
 
 
-def _check_finite(name: str, module: PreparedModule) -> None:
+def _check_size(name: str, module: PreparedModule) -> None:
     """Numbers of float32 may have a product that is none."""
-    arrays = (module.lora_A, module.lora_B, module.scale, module.bias)
-    if not all(array is None or np.isfinite(array).all() for array in arrays):
+    arrays = [
+        array for array in (module.lora_A, module.lora_B, module.scale, module.bias) if array is not None
+    ]
+    sizes = [float(np.abs(array).max(initial=0)) for array in arrays]
+    if module.lora_A is not None and module.lora_B is not None:
+        with np.errstate(all="ignore"):
+            across = np.abs(module.lora_A).max(0).astype(float), np.abs(module.lora_B).max(1).astype(float)
+            sizes.append(float(across[0] @ across[1]))
+    if not all(size <= LARGEST for size in sizes):  # NaN is not
         raise AdapterError(
             f"{ADAPTER_WEIGHTS}: tensors of {PREFIX}{name}, scaled as lora_alpha and alpha_pattern of "
-            f"{ADAPTER_CONFIG} say, hold NaN or infinity: the scale is too large, or the adapter is damaged"
+            f"{ADAPTER_CONFIG} say, hold NaN or numbers beyond {LARGEST:g}: the scale is too large, or the adapter "
+            "is damaged"
         )
 
 

@@ -7,12 +7,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hivellm_ort.contract import CONTRACT_VERSION
-from hivellm_ort.errors import AdapterError
+from hivellm_ort.contract.architecture import MAX_FEATURES
+from hivellm_ort.contract.fields import digest, text, whole
+from hivellm_ort.errors import AdapterError, ManifestError
+from hivellm_ort.jsonfiles.reading import Node, parse_json
 from hivellm_ort.paths import StrPath
 
 __all__ = ["PreparedAdapter", "PreparedModule"]
@@ -95,7 +99,7 @@ class PreparedAdapter:
         path = Path(path)
         tensors, metadata = _read(path)
         info = _info(metadata, path.name)
-        version = str(info.get("contract_version"))
+        version = info["contract_version"]
         if version.split(".")[0] != CONTRACT_VERSION.split(".")[0]:
             raise AdapterError(
                 f"{path.name}: contract_version {version!r}, this runtime reads {CONTRACT_VERSION}"
@@ -110,17 +114,14 @@ class PreparedAdapter:
             prepared = {name: PreparedModule(**fields) for name, fields in modules.items()}
         except ValueError as error:
             raise AdapterError(f"{path.name}: {error}") from error
-        try:
-            return cls(
-                kind=str(info["kind"]),
-                rank=int(str(info["rank"])),
-                source_sha256=str(info["source_sha256"]),
-                base_sha256=str(info["base_sha256"]),
-                modules=prepared,
-                digest=sha256 or hashlib.sha256(path.read_bytes()).hexdigest(),
-            )
-        except (KeyError, ValueError) as error:
-            raise AdapterError(f"{path.name}: metadata {_METADATA_KEY} lacks or garbles {error}") from error
+        return cls(
+            kind=info["kind"],
+            rank=info["rank"],
+            source_sha256=info["source_sha256"],
+            base_sha256=info["base_sha256"],
+            modules=prepared,
+            digest=sha256 or hashlib.sha256(path.read_bytes()).hexdigest(),
+        )
 
 
 def _read(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
@@ -150,13 +151,20 @@ def _read(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
     return tensors, metadata
 
 
-def _info(metadata: Mapping[str, str], where: str) -> dict[str, object]:
-    try:
-        info = json.loads(metadata[_METADATA_KEY])
-    except (KeyError, ValueError):
-        info = None
-    if not isinstance(info, dict):
+def _info(metadata: Mapping[str, str], where: str) -> dict[str, Any]:
+    """What `to_bytes` puts into the metadata, each field of its type."""
+    if _METADATA_KEY not in metadata:
         raise AdapterError(
             f"{where}: not a prepared adapter (no {_METADATA_KEY} metadata): export the expert again"
         )
-    return info
+    try:
+        node = Node(parse_json(metadata[_METADATA_KEY].encode(), _METADATA_KEY), _METADATA_KEY)
+        return {
+            "contract_version": text(node, "contract_version"),
+            "kind": text(node, "kind"),
+            "rank": whole(node, "rank", 0, MAX_FEATURES),
+            "source_sha256": digest(node, "source_sha256"),
+            "base_sha256": digest(node, "base_sha256") if node.text("base_sha256") else "",
+        }
+    except ManifestError as error:
+        raise AdapterError(f"{where}: metadata {error}") from error

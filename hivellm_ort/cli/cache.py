@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
@@ -13,10 +12,10 @@ import click
 from hivellm_ort.cli.output import echo, input_is_a_terminal, json_option, print_json
 from hivellm_ort.errors import OptionError
 from hivellm_ort.package.entries import StoreEntry
-from hivellm_ort.package.packing import Progress
 from hivellm_ort.package.sizes import format_size, parse_size
 from hivellm_ort.package.store import Store
 from hivellm_ort.printable import escaped, printable
+from hivellm_ort.progress import progress_bar
 
 __all__ = ["cache"]
 
@@ -34,7 +33,7 @@ def list_(check: bool, as_json: bool) -> None:
     store = Store()
     listing = store.listing()
     if check:
-        with _progress("checking", listing.total_bytes) as progress:
+        with progress_bar("checking", listing.total_bytes) as progress:
             listing = store.listing(check="digest", progress=progress)
     if as_json:
         print_json(
@@ -64,7 +63,7 @@ def prune(max_size: str | None, older_than: float | None, as_json: bool) -> None
     store = Store()
     max_bytes = None if max_size is None else parse_size(max_size)
     before = store.listing().total_bytes
-    with _progress("checking", before) as progress:
+    with progress_bar("checking", before) as progress:
         removed = store.prune(max_bytes=max_bytes, unused_days=older_than, progress=progress)
     after = store.listing().total_bytes
     if as_json:
@@ -87,27 +86,17 @@ def clear(yes: bool, as_json: bool) -> None:
         if not _on_terminal():
             raise OptionError(f"clear removes {format_size(before)} and cannot ask here: pass --yes")
         click.confirm(escaped(f"Remove {format_size(before)} from {store.root}?"), abort=True, err=True)
-    store.clear()
+    in_use = store.clear()
     after = store.listing().total_bytes
     if as_json:
-        print_json({"freed_bytes": before - after, "total_bytes": after})
+        print_json({"freed_bytes": before - after, "total_bytes": after, "in_use": in_use})
         return
-    left = f"; {format_size(after)} are in use and were left" if after else ""
+    left = f"; {in_use} in use were left ({format_size(after)})" if in_use else ""
     echo(f"freed {format_size(before - after)}{left}")
 
 
 def _on_terminal() -> bool:
     return input_is_a_terminal()
-
-
-@contextlib.contextmanager
-def _progress(what: str, total: int) -> Iterator[Progress]:
-    from tqdm import tqdm
-
-    # Shown after a second, on a terminal.
-    bar = tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=None, delay=1, leave=False)
-    with bar:
-        yield bar.update
 
 
 def _document(entry: StoreEntry) -> dict[str, Any]:

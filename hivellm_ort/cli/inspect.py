@@ -22,10 +22,11 @@ __all__ = ["inspect"]
 @json_option("Print everything as JSON.")
 def inspect(package: Path, as_json: bool) -> None:
     """Show what PACKAGE is: expert, base, adapter, signature, decoding, files and warnings. Runs nothing of it."""
-    opened = open_with_progress(package, Store())
-    verdict = check(opened, Trust("off"), where=package)
-    manifest = read_manifest(opened)
-    info = {"package": package.name, **inspect_package(opened, manifest, verdict)}
+    with Store() as store:
+        opened = open_with_progress(package, store)
+        verdict = check(opened, Trust("off"), where=package)
+        manifest = read_manifest(opened)
+        info = {"package": package.name, **inspect_package(opened, manifest, verdict)}
     if as_json:
         print_json(info)
         return

@@ -15,6 +15,7 @@ from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
 from hivellm_ort.package.manifest_schema import schema_problems
 from hivellm_ort.package.store import Store, open_package
 from hivellm_ort.printable import printable
+from hivellm_ort.progress import progress_bar
 
 __all__ = ["pack"]
 
@@ -33,8 +34,6 @@ def pack(folder: Path, output: Path | None, strict: bool, as_json: bool) -> None
 
     The package is not signed; sign it with 'hivellm-ort sign'.
     """
-    from tqdm import tqdm
-
     if not folder.is_dir():
         raise LoadError(f"{folder}: not a folder; name the folder of an expert")
     path = folder / MANIFEST
@@ -43,10 +42,8 @@ def pack(folder: Path, output: Path | None, strict: bool, as_json: bool) -> None
     package = open_package(folder, Store(), check="digest")
     manifest = ExpertManifest.from_file(path, strict=strict)
     file = output or Path(manifest.package_filename(manifest.base_models[0].short_name))
-    with tqdm(
-        desc=printable(file.name), unit="B", unit_scale=True, disable=None, delay=1, leave=False
-    ) as bar:
-        pack_folder(package, file, manifest, progress=bar.update)
+    with progress_bar(file.name) as progress:
+        pack_folder(package, file, manifest, progress=progress)
     warnings = [*manifest.warnings, *schema_problems(path)]
     report = {
         "file": str(file),

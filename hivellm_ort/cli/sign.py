@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,9 +14,9 @@ from hivellm_ort.integrity.trust import Trust
 from hivellm_ort.integrity.verdict import Verdict
 from hivellm_ort.integrity.verification import verify as verify_package
 from hivellm_ort.loading.opening import open_with_progress
-from hivellm_ort.package.archive import Progress
 from hivellm_ort.package.store import Store
 from hivellm_ort.printable import printable
+from hivellm_ort.progress import progress_bar
 from hivellm_ort.textfile import decode_text
 
 __all__ = ["sign", "verify"]
@@ -36,7 +34,7 @@ _SIDECAR_NOTES = {
 @json_option("Print what was signed as JSON.")
 def sign(package: Path, key: Path, publisher: str | None, output: Path | None, as_json: bool) -> None:
     """Sign PACKAGE. Pickles and executables in it are left out, an old signature is replaced."""
-    with _progress(f"signing {package.name}") as progress:
+    with progress_bar(f"signing {package.name}") as progress:
         signed = sign_package(
             package,
             key,
@@ -74,8 +72,9 @@ def verify(ctx: click.Context, package: Path, keys: tuple[str, ...], as_json: bo
     is damaged or cannot be read.
     """
     given = {key: read_public_key(key) for key in keys}
-    opened = open_with_progress(package, Store(), checking="digest")
-    verdict = verify_package(opened, given or Trust().pinned())
+    with Store() as store:
+        opened = open_with_progress(package, store, checking="digest")
+        verdict = verify_package(opened, given or Trust().pinned())
     # A folder opened in place is not listed, and a broken link in it is no file.
     members = len(opened.members) + len(opened.skipped) or sum(path.is_file() for path in package.rglob("*"))
     sidecar = _sidecar(package, opened.sha256)
@@ -112,12 +111,3 @@ def _sidecar(package: Path, sha256: str) -> str | None:
     except (OSError, UnicodeDecodeError):
         return "unreadable"
     return "matches" if words and words[0].lower() == sha256 else "differs"
-
-
-@contextlib.contextmanager
-def _progress(what: str) -> Iterator[Progress]:
-    """A count of bytes on a terminal, shown after a second."""
-    from tqdm import tqdm
-
-    with tqdm(desc=printable(what), unit="B", unit_scale=True, disable=None, delay=1, leave=False) as bar:
-        yield bar.update

@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import log
 
 import numpy as np
 
 from hivellm_ort.decoding.arrays import FloatArray
 from hivellm_ort.decoding.selection import block_sums, require_finite, top_k
+from hivellm_ort.result import TokenLogprob
 
-__all__ = ["TokenLogprob", "token_logprob"]
-
-
-@dataclass(frozen=True)
-class TokenLogprob:
-    """How likely a token was.
-
-    Attributes:
-        token_id: The token.
-        logprob: The natural logarithm of its probability; -inf for a token that was impossible.
-        top: The most likely tokens and theirs, best first, of equals the lower id first.
-    """
-
-    token_id: int
-    logprob: float
-    top: tuple[tuple[int, float], ...]
+__all__ = ["log_normaliser", "token_logprob"]
 
 
 def token_logprob(logits: FloatArray, token_id: int, count: int) -> TokenLogprob:
@@ -41,13 +26,22 @@ def token_logprob(logits: FloatArray, token_id: int, count: int) -> TokenLogprob
     Raises:
         InferenceError: If the logits hold NaN or +inf, or are all -inf.
     """
-    best = logits.max()
-    require_finite(best)
-    with np.errstate(under="ignore"):
-        log_sum = float(best) + log(block_sums(np.exp(logits - best)).sum())
+    log_sum = log_normaliser(logits)
     top = []
     if count:
         places = top_k(logits, count)  # of equals with the last one it may hold more
         order = np.argsort(-logits[places], kind="stable")[:count]
         top = [(int(place), float(logits[place]) - log_sum) for place in places[order]]
     return TokenLogprob(token_id, float(logits[token_id]) - log_sum, tuple(top))
+
+
+def log_normaliser(logits: FloatArray) -> float:
+    """What to subtract from a logit, float32 [vocab], for the log probability of its token.
+
+    Raises:
+        InferenceError: If the logits hold NaN or +inf, or are all -inf.
+    """
+    best = logits.max()
+    require_finite(best)
+    with np.errstate(under="ignore"):
+        return float(best) + log(block_sums(np.exp(logits - best)).sum())

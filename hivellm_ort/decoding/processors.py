@@ -97,7 +97,8 @@ def checked(processors: Sequence[Callable[[Any, Any], Any]]) -> LogitsProcessor:
         logits = logits.copy()
         for index, one in enumerate(processors):
             try:
-                returned = one(token_ids, logits)
+                with np.errstate():  # what it sets ends with it: the thread is not its own
+                    returned = one(token_ids, logits)
             except BaseException as error:
                 raise ordinary(error, f"processors[{index}]")  # noqa: B904 - it has its cause
             logits = _sound(logits if returned is None else returned, given, f"processors[{index}]")

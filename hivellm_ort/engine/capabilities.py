@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from hivellm_ort.contract import DecoderConfig
 from hivellm_ort.engine.cache import CacheForm
@@ -69,15 +68,13 @@ class Capabilities:
         form, read = config.graph, _Reader(config)
         for name, known in (("inputs", _INPUTS), ("shapes", _SHAPES)):
             found = getattr(form, name)
-            if not isinstance(found, Mapping):
-                read.refuse(name, found)
             if unknown := found.keys() - known:
                 read.refuse(f"{name}.{min(unknown)}", found[min(unknown)])
         if form.cache_update not in _UPDATES:
             read.refuse("cache_update", form.cache_update)
         for name in ("cache_dtype", "activation_dtype", "adapter_dtype"):
             types = CACHE_TYPES if name == "cache_dtype" else FLOAT_TYPES
-            if getattr(form, name) not in tuple(types):
+            if getattr(form, name) not in types:
                 read.refuse(name, getattr(form, name))
         if form.cache_dtype == "int8":
             _check_runtime(config)
@@ -87,16 +84,19 @@ class Capabilities:
         read.expect("seqlens_k", tokens[:1])
         read.expect("total_sequence_length", [], [1])
         (rows,) = read.dimensions("logits_rows", 1)
-        limit = max(read.sizes("shapes.max_length", form.shapes.get("max_length", ())), default=None)
+        lengths = tuple(form.shapes.get("max_length", ()))
+        if len(lengths) > 1:  # the whole cache is made at once, in the one length that the graph has
+            read.refuse("shapes.max_length", list(lengths))
+        limit = lengths[0] if lengths else None
         total, provider = form.inputs.get("total_sequence_length"), placement.provider
         return cls(
             batch=not batch,
-            append=form.multi_token_append is True,
+            append=form.multi_token_append,
             buckets=tuple(size for size in buckets if limit is None or size <= limit),
             max_length=limit,
             new_tokens=form.cache_update == "new_tokens",
             one_logit=bool(rows),
-            greedy=form.greedy_output is True,
+            greedy=form.greedy_output,
             positions="position_ids" in form.inputs,
             lengths="seqlens_k" in form.inputs,
             total=None if total is None else (1,) * len(total),
@@ -124,7 +124,7 @@ def _check_runtime(config: DecoderConfig) -> None:
 
 @dataclass(frozen=True)
 class _Reader:
-    """Reads sizes of a form, which may be anything that JSON has."""
+    """Reads what a form says, and refuses what a later version may mean by it."""
 
     config: DecoderConfig
 
@@ -132,29 +132,21 @@ class _Reader:
         """Of every dimension of an input the sizes that it may have, 1 among them; none for any size."""
         form = self.config.graph
         shape = form.inputs.get(name)
-        if not isinstance(shape, list | tuple) or len(shape) != rank:
+        if shape is None or len(shape) != rank:
             self.refuse(f"inputs.{name}", shape)
         found = []
         for size in shape:
-            allowed = form.shapes.get(size, ()) if isinstance(size, str) else (size,)
-            where = f"shapes.{size}" if isinstance(size, str) else f"inputs.{name}"
-            sizes = self.sizes(where, allowed)
-            if sizes and sizes[0] != 1:
-                self.refuse(where, allowed)
-            found.append(sizes)
+            allowed = tuple(form.shapes.get(size, ())) if isinstance(size, str) else (size,)
+            if allowed and 1 not in allowed:
+                self.refuse(f"shapes.{size}" if isinstance(size, str) else f"inputs.{name}", list(allowed))
+            found.append(tuple(sorted(allowed)))
         return found
 
-    def expect(self, name: str, *shapes: list[Any]) -> None:
+    def expect(self, name: str, *shapes: list[str | int]) -> None:
         """Refuse an input that is there and has none of these shapes."""
         shape = self.config.graph.inputs.get(name, shapes[0])
-        if not isinstance(shape, list | tuple) or list(shape) not in shapes:
-            self.refuse(f"inputs.{name}", shape)
-
-    def sizes(self, where: str, allowed: object) -> tuple[int, ...]:
-        """Positive numbers, ascending."""
-        if not isinstance(allowed, list | tuple) or any(type(n) is not int or n < 1 for n in allowed):
-            self.refuse(where, allowed)
-        return tuple(sorted(set(allowed)))
+        if list(shape) not in shapes:
+            self.refuse(f"inputs.{name}", list(shape))
 
     def refuse(self, field: str, found: object) -> NoReturn:
         """Raise the error for a field of the form."""

@@ -19,9 +19,10 @@ from hivellm_ort.engine.feeds import Feeds
 from hivellm_ort.engine.mixed import MixedAdapters
 from hivellm_ort.engine.pieces import pieces
 from hivellm_ort.engine.prefixes import PrefixCache
-from hivellm_ort.engine.running import NOT_RECORDED, run_bound, run_options, tokens_of_vocabulary
+from hivellm_ort.engine.running import run_bound, run_options, tokens_of_vocabulary
 from hivellm_ort.engine.tensors import Tensor
-from hivellm_ort.errors import ContextLengthError, InferenceError
+from hivellm_ort.engine.watchdog import Watchdog
+from hivellm_ort.errors import ContextLengthError, InferenceError, InterruptedRunError
 
 __all__ = ["Decoder"]
 
@@ -48,27 +49,40 @@ class Decoder:
     device: of each position the first of the greatest logits. Of logits with NaN or infinities, which a sampler
     refuses, a graph may give any token; -1 stands for what is none of the vocabulary.
 
+    A run that fails or is ended leaves every row as long as it was; what it wrote behind that is overwritten. Of a
+    prompt that is read in several runs those that had ended count.
+
     Args:
         session: of ONNX Runtime.
         config: the base bundle.
         can: what its graphs can do where the session runs them.
         prefixes: what is kept of earlier rows.
+        watchdog: who may end runs, but for those that a device repeats from a recording; None for nobody.
 
     Attributes:
         swap_seconds: time that the last `start` took to change to its adapter; 0.0 where it was that of the last run.
+        tokens_read: tokens that forward passes have read so far: of prompts, of answers, and guesses.
     """
 
-    def __init__(self, session: Any, config: DecoderConfig, can: Capabilities, prefixes: PrefixCache):
+    def __init__(
+        self,
+        session: Any,
+        config: DecoderConfig,
+        can: Capabilities,
+        prefixes: PrefixCache,
+        watchdog: Watchdog | None = None,
+    ):
         self.swap_seconds = 0.0
+        self.tokens_read = 0
         self._config, self._can = config, can
-        self._prefixes = prefixes
+        self._prefixes, self._watchdog = prefixes, watchdog
         self._lengths: list[int] = []
         self._adapters: list[BoundAdapter | None] = []
         self._cache: KVCache | None = None
         self._session = session
         # Of single rows; the one that was used last is at the end.
         self._ones: dict[BoundAdapter | None, _Pass] = {}
-        self._all = _Pass(session, config, can)
+        self._all = _Pass(session, config, can, watchdog)
         self._captured = (
             CapturedSteps(session, config, can, can.memory)
             if can.captured and can.memory is not None and can.batch and not can.new_tokens
@@ -136,24 +150,37 @@ class Decoder:
         Raises:
             ContextLengthError: the row would exceed the model's context.
             OutOfMemoryError: the cache cannot grow, or the pass cannot allocate.
+            InterruptedRunError: it was ended; the row has what its attribute `read` says.
             InferenceError: ONNX Runtime fails.
         """
         length, count = self._lengths[row], len(token_ids)
-        found: list[Scores] = []
         self._reserve(length + count)
         one = self._one(self._adapters[row])
-        if row == 0 and count == 1 and length > 0:
-            self._lengths[0] += 1
-            repeated = self._repeated(one, token_ids, greedy=greedy)
+        if self._captured is not None and row == 0 and count == 1 and length > 0:
+            repeated = self._repeated(one, token_ids, [length + 1], greedy=greedy)
             if repeated is not None:
+                self._lengths[0] = length + 1
+                self.tokens_read += 1
                 return repeated
+        try:
+            return self._append(one, row, token_ids, wanted, greedy=greedy)
+        except InterruptedRunError as error:
+            error.read = self._lengths[row] - length
+            raise
+
+    def _append(self, one: _Pass, row: int, token_ids: Sequence[int], wanted: int, *, greedy: bool) -> Scores:
+        length, count = self._lengths[row], len(token_ids)
+        found: list[Scores] = []
         one.use_rows(self._cache, slice(row, row + 1))
         longest = _HOST_CHUNK if self._can.memory is None else _DEVICE_CHUNK
         sizes = {"length": length, "capacity": self.capacity, "wanted": wanted, "longest": longest}
         for piece in pieces(self._can, count, **sizes):
-            self._lengths[row] = length + piece.end
+            if piece.begin and self._watchdog is not None:
+                self._watchdog.require_wanted()
             tokens = token_ids[piece.begin : piece.end]
-            scores = one.run([tokens], [self._lengths[row]], piece.wanted, piece.width, greedy=greedy)
+            scores = one.run([tokens], [length + piece.end], piece.wanted, piece.width, greedy=greedy)
+            self._lengths[row] = length + piece.end
+            self.tokens_read += len(tokens)
             if count - wanted < piece.end < count:
                 found.append(scores.copy())
         return np.concatenate([*found, scores]) if found else scores
@@ -171,17 +198,23 @@ class Decoder:
         count = len(token_ids)
         self._reserve(max(self._lengths[:count]) + 1)
         if not self._can.batch:
-            rows = enumerate(token_ids)
-            return np.concatenate([self.append(row, [token], greedy=greedy).copy() for row, token in rows])
+            before, rows = self._lengths[:], enumerate(token_ids)
+            try:
+                return np.concatenate(
+                    [self.append(row, [token], greedy=greedy).copy() for row, token in rows]
+                )
+            except BaseException:
+                self._lengths = before
+                raise
         self._use_adapters(self._adapters[:count])
-        for row in range(count):
-            self._lengths[row] += 1
-        repeated = self._repeated(self._all, token_ids, greedy=greedy)
-        if repeated is not None:
-            return repeated
-        self._all.use_rows(self._cache, slice(0, count))
-        tokens = [[token] for token in token_ids]
-        return self._all.run(tokens, self._lengths[:count], count, greedy=greedy)
+        lengths = [length + 1 for length in self._lengths[:count]]
+        scores = self._repeated(self._all, token_ids, lengths, greedy=greedy)
+        if scores is None:
+            self._all.use_rows(self._cache, slice(0, count))
+            scores = self._all.run([[token] for token in token_ids], lengths, count, greedy=greedy)
+        self._lengths[:count] = lengths
+        self.tokens_read += count
+        return scores
 
     def truncate(self, row: int, length: int) -> None:
         """Forget the last tokens of a row."""
@@ -212,24 +245,26 @@ class Decoder:
             self._cache = None
             self._unbind()
 
-    def forget(self, adapter: BoundAdapter) -> None:
+    def release(self, adapter: BoundAdapter) -> None:
         """Let go of an adapter that no row has any more, so that its memory can be freed."""
         self._adapters = [None if one is adapter else one for one in self._adapters]
         mixed = self._mixed is not None and adapter in self._mixed.adapters
         if mixed or adapter in self._ones or adapter is self._all.adapter:
             self._unbind()
 
-    def _repeated(self, one: _Pass, token_ids: Sequence[int], *, greedy: bool) -> Scores | None:
+    def _repeated(
+        self, one: _Pass, token_ids: Sequence[int], lengths: Sequence[int], *, greedy: bool
+    ) -> Scores | None:
         """A step of the first rows by the device's recording, with the adapter of a pass; None where it has none."""
         if self._captured is None or self._cache is None:
             return None
-        lengths = self._lengths[: len(token_ids)]
         greedy = greedy and self._can.greedy
         return self._captured.run(self._cache, one.values, token_ids, lengths, greedy=greedy)
 
     def _one(self, adapter: BoundAdapter | None) -> _Pass:
         """The binding of single rows with an adapter."""
-        one = self._ones.pop(adapter, None) or _Pass(self._session, self._config, self._can)
+        one = self._ones.pop(adapter, None)
+        one = one or _Pass(self._session, self._config, self._can, self._watchdog)
         one.use_adapter(adapter)
         self._ones[adapter] = one
         if len(self._ones) > _KEPT_BINDINGS:
@@ -238,7 +273,7 @@ class Decoder:
 
     def _unbind(self) -> None:
         self._ones.clear()
-        self._all = _Pass(self._session, self._config, self._can)
+        self._all = _Pass(self._session, self._config, self._can, self._watchdog)
         self._mixed, self._mixed_rows = None, ()
 
     def _use_adapters(self, adapters: Sequence[BoundAdapter | None]) -> None:
@@ -287,15 +322,15 @@ class Decoder:
 class _Pass:
     """An IOBinding, and what is bound to it."""
 
-    def __init__(self, session: Any, config: DecoderConfig, can: Capabilities):
+    def __init__(self, session: Any, config: DecoderConfig, can: Capabilities, watchdog: Watchdog | None):
         self.adapter: BoundAdapter | None = None
-        self._session, self._config, self._can = session, config, can
+        self._session, self._config, self._can, self._watchdog = session, config, can, watchdog
         self._binding = session.io_binding()
         # Held as long as it is bound: ONNX Runtime keeps the address of an array, not the array.
         self.values: Mapping[str, Tensor] = {}
         self._cache: KVCache | None = None
         self._rows = slice(0)
-        self._options = run_options(NOT_RECORDED) if can.captured else None
+        self._options = run_options()
         self._give(greedy=False)
 
     def use_adapter(self, adapter: BoundAdapter | None) -> None:
@@ -347,7 +382,8 @@ class _Pass:
             if self._can.memory is not None:  # bound is a copy from before the cache was changed
                 self._bind_cache()
         size = len(begins), count
-        run_bound(self._session, self._binding, self._options, size=size, position=max(lengths))
+        position = max(lengths)
+        run_bound(self._session, self._binding, self._options, self._watchdog, size=size, position=position)
         if self._new is not None and self._cache is not None:
             self._new.add_to(self._cache, self._rows, begins, count)
         if greedy:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hivellm_ort.contract import ADAPTER_GRAPH, BASE_GRAPH, DECODER_JSON, GREEDY_OUTPUT, DecoderConfig
+from hivellm_ort.contract import ADAPTER_GRAPH, BASE_GRAPH, DECODER_JSON, WEIGHTS_FILE, DecoderConfig
 from hivellm_ort.engine.capabilities import Capabilities
 from hivellm_ort.engine.decoder import Decoder
 from hivellm_ort.engine.devices import Device
+from hivellm_ort.engine.interface import interface_fault
 from hivellm_ort.engine.placement import Placement, place
 from hivellm_ort.engine.prefixes import PrefixCache
 from hivellm_ort.engine.starting import start_session
 from hivellm_ort.engine.targets import CPU
+from hivellm_ort.engine.watchdog import Watchdog
 from hivellm_ort.errors import LoadError, ProviderError
 
 __all__ = ["PREFIX_CACHE_BYTES", "Engine"]
@@ -59,10 +60,22 @@ class Engine:
         self._sessions: dict[bool, Any] = {}
         self.prefixes = PrefixCache(PREFIX_CACHE_BYTES)
         if self._placement.provider is not CPU:
-            self._session(self.config.merged is None)
+            self.start()
 
-    def decoder(self, *, adapters: bool) -> Decoder:
+    def start(self) -> None:
+        """Open the session that requests use, which otherwise the first of them does: files may be gone by then.
+
+        Raises:
+            LoadError: as `decoder`.
+        """
+        self._session(self.config.merged is None)
+
+    def decoder(self, *, adapters: bool, watchdog: Watchdog | None = None) -> Decoder:
         """A decoder without rows yet, on the graph that takes adapters or on the one that takes none.
+
+        Args:
+            adapters: on which graph.
+            watchdog: who may end its runs; None for nobody.
 
         Raises:
             LoadError: ONNX Runtime cannot load the graph, or the device does not start.
@@ -71,7 +84,7 @@ class Engine:
         can = self._can
         if session.get_providers()[0] != self._placement.provider.name:  # the CPU took over
             can = dataclasses.replace(can, memory=None, captured=False)
-        return Decoder(session, self.config, can, self.prefixes)
+        return Decoder(session, self.config, can, self.prefixes, watchdog)
 
     def close(self) -> None:
         """Free sessions and what is kept of prompts; decoders keep their session."""
@@ -86,29 +99,26 @@ class Engine:
             return self._sessions[adapters]
 
     def _create(self, graph: str) -> Any:
-        path = self.folder / graph
-        if not path.is_file():
+        if graph == ADAPTER_GRAPH and self.config.merged is not None:
             raise LoadError(
                 f"the base bundle {self.config.name!r} has no {graph}: a bundle with a merged adapter takes no others"
             )
-        where = f"{graph} of base bundle {self.config.name!r}"
+        path, where = self.folder / graph, f"{graph} of base bundle {self.config.name!r}"
+        if not path.is_file():
+            raise LoadError(
+                f"{where} was removed from {self.folder}: load again, or fetch or export the bundle again"
+            )
         try:
             session = start_session(path, self._placement, threads=self._threads)
         except ProviderError:
             raise
         except Exception as error:  # ONNX Runtime raises a dozen types of its own
-            raise LoadError(f"{where} cannot be loaded: {error}") from error
-        missing = list(self._missing(session, adapters=graph == ADAPTER_GRAPH))
-        if missing:
-            raise LoadError(f"{where} lacks the {missing[0]} that {DECODER_JSON} promises: export it again")
+            raise LoadError(
+                f"{where} cannot be loaded: {error}; if it or {WEIGHTS_FILE} is damaged, 'hivellm-ort cache prune' "
+                "removes it from the cache; a bundle of your own is fetched or exported again"
+            ) from error
+        fault = interface_fault(session, self.config, adapters=graph == ADAPTER_GRAPH)
+        if fault is not None:
+            raise LoadError(f"{where} {fault}: export it again")
         self.provider = session.get_providers()[0]
         return session
-
-    def _missing(self, session: Any, *, adapters: bool) -> Iterator[str]:
-        """Inputs and outputs that `decoder.json` promises and the graph does not have."""
-        if adapters:
-            inputs = {value.name for value in session.get_inputs()}
-            wanted = (name for site in self.config.sites for name in site.inputs)
-            yield from (f"input {name}" for name in wanted if name not in inputs)
-        if self._can.greedy and GREEDY_OUTPUT not in {value.name for value in session.get_outputs()}:
-            yield f"output {GREEDY_OUTPUT}"

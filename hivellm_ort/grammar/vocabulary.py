@@ -10,6 +10,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from hivellm_ort.errors import GrammarError
+from hivellm_ort.panics import panics_as
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
@@ -57,12 +58,10 @@ class Vocabulary:
             text, self._names, end = _renamed(tokenizer_json)
             self.size = min(end, width)
             # An end token of its own: those of the model differ between requests, so the constraint sees to them.
-            self.tokenizer: LLTokenizer = LLTokenizer(text, n_vocab=max(width, end + 1), eos_token=[end])
+            with panics_as(_unreadable):
+                self.tokenizer: LLTokenizer = LLTokenizer(text, n_vocab=max(width, end + 1), eos_token=[end])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise GrammarError(
-                f"tokenizer.json: llguidance, which enforces grammars, cannot read it ({error}); "
-                "generate without a grammar, or export the base with another tokenizer"
-            ) from error
+            raise _unreadable(str(error)) from error
         token_ids = self.tokenizer.tokenize_str(_PROBE)
         if self.tokenizer.decode_bytes(token_ids) != _PROBE.encode():
             raise GrammarError(
@@ -108,6 +107,13 @@ class Vocabulary:
             return f"<[{self._names[token]}]>"
 
         return replace_tokens(lark, numbered)
+
+
+def _unreadable(words: str) -> GrammarError:
+    return GrammarError(
+        f"tokenizer.json: llguidance, which enforces grammars, cannot read it ({words}); "
+        "generate without a grammar, or export the base with another tokenizer"
+    )
 
 
 def replace_tokens(lark: str, replacement: Callable[[str], str]) -> str:

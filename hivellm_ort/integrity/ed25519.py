@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from hivellm_ort.errors import IntegrityError
-from hivellm_ort.package.names import shown
+from hivellm_ort.filenames import shown
 
 __all__ = [
     "PREFIX",

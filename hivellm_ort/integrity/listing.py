@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from hivellm_ort.errors import IntegrityError
+from hivellm_ort.filenames import is_system_file, member_name, shown
 from hivellm_ort.package.archive import Limits, Member, sha256_file
 from hivellm_ort.package.links import files_below
 from hivellm_ort.package.manifest import MANIFEST
-from hivellm_ort.package.names import MemberNames, is_system_file, member_name, shown
+from hivellm_ort.package.names import MemberNames
 from hivellm_ort.package.store import UnpackedPackage
 
 __all__ = ["compare", "covered", "field", "listed_digests", "members_of"]

@@ -12,8 +12,8 @@ from hivellm_ort.integrity.ed25519 import public_key
 from hivellm_ort.integrity.keyfiles import read_private_key
 from hivellm_ort.integrity.native import signed_manifest
 from hivellm_ort.integrity.reference import SIGNATURE_FILE
+from hivellm_ort.jsonfiles.reading import read_json
 from hivellm_ort.package.archive import DEFAULT_LIMITS, Limits, Progress, extract, write
-from hivellm_ort.package.jsonfile import read_json
 from hivellm_ort.package.manifest import MANIFEST
 from hivellm_ort.paths import StrPath
 

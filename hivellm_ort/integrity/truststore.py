@@ -13,11 +13,11 @@ from typing import Any
 from filelock import FileLock
 
 from hivellm_ort.errors import IntegrityError, LoadError, ManifestError
+from hivellm_ort.filenames import shown
 from hivellm_ort.integrity.ed25519 import PREFIX, checked_key
 from hivellm_ort.integrity.verdict import short_key
+from hivellm_ort.jsonfiles.reading import read_json
 from hivellm_ort.package.folders import default_root
-from hivellm_ort.package.jsonfile import read_json
-from hivellm_ort.package.names import shown
 from hivellm_ort.paths import StrPath
 
 __all__ = ["TrustStore", "checked_keys"]

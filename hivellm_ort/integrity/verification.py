@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from hivellm_ort.errors import IntegrityError, LoadError
+from hivellm_ort.filenames import shown
 from hivellm_ort.integrity import native, reference
 from hivellm_ort.integrity.listing import members_of
 from hivellm_ort.integrity.verdict import Verdict
-from hivellm_ort.package.jsonfile import read_json
+from hivellm_ort.jsonfiles.reading import read_json
 from hivellm_ort.package.manifest import MANIFEST
-from hivellm_ort.package.names import shown
 from hivellm_ort.package.store import UnpackedPackage
 
 __all__ = ["verify"]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from hivellm_ort.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_adapter_files
 from hivellm_ort.errors import AdapterError, IntegrityError
+from hivellm_ort.filenames import is_system_file, member_name, shown
 from hivellm_ort.package.manifest import BaseModelRef, ExpertManifest
 from hivellm_ort.package.members import TOKENIZER_FILES
-from hivellm_ort.package.names import is_system_file, member_name, shown
 from hivellm_ort.package.store import UnpackedPackage
 
 __all__ = ["AdapterFiles", "find_adapter_files"]

@@ -6,11 +6,11 @@ import logging
 from pathlib import Path
 
 from hivellm_ort.errors import GrammarError, IntegrityError, LoadError
+from hivellm_ort.filenames import is_system_file, member_name, shown
 from hivellm_ort.grammar.grammar import Grammar, Kind
 from hivellm_ort.grammar.limits import DEFAULT, GrammarLimits
 from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
 from hivellm_ort.package.manifest_parts import DecodingDefaults
-from hivellm_ort.package.names import is_system_file, member_name, shown
 from hivellm_ort.package.store import UnpackedPackage
 from hivellm_ort.textfile import decode_text
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from pathlib import Path
 
 from hivellm_ort.adapters.files import ADAPTER_CONFIG
@@ -15,7 +14,7 @@ from hivellm_ort.package.links import check_folder
 from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
 from hivellm_ort.package.store import Store, UnpackedPackage, open_package
 from hivellm_ort.package.targets import FOLDER
-from hivellm_ort.printable import printable
+from hivellm_ort.progress import progress_bar
 
 __all__ = ["open_with_progress", "read_manifest"]
 
@@ -30,8 +29,6 @@ def open_with_progress(
     A folder that PEFT saved needs no manifest: `read_manifest` drafts one. One with graphs is a package that has lost
     its own. The notes on the package are logged as INFO.
     """
-    from tqdm import tqdm
-
     peft = (path / ADAPTER_CONFIG).is_file() and not (path / FOLDER).exists()
     if peft and not (path / MANIFEST).is_file():
         check_folder(path)
@@ -46,17 +43,8 @@ def open_with_progress(
                 "name that folder"
             )
     size = path.stat().st_size if path.is_file() else None
-    # Shown after a second, on a terminal: a package that was unpacked before takes less.
-    with tqdm(
-        total=size,
-        desc=printable(f"unpacking {path.name}"),
-        unit="B",
-        unit_scale=True,
-        disable=None if sys.stderr else True,  # None: unless it is a terminal
-        delay=1,
-        leave=False,
-    ) as bar:
-        package = open_package(path, store, limits=limits, check=checking, progress=bar.update)
+    with progress_bar(f"unpacking {path.name}", size) as progress:
+        package = open_package(path, store, limits=limits, check=checking, progress=progress)
     for note in package.notes:
         _LOG.info("%s: %s", path, note)
     return package

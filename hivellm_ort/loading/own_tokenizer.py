@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hivellm_ort.errors import AdapterError
+from hivellm_ort.errors import AdapterError, InferenceError, LoadError
+from hivellm_ort.text.library_calls import encoded
 from hivellm_ort.text.template_source import read_template_source
-from hivellm_ort.textfile import decode_text
+from hivellm_ort.text.tokenizer_file import parse_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer  # type: ignore[import-untyped, unused-ignore]
@@ -54,11 +55,9 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
     path = folder / TOKENIZER
     if not path.is_file():
         return None
-    from tokenizers import Tokenizer as FastTokenizer
-
     try:
-        return FastTokenizer.from_str(decode_text(path.read_bytes()))
-    except Exception as error:  # the library raises bare exceptions, so there is no narrower class to catch
+        return parse_tokenizer(path.read_bytes()).tokenizer
+    except (LoadError, OSError) as error:
         _LOG.warning("%s: no tokenizer that can be read (%s): that of the base is used", path, error)
         return None
 
@@ -127,8 +126,12 @@ def _same_bytes(path: Path, other: Path) -> bool:
     return path.is_file() and other.is_file() and path.read_bytes() == other.read_bytes()
 
 
-def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+def _ids(tokenizer: Tokenizer, text: str) -> list[int] | None:
+    """The ids of a text; None where the tokenizer has none for its characters."""
+    try:
+        ids: list[int] = encoded(tokenizer, text).ids
+    except InferenceError:
+        return None
     return ids
 
 

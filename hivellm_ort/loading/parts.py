@@ -35,12 +35,14 @@ class ExpertParts:
         adapter: the adapter; None where it is merged into the base.
         model: the base model of the manifest that the bundle is.
         folder: where the expert's own chat template and tokenizer are, if it has any.
+        packaged: whether the bundle came in the expert's package, so that its signature is about it too.
     """
 
     bundle: Bundle
     adapter: PreparedAdapter | None
     model: BaseModelRef
     folder: Path
+    packaged: bool
 
 
 def find_parts(
@@ -72,18 +74,19 @@ def find_parts(
         ProviderError: the device runs none of the targets that there are.
     """
     own = _own_bundle(package, manifest, store, base, check, device)
+    packaged = own is not None and base is None
     near = [] if own is not None or beside is None else bundles_beside(beside)
     if package.adapter is not None:
         adapter = PreparedAdapter.from_file(package.adapter, sha256=package.digest(package.adapter))
         bundle = own or find_thin_base(adapter, store, device, near, check)
         if bundle.config.merged is not None:
             raise LoadError(f"{manifest.name}: the base bundle has another adapter merged in already")
-        return ExpertParts(bundle, adapter, model_of(bundle, manifest), package.root)
+        return ExpertParts(bundle, adapter, model_of(bundle, manifest), package.root, packaged)
     if base is None and own is not None and own.config.merged is not None:
-        return ExpertParts(own, None, model_of(own, manifest), package.root)
+        return ExpertParts(own, None, model_of(own, manifest), package.root, packaged)
     bundle, model = choose_base(manifest, store, device, own, near, check)
     files = find_adapter_files(package, manifest, model)
-    return ExpertParts(bundle, _prepared(package, files, store, bundle, check), model, files.own)
+    return ExpertParts(bundle, _prepared(package, files, store, bundle, check), model, files.own, packaged)
 
 
 def _own_bundle(
@@ -132,7 +135,9 @@ def _prepare(files: AdapterFiles, bundle: Bundle) -> bytes:
         source_sha256=config.source_sha256,
         embeddings=Embeddings(
             config.architecture.vocab_size,
-            lambda name, rows: table_digest(rows) == config.embeddings[name] if config.embeddings else None,
+            lambda name, rows: (
+                None if (known := config.embeddings.get(name)) is None else table_digest(rows) == known
+            ),
         ),
     )
     return dataclasses.replace(adapter, base_sha256=config.sha256).to_bytes()

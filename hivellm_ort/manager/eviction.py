@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from hivellm_ort.base import Base
 from hivellm_ort.errors import OptionError, OptionTypeError
 from hivellm_ort.manager.slots import Slot
 from hivellm_ort.observability import EvictionReason
+from hivellm_ort.serving.base import Base
 
 __all__ = ["MemoryLimits"]
 
@@ -38,12 +38,21 @@ class MemoryLimits:
             if limit < 1:
                 raise OptionError(f"{name} is {limit!r}: it must be an integer from 1, or None")
 
-    def next_to_go(
+    def prefix_limits(self, slots: Collection[Slot], bases: Collection[Base]) -> dict[Base, int]:
+        """How many bytes of prefixes bases may keep, for those that must keep fewer than they do. Only looks."""
+        limits: dict[Base, int] = {}
+        over = self._excess(slots, bases)
+        for base in bases:
+            kept = base.engine.prefixes.nbytes
+            if over > 0 and kept:
+                limits[base] = max(kept - over, 0)
+                over -= kept - limits[base]
+        return limits
+
+    def next_eviction(
         self, slots: Collection[Slot], bases: Collection[Base], keep: Slot | None = None
     ) -> tuple[Slot | Base, EvictionReason] | None:
-        """The slot that is to be evicted, or the base, and why; None where the limits hold or nothing may go.
-
-        Kept prefixes go here and now.
+        """What is to leave memory, and why; None where the limits hold or nothing may go. Only looks.
 
         Args:
             slots: all slots, those that were taken away and are still in use included.
@@ -55,7 +64,7 @@ class MemoryLimits:
         oldest = min(idle, key=lambda slot: slot.last_used, default=None)
         if self.max_experts is not None and len(loaded) > self.max_experts and oldest is not None:
             return oldest, "count"
-        if self.max_bytes is None or not self._still_over(slots, bases, self.max_bytes):
+        if self._excess(slots, bases) <= 0:
             return None
         if oldest is not None:
             return oldest, "memory"
@@ -64,17 +73,12 @@ class MemoryLimits:
         base = min(unused, key=lambda one: _last_used(one, slots), default=None)
         return None if base is None else (base, "memory")
 
-    def _still_over(self, slots: Collection[Slot], bases: Collection[Base], limit: int) -> bool:
-        """Whether there are too many bytes, also without kept prefixes."""
-        over = (
-            sum(base.nbytes + base.cache_bytes for base in bases) + sum(slot.nbytes for slot in slots) - limit
-        )
-        for base in bases:
-            if over > 0:
-                kept = base.engine.prefixes.nbytes
-                base.engine.prefixes.shrink(max(kept - over, 0))
-                over -= kept - base.engine.prefixes.nbytes
-        return over > 0
+    def _excess(self, slots: Collection[Slot], bases: Collection[Base]) -> int:
+        """Bytes over the limit; 0 or less where it holds."""
+        if self.max_bytes is None:
+            return 0
+        used = sum(base.nbytes + base.cache_bytes for base in bases) + sum(slot.nbytes for slot in slots)
+        return used - self.max_bytes
 
 
 def _last_used(base: Base, slots: Collection[Slot]) -> float:

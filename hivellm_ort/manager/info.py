@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from hivellm_ort.base import Base
 from hivellm_ort.integrity import Verdict
+from hivellm_ort.serving.base import Base
 
 __all__ = ["ExpertInfo", "base_stats"]
 

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack
 
-from hivellm_ort.decoding.serving import refuse_to_wait
-from hivellm_ort.decoding.stream import AsyncTextStream, TextStream
-from hivellm_ort.errors import LoadError, OptionError, OptionTypeError, UnknownExpertError
+from hivellm_ort.errors import LoadError, OptionError, OptionTypeError
 from hivellm_ort.expert import Expert
 from hivellm_ort.integrity import Policy, Trust
 from hivellm_ort.loading.opening import open_with_progress, read_manifest
+from hivellm_ort.manager.chooser import ExpertChooser
 from hivellm_ort.manager.constraints import check_constraints, check_replacement, in_load_order, needed_by
 from hivellm_ort.manager.info import ExpertInfo
+from hivellm_ort.manager.reporting import RequestReporter
 from hivellm_ort.manager.residents import Residents
 from hivellm_ort.manager.slots import Slot
-from hivellm_ort.manager.watch import Watch
 from hivellm_ort.observability import Events, Metrics
 from hivellm_ort.options import (
     GenerateOptions,
+    ScoreOptions,
     check_loading,
     check_options,
     check_prompt,
@@ -32,17 +32,19 @@ from hivellm_ort.package.archive import DEFAULT_LIMITS, Limits
 from hivellm_ort.package.manifest import ExpertManifest
 from hivellm_ort.package.store import Store
 from hivellm_ort.paths import StrPath
-from hivellm_ort.requests import DEFAULT_BATCH_SIZE, Asked, answer_all, base_voice
-from hivellm_ort.result import InferenceResult
-from hivellm_ort.text.messages import question_of
+from hivellm_ort.result import InferenceResult, ScoreResult
+from hivellm_ort.serving.batch import DEFAULT_BATCH_SIZE, run_all
+from hivellm_ort.serving.builder import RequestBuilder
+from hivellm_ort.serving.generation import Generation
+from hivellm_ort.serving.scheduler import Scheduler
+from hivellm_ort.serving.stream import AsyncTextStream, TextStream
+from hivellm_ort.serving.threads import refuse_to_wait
 from hivellm_ort.text.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
-    from hivellm_ort.routing import Route, Router, Scorer, Tags
+    from hivellm_ort.routing import Route, Scorer, Tags
 
 __all__ = ["ExpertManager"]
-
-_ROUTED_CHARACTERS = 4000  # of a system message and a schema each: beyond that they tell nothing new
 
 
 class _Loading(TypedDict):
@@ -83,9 +85,12 @@ class ExpertManager:
         prefix_cache_bytes: see `Expert.load`.
 
     Attributes:
+        BASE: the name of the base model itself, without any expert.
         events: tells listeners what happens (see `hivellm_ort.observability`).
         metrics: counters and histograms of it.
     """
+
+    BASE: Final = "base"
 
     def __init__(
         self,
@@ -115,10 +120,9 @@ class ExpertManager:
         )
         self.metrics = Metrics()
         self.events = Events(self.metrics)
-        self._scorer = scorer
         self._residents = Residents(max_loaded_experts, memory_budget, self.events)
-        self._routed: tuple[list[Slot], Router] | None = None
-        self._running: set[Watch] = set()
+        self._chooser = ExpertChooser(self._residents, scorer)
+        self._running: set[Generation] = set()
 
     def load_expert(
         self, name: str, path: StrPath, *, base: StrPath | None = None, replace: bool = False
@@ -234,51 +238,82 @@ class ExpertManager:
             prompt: what is asked; a system message before it tells more.
             tags: what is known of the request, such as `{"database": "sql"}`.
         """
-        from hivellm_ort.routing import Candidate, Router  # slow to import
-
         self._residents.home.require()
-        slots = self._residents.slots()
-        routed = self._routed
-        if routed is None or routed[0] != slots:
-            candidates = [
-                Candidate(slot.name, slot.manifest.routing, slot.manifest.capabilities) for slot in slots
-            ]
-            self._routed = routed = (slots, Router(candidates, scorer=self._scorer))
-        return routed[1].rank(prompt, tags=tags)
+        return self._chooser.rank(prompt, tags)
+
+    def choose(
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        system: str | None = None,
+        schema: str | None = None,
+        tags: Tags | None = None,
+        or_base: bool = False,
+    ) -> str:
+        """The name of the expert that fits a question best, for `generate`: the one that `route` ranks first.
+
+        Args:
+            prompt: the question; None where `messages` ends with it.
+            messages: as in `GenerateOptions`; the last turn of the user counts.
+            system: a system message tells more.
+            schema: so does a schema.
+            tags: see `route`.
+            or_base: give `BASE` where no expert fits.
+
+        Raises:
+            UnknownExpertError: no expert fits.
+            OptionError: there is neither a prompt nor a turn of the user.
+        """
+        self._residents.home.require()
+        check_prompt(prompt)
+        name = self._chooser.best(prompt, messages, [system, schema], tags, required=not or_base)
+        return self.BASE if name is None else name
 
     def generate(
         self,
-        name: str | None = None,
+        name: str,
         prompt: str | None = None,
-        *,
-        or_base: bool = False,
         **options: Unpack[GenerateOptions],
     ) -> InferenceResult:
         """Answer `prompt` with the expert `name`; see `Expert.generate`.
 
-        `generate(prompt)`, without a name, asks the expert that `route` ranks first; so does `generate(messages=…)`.
+        >>> manager.generate(manager.choose(prompt), prompt)  # doctest: +SKIP
 
         Args:
-            name: the expert; with neither a prompt nor messages this is the prompt.
+            name: the expert; `BASE` for the base model that all experts share. `choose` finds the one that fits.
             prompt: the question; None where `messages` ends with it.
-            or_base: ask the base model where no expert fits a prompt without a name.
             options: see `GenerateOptions`.
 
         Raises:
-            UnknownExpertError: there is no expert of that name, or none fits.
+            UnknownExpertError: there is no expert of that name.
         """
-        return answer_all([self._ask(name, prompt, options, or_base=or_base)], 1)[0]
+        return run_all([self._prepare(name, partial(_build, prompt, options), options)], 1)[0]
 
     def generate_stream(
         self,
-        name: str | None = None,
+        name: str,
         prompt: str | None = None,
-        *,
-        or_base: bool = False,
         **options: Unpack[GenerateOptions],
     ) -> TextStream:
         """As `generate`, piece by piece; see `Expert.generate_stream`."""
-        return self._ask(name, prompt, options, or_base=or_base, stream=True).begin()
+        scheduler, generation = self._prepare(name, partial(_build, prompt, options), options, stream=True)
+        scheduler.submit(generation)
+        return TextStream(generation)
+
+    def score(
+        self, name: str, prompt: str | None, answers: Sequence[str], **options: Unpack[ScoreOptions]
+    ) -> ScoreResult:
+        """How likely each of a few given answers is to the expert `name`, or to `BASE`; see `Expert.score`.
+
+        Raises:
+            UnknownExpertError: there is no expert of that name.
+        """
+        scheduler, generation = self._prepare(
+            name, lambda builder: builder.build_score(prompt, answers, options), options, of=ScoreOptions
+        )
+        run_all([(scheduler, generation)], 1)
+        return generation.score_result(answers)
 
     def generate_batch(
         self,
@@ -303,44 +338,39 @@ class ExpertManager:
         """
         check_requests(requests)
         rows = options_of_rows(options, len(requests))
-        asked: list[Asked] = []
+        prepared: list[tuple[Scheduler, Generation]] = []
         try:
             for (name, prompt), own in zip(requests, rows, strict=True):
-                self._residents.get(name)  # a list says whom it asks
-                asked.append(self._ask(name, prompt, own))
+                prepared.append(self._prepare(name, partial(_build, prompt, own), own))
         except BaseException:
-            for one in asked:
-                one.abandon()
+            for _, generation in prepared:
+                generation.end_before_start()
             raise
-        return answer_all(asked, batch_size)
+        return run_all(prepared, batch_size)
 
     async def agenerate(
         self,
-        name: str | None = None,
+        name: str,
         prompt: str | None = None,
-        *,
-        or_base: bool = False,
         **options: Unpack[GenerateOptions],
     ) -> InferenceResult:
         """As `generate`, without blocking the event loop; cancelling the task ends the generation."""
-        stream = self.agenerate_stream(name, prompt, or_base=or_base, **options)
+        stream = self.agenerate_stream(name, prompt, **options)
         async for _ in stream:
             pass
         return stream.result
 
     def agenerate_stream(
         self,
-        name: str | None = None,
+        name: str,
         prompt: str | None = None,
-        *,
-        or_base: bool = False,
         **options: Unpack[GenerateOptions],
     ) -> AsyncTextStream:
         """As `generate_stream`, for `async for`; what that raises comes with the first piece."""
-        return AsyncTextStream(lambda: self.generate_stream(name, prompt, or_base=or_base, **options))
+        return AsyncTextStream(lambda: self.generate_stream(name, prompt, **options))
 
     def close(self) -> None:
-        """Cancel what runs, and free all memory; returns when that is done.
+        """Cancel what runs, and free all memory; returns when that is done. A run that lasts is interrupted.
 
         Raises:
             InferenceError: an event hook calls it, in the thread that answers requests.
@@ -349,8 +379,8 @@ class ExpertManager:
         if not self._residents.home.here:
             return
         self._residents.closed = True  # from now on nothing begins, or it cancels itself
-        for watch in list(self._running):
-            watch.cancel()
+        for generation in list(self._running):
+            generation.cancel()
         self._residents.close()
 
     def __enter__(self) -> ExpertManager:
@@ -361,36 +391,29 @@ class ExpertManager:
     ) -> None:
         self.close()
 
-    def _ask(
+    def _prepare(
         self,
-        name: str | None,
-        prompt: str | None,
-        options: GenerateOptions,
+        name: str,
+        build: Callable[[RequestBuilder], Generation],
+        options: GenerateOptions | ScoreOptions,
         *,
-        or_base: bool = False,
+        of: type[Any] = GenerateOptions,
         stream: bool = False,
-    ) -> Asked:
-        """A request that keeps its expert in memory until it ends."""
+    ) -> tuple[Scheduler, Generation]:
+        """A generation that keeps its expert in memory until it ends, and the scheduler that is to run it."""
         self._residents.home.require()
-        check_prompt(name, "the name of the expert")
-        check_options(options)
-        if prompt is None and not options.get("messages"):
-            name, prompt = self._routed_name(name, options, or_base=or_base), name
-        elif name is None:
-            name = self._routed_name(prompt, options, or_base=or_base)
-        lease = self._residents.lease(name) if name is not None else self._residents.lease_any()
+        _check_name(name)
+        check_options(options, of)
+        lease = self._residents.lease_any() if name == self.BASE else self._residents.lease(name)
         try:
             expert = lease.expert
-            asked = (
-                expert.ask(prompt, options)
-                if name is not None
-                else base_voice(expert.shared_base).ask(prompt, options)
-            )
-            watch = Watch(
+            base = name == self.BASE
+            generation = build(RequestBuilder.for_base(expert.shared_base) if base else expert.builder)
+            RequestReporter(
                 self.events,
-                asked,
-                expert=name or "base",
-                sampling={**asked.transcript.sampling, "stop": options.get("stop")},
+                generation,
+                expert=name,
+                options=options,
                 stream=stream,
                 lease=lease,
                 running=self._running,
@@ -399,12 +422,15 @@ class ExpertManager:
             lease.release()
             raise
         if self._residents.closed:
-            watch.cancel()
-        return asked
+            generation.cancel()
+        return expert.shared_base.scheduler, generation
 
     def _load(self, name: str, path: StrPath, base: StrPath | None, *, replace: bool) -> Slot:
-        if not isinstance(name, str):
-            raise OptionTypeError(f"the name of the expert is {type(name).__name__}: pass a text (str)")
+        _check_name(name)
+        if name == self.BASE:
+            raise OptionError(
+                f"{self.BASE!r} is the name of the base model: load the expert under another one"
+            )
         self._residents.home.require()
         slot = Slot.loaded(name, partial(Expert.load, path, base=base, **self._loading))
 
@@ -416,27 +442,17 @@ class ExpertManager:
         self._residents.add(slot, replace=replace, check=check)
         return slot
 
-    def _routed_name(self, prompt: str | None, options: GenerateOptions, *, or_base: bool) -> str | None:
-        """The expert that fits best; None for the base where none does."""
-        if prompt is None:
-            prompt = question_of(options.get("messages"))
-        if prompt is None:
-            raise OptionError("nothing to answer: give a prompt, or messages with a turn of the user")
-        if any(slot.name == prompt for slot in self._residents.slots()):
-            raise OptionError(f"{prompt!r} is the name of an expert: give a prompt after it")
-        told = [options.get("system") or "", options.get("schema") or ""]
-        routes = self.route("\n".join([*(text[:_ROUTED_CHARACTERS] for text in told), prompt]))
-        if routes:
-            return routes[0].name
-        if or_base:
-            return None
-        known = ", ".join(repr(slot.name) for slot in self._residents.slots()) or "none"
-        raise UnknownExpertError(
-            f"no expert fits the prompt; loaded are: {known}. Name one, or ask the base model with or_base=True"
-        )
-
     def _manifest(self, path: StrPath) -> ExpertManifest:
         cache = self._loading["cache_dir"]
-        store = Store(Path(cache) if cache is not None else None)
-        package = open_with_progress(Path(path), store, limits=self._loading["limits"])
-        return read_manifest(package)
+        with Store(Path(cache) if cache is not None else None) as store:
+            package = open_with_progress(Path(path), store, limits=self._loading["limits"])
+            return read_manifest(package)
+
+
+def _check_name(name: object) -> None:
+    if not isinstance(name, str):
+        raise OptionTypeError(f"the name of the expert is {type(name).__name__}: pass a text (str)")
+
+
+def _build(prompt: str | None, options: GenerateOptions, builder: RequestBuilder) -> Generation:
+    return builder.build(prompt, options)

@@ -9,13 +9,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
-from hivellm_ort.base import BASES, Base
 from hivellm_ort.errors import InferenceError, LoadError, OptionError, UnknownExpertError
 from hivellm_ort.expert import Expert
 from hivellm_ort.forking import Home
 from hivellm_ort.manager.eviction import MemoryLimits
 from hivellm_ort.manager.info import ExpertInfo, base_stats
-from hivellm_ort.manager.news import News
+from hivellm_ort.manager.pending import PendingEvents
 from hivellm_ort.manager.slots import Lease, Slot
 from hivellm_ort.manager.workers import Workers
 from hivellm_ort.observability import (
@@ -29,6 +28,8 @@ from hivellm_ort.observability import (
     StepDone,
 )
 from hivellm_ort.package.manifest import ExpertManifest
+from hivellm_ort.serving.base import Base
+from hivellm_ort.serving.pool import BASES
 
 __all__ = ["Residents"]
 
@@ -60,7 +61,7 @@ class Residents:
         self._limits = MemoryLimits(max_experts, max_bytes)
         self._evictions = 0
         self._events = events
-        self._news = News(events)
+        self._pending = PendingEvents(events)
         self._changed = threading.Condition(threading.RLock())
         self._slots: dict[str, Slot] = {}
         self._leaving: set[Slot] = set()  # replaced or unloaded, and still in use
@@ -273,14 +274,15 @@ class Residents:
         """
         while True:
             with self._changed:
-                found = self._limits.next_to_go(self._present(), self._bases, keep)
+                self._trim_prefixes()
+                found = self._limits.next_eviction(self._present(), self._bases, keep)
                 if found is None:
                     break
                 one, reason = found
                 if isinstance(one, Slot):
                     self._evictions += 1
                     size, expert = one.nbytes, one.take()
-                    self._news.add(
+                    self._pending.add(
                         ExpertEvicted(
                             expert=one.name, base=one.base, digest=one.digest, bytes=size, reason=reason
                         )
@@ -291,7 +293,7 @@ class Residents:
                 expert.close()
             else:
                 BASES.release(one)
-        self._news.tell()
+        self._pending.emit()
 
     def _load_again(self, slot: Slot) -> Expert | None:
         """The expert of an evicted slot; None where the slot was replaced or unloaded meanwhile."""
@@ -319,11 +321,15 @@ class Residents:
         base = expert.shared_base
         if base not in self._bases:
             BASES.hold(base)
-            self._bases[base] = base.scheduler.follow(partial(self._stepped, base.config.name), self._rested)
-            self._news.add(
+            self._bases[base] = base.scheduler.follow(
+                partial(self._stepped, base.config.name), self._became_idle
+            )
+            self._pending.add(
                 BaseLoaded(base=slot.base, digest=slot.base_sha256, bytes=base.nbytes, seconds=slot.seconds)
             )
-        self._news.add(ExpertLoaded(expert=slot.name, base=slot.base, digest=slot.digest, bytes=slot.nbytes))
+        self._pending.add(
+            ExpertLoaded(expert=slot.name, base=slot.base, digest=slot.digest, bytes=slot.nbytes)
+        )
 
     def _give_back(self, slot: Slot) -> None:
         with self._changed:
@@ -338,7 +344,7 @@ class Residents:
     def _stepped(self, base: str, rows: int, capacity: int, seconds: float, tokens: int) -> None:
         self._events.emit(StepDone(base=base, rows=rows, capacity=capacity, seconds=seconds, tokens=tokens))
 
-    def _rested(self) -> None:
+    def _became_idle(self) -> None:
         with self._changed:
             self._want_room()
 
@@ -346,9 +352,15 @@ class Residents:
         """Have room made soon, if there is something to be gained."""
         if self.closed or self._room_wanted:
             return
-        if self._limits.next_to_go(self._present(), self._bases) is not None:
+        self._trim_prefixes()
+        if self._limits.next_eviction(self._present(), self._bases) is not None:
             self._room_wanted = True
             self._workers.do(self._make_wanted_room)
+
+    def _trim_prefixes(self) -> None:
+        """Drop kept prefixes where there are too many bytes."""
+        for base, limit in self._limits.prefix_limits(self._present(), self._bases).items():
+            base.engine.prefixes.shrink(limit)
 
     def _make_wanted_room(self) -> None:
         self._room_wanted = False
@@ -363,7 +375,7 @@ class Residents:
                     continue
                 self._leaving.discard(slot)
                 if slot.expert is not None:
-                    self._news.add(
+                    self._pending.add(
                         ExpertUnloaded(
                             expert=slot.name, base=slot.base, digest=slot.digest, bytes=slot.nbytes
                         )
@@ -377,11 +389,11 @@ class Residents:
             expert.close()
         for base in bases:
             BASES.release(base)
-        self._news.tell()
+        self._pending.emit()
 
     def _let_go(self, base: Base, reason: EvictionReason | _Gone) -> None:
         self._bases.pop(base)()
-        self._news.add(
+        self._pending.add(
             BaseFreed(base=base.config.name, digest=base.config.sha256, bytes=base.nbytes, reason=reason)
         )
 

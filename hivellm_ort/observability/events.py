@@ -244,7 +244,7 @@ class Swapped:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepDone:
-    """One forward pass of a base.
+    """A base read a prompt, or the next tokens of its running rows.
 
     Attributes:
         base: its short name.

@@ -12,14 +12,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from hivellm_ort.errors import IntegrityError, LoadError
-from hivellm_ort.package.names import (
-    MemberNames,
-    is_system_file,
-    is_weights,
-    member_name,
-    never_loaded,
-    shown,
-)
+from hivellm_ort.filenames import is_system_file, member_name, shown
+from hivellm_ort.package.names import MemberNames, is_weights, never_loaded
 from hivellm_ort.package.packing import Progress, write
 from hivellm_ort.package.tarstream import Header, Inflated, headers
 from hivellm_ort.paths import StrPath

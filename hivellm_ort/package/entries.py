@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from hivellm_ort.contract import DECODER_JSON
+from hivellm_ort.contract import DECODER_JSON, DecoderConfig
 from hivellm_ort.errors import LoadError
+from hivellm_ort.jsonfiles.reading import Node, read_json
 from hivellm_ort.package.bundle import stored_fault
 from hivellm_ort.package.filecheck import FileChecks, is_digest
 from hivellm_ort.package.folders import Layout
 from hivellm_ort.package.index import FILES, PackageIndex
-from hivellm_ort.package.jsonfile import Node, read_json
 from hivellm_ort.package.manifest import MANIFEST
 from hivellm_ort.package.prepared import SUFFIX, prepared_fault, record_of
 
@@ -135,7 +135,11 @@ def _package(layout: Layout, folder: Path, checks: FileChecks) -> StoreEntry:
 
 
 def _base(folder: Path, checks: FileChecks) -> StoreEntry:
-    name, precision = _texts(folder / DECODER_JSON, "name", "precision")
+    try:
+        config = DecoderConfig.from_file(folder / DECODER_JSON)
+        name, precision = config.name, config.precision
+    except LoadError:  # the fault below says why
+        name = precision = ""
     return StoreEntry(
         kind="base",
         key=folder.name,

@@ -22,11 +22,24 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from hivellm_ort.errors import LoadError
+from hivellm_ort.package.holds import unused
 
-__all__ = ["Layout", "default_root", "discard", "note_use", "place", "sync_folder", "write_file"]
+__all__ = [
+    "HELD_SECONDS",
+    "Layout",
+    "default_root",
+    "discard",
+    "note_use",
+    "place",
+    "sync_folder",
+    "write_file",
+]
+
+HELD_SECONDS = 10.0
+"""How long a damaged folder is waited for that another process loads."""
 
 _WINDOWS = os.name == "nt"
 
@@ -84,15 +97,19 @@ class Layout:
         )  # fmt: skip
 
     @contextlib.contextmanager
-    def workspace(self) -> Iterator[Path]:
+    def workspace(self, *, seconds: float = -1) -> Iterator[Path]:
         """Hold the store's lock, with a fresh folder on its file system that is removed afterwards.
 
+        Args:
+            seconds: How long to wait for the lock; for ever by default.
+
         Raises:
+            LoadError: Another process has the lock for longer.
             OSError: The store cannot be written.
             NotImplementedError: Its file system has no locks.
         """
         self.root.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.root / ".lock"):
+        with self._locked(seconds):
             # All work is done under the lock, so what is there now was left by a process that died.
             shutil.rmtree(self.scratch, ignore_errors=True)
             work = self.scratch / secrets.token_hex(8)
@@ -102,19 +119,40 @@ class Layout:
             finally:
                 shutil.rmtree(work, ignore_errors=True)
 
+    @contextlib.contextmanager
+    def _locked(self, seconds: float) -> Iterator[None]:
+        lock = FileLock(self.root / ".lock", timeout=seconds)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise LoadError(
+                f"{self.root}: another process has been unpacking or pruning for {seconds:g} seconds: try again "
+                "when it has ended"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
 
 def place(folder: Path, final: Path, work: Path) -> None:
     """Give a complete folder its final name; a damaged one that has it goes to the work folder.
 
     Raises:
+        LoadError: Another process reads the damaged one, for longer than `HELD_SECONDS`.
         OSError: A folder cannot be moved, such as one with open files on Windows.
     """
     for inner, _, _ in os.walk(folder):
         sync_folder(Path(inner))
     final.parent.mkdir(exist_ok=True)
-    if final.exists():
-        final.rename(work / secrets.token_hex(8))
-    _patiently(lambda: folder.rename(final))
+    with unused(final, seconds=HELD_SECONDS) as free:
+        if not free:
+            raise LoadError(
+                f"{final}: it is damaged, and another process is loading it now: load again later"
+            )
+        if final.exists():
+            final.rename(work / secrets.token_hex(8))
+        _patiently(lambda: folder.rename(final))
     sync_folder(final.parent)
 
 
@@ -122,15 +160,17 @@ def discard(path: Path, work: Path) -> bool:
     """Move a file or folder to the work folder, so that it is gone at once and whole.
 
     Returns:
-        Whether it is gone; False for one in use on Windows.
+        Whether it is gone; False for one that is held, or on Windows open.
     """
     try:
-        path.rename(work / secrets.token_hex(8))
+        with unused(path) as free:
+            if free:
+                path.rename(work / secrets.token_hex(8))
     except FileNotFoundError:
         return True
     except OSError:
         return False
-    return True
+    return free
 
 
 def write_file(path: Path, data: bytes, work: Path) -> None:

@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hivellm_ort.errors import LoadError
+from hivellm_ort.filenames import shown
+from hivellm_ort.jsonfiles.reading import Node, read_json
 from hivellm_ort.package.archive import ArchiveContents, Member
 from hivellm_ort.package.bundle import stored_fault
 from hivellm_ort.package.filecheck import FileChecks, is_digest
 from hivellm_ort.package.folders import Layout
-from hivellm_ort.package.jsonfile import Node, read_json
-from hivellm_ort.package.names import shown
+from hivellm_ort.package.holds import INDEX
 from hivellm_ort.package.targets import bundle_members
 
 __all__ = ["FILES", "PackageIndex"]
@@ -21,7 +22,6 @@ __all__ = ["FILES", "PackageIndex"]
 FILES = "files"
 """Folder beside the index that holds the package's members."""
 
-_NAME = "index.json"
 _FORMAT = 2
 
 
@@ -60,7 +60,7 @@ class PackageIndex:
     def load(cls, folder: Path) -> PackageIndex | None:
         """Read a folder's index; None if it is missing, damaged, or of another format or package."""
         try:
-            node = Node(read_json(folder / _NAME), _NAME)
+            node = Node(read_json(folder / INDEX), INDEX)
             if node.integer("format") != _FORMAT:
                 return None
             contents = ArchiveContents(
@@ -82,7 +82,7 @@ class PackageIndex:
             OSError: It cannot be written.
         """
         value = {"format": _FORMAT, "bundles": self.bundles, **asdict(self.contents)}
-        with (folder / _NAME).open("x", encoding="utf-8") as file:
+        with (folder / INDEX).open("x", encoding="utf-8") as file:
             json.dump(value, file, ensure_ascii=False)
             file.flush()
             os.fsync(file.fileno())

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from hivellm_ort.errors import IntegrityError, LoadError
-from hivellm_ort.package.names import shown
+from hivellm_ort.filenames import shown
 
 __all__ = ["Judge", "check_folder", "files_below", "open_file"]
 

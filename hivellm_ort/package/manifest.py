@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from hivellm_ort.errors import IntegrityError, ManifestError
-from hivellm_ort.package.jsonfile import Node, read_json, report_on
+from hivellm_ort.filenames import member_name
+from hivellm_ort.jsonfiles.problems import error_of
+from hivellm_ort.jsonfiles.reading import Node, read_json, report_on
 from hivellm_ort.package.manifest_parts import (
     AdapterRef,
     BaseModelRef,
@@ -24,8 +26,6 @@ from hivellm_ort.package.manifest_parts import (
 )
 from hivellm_ort.package.manifest_reader import read_fields
 from hivellm_ort.package.manifest_schema import all_problems
-from hivellm_ort.package.names import member_name
-from hivellm_ort.package.problems import error_of
 from hivellm_ort.paths import StrPath
 
 __all__ = [

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from hivellm_ort.package.jsonfile import Node
+from hivellm_ort.filenames import shown
+from hivellm_ort.jsonfiles.reading import Node
 from hivellm_ort.package.manifest_parts import BaseModelRef, Constraints, DecodingDefaults, Routing
-from hivellm_ort.package.names import shown
 
 __all__ = ["read_fields"]
 

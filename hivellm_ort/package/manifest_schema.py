@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hivellm_ort.errors import ManifestError
-from hivellm_ort.package.jsonfile import Node, read_json, report_on, type_name
-from hivellm_ort.package.jsontext import MAX_DEPTH, pointer_of
+from hivellm_ort.filenames import shown
+from hivellm_ort.jsonfiles.places import MAX_DEPTH, pointer_of
+from hivellm_ort.jsonfiles.problems import MAX_PROBLEMS, Problem, Report
+from hivellm_ort.jsonfiles.reading import Node, read_json, report_on, type_name
 from hivellm_ort.package.manifest_reader import read_fields
-from hivellm_ort.package.names import shown
-from hivellm_ort.package.problems import MAX_PROBLEMS, Problem, Report
 from hivellm_ort.paths import StrPath
 
 if TYPE_CHECKING:

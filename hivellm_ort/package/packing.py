@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from hivellm_ort.errors import IntegrityError
+from hivellm_ort.filenames import is_system_file, member_name, shown
 from hivellm_ort.package.folders import sync_folder
 from hivellm_ort.package.links import open_file
-from hivellm_ort.package.names import MemberNames, is_system_file, member_name, never_loaded, shown
+from hivellm_ort.package.names import MemberNames, never_loaded
 from hivellm_ort.paths import StrPath
 
 __all__ = ["Progress", "write"]

@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 
 from hivellm_ort.errors import LoadError
+from hivellm_ort.jsonfiles.reading import Node, read_json
 from hivellm_ort.package.filecheck import FileChecks
 from hivellm_ort.package.folders import write_file
-from hivellm_ort.package.jsonfile import Node, read_json
 
 __all__ = ["SUFFIX", "prepared_fault", "record_of", "write_prepared"]
 

@@ -15,7 +15,10 @@ from hivellm_ort.package.folders import Layout, discard
 from hivellm_ort.package.packing import Progress
 from hivellm_ort.package.prepared import record_of
 
-__all__ = ["clear", "fit", "prune"]
+__all__ = ["LOCK_SECONDS", "clear", "fit", "prune"]
+
+LOCK_SECONDS = 60.0
+"""How long `clear` and `prune` wait for a process that unpacks or prunes."""
 
 _DAY = 24 * 60 * 60
 
@@ -58,7 +61,7 @@ def prune(
 ) -> list[StoreEntry]:
     """Remove what is damaged, what is out of use, and what only takes space.
 
-    Every file is hashed, while other processes wait with unpacking.
+    Every file is hashed, while other processes wait with unpacking. What is being loaded stays.
 
     Args:
         layout: The store's folders.
@@ -70,12 +73,13 @@ def prune(
         The entries removed.
 
     Raises:
+        LoadError: Another process unpacks or prunes for too long.
         OSError: The store cannot be written.
         NotImplementedError: Its file system has no locks.
     """
     if not layout.root.exists():
         return []
-    with layout.workspace() as work:
+    with layout.workspace(seconds=LOCK_SECONDS) as work:
         entries = entries_of(layout, FileChecks("digest", progress))
         used = _last_used(entries)
         before = time.time() - unused_days * _DAY if unused_days is not None else 0.0
@@ -88,20 +92,31 @@ def prune(
         return removed if max_bytes is None else removed + fit(layout, max_bytes, work)
 
 
-def clear(layout: Layout) -> None:
-    """Remove everything but the user's own bundles and keys; what is in use on Windows stays.
+def clear(layout: Layout) -> int:
+    """Remove everything but the user's own bundles and keys, and what is being loaded or, on Windows, is open.
+
+    Returns:
+        How many packages, bases and prepared adapters stay.
 
     Raises:
+        LoadError: Another process unpacks or prunes for too long.
         OSError: The store cannot be written.
         NotImplementedError: Its file system has no locks.
     """
     if not layout.root.exists():
-        return
-    with layout.workspace() as work:
-        for folder in layout.managed:
-            if folder != layout.scratch and folder.is_dir():
-                for path in list(folder.iterdir()):
-                    discard(path, work)
+        return 0
+    with layout.workspace(seconds=LOCK_SECONDS) as work:
+        entries = (layout.packages, layout.bases, layout.adapters)
+        left = sum(not discard(path, work) for folder in entries for path in _children(folder))
+        for folder in (layout.records, layout.downloads, *([] if left else [layout.blobs])):
+            for path in _children(folder):
+                discard(path, work)
+        _free(layout, work)
+        return left
+
+
+def _children(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
 
 
 def _last_used(entries: Sequence[StoreEntry]) -> dict[Path, float]:

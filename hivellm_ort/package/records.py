@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from hivellm_ort.errors import LoadError
+from hivellm_ort.jsonfiles.reading import read_json
 from hivellm_ort.package.archive import sha256_file
 from hivellm_ort.package.filecheck import is_digest
 from hivellm_ort.package.folders import write_file
-from hivellm_ort.package.jsonfile import read_json
 
 __all__ = ["MAX_RECORDS", "forget", "package_digest"]
 

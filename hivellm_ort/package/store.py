@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from hivellm_ort.contract import ADAPTER_FILE, DECODER_JSON
 from hivellm_ort.errors import LoadError, ManifestError
@@ -19,6 +22,7 @@ from hivellm_ort.package.bundle import stored_fault
 from hivellm_ort.package.entries import StoreEntry, StoreListing, listing_of
 from hivellm_ort.package.filecheck import Check, FileChecks, is_digest
 from hivellm_ort.package.folders import Layout, default_root, note_use
+from hivellm_ort.package.holds import held
 from hivellm_ort.package.links import check_folder
 from hivellm_ort.package.manifest import MANIFEST
 from hivellm_ort.package.prepared import SUFFIX, prepared_fault, write_prepared
@@ -34,6 +38,9 @@ __all__ = ["Store", "UnpackedPackage", "default_root", "open_package"]
 
 class Store:
     """Unpacked packages, their shared bases and prepared adapters, in one folder for several processes at once.
+
+    What is found in a `with` block stays until the block ends, whatever other processes remove meanwhile; a block is
+    for one thread. What is found without one may be gone when it is read.
 
     Args:
         root: The folder, made when first needed; `default_root()` by default.
@@ -52,6 +59,18 @@ class Store:
         self.root = Path(default_root() if root is None else root).absolute()
         self.max_bytes = _size_from_environment() if max_bytes is None else max_bytes
         self._layout = Layout(self.root)
+        self._holds: contextlib.ExitStack | None = None
+
+    def __enter__(self) -> Self:
+        self._holds = contextlib.ExitStack()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        holds, self._holds = self._holds, None
+        if holds is not None:
+            holds.close()
 
     def unpack(
         self,
@@ -77,18 +96,21 @@ class Store:
         """
         package = Path(package)
         try:
+            if not stat.S_ISREG(package.stat().st_mode) and not package.is_dir():
+                raise LoadError(f"{package}: a named pipe, a device or a socket; name a .expert file")
             digest = package_digest(package, self._layout.records, trusted=check != "digest")
         except OSError as error:
             raise LoadError(f"{package}: cannot be read: {error.strerror}; check the path") from error
         with _written(str(package)):
-            found = find_package(self._layout, digest, FileChecks(check))
+            found = self._package(digest, check)
             if found is None:
                 with self._layout.workspace() as work:
                     # Another process may have unpacked it while this one waited.
-                    found = find_package(self._layout, digest, FileChecks(check))
+                    found = self._package(digest, check)
                     if found is None:
                         found = add_package(self._layout, package, work, limits=limits, progress=progress)
                         self._fit({found.root.parent, *found.bundles}, work)
+                        self._hold(found.root.parent, *found.bundles)
             if found.sha256 != digest:  # the record was wrong, or the file has changed since
                 forget(package, self._layout.records)
         self.note_use(found.root.parent)
@@ -124,6 +146,7 @@ class Store:
         with _written(str(folder)), self._layout.workspace() as work:
             place = self._layout.bases / add_bundle(self._layout, bundle, work, copy)
             self._fit({place}, work)
+            self._hold(place)
         self.note_use(place)
         return place
 
@@ -171,12 +194,13 @@ class Store:
         if not is_digest(key):
             raise ValueError(f"key {key[:80]!a} is no SHA-256 in lower-case hex")
         path = self._layout.adapters / f"{key}{SUFFIX}"
-        if prepared_fault(path, FileChecks(check)) is not None:
+        if not self._is_prepared(path, check):
             data = make()
             with _written(path.name), self._layout.workspace() as work:
-                if prepared_fault(path, FileChecks(check)) is not None:
+                if not self._is_prepared(path, check):
                     write_prepared(path, data, work)
                     self._fit({path}, work)
+                    self._hold(path)
         self.note_use(path)
         return path
 
@@ -221,21 +245,55 @@ class Store:
         with _written(str(self.root)):
             return prune(self._layout, max_bytes=size, unused_days=unused_days, progress=progress)
 
-    def clear(self) -> None:
-        """Remove everything but the user's own bundles and keys; what is in use on Windows stays.
+    def clear(self) -> int:
+        """Remove everything but the user's own bundles and keys, and what is being loaded or, on Windows, is open.
+
+        Returns:
+            How many packages, bases and prepared adapters stay.
 
         Raises:
-            LoadError: The store cannot be written.
+            LoadError: The store cannot be written, or another process unpacks or prunes for longer than a minute.
         """
         with _written(str(self.root)):
-            clear(self._layout)
+            return clear(self._layout)
+
+    def _package(self, digest: str, check: Check) -> UnpackedPackage | None:
+        with contextlib.ExitStack() as holds:
+            found = find_package(self._layout, digest, FileChecks(check), holds)
+            if found is not None:
+                self._keep(holds)
+            return found
 
     def _bundle(self, digest: str, check: Check) -> Path | None:
         # The digest may come from a package: it must not lead to another folder.
         if not is_digest(digest):
             return None
         folder = self._layout.bases / digest
-        return folder if stored_fault(folder, FileChecks(check)) is None else None
+        with contextlib.ExitStack() as holds:
+            holds.enter_context(held(folder))
+            if stored_fault(folder, FileChecks(check)) is not None:
+                return None
+            self._keep(holds)
+            return folder
+
+    def _is_prepared(self, path: Path, check: Check) -> bool:
+        with contextlib.ExitStack() as holds:
+            holds.enter_context(held(path))
+            if prepared_fault(path, FileChecks(check)) is not None:
+                return False
+            self._keep(holds)
+            return True
+
+    def _keep(self, holds: contextlib.ExitStack) -> None:
+        """Hold what is held there until the store's `with` block ends; without one not any longer."""
+        if self._holds is not None:
+            self._holds.push(holds.pop_all())
+
+    def _hold(self, *entries: Path) -> None:
+        with contextlib.ExitStack() as holds:
+            for entry in entries:
+                holds.enter_context(held(entry))
+            self._keep(holds)
 
     def _fit(self, keep: set[Path], work: Path) -> None:
         if self.max_bytes is not None:

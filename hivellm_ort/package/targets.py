@@ -10,13 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hivellm_ort.contract import ADAPTER_FILE, DECODER_JSON
+from hivellm_ort.contract import ADAPTER_FILE, DECODER_JSON, DecoderConfig, FileRecord
 from hivellm_ort.errors import IntegrityError, ManifestError
+from hivellm_ort.filenames import shown
 from hivellm_ort.package.archive import Limits, Member
-from hivellm_ort.package.bundle import FileRecord, listed_files
 from hivellm_ort.package.filecheck import Check, FileChecks
-from hivellm_ort.package.jsonfile import Node, read_json
-from hivellm_ort.package.names import shown
 
 __all__ = [
     "FOLDER",
@@ -73,7 +71,7 @@ def files_of(folders: Sequence[Path]) -> list[BundleFiles]:
     """
     if len(folders) > MAX_TARGETS:
         raise IntegrityError(f"{FOLDER}/ holds {len(folders)} bundles; {MAX_TARGETS} is the most")
-    lists = {folder: listed_files(folder) if len(folders) == 1 else _listed(folder) for folder in folders}
+    lists = {folder: _listed(folder, several=len(folders) > 1) for folder in folders}
     found: dict[tuple[str, FileRecord], Path] = {}
     for folder, listed in lists.items():
         for name, record in listed.items():
@@ -163,20 +161,21 @@ def check_folders(folders: Sequence[Path], check: Check = "size") -> None:
                 )
 
 
-def _listed(folder: Path) -> Mapping[str, FileRecord]:
-    """The list of one bundle of several, which must be in a folder called as its target."""
+def _listed(folder: Path, *, several: bool) -> Mapping[str, FileRecord]:
+    """The list of one bundle; one of several must be in a folder called as its target."""
+    if not several:
+        return DecoderConfig.from_file(folder / DECODER_JSON).files
     where = f"{FOLDER}/{folder.name}/"
     try:
-        target = Node(read_json(folder / DECODER_JSON), DECODER_JSON).required("target")
-        listed = listed_files(folder)
+        config = DecoderConfig.from_file(folder / DECODER_JSON)
     except (IntegrityError, ManifestError) as error:
         raise type(error)(f"{where} {error}") from error
-    if target != folder.name:
+    if config.target != folder.name:
         raise IntegrityError(
-            f"{where} {DECODER_JSON} is for target {shown(target)}, and not for one of the folder's name; export the "
-            "package again"
+            f"{where} {DECODER_JSON} is for target {shown(config.target)}, and not for one of the folder's name; "
+            "export the package again"
         )
-    return listed
+    return config.files
 
 
 def _compare(where: str, name: str, member: Member, record: FileRecord) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from hivellm_ort.errors import IntegrityError
-from hivellm_ort.package.names import shown
+from hivellm_ort.filenames import shown
 
 __all__ = ["Header", "Inflated", "damaged", "headers"]
 

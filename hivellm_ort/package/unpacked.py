@@ -10,14 +10,15 @@ from pathlib import Path
 
 from hivellm_ort.contract import ADAPTER_FILE, DECODER_JSON
 from hivellm_ort.errors import IntegrityError, LoadError, ManifestError
+from hivellm_ort.filenames import shown
 from hivellm_ort.package.archive import Limits, Member, Progress, extract, sha256_file
 from hivellm_ort.package.blobs import link, share
 from hivellm_ort.package.bundle import stored_fault
 from hivellm_ort.package.filecheck import FileChecks
 from hivellm_ort.package.folders import Layout, discard, place
+from hivellm_ort.package.holds import held
 from hivellm_ort.package.index import FILES, PackageIndex
 from hivellm_ort.package.manifest import MANIFEST
-from hivellm_ort.package.names import shown
 from hivellm_ort.package.targets import FOLDER, BundleFiles, check_members
 
 __all__ = ["UnpackedPackage", "add_bundle", "add_package", "find_package"]
@@ -64,9 +65,22 @@ class UnpackedPackage:
             raise LoadError(f"{path}: cannot be read: {error.strerror}; check the package") from error
 
 
-def find_package(layout: Layout, digest: str, checks: FileChecks) -> UnpackedPackage | None:
-    """The package of a digest if it is unpacked and whole."""
-    index = PackageIndex.load(layout.packages / digest)
+def find_package(
+    layout: Layout, digest: str, checks: FileChecks, holds: contextlib.ExitStack
+) -> UnpackedPackage | None:
+    """The package of a digest if it is unpacked and whole.
+
+    Args:
+        layout: Folders of a store.
+        digest: Of the package file.
+        checks: How its files are compared with what was recorded of them.
+        holds: Gets what holds the package and its bases.
+    """
+    folder = layout.packages / digest
+    holds.enter_context(held(folder))
+    index = PackageIndex.load(folder)
+    for bundle in index.bundles if index is not None else ():
+        holds.enter_context(held(layout.bases / bundle))
     if index is None or index.fault(layout, checks) is not None:
         return None
     return _unpacked(layout, index)

@@ -11,8 +11,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set, ValuesView
 from contextvars import ContextVar
-from types import BuiltinMethodType, MethodType
+from types import BuiltinMethodType, GeneratorType, MethodType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from hivellm_ort.errors import InferenceError
 
@@ -32,7 +33,13 @@ MAX_BITS = 1 << 16
 
 _MAX_DEPTH = 200  # of lists within lists
 
+_MAX_CHAIN = 50  # of filters that read one another: every link is three calls deep
+
 _SMALL = 1 << 32  # of integers that need no check
+
+_LONGEST_SEARCH = (
+    1 << 22
+)  # comparisons: CPython searches long texts in a time that both lengths bound together
 
 _NUMBER = re.compile(r"\d+")
 
@@ -56,7 +63,7 @@ class Budget:
         bytes: Left.
     """
 
-    __slots__ = ("_given", "_kept", "bytes", "max_bytes", "max_steps", "steps")
+    __slots__ = ("_chains", "_given", "_kept", "bytes", "max_bytes", "max_steps", "steps")
 
     def __init__(self, given: Any = None) -> None:
         self.steps = self.max_steps = MAX_STEPS
@@ -64,6 +71,7 @@ class Budget:
         self._given = given
         # Nothing in the sandbox changes a list, so each is measured once. It is held: its id must stay its own.
         self._kept: dict[int, tuple[Any, Size]] = {}
+        self._chains: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 
     def check(self) -> None:
         """Raise TemplateLimitError if a limit is exceeded."""
@@ -156,8 +164,13 @@ class Budget:
         self._kept[id(value)] = value, size
         return size
 
-    def made(self, value: Any) -> Any:
-        """Return a new value, counted; iterators count what they give."""
+    def made(self, value: Any, source: Any = None) -> Any:
+        """Return a new value, counted; iterators count what they give.
+
+        Args:
+            value: What was made.
+            source: What it was made of: an iterator that reads an iterator, and so on, has an end.
+        """
         kind = type(value)
         if kind is str or isinstance(value, str):
             self.bytes -= len(value) if value.isascii() else 4 * len(value)
@@ -172,11 +185,21 @@ class Budget:
         elif isinstance(value, Set | Mapping):
             self.bytes -= 128 * len(value)
         elif isinstance(value, Iterator) and not hasattr(value, "depth0"):  # which a loop is
-            return self.each(value)
+            return self._chained(value, source)
         self.bytes -= 64
         if self.bytes < 0:
             self.check()
         return value
+
+    def _chained(self, value: Iterator[Any], source: Any) -> Iterator[Any]:
+        """Return an iterator that counts what another gives, which reads what it was made of."""
+        known = [self._chains.get(one, 0) for one in (value, source) if isinstance(one, GeneratorType)]
+        depth = 1 + max(known, default=0)
+        if depth > _MAX_CHAIN:
+            raise TemplateLimitError(f"the chat template has more than {_MAX_CHAIN} filters read one another")
+        result = self.each(value)
+        self._chains[result] = depth
+        return result
 
     def each(self, items: Iterable[Any], cost: int = 8) -> Iterator[Any]:
         """Yield the items of an iterator, each counted."""
@@ -207,13 +230,32 @@ class Budget:
         return value
 
     def within(self, value: Any) -> Any:
-        """As `read`, for what is on the right of `in`: a mapping finds by hash."""
-        return value if type(value) is dict else self.read(value)
+        """As `read`, for what is on the right of `in`, whatever is sought in it: a mapping finds by hash."""
+        if type(value) is dict:
+            return value
+        self.search(value, value)
+        return self.read(value)
+
+    def contains(self, part: Any, whole: Any) -> bool:
+        """Return `part in whole`."""
+        self.read(part)
+        if type(whole) is not dict:
+            self.read(whole)
+            self.search(whole, part)
+        return part in whole
+
+    def search(self, text: Any, part: Any) -> None:
+        """Count the time in which a part is sought in a text or in bytes."""
+        if isinstance(text, str | bytes) and isinstance(part, str | bytes):
+            self.step(min(len(text) * len(part), _LONGEST_SEARCH) >> 10)
 
     def whole(self, value: Any) -> None:
-        """Raise TemplateLimitError for an integer that is too large to count with."""
-        if isinstance(value, int) and value.bit_length() > MAX_BITS:
-            raise TemplateLimitError(f"the chat template makes an integer of more than {MAX_BITS} bits")
+        """Count what is done with an integer; raise TemplateLimitError for one that is too large for it."""
+        if isinstance(value, int):
+            bits = value.bit_length()
+            self._bits(bits)
+            if bits > 256:  # to multiply, divide and write it takes the square of its length
+                self.step(bits * bits >> 14)
 
     def text(self, value: Any) -> str:
         """Return `str(value)`."""

@@ -13,6 +13,9 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from hivellm_ort.panics import panics_as
+from hivellm_ort.text.library_calls import encoded, failure
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LiteralEncoder", "hide_markers", "is_marker", "replace_spans", "restore_markers"]
 
+_NAMED = re.compile("<([0-9a-f]{32}):([0-9]+)>")
 _BARS = re.compile(r"<[|\uff5c].*[|\uff5c]>", re.DOTALL)
 
 
@@ -87,19 +91,19 @@ class LiteralEncoder:
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, markers: frozenset[int]) -> None:
-        nonce = os.urandom(16).hex()
+        self._nonce = nonce = os.urandom(16).hex()
         self.names = {marker: f"<{nonce}:{marker}>" for marker in markers}
-        self._name = re.compile(f"<{nonce}:([0-9]+)>")
         self._tokenizer = tokenizer
 
     def named(self, text: str) -> list[int]:
         """Return the markers whose names are in `text`, in their order."""
-        return [int(match[1]) for match in self._name.finditer(text)]
+        # One pattern for all: Python keeps each that was compiled, and a new one for every base would fill its cache.
+        return [int(match[2]) for match in _NAMED.finditer(text) if match[1] == self._nonce]
 
     def encode(self, text: str) -> list[int]:
         """Return the tokenizer's ids of `text`, where only `names` are read as markers."""
         twin, own = self._twin
-        ids = twin.encode(text, add_special_tokens=False).ids
+        ids = encoded(twin, text).ids
         return [own.get(token_id, token_id) for token_id in ids]
 
     @cached_property
@@ -124,5 +128,6 @@ class LiteralEncoder:
             )
             for token_id, token in tokenizer.get_added_tokens_decoder().items()
         }
-        twin.add_tokens(list(added.values()))
+        with panics_as(failure):
+            twin.add_tokens(list(added.values()))
         return twin, {twin.token_to_id(token.content): token_id for token_id, token in added.items()}

@@ -139,6 +139,11 @@ class _CountingGenerator(CodeGenerator):
         if len(sides) == 2 and _is_short(sides[0], sides[1], node.ops[0].op):
             super().visit_Compare(node, frame)
             return
+        if len(sides) == 2 and node.ops[0].op in ("in", "notin"):
+            self.write("(" if node.ops[0].op == "in" else "(not ")
+            self._call("contains", frame, *sides)
+            self.write(")")
+            return
         self.write("(")
         self._side(sides[0], "read", frame)
         for operand in node.ops:
@@ -250,6 +255,8 @@ class _Environment(ImmutableSandboxedEnvironment):
         budget = BUDGET.get()
         budget.steps -= len(args) + len(kwargs)
         own = obj.__self__ if isinstance(obj, _METHODS) else None
+        if own is None and isinstance(obj, BuiltinMethodType):
+            own = type(own)  # a static method, such as `maketrans` of texts
         if isinstance(own, _COUNTED):
             kwargs.pop("_loop_vars", None)
             kwargs.pop("_block_vars", None)
@@ -258,6 +265,8 @@ class _Environment(ImmutableSandboxedEnvironment):
             if type(own) is str:
                 return budget.made(obj(*args, **kwargs))
         elif type(obj) is not Macro:
+            if own is not None:  # such as a range, which searches item by item
+                budget.read(own)
             for value in args:
                 if isinstance(value, list | tuple | dict):
                     budget.step(len(value))
@@ -298,11 +307,12 @@ def _counted(function: Callable[..., Any], rule: Callable[..., Any]) -> Callable
         budget = BUDGET.get()
         if args:
             budget.step(len(args))
+        source = value
         value = rule(budget, value, *args, **kwargs)
         if passed is None:
-            return budget.made(function(value, *args, **kwargs))
+            return budget.made(function(value, *args, **kwargs), source)
         heads = {_PassArg.context: context, _PassArg.eval_context: context.eval_ctx}
-        return budget.made(function(heads.get(passed, context.environment), value, *args, **kwargs))
+        return budget.made(function(heads.get(passed, context.environment), value, *args, **kwargs), source)
 
     counted.jinja_pass_arg = _PassArg.context  # type: ignore[attr-defined]  # `wraps` copies the filter's own
     return counted
@@ -316,6 +326,8 @@ def _reading(function: Any) -> Callable[..., Any]:
         budget = BUDGET.get(None) or Budget()
         for value in args:
             budget.read(value)
+        if len(args) == 2:  # the test `in`
+            budget.search(args[1], args[0])
         return function(*args, **kwargs)
 
     return reading
@@ -341,7 +353,7 @@ def _strftime_now(format: str) -> str:  # noqa: A002 - templates may name the ar
 
 def _lipsum(n: int = 5, html: bool = True, min: int = 20, max: int = 100) -> str:  # noqa: A002 - as jinja2 names them
     budget = BUDGET.get()
-    budget.step(20 * abs(n) * abs(max))
+    budget.step(20 * abs(n) * (abs(max) + 1))
     return generate_lorem_ipsum(n, html, min, max)
 
 

@@ -278,6 +278,10 @@ def _compiled(source: str, name: str) -> jinja2.Template:
 
     from hivellm_ort.text.sandbox import MAX_NODES, chat_environment
 
+    if not source or source.isspace():
+        raise LoadError(
+            f"{name}: the chat template is empty; remove it for plain ChatML, or export the base again"
+        )
     if len(source) > MAX_SOURCE:
         raise LoadError(f"{name}: longer than {MAX_SOURCE} characters; shorten it")
     if (

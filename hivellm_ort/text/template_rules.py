@@ -13,6 +13,7 @@ from hivellm_ort.text.budget import Budget, TemplateLimitError
 
 __all__ = ["FILTERS", "METHODS", "tojson", "unknown_method"]
 
+_LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # where `splitlines` splits
 _ENCODINGS = ("utf8", "utf16", "utf16le", "utf16be", "utf32", "ascii", "latin1")
 
 Rule = Callable[..., Any]
@@ -43,6 +44,12 @@ def _count(value: Any, part: Any) -> int:
     return len(value) + 1
 
 
+def _lines(text: Any) -> int:
+    """Return how many lines a text or bytes have at most, which are not made for it."""
+    ends: Any = _LINE_ENDS if isinstance(text, str) else (b"\n", b"\r")
+    return 1 + sum(int(text.count(end)) for end in ends)
+
+
 # Methods of texts, bytes, lists, mappings and numbers; `own` is the object.
 
 
@@ -51,6 +58,25 @@ def unknown_method(budget: Budget, own: Any, *args: Any, **kwargs: Any) -> None:
     budget.read(own)
     for value in (*args, *kwargs.values()):
         budget.read(value)
+
+
+def _searched(budget: Budget, own: Any, part: Any = "", *args: Any, **kwargs: Any) -> None:
+    unknown_method(budget, own, part)
+    budget.search(own, part)
+
+
+def _unescaped(budget: Budget, own: Any) -> None:
+    budget.step(len(own))
+
+
+def _stripped(budget: Budget, own: Any) -> None:
+    budget.step(len(own) + (len(own) * len(own) >> 10))
+
+
+def _character_map(budget: Budget, own: Any, *texts: Any) -> None:
+    for text in texts:
+        budget.read(text)
+        budget.step(_length(text))
 
 
 def _padded(budget: Budget, own: Any, width: Any, fillchar: Any = " ") -> None:
@@ -65,6 +91,7 @@ def _expandtabs(budget: Budget, own: Any, tabsize: Any = 8) -> None:
 
 def _replace(budget: Budget, own: Any, old: Any, new: Any = "", count: Any = -1) -> None:
     budget.read(own)
+    budget.search(own, old)
     size = len(own) + _count(own, old) * _length(new)
     if 4 * size > budget.bytes:
         budget.require(size if own.isascii() and new.isascii() else 4 * size)
@@ -77,6 +104,8 @@ def _joined(budget: Budget, own: Any, items: Any) -> None:
 
 
 def _join(budget: Budget, own: Any, items: Any) -> list[Any]:
+    if isinstance(items, str):
+        budget.walk(items)
     items = list(items)
     _joined(budget, own, items)
     return [items]
@@ -98,6 +127,7 @@ def _coded(budget: Budget, own: Any, encoding: Any = "utf-8", errors: Any = "str
 
 def _split(budget: Budget, own: Any, sep: Any = None, maxsplit: Any = -1) -> None:
     budget.read(own)
+    budget.search(own, sep)
     pieces = _count(own, sep) if sep is not None else len(own) // 2
     if isinstance(maxsplit, int) and maxsplit >= 0:
         pieces = min(pieces, maxsplit)
@@ -116,7 +146,7 @@ def _rsplit(budget: Budget, own: Any, sep: Any = None, maxsplit: Any = -1) -> No
 
 
 def _splitlines(budget: Budget, own: Any, keepends: Any = False) -> None:
-    budget.spend(len(own.splitlines()) * 64 + len(own))
+    budget.spend(_lines(own) * 64 + len(own))
 
 
 def _to_bytes(
@@ -143,6 +173,10 @@ def _view(budget: Budget, own: Any) -> None:
 
 
 METHODS: dict[str, Rule] = {
+    **dict.fromkeys(("find", "index", "count", "partition"), _searched),
+    "unescape": _unescaped,
+    "striptags": _stripped,
+    "maketrans": _character_map,
     **dict.fromkeys(("center", "ljust", "rjust", "zfill"), _padded),
     "expandtabs": _expandtabs,
     "replace": _replace,
@@ -171,6 +205,14 @@ def _cheap(budget: Budget, value: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _texts(budget: Budget, value: Any, *args: Any, **kwargs: Any) -> Any:
     return value if isinstance(value, str) else budget.text(value)
+
+
+def _words(budget: Budget, value: Any) -> Any:
+    """For what splits a text into its words, and the room that these take until they are one text again."""
+    value = _texts(budget, value)
+    budget.step(len(value) >> 4)
+    budget.require(32 * len(value))
+    return value
 
 
 def _slow(budget: Budget, value: Any, *args: Any, **kwargs: Any) -> Any:
@@ -205,7 +247,7 @@ def _center(budget: Budget, value: Any, width: Any = 80) -> Any:
 
 def _indent(budget: Budget, value: Any, width: Any = 4, first: Any = False, blank: Any = False) -> Any:
     value = _texts(budget, value)
-    lines = len(value.splitlines()) + 1
+    lines = _lines(value) + 1
     budget.spend(lines * 64)
     budget.require(4 * (len(value) + lines * _length(width)))
     return value
@@ -239,9 +281,13 @@ def _tojson(
     sort_keys: Any = False,
 ) -> Any:
     weight, values, depth = budget.measure(value)
+    if separators is not None and not isinstance(separators, list | tuple):
+        raise TemplateLimitError(
+            "the chat template writes JSON with separators that are no list of two texts"
+        )
     if indent is None and separators is None and 16 * weight < budget.bytes:
         return value
-    between = sum(map(_length, separators)) if isinstance(separators, list | tuple) else 4
+    between = 4 if separators is None else sum(map(_length, separators))
     inner = _length(indent) * (depth + 1)
     budget.require(weight + 4 * values * (between + inner))
     budget.step(values)
@@ -277,6 +323,8 @@ def _ordered(budget: Budget, value: Any, *args: Any, **kwargs: Any) -> Any:
 def _joins(budget: Budget, value: Any, d: Any = "", attribute: Any = None) -> Any:
     if not hasattr(value, "__iter__"):
         return value
+    if isinstance(value, str):
+        budget.walk(value)
     items = list(value)
     budget.walk(items, 4 + _length(attribute) if isinstance(attribute, str) else 4)
     weight = sum(len(i) * 4 if isinstance(i, str) else budget.measure(i)[0] for i in items)
@@ -300,9 +348,11 @@ def _reversed(budget: Budget, value: Any) -> Any:
     return budget.read(value) if isinstance(value, str) else _items(budget, value)
 
 
-def _int(budget: Budget, value: Any, default: Any = 0, base: Any = 10) -> Any:
-    if isinstance(value, str) and len(value) > 10_000:
-        raise TemplateLimitError("the chat template reads an integer of more than 10000 digits")
+def _number(budget: Budget, value: Any, *args: Any, **kwargs: Any) -> Any:
+    if isinstance(value, str | bytes):
+        if len(value) > 10_000:
+            raise TemplateLimitError("the chat template reads a number of more than 10000 digits")
+        budget.step(len(value) + (len(value) * len(value) >> 12))
     return value
 
 
@@ -332,9 +382,7 @@ FILTERS: dict[str, Rule] = {
             "count",
             "d",
             "default",
-            "filesizeformat",
             "first",
-            "float",
             "items",
             "last",
             "length",
@@ -342,7 +390,8 @@ FILTERS: dict[str, Rule] = {
         ),
         _cheap,
     ),
-    **dict.fromkeys(("capitalize", "lower", "safe", "string", "title", "upper", "wordcount"), _texts),
+    **dict.fromkeys(("capitalize", "lower", "safe", "string", "upper"), _texts),
+    **dict.fromkeys(("title", "wordcount"), _words),
     **dict.fromkeys(("e", "escape", "forceescape", "striptags", "urlencode", "urlize", "xmlattr"), _slow),
     "pprint": _pprint,
     "wordwrap": _wordwrap,
@@ -359,7 +408,7 @@ FILTERS: dict[str, Rule] = {
     "join": _joins,
     "sum": _sum,
     "batch": _batch,
-    "int": _int,
+    **dict.fromkeys(("filesizeformat", "float", "int"), _number),
     "round": _round,
     "truncate": _truncate,
 }

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hivellm_ort.errors import LoadError
+from hivellm_ort.jsonfiles.reading import read_json
 from hivellm_ort.textfile import decode_text
 
 if TYPE_CHECKING:
@@ -94,17 +94,7 @@ def _read(file: Path) -> str:
 
 def _read_config(file: Path) -> dict[str, Any]:
     """Return tokenizer_config.json, or nothing if there is none."""
-    if not file.exists():
-        return {}
-    try:
-        config = json.loads(decode_text(file.read_bytes()))
-    except OSError as error:
-        raise LoadError(f"{file.name}: cannot be read ({error.strerror}); export the base again") from error
-    except (ValueError, RecursionError) as error:
-        raise LoadError(f"{file.name}: not valid JSON ({error}); export the base again") from error
-    if not isinstance(config, dict):
-        raise LoadError(f"{file.name}: must be a JSON object; export the base again")
-    return config
+    return read_json(file) if file.exists() else {}
 
 
 def _is_listing(value: object) -> bool:

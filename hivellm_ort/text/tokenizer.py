@@ -13,8 +13,12 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from hivellm_ort.errors import InferenceError, LoadError, OptionError
+from hivellm_ort.errors import ContextLengthError, InferenceError, LoadError
+from hivellm_ort.panics import panics_as
+from hivellm_ort.text.library_calls import decoded, encoded, failure
 from hivellm_ort.text.markers import LiteralEncoder, is_marker, replace_spans, restore_markers
+from hivellm_ort.text.tokenizer_file import parse_tokenizer
+from hivellm_ort.text.tokenizer_limits import Work
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,6 +32,15 @@ __all__ = ["TextTokenizer", "Tokenizer"]
 # What the ByteFallback decoder reads as one byte (its parser also takes a sign, as in `<0x+A>`).
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f+][0-9A-Fa-f]>")
 
+
+# Bytes that a text may become before it is cut into tokens; the library needs 17 times as many.
+_MAX_WORK = 128 << 20
+_PLAIN = Work(growth=1.0, square=False)
+# Spaces or digits in a row, for the few tokenizers that take the square of them: a hundredth of a second.
+_MAX_RUN = 2_000
+_RUN = re.compile(rf"(?<!\s)\s{{{_MAX_RUN + 1}}}|(?<!\d)\d{{{_MAX_RUN + 1}}}")
+# Of markers, that are sought at every place of a text.
+_MAX_BEGINNINGS = 64
 
 # The characters in which ByteLevel writes the bytes of a text, from GPT-2: those that can be seen stand for
 # themselves, the others for the characters from U+0100 on. Their own characters stand for nothing.
@@ -73,24 +86,26 @@ class TextTokenizer:
 
     Args:
         tokenizer: The tokenizer to wrap; its truncation and padding are switched off in place.
+        work: What it does with a text before it is cut into tokens; what the file of a published model says.
 
     Attributes:
         special_ids: The ids of the added tokens marked special, such as `<|im_end|>`, which answers do not show.
     """
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+    def __init__(self, tokenizer: tokenizers.Tokenizer, *, work: Work = _PLAIN) -> None:
         # A prompt is never cut or padded silently; the context check is the caller's.
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
+        self._max_bytes = int(_MAX_WORK / work.growth)
+        self._slow_run = _RUN if work.square else None
         added = tokenizer.get_added_tokens_decoder()
         self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         markers = {token_id: token for token_id, token in added.items() if is_marker(token)}
         self._marker_ids = frozenset(markers)
         # A marker that is sought in the normalised text may be written in other characters than its own.
         exact = not any(token.normalized for token in markers.values())
-        texts = "|".join(re.escape(token.content) for token in markers.values())
-        self._marker_text = re.compile(texts) if exact and texts else None
+        self._marker_text = _beginnings([token.content for token in markers.values()]) if exact else None
         # Asked of the decoder itself, because a ByteFallback may sit anywhere in a sequence of decoders.
         decoder = tokenizer.decoder
         self._gathers_bytes = decoder is not None and decoder.decode(["<0x41>"]) == "A"
@@ -103,10 +118,9 @@ class TextTokenizer:
             folder: The unpacked base bundle or expert package.
 
         Raises:
-            LoadError: If the file is missing, unreadable or not a tokenizer.
+            LoadError: If the file is missing, unreadable or not a tokenizer, or exceeds a limit
+                (see `tokenizer_file`).
         """
-        from tokenizers import Tokenizer as FastTokenizer
-
         try:
             content = Path(folder, "tokenizer.json").read_bytes()
         except OSError as error:
@@ -114,14 +128,9 @@ class TextTokenizer:
                 f"tokenizer.json: cannot be read ({error.strerror}); "
                 "export the base again, or unpack the package again"
             ) from error
-        try:
-            # The library raises bare exceptions, so there is no narrower class to catch.
-            return cls(FastTokenizer.from_buffer(content))
-        except Exception as error:
-            raise LoadError(
-                f"tokenizer.json: not a tokenizer that tokenizers can read ({error}); "
-                "export the base again, or update the tokenizers package"
-            ) from error
+        tokenizer, work = parse_tokenizer(content)
+        with panics_as(_load_failure):
+            return cls(tokenizer, work=work)
 
     @property
     def vocab_size(self) -> int:
@@ -145,6 +154,8 @@ class TextTokenizer:
 
         Raises:
             OptionError: If `text` holds a lone surrogate, which no UTF-8 text can.
+            ContextLengthError: If it is so long that it would take gigabytes or minutes.
+            InferenceError: If the tokenizers library fails on it.
         """
         token_ids: list[int] = self._encoding(text).ids
         return token_ids
@@ -224,7 +235,7 @@ class TextTokenizer:
         `encode` leaves them out, because a model's own chat template writes what it needs. Formats that models
         learnt as plain text have to write them too.
         """
-        ids = self._tokenizer.encode("text", add_special_tokens=True).ids
+        ids = encoded(self._tokenizer, "text", special=True).ids
         return "".join(self.id_to_token(i) or "" for i in takewhile(self.is_special, ids))
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
@@ -233,9 +244,11 @@ class TextTokenizer:
         Args:
             token_ids: Ids of at least 0; ids without a token add nothing.
             skip_special_tokens: Leave special tokens out of the text.
+
+        Raises:
+            InferenceError: If the tokenizers library fails on them.
         """
-        text: str = self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
-        return text
+        return decoded(self._tokenizer, token_ids, skip_special_tokens=skip_special_tokens)
 
     def token_to_id(self, token: str) -> int | None:
         """Return the id of the token written `token`, or None if there is none."""
@@ -279,7 +292,8 @@ class TextTokenizer:
                 texts[token_id] = f" {token}".encode()
             else:
                 # After another token, for a decoder may treat the first in a text in another way.
-                texts[token_id] = decoder.decode(["a", token]).removeprefix("a").encode()
+                with panics_as(failure):
+                    texts[token_id] = decoder.decode(["a", token]).removeprefix("a").encode()
         return texts
 
     @cached_property
@@ -299,10 +313,29 @@ class TextTokenizer:
         return [(token_id, span) for token_id, span in pairs if token_id in self._marker_ids]
 
     def _encoding(self, text: str) -> tokenizers.Encoding:
-        try:
-            return self._tokenizer.encode(text, add_special_tokens=False)
-        except TypeError as error:
-            raise OptionError("text is not valid Unicode: remove its lone surrogates") from error
+        if len(text) * 4 > self._max_bytes and len(text.encode("utf-8", "replace")) > self._max_bytes:
+            raise ContextLengthError(
+                f"a text of {len(text)} characters is too long: the tokenizer takes {self._max_bytes} bytes at most"
+            )
+        if self._slow_run is not None and self._slow_run.search(text) is not None:
+            raise ContextLengthError(
+                f"a text has more than {_MAX_RUN} spaces or digits in a row, which would take this model's tokenizer "
+                "too long: remove some"
+            )
+        return encoded(self._tokenizer, text)
+
+
+def _beginnings(texts: Sequence[str]) -> re.Pattern[str] | None:
+    """Return what finds a beginning of any of the texts in the time of the text alone; None for too many."""
+    for length in (32, 16, 8, 4, 2, 1):
+        found = {text[:length] for text in texts if text}
+        if 0 < len(found) <= _MAX_BEGINNINGS:
+            return re.compile("|".join(map(re.escape, sorted(found))))
+    return None
+
+
+def _load_failure(words: str) -> LoadError:
+    return LoadError(f"tokenizer.json: the tokenizers library failed on it ({words}); export the base again")
 
 
 def _bytes_of(token: str) -> bytes:

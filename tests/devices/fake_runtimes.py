@@ -15,6 +15,28 @@ DML = "DmlExecutionProvider"
 COREML = "CoreMLExecutionProvider"
 
 
+# Of the graph that `bundle` promises.
+INPUTS = [
+    SimpleNamespace(name="input_ids", type="tensor(int64)", shape=["batch_size", "sequence_length"]),
+    SimpleNamespace(name="seqlens_k", type="tensor(int32)", shape=["batch_size"]),
+    SimpleNamespace(name="total_sequence_length", type="tensor(int32)", shape=[]),
+    SimpleNamespace(name="logits_rows", type="tensor(int64)", shape=["rows"]),
+    *(
+        SimpleNamespace(
+            name=f"past_key_values.0.{part}", type="tensor(float)", shape=["batch_size", 1, "max", 4]
+        )
+        for part in ("key", "value")
+    ),
+]
+OUTPUTS = [
+    SimpleNamespace(name="logits", type="tensor(float)", shape=["rows", 32]),
+    *(
+        SimpleNamespace(name=f"present.0.{part}", type="tensor(float)", shape=["batch_size", 1, "max", 4])
+        for part in ("key", "value")
+    ),
+]
+
+
 class FakeOptions:
     """Session options that keep what is set."""
 
@@ -70,7 +92,9 @@ class FakeRuntime:
         if error is not None:
             raise error
         started = names if names == [CPU] else self.started or [*names, CPU]
-        session = SimpleNamespace(get_providers=lambda: started, get_inputs=list)
+        session = SimpleNamespace(
+            get_providers=lambda: started, get_inputs=lambda: INPUTS, get_outputs=lambda: OUTPUTS
+        )
         if self.nodes is not None:
             session.get_provider_graph_assignment_info = lambda: [
                 SimpleNamespace(ep_name=name, get_nodes=lambda count=count: range(count))

@@ -181,7 +181,7 @@ def test_forgotten_adapter(bundles: Bundles) -> None:
     decoder.step([7, 8])
     decoder.rest()
     held: list[Any] = [weakref.ref(tensor) for tensor in adapters["lora"].own.values()]  # type: ignore[union-attr]
-    decoder.forget(adapters.pop("lora"))  # type: ignore[arg-type]
+    decoder.release(adapters.pop("lora"))  # type: ignore[arg-type]
     gc.collect()
     assert [] == [one for one in held if one() is not None]
 

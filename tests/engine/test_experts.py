@@ -57,7 +57,7 @@ def forget(manager: ExpertManager) -> None:
 def ask(manager: ExpertManager, name: str | None, prompt: str, **options: Any) -> InferenceResult:
     """Ask an expert, or the base."""
     if name is None:
-        return manager.generate(prompt, or_base=True, **options)
+        return manager.generate("base", prompt, **options)
     return manager.generate(name, prompt, **options)
 
 

@@ -97,7 +97,7 @@ def test_forgotten_adapters_and_rests(form: tuple[str, str], placement: Placemen
         assert (0, 0) == (decoder.rows, decoder.nbytes)
     assert np.array_equal(*logits)
     held: list[Any] = [weakref.ref(tensor) for tensor in adapters["lora"].own.values()]  # type: ignore[union-attr]
-    decoder.forget(adapters.pop("lora"))  # type: ignore[arg-type]
+    decoder.release(adapters.pop("lora"))  # type: ignore[arg-type]
     gc.collect()
     assert [] == [one for one in held if one() is not None]
 

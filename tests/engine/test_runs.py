@@ -167,7 +167,7 @@ def test_changing_back_binds_nothing(bundles: Bundles) -> None:
     assert 0 == decoder.swap_seconds
     decoder.start(0, one, 500)
     assert [one] == list(decoder._ones)
-    decoder.forget(one)
+    decoder.release(one)
     assert {} == decoder._ones
 
 

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "desktop"))
 from window import ROUTED, Window
 from worker import Answered, Failed, Loaded, Message, Piece, Worker
 
-from hivellm_ort.base import BASES
+from hivellm_ort.serving.pool import BASES
 
 SCHEMA = "CREATE TABLE orders (id INT, total NUMERIC);"
 
@@ -129,7 +129,7 @@ def main() -> None:
             thread.join(10)
     # tqdm's, a daemon, stays where there was a progress bar.
     session.seen["threads"] = [thread.name for thread in threading.enumerate() if not thread.daemon]
-    session.seen["bases"] = len(BASES._bases)
+    session.seen["bases"] = len(BASES.bases)
     try:
         session.window.root.winfo_exists()
     except tk.TclError:

@@ -28,7 +28,7 @@ def test_the_notebook_runs(examples: Examples, monkeypatch: pytest.MonkeyPatch) 
     )
     assert "complete: True" in printed["schema"]
     assert printed["route"].startswith("json\n")
-    assert printed["route"].endswith("\nexpert-json\n")
+    assert printed["route"].endswith("\njson\n")
     assert ["sql", "json", "sql"] == [
         line.partition(":")[0] for line in printed["batch"].splitlines() if "' -> " in line or '" -> ' in line
     ]

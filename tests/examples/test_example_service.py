@@ -182,7 +182,7 @@ def test_errors_of_the_service(
 
 def test_an_error_in_a_stream_is_an_event(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """What fails after the first piece is told as the event `error`."""
-    from hivellm_ort.decoding.stream import AsyncTextStream
+    from hivellm_ort.serving.stream import AsyncTextStream
 
     read = AsyncTextStream.__anext__
     count = 0
@@ -266,12 +266,12 @@ def test_experts_metrics_and_health(client: Client) -> None:
 
 def test_the_end_closes_the_manager(examples: Examples) -> None:
     """When the service stops nothing stays in memory."""
-    from hivellm_ort.base import BASES
+    from hivellm_ort.serving.pool import BASES
 
     app = create_app(configured(examples))
     with Client(app):
-        assert 1 == len(BASES._bases)
-    assert {} == BASES._bases
+        assert 1 == len(BASES.bases)
+    assert [] == BASES.bases
 
 
 def test_settings_of_the_environment(examples: Examples, monkeypatch: pytest.MonkeyPatch) -> None:

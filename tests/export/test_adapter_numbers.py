@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from exporting import CONFIG, WEIGHTS, Refusal, copied, edit_json
+from exporting import CONFIG, WEIGHTS, Refusal, copied, edit_json, edit_tensors
 from safetensors.numpy import load_file, save_file
 
 ModelFolder = Callable[[str], Path]
@@ -58,4 +59,81 @@ def test_product(
     edit_json(folder / CONFIG, lora_alpha=3e38)
     error, message = refused(model_folder("llama"), folder)
     assert "AdapterError" == error
-    assert "hold NaN or infinity: the scale is too large, or the adapter is damaged" in message
+    assert "hold NaN or numbers beyond 1e+18: the scale is too large, or the adapter is damaged" in message
+
+
+_SCALE = "a finite number from 0 to 3.4e+38"
+_RANK = "a whole number up to 65536"
+FIELDS: list[tuple[str, Any, str]] = [
+    ("lora_alpha", 10**400, _SCALE),
+    ("lora_alpha", float("nan"), _SCALE),
+    ("lora_alpha", float("inf"), _SCALE),
+    ("lora_alpha", True, _SCALE),
+    ("lora_alpha", "16", _SCALE),
+    ("lora_alpha", [16], _SCALE),
+    ("r", 10**400, _RANK),
+    ("r", True, _RANK),
+    ("r", float("nan"), _RANK),
+    ("r", 4.5, _RANK),
+    ("r", 65537, _RANK),
+    ("use_rslora", "false", "true or false"),
+    ("use_dora", "false", "true or false"),
+    ("lora_bias", 2, "true or false"),
+]
+
+
+@pytest.mark.parametrize("options", [(), ("--merge",)], ids=["swapped", "merged"])
+@pytest.mark.parametrize(("field", "value", "expected"), FIELDS, ids=lambda value: str(value)[:9])
+def test_type(
+    field: str,
+    value: Any,
+    expected: str,
+    options: tuple[str, ...],
+    expert_folder: Callable[..., Path],
+    model_folder: ModelFolder,
+    refused: Refusal,
+    tmp_path: Path,
+) -> None:
+    """A number or flag of another type, or beyond all sizes, is refused by the field's name."""
+    folder = copied(expert_folder("lora"), tmp_path / "expert")
+    edit_json(folder / CONFIG, **{field: value})
+    kind, message = refused(model_folder("llama"), folder, options=options)
+    assert "AdapterError" == kind
+    assert f"expert/{CONFIG}: {field} = {str(value)[:80]!r}: {expected} is expected" == message
+
+
+DAMAGED: list[tuple[str, str, float]] = [
+    ("lora", "lora_A", 3e38),
+    ("lora", "lora_", 1e20),
+    ("lora", "lora_", 3e15),
+    ("dora", "lora_magnitude", 3e38),
+    ("dora", "lora_magnitude", float("nan")),
+    ("dora", "weight", 1e20),
+    ("ia3", "ia3_l", 3e38),
+    ("ia3", "ia3_l", float("-inf")),
+    ("adalora", "lora_E", 3e38),
+]
+
+
+@pytest.mark.parametrize("options", [(), ("--merge",)], ids=["swapped", "merged"])
+@pytest.mark.parametrize(("kind", "tensor", "value"), DAMAGED)
+def test_damaged_tensors(
+    kind: str,
+    tensor: str,
+    value: float,
+    options: tuple[str, ...],
+    expert_folder: Callable[..., Path],
+    model_folder: ModelFolder,
+    refused: Refusal,
+    tmp_path: Path,
+) -> None:
+    """Tensors that would make every answer infinite are refused, though each of their numbers may be finite."""
+    folder = copied(expert_folder(kind), tmp_path / "expert")
+    edit_tensors(
+        folder / WEIGHTS,
+        lambda tensors: [array.fill(value) for key, array in tensors.items() if tensor in key],
+    )
+    error, message = refused(model_folder("llama"), folder, options=options)
+    assert "AdapterError" == error
+    assert re.search("hold.? NaN or (infinity|numbers beyond)|NaNs detected", message), message
+    assert len(message) < 1200

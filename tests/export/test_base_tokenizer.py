@@ -300,7 +300,7 @@ def test_prefix_space_that_the_versions_read_differently(
     ("name", "content", "named"),
     [
         ("tokenizer.json", b"[1]", "tokenizer.json: must be a JSON object"),
-        ("tokenizer.json", b'{"model": {"type": "unheard of"}}', "tokenizer.json: not a tokenizer"),
+        ("tokenizer.json", b'{"model": {"type": "unheard of"}}', "tokenizer.json: model.type: 'unheard"),
         ("tokenizer_config.json", b"{", "tokenizer_config.json: not valid JSON"),
         ("tokenizer_config.json", b"\xff\xfe{", "tokenizer_config.json: not a text in UTF-8"),
         ("chat_template.jinja", b"\xe9", "chat_template.jinja: not a text in UTF-8"),

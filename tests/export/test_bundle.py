@@ -23,7 +23,14 @@ from rows import begun
 
 from hivellm_export.pipeline import export
 from hivellm_ort import BaseMismatchError, Expert, LoadError
-from hivellm_ort.contract import ADAPTER_GRAPH, BASE_GRAPH, DECODER_JSON, WEIGHTS_FILE, DecoderConfig
+from hivellm_ort.contract import (
+    ADAPTER_GRAPH,
+    BASE_GRAPH,
+    DECODER_JSON,
+    WEIGHTS_FILE,
+    DecoderConfig,
+    FileRecord,
+)
 from hivellm_ort.engine.session import Engine
 
 ModelFolder = Callable[[str], Path]
@@ -105,7 +112,7 @@ def test_decoder_json_lists_every_other_file(precision: str, bundle: BundleFolde
     """Sizes and digests are those of the files, and no file is left out."""
     folder = bundle("qwen2", precision)
     expected = {
-        path.name: {"size": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        path.name: FileRecord(path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
         for path in folder.iterdir()
         if path.name != DECODER_JSON
     }

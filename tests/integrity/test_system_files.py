@@ -23,13 +23,13 @@ from integrity_samples import (
     signed_by_description,
 )
 
+from hivellm_ort.contract import Architecture, DecoderConfig
 from hivellm_ort.errors import AdapterError, IntegrityError, LoadError
 from hivellm_ort.integrity.native import signed_manifest
 from hivellm_ort.integrity.signing import sign
 from hivellm_ort.integrity.verification import verify
 from hivellm_ort.loading.adapter_files import find_adapter_files
 from hivellm_ort.loading.grammars import find_grammar
-from hivellm_ort.package.bundle import listed_files
 from hivellm_ort.package.manifest import ExpertManifest
 from hivellm_ort.package.store import Store, open_package
 
@@ -140,6 +140,9 @@ def test_no_adapter_is_read_from_one(tmp_path: Path) -> None:
 def test_no_bundle_lists_one(tmp_path: Path) -> None:
     """A decoder.json that lists a system file is refused: in an archive it would be missing."""
     listed = {"._weights.bin": {"size": 1, "sha256": "ab" * 32}}
-    (tmp_path / "decoder.json").write_text(json.dumps({"files": listed}))
+    numbers = Architecture("llama", 8, 16, 1, 2, 1, 4, 32, 64)
+    config = DecoderConfig("tiny", numbers, "fp32", "cpu", (), source_sha256="0" * 64)
+    document = {**json.loads(config.to_bytes()), "files": listed}
+    (tmp_path / "decoder.json").write_text(json.dumps(document))
     with pytest.raises(IntegrityError, match=r"'\._weights\.bin' is no file inside the bundle"):
-        listed_files(tmp_path)
+        DecoderConfig.from_file(tmp_path / "decoder.json")

@@ -19,15 +19,13 @@ import numpy as np
 import onnxruntime
 from running import Packages
 
-from hivellm_ort import Expert, ExpertManager
+from hivellm_ort import ExpertManager
 from hivellm_ort.adapters.prepared import PreparedAdapter
 from hivellm_ort.engine.adapters import BoundAdapter
 from hivellm_ort.observability import Event
 
 STRESS = bool(os.environ.get("HIVELLM_STRESS"))
 """Whether tests take the counts that were promised, minutes long, in place of quick ones."""
-
-PROMPTS = ("select the users", "count", "a list of 7 cities, sorted", "where x = 1 and y = 2", "zzz", "0")
 
 
 class Variants:
@@ -140,7 +138,7 @@ def at_rest(manager: ExpertManager) -> None:
             and not residents._workers._threads
             and not residents._room_wanted
             and not manager._running
-            and all(base.scheduler._rested and not base.scheduler.queued for base in bases)
+            and all(base.scheduler._idle and not base.scheduler.queued for base in bases)
         )
 
     until(resting)
@@ -168,12 +166,6 @@ def sessions_alive() -> int:
     """How many sessions of ONNX Runtime are in memory."""
     gc.collect()
     return sum(type(one) is onnxruntime.InferenceSession for one in gc.get_objects())
-
-
-def solo(path: Path, packages: Packages, tokens: int) -> dict[str, tuple[int, ...]]:
-    """What an expert answers to `PROMPTS` when it is alone, greedily."""
-    with Expert.load(path, cache_dir=packages.cache, threads=1, trust="off") as expert:
-        return {prompt: expert.generate(prompt, max_tokens=tokens).tokens for prompt in PROMPTS}
 
 
 def managed(packages: Packages, **options: Any) -> ExpertManager:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from managing import PROMPTS, at_rest, managed, until
+from harness.clients import PROMPTS
+from managing import at_rest, managed, until
 from running import PROMPT, Packages, slowed
 
 from hivellm_ort import ExpertManager

@@ -9,7 +9,14 @@ from managing import Recorder, at_rest, managed, together, until
 from running import PROMPT, Packages, slowed
 
 from hivellm_ort import ExpertManager, InferenceError, TextStream
-from hivellm_ort.observability import Event, ExpertEvicted, FirstToken, RequestFinished, RequestQueued
+from hivellm_ort.observability import (
+    Event,
+    ExpertEvicted,
+    FirstToken,
+    RequestFinished,
+    RequestQueued,
+    StepDone,
+)
 
 
 @pytest.fixture
@@ -166,3 +173,14 @@ def test_raising_hook(manager: ExpertManager) -> None:
     kinds = ("RequestQueued", "RequestStarted", "FirstToken", "RequestFinished")
     assert list(kinds) == recorder.kinds(*kinds)
     assert isinstance(recorder.events[0], RequestQueued)
+
+
+def test_tokens_read(manager: ExpertManager) -> None:
+    """Passes read the prompt but what is kept of earlier ones, and every token of the answer but the last."""
+    recorder = Recorder()
+    manager.events.add(recorder)
+    results = [manager.generate("lora", PROMPT, max_tokens=9, prompt_lookup=False) for _ in range(2)]
+    at_rest(manager)
+    read = sum(event.tokens for event in recorder.events if isinstance(event, StepDone))
+    assert read == sum(result.prompt_tokens - result.cached_tokens + 8 for result in results)
+    assert manager.metrics.snapshot()["step_tokens_total"] == read

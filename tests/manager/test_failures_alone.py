@@ -13,9 +13,9 @@ import pytest
 from managing import Recorder, at_rest, managed, until
 from running import PROMPT, Packages, held, slowed
 
-from hivellm_ort import ExpertManager, InferenceError, TextStream
+from hivellm_ort import ExpertManager, InferenceError, OptionError, OptionTypeError, TextStream
 from hivellm_ort.observability import Event, RequestStarted
-from hivellm_ort.requests import Asked
+from hivellm_ort.serving.generation import Generation
 
 
 class _OwnError(BaseException):
@@ -31,7 +31,7 @@ RAISED = [
     StopAsyncIteration(),
     _OwnError(),
 ]
-Spoil = Callable[[Asked, BaseException], None]
+Spoil = Callable[[Generation, BaseException], None]
 by_type = pytest.mark.parametrize("error", RAISED, ids=lambda error: type(error).__name__)
 
 
@@ -101,17 +101,13 @@ def test_a_processor_of_an_awaited_answer(manager: ExpertManager, error: BaseExc
         asyncio.run(pieces())
 
 
-def _cancelled(asked: Asked, error: BaseException) -> None:
-    asked.request.cancelled = _raising(error, after=4)
+def _sampler(generation: Generation, error: BaseException) -> None:
+    generation.sampler = _raising(error)
 
 
-def _sampler(asked: Asked, error: BaseException) -> None:
-    asked.request.sampler = _raising(error)
-
-
-def _grammar(asked: Asked, error: BaseException) -> None:
+def _grammar(generation: Generation, error: BaseException) -> None:
     """All of it raises, also what is asked when it has failed."""
-    asked.request.constraint = _Broken(error)
+    generation.constraint = _Broken(error)
 
 
 class _Broken:
@@ -125,33 +121,20 @@ class _Broken:
 
 
 @pytest.mark.parametrize("error", RAISED[2:5], ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize("spoil", [_cancelled, _sampler, _grammar], ids=lambda spoil: spoil.__name__[1:])
+@pytest.mark.parametrize("spoil", [_sampler, _grammar], ids=lambda spoil: spoil.__name__[1:])
 def test_what_a_request_calls(manager: ExpertManager, spoil: Spoil, error: BaseException) -> None:
-    """Where it asks whether it is cancelled, its sampler or its grammar raises, it ends alone."""
+    """Where its sampler or its grammar raises, it ends alone."""
     others = _others(manager)
-    asked = held(manager, "lora").ask(PROMPT, {"max_tokens": 20, "prompt_lookup": False})
-    spoil(asked, error)
-    asked.submit()
-    assert asked.transcript.ended.wait(20)
-    failure = asked.transcript.error
+    generation = held(manager, "lora").builder.build(PROMPT, {"max_tokens": 20, "prompt_lookup": False})
+    spoil(generation, error)
+    held(manager, "lora").shared_base.scheduler.submit(generation)
+    assert generation.wait(20)
+    failure = generation.error
     assert isinstance(
         failure, InferenceError | RuntimeError
     )  # StopIteration inside a generator is a RuntimeError
     assert error is failure.__cause__
     _all_answer(manager, others)
-
-
-def test_a_request_that_waits(manager: ExpertManager) -> None:
-    """Also before its turn has come: what says whether it is cancelled ends it, and not the thread."""
-    scheduler = held(manager, "lora").shared_base.scheduler
-    others = [manager.generate_stream("lora", PROMPT, max_tokens=20, processors=[slowed]) for _ in range(8)]
-    until(lambda: scheduler.active == 8)
-    asked = held(manager, "lora").ask(PROMPT, {"max_tokens": 20})
-    _cancelled(asked, SystemExit(3))
-    asked.submit()
-    assert asked.transcript.ended.wait(20)
-    assert SystemExit is type(getattr(asked.transcript.error, "__cause__", None))
-    assert ["length"] * 8 == [list(stream) and stream.result.finish_reason for stream in others]
 
 
 @by_type
@@ -184,7 +167,7 @@ def test_what_follows_a_scheduler(manager: ExpertManager) -> None:
     scheduler = held(manager, "lora").shared_base.scheduler
     stop = scheduler.follow(_raising(SystemExit(3)), _raising(GeneratorExit()))
     _all_answer(manager, _others(manager))
-    until(lambda: scheduler._rested)
+    until(lambda: scheduler._idle)
     assert 3 == len(manager.generate("lora", PROMPT, max_tokens=3).tokens)
     stop()
 
@@ -221,9 +204,9 @@ def test_a_scorer(packages: Packages, error: BaseException) -> None:
         manager.load_expert("lora", packages.lora)
         stream = manager.generate_stream("lora", PROMPT, max_tokens=20, processors=[slowed])
         with pytest.raises((type(error), RuntimeError)):
-            manager.generate("count all of them", max_tokens=3)
+            manager.choose("count all of them")
         broken = False
-        assert 3 == len(manager.generate("count all of them", max_tokens=3).tokens)
+        assert "lora" == manager.choose("count all of them")
         assert 20 == len(list(stream) and stream.result.tokens)
 
 
@@ -255,3 +238,113 @@ def test_events_tell_of_the_failure(manager: ExpertManager) -> None:
     at_rest(manager)
     assert ["InferenceError"] == [event.error for event in recorder.events if hasattr(event, "error")]
     assert 1 == sum(isinstance(event, RequestStarted) for event in recorder.events)
+
+
+class _SilentError(Exception):
+    """One that says nothing, and ends the thread that asks."""
+
+    def __str__(self) -> str:
+        raise SystemExit(9)
+
+    __repr__ = __str__
+
+
+class _Hostile(np.ndarray):
+    """An array that raises in every computation."""
+
+    def __array_ufunc__(self, *_: Any, **__: Any) -> Any:
+        raise SystemExit(6)
+
+
+def _filled(value: float) -> Callable[..., None]:
+    return lambda _, logits: logits.fill(value)
+
+
+def _resized(_: Any, logits: np.ndarray) -> None:
+    logits.resize(3, refcheck=False)
+
+
+@pytest.mark.parametrize(
+    ("processor", "expected"),
+    [
+        (_raising(_SilentError()), _SilentError),
+        (_raising(BaseExceptionGroup("several", [SystemExit(1), KeyboardInterrupt()])), InferenceError),
+        (_raising(MemoryError()), MemoryError),
+        (_raising("no exception"), TypeError),  # type: ignore[arg-type]
+        (_filled(np.nan), OptionError),
+        (_filled(np.inf), OptionError),
+        (_filled(-np.inf), InferenceError),
+        (_resized, OptionTypeError),
+        (lambda _, logits: logits.view(_Hostile), InferenceError),
+        (lambda _, logits: np.ma.masked_all_like(logits), OptionError),
+        (lambda _, logits: (one for one in logits), OptionTypeError),
+        (type("_NotMade", (), {"__init__": _raising(SystemExit(2))}), InferenceError),
+    ],
+)  # fmt: skip
+def test_odd_processors(manager: ExpertManager, processor: Any, expected: type[Exception]) -> None:
+    """One that raises what has no text, or spoils the array that it is given, ends its own request with an error."""
+    others = _others(manager)
+    with pytest.raises(expected):
+        manager.generate("lora", PROMPT, max_tokens=5, temperature=0.7, processors=[processor])
+    _all_answer(manager, others)
+
+
+def test_a_processor_that_sets_numpy(manager: ExpertManager) -> None:
+    """How NumPy takes an overflow is not what a processor of another request has left behind in the thread."""
+    seen: list[Any] = []
+
+    def strict(*_: Any) -> None:
+        seen.append(np.geterr())
+        np.seterr(all="raise")
+
+    for name in ("lora", "dora"):
+        manager.generate(name, PROMPT, max_tokens=2, processors=[strict, strict])
+    assert [np.geterr()] * 8 == seen
+
+
+@pytest.mark.parametrize("how", ["generate", "stream", "batch", "awaited", "awaited stream"])
+def test_a_processor_that_waits_for_an_answer(manager: ExpertManager, how: str) -> None:
+    """It would wait for itself: every way to ask raises at once."""
+
+    async def awaited() -> None:
+        async for _ in manager.agenerate_stream("dora", PROMPT, max_tokens=1):
+            pass
+
+    ways: dict[str, Callable[[], object]] = {
+        "generate": lambda: manager.generate("dora", PROMPT, max_tokens=1),
+        "stream": lambda: list(manager.generate_stream("lora", PROMPT, max_tokens=1)),
+        "batch": lambda: manager.generate_batch([("lora", PROMPT)] * 2, max_tokens=1),
+        "awaited": lambda: asyncio.run(manager.agenerate("lora", PROMPT, max_tokens=1)),
+        "awaited stream": lambda: asyncio.run(awaited()),
+    }
+    others = _others(manager)
+    stream = manager.generate_stream(
+        "lora", PROMPT, max_tokens=5, processors=[lambda *_: ways[how]() and None]
+    )
+    with pytest.raises(InferenceError, match="a processor, event hook or listener must not wait"):
+        list(stream)
+    _all_answer(manager, others)
+
+
+@pytest.mark.parametrize("error", RAISED[:2], ids=lambda error: type(error).__name__)
+def test_whoever_reads(manager: ExpertManager, error: BaseException) -> None:
+    """What the reader of a stream raises, between two pieces or in a task, ends nothing but its own answer."""
+    others = _others(manager)
+    stream = manager.generate_stream("lora", PROMPT, max_tokens=50, processors=[slowed])
+
+    def read_on() -> None:
+        with stream:
+            for _ in stream:
+                raise error
+
+    with pytest.raises(type(error)):
+        read_on()
+    assert "cancelled" == stream.result.finish_reason
+
+    async def read() -> None:
+        async for _ in manager.agenerate_stream("lora", PROMPT, max_tokens=50, processors=[slowed]):
+            raise error
+
+    with pytest.raises(type(error)):
+        asyncio.run(read())
+    _all_answer(manager, others)

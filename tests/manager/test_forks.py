@@ -35,10 +35,13 @@ CHILDREN = {
 
 SCRIPT = """
 import asyncio, gc, json, multiprocessing, os, signal, sys, threading, traceback
+from tqdm import tqdm
+
 from hivellm_ort import Expert, ExpertManager, InferenceError
-from hivellm_ort.base import BASES
+from hivellm_ort.serving.pool import BASES
 from hivellm_ort.integrity import trust
 
+sys.stderr.isatty = lambda: True  # so that loading has a progress bar
 PACKAGE, CACHE, PROMPT = sys.argv[1:4]
 CHILDREN = json.loads(sys.argv[4])
 
@@ -103,7 +106,7 @@ running = expert.generate_stream(PROMPT, max_tokens=50, processors=[lambda *_: g
 outcome = {}
 held = threading.Event()
 def hold():
-    with BASES._lock, trust._warned_lock:
+    with BASES._lock, trust._warned_lock, tqdm.get_lock():
         held.set()
         gate.wait(60)
 threading.Thread(target=hold, daemon=True).start()

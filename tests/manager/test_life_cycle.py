@@ -9,8 +9,8 @@ import weakref
 from pathlib import Path
 
 import pytest
+from harness.clients import PROMPTS
 from managing import (
-    PROMPTS,
     Gate,
     Recorder,
     Variants,

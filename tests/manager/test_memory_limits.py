@@ -8,7 +8,8 @@ import sys
 import textwrap
 
 import pytest
-from managing import PROMPTS, STRESS, Variants, at_rest, managed, together
+from harness.clients import PROMPTS
+from managing import STRESS, Variants, at_rest, managed, together
 from running import PROMPT, Packages
 
 from hivellm_ort import ExpertManager

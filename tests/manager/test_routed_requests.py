@@ -1,4 +1,4 @@
-"""Prompts without a name: who answers, why, and when the base model itself does."""
+"""Which expert a question is for, why, and when the base model itself answers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from managing import Gate, Variants, managed, together
 from rows import begun
 from running import Packages, held
 
-from hivellm_ort import ExpertManager, LoadError, UnknownExpertError
+from hivellm_ort import ExpertManager, LoadError, OptionError, OptionTypeError, UnknownExpertError
 
 SQL = "show all tables of the database with a join"
 JSON = "repair this JSON document, a comma is missing"
@@ -29,20 +29,18 @@ def manager(packages: Packages, variants: Variants) -> Iterator[ExpertManager]:
 
 
 def test_the_expert_that_fits(manager: ExpertManager) -> None:
-    """It is picked, says so, and answers as by its name, however it is asked."""
+    """It is chosen by a prompt, by messages, by what stands beside them, and by tags."""
     for prompt, name, package in ((SQL, "sql", "expert-s"), (JSON, "json", "expert-j")):
-        expected = manager.generate(name, prompt, max_tokens=10)
-        stream = manager.generate_stream(prompt, max_tokens=10)
-        assert expected.text == "".join(stream)
         messages = [{"role": "user", "content": [{"type": "text", "text": prompt}]}]
-        results = [
-            manager.generate(prompt, max_tokens=10),
-            manager.generate(prompt=prompt, max_tokens=10),
-            manager.generate(messages=messages, max_tokens=10),
-            manager.generate(prompt, max_tokens=10, or_base=True),
-            stream.result,
+        chosen = [
+            manager.choose(prompt),
+            manager.choose(prompt, or_base=True),
+            manager.choose(messages=messages),
+            manager.choose(NOTHING, system=prompt),
+            manager.choose(NOTHING, schema=prompt),
         ]
-        assert [(package, expected.tokens)] * 5 == [(one.expert, one.tokens) for one in results]
+        assert [name] * 5 == chosen
+        assert package == manager.generate(chosen[0], prompt, max_tokens=1).expert
 
 
 def test_reasons(manager: ExpertManager) -> None:
@@ -56,7 +54,7 @@ def test_reasons(manager: ExpertManager) -> None:
 
 def test_what_is_loaded_decides(manager: ExpertManager) -> None:
     """After unloading and loading others are chosen; threads that ask meanwhile get one or the other."""
-    assert "expert-s" == manager.generate(SQL, max_tokens=1).expert
+    assert "expert-s" == manager.generate(manager.choose(SQL), SQL, max_tokens=1).expert
     stop = threading.Event()
 
     def change() -> None:
@@ -68,20 +66,23 @@ def test_what_is_loaded_decides(manager: ExpertManager) -> None:
 
     def ask() -> None:
         while not stop.is_set():
-            assert "expert-s" == manager.generate(SQL, max_tokens=1).expert
+            assert "expert-s" == manager.generate(manager.choose(SQL), SQL, max_tokens=1).expert
 
     together([change, ask, ask])
     manager.unload_expert("sql")
     with pytest.raises(UnknownExpertError, match="no expert fits the prompt; loaded are: 'json'"):
-        manager.generate(SQL)
+        manager.choose(SQL)
 
 
 def test_the_base_itself(manager: ExpertManager) -> None:
-    """Where none fits, the base answers if that was asked for, with its own tokens."""
-    for call in (manager.generate, manager.generate_stream):
-        with pytest.raises(UnknownExpertError, match=r"no expert fits.*or_base=True"):
-            call(NOTHING)
-    result = manager.generate(NOTHING, or_base=True, max_tokens=20)
+    """Where none fits, the base is chosen if that was asked for; it answers with its own tokens."""
+    with pytest.raises(UnknownExpertError, match=r"no expert fits.*or_base=True"):
+        manager.choose(NOTHING)
+    assert manager.BASE == manager.choose(NOTHING, or_base=True)
+    result = manager.generate(manager.BASE, NOTHING, max_tokens=20)
+    assert [result.tokens] == [
+        one.tokens for one in manager.generate_batch([("base", NOTHING)], max_tokens=20)
+    ]
     expert = held(manager, "sql")
     row = begun(expert.shared_base.engine, None, 256)
     messages = [{"role": "user", "content": NOTHING}]
@@ -98,24 +99,26 @@ def test_the_base_itself(manager: ExpertManager) -> None:
     assert result.tokens != manager.generate("sql", NOTHING, max_tokens=20).tokens
 
 
-def test_a_misspelt_name_never_reaches_the_base(manager: ExpertManager) -> None:
-    """A name with a prompt after it is a name, and a name alone is no prompt."""
-    for name in ("sqll", "SQL", ""):
+def test_names_are_never_guessed(manager: ExpertManager) -> None:
+    """A name that nobody has is an error, also where it is a prompt; the base's name is no expert's."""
+    for name in ("sqll", "SQL", "", SQL):
         for call in (manager.generate, manager.generate_stream):
             with pytest.raises(UnknownExpertError, match="no expert is loaded as"):
-                call(name, NOTHING, or_base=True)
-    with pytest.raises(UnknownExpertError):
-        manager.generate("sqll")
-    with pytest.raises(ValueError, match="'sql' is the name of an expert"):
-        manager.generate("sql", or_base=True)
-    with pytest.raises(ValueError, match="nothing to answer"):
-        manager.generate(or_base=True)
+                call(name, NOTHING)
+    with pytest.raises(OptionTypeError, match="the name of the expert is NoneType"):
+        manager.generate(None, NOTHING)  # type: ignore[arg-type]
+    for missing in ({}, {"messages": [{"role": "system", "content": "x"}]}):
+        with pytest.raises(OptionError, match="nothing to answer"):
+            manager.choose(**missing, or_base=True)  # type: ignore[arg-type]
+    path = manager._residents.get("json").load.args[0]
+    with pytest.raises(OptionError, match="'base' is the name of the base model"):
+        manager.load_expert("base", path)
 
 
 def test_base_beside_experts(manager: ExpertManager) -> None:
     """Requests to the base share steps with those of experts, and every answer is its own."""
     alone = [
-        manager.generate(NOTHING, or_base=True, max_tokens=15).tokens,
+        manager.generate("base", NOTHING, max_tokens=15).tokens,
         manager.generate("sql", NOTHING, max_tokens=15).tokens,
         manager.generate("json", NOTHING, max_tokens=15).tokens,
     ]
@@ -125,7 +128,7 @@ def test_base_beside_experts(manager: ExpertManager) -> None:
     gate = Gate()
     first = manager.generate_stream("sql", NOTHING, max_tokens=15, processors=[gate])
     assert gate.reached.wait(20)
-    streams = [manager.generate_stream(NOTHING, or_base=True, max_tokens=15) for _ in range(2)]
+    streams = [manager.generate_stream("base", NOTHING, max_tokens=15) for _ in range(2)]
     streams += [manager.generate_stream(name, NOTHING, max_tokens=15) for name in ("sql", "json")]
     gate.open.set()
     for stream in (first, *streams):
@@ -142,12 +145,12 @@ def test_no_base_to_ask(packages: Packages) -> None:
     """Without an expert there is none, beside merged experts there is none, and of two it is unclear which."""
     with managed(packages) as manager:
         with pytest.raises(UnknownExpertError, match="no expert is loaded"):
-            manager.generate(NOTHING, or_base=True)
+            manager.generate("base", NOTHING)
         manager.load_expert("merged", packages.merged)
         with pytest.raises(UnknownExpertError, match="a merged one has none"):
-            manager.generate(NOTHING, or_base=True)
+            manager.generate("base", NOTHING)
         manager.load_expert("lora", packages.lora)
-        assert "tiny" == manager.generate(NOTHING, or_base=True, max_tokens=1).expert
+        assert "tiny" == manager.generate("base", NOTHING, max_tokens=1).expert
         manager.load_expert("short", packages.short)
         with pytest.raises(LoadError, match="several bases"):
-            manager.generate(NOTHING, or_base=True)
+            manager.generate("base", NOTHING)

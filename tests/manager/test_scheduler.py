@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from managing import PROMPTS, Gate, Recorder, at_rest, managed, together, until
+from harness.clients import PROMPTS
+from managing import Gate, Recorder, at_rest, managed, together, until
 from running import PROMPT, Packages, held, slowed
 
 from hivellm_ort import ExpertManager, InferenceError, OutOfMemoryError, TextStream
 from hivellm_ort.engine import decoder as decoder_module
+from hivellm_ort.serving.generation import Generation
 
 LONG: dict[str, Any] = {"max_tokens": 400, "prompt_lookup": False}
 
@@ -103,6 +105,20 @@ def test_more_than_there_are_rows_wait(manager: ExpertManager) -> None:
     at_rest(manager)
 
 
+class CancelsAtStart:
+    """Cancels a generation when it gets its row."""
+
+    def started(self, generation: Generation) -> None:
+        """See `Subscriber`."""
+        generation.cancel()
+
+    def first_token(self, generation: Generation) -> None:
+        """See `Subscriber`."""
+
+    def ended(self, generation: Generation) -> None:
+        """See `Subscriber`."""
+
+
 def test_cancelled_as_its_turn_comes(manager: ExpertManager) -> None:
     """A request that is cancelled between queue and row leaves no trace: not in other rows, not in kept prefixes."""
     prompts = [begin + " is a question that is quite long" for begin in ("this", "that other one")]
@@ -116,12 +132,11 @@ def test_cancelled_as_its_turn_comes(manager: ExpertManager) -> None:
         if answered == 2:
             manager.generate("lora", prompts[0], max_tokens=20)
         for _ in range(2):
-            asked = held(manager, "lora").ask(prompts[1], {"max_tokens": 30})
-            answers = iter([False])
-            asked.request.cancelled = lambda answers=answers: next(answers, True)
-            asked.submit()
-            assert asked.transcript.ended.wait(10)
-            result = asked.transcript.result()
+            generation = held(manager, "lora").builder.build(prompts[1], {"max_tokens": 30})
+            generation.subscribe(CancelsAtStart())
+            scheduler.submit(generation)
+            assert generation.wait(10)
+            result = generation.result()
             assert ("cancelled", 0) == (result.finish_reason, result.completion_tokens)
         list(stream)
         assert expected[0] == stream.result.tokens

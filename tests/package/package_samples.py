@@ -12,6 +12,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+from hivellm_ort.contract import Architecture, DecoderConfig
 from hivellm_ort.package.archive import write
 from hivellm_ort.package.store import Store
 
@@ -87,7 +88,14 @@ def bundle(weights: bytes = b"weights") -> dict[str, bytes]:
     listed = {
         name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()
     }
-    return {"decoder.json": json.dumps({"files": listed}).encode(), **files}
+    return {"decoder.json": decoder_json(listed), **files}
+
+
+def decoder_json(listed: object, **fields: Any) -> bytes:
+    """The decoder.json of a tiny base with an adapter merged in that lists these files, with other fields changed."""
+    numbers = Architecture("llama", 8, 16, 1, 2, 1, 4, 32, 64)
+    config = DecoderConfig("tiny", numbers, "fp32", "cpu", (), source_sha256="0" * 64, merged="1" * 64)
+    return json.dumps({**json.loads(config.to_bytes()), "files": listed, **fields}).encode()
 
 
 def expert(

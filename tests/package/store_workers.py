@@ -69,3 +69,28 @@ def race(jobs: list[tuple[Path, Path]], start: Any, results: Any) -> None:
         prepared = Store(root).prepared(KEY, lambda: PREPARED)
         found.append((str(*unpacked.bundles), prepared.read_bytes() == PREPARED))
     results.put(found)
+
+
+def load_held(root: Path, package: Path) -> dict[str, bytes]:
+    """The files of a package's base, read while the store holds them."""
+    with Store(root) as store:
+        (base,) = store.unpack(package).bundles
+        adapter = store.prepared(KEY, lambda: PREPARED)
+        files = {path.name: path.read_bytes() for path in base.iterdir()}
+        assert PREPARED == adapter.read_bytes()
+        return files
+
+
+def hold_for_ever(root: Path, package: Path, ready: Any) -> None:
+    """Hold a package until the process is killed."""
+    with Store(root) as store:
+        store.unpack(package)
+        ready.send(None)
+        time.sleep(600)
+
+
+def clear_until(root: Path, stop: Any, cleared: Any) -> None:
+    """Clear a store again and again, and count how often."""
+    while not stop.is_set():
+        Store(root).clear()
+        cleared.value += 1

@@ -31,9 +31,9 @@ from package_samples import (
 )
 
 from hivellm_ort.errors import IntegrityError, ManifestError
+from hivellm_ort.filenames import is_system_file
 from hivellm_ort.loading.opening import open_with_progress
 from hivellm_ort.package.archive import extract, write
-from hivellm_ort.package.names import is_system_file
 from hivellm_ort.package.store import Store, open_package
 
 SYSTEM_FILES = [

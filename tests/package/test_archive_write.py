@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hivellm_ort.errors import IntegrityError
+from hivellm_ort.filenames import MAX_NAME_BYTES, member_name
 from hivellm_ort.package.archive import extract, write
-from hivellm_ort.package.names import MAX_NAME_BYTES, member_name, never_loaded
+from hivellm_ort.package.names import never_loaded
 
 MEMBERS: list[tuple[str, Path | bytes]] = [
     ("manifest.json", b"{}"),

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from package_samples import BASE, expert
 
 from hivellm_ort.cli import cache as cache_module
 from hivellm_ort.cli.main import main
+from hivellm_ort.package.holds import held
 from hivellm_ort.package.store import Store
 
 Invoke = Callable[..., Result]
@@ -143,8 +145,21 @@ def test_malformed_size_variable(invoke: Invoke, monkeypatch: pytest.MonkeyPatch
 def test_clear(store: Store, invoke: Invoke) -> None:
     """With --yes everything goes."""
     size = store.listing().total_bytes
-    assert {"freed_bytes": size, "total_bytes": 0} == _document(invoke("clear", "--yes", "--json"))
+    freed = {"freed_bytes": size, "total_bytes": 0, "in_use": 0}
+    assert freed == _document(invoke("clear", "--yes", "--json"))
     assert "freed 0 B\n" == invoke("clear", "--yes").stdout
+
+
+@pytest.mark.skipif(
+    os.name == "nt", reason="a folder with an open file cannot be renamed there, and is held too"
+)
+def test_clear_says_what_is_in_use(store: Store, invoke: Invoke) -> None:
+    """What is being loaded stays, and the command says how many entries that are."""
+    entry = store.listing().entries[0]
+    with held(entry.path):
+        assert "; 1 in use were left (" in invoke("clear", "--yes").stdout
+    assert [entry.path] == [left.path for left in store.listing().entries]
+    assert 0 == _document(invoke("clear", "--yes", "--json"))["in_use"]
 
 
 @pytest.mark.parametrize(("answer", "left"), [("n\n", 2), ("", 2), ("y\n", 0)])

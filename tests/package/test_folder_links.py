@@ -190,7 +190,7 @@ def test_bundle(tmp_path: Path, outside: Path) -> None:
     bundle.mkdir()
     (outside / "decoder.json").write_text("{}")
     linked(bundle / "decoder.json", outside / "decoder.json")
-    with pytest.raises(LoadError, match="contract_version is None"):
+    with pytest.raises(LoadError, match="/contract_version: missing"):
         Bundle.open(bundle)
     (bundle / "decoder.json").unlink()
     pipe(outside / "pipe")

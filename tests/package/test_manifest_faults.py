@@ -11,7 +11,7 @@ import pytest
 from package_samples import FIRST_SCHEMA, SECOND_SCHEMA, changed
 
 from hivellm_ort.errors import ManifestError
-from hivellm_ort.package.jsonfile import read_json
+from hivellm_ort.jsonfiles.reading import read_json
 from hivellm_ort.package.manifest import ExpertManifest
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from package_samples import MANIFEST, NOISE, bundle, files_under, no_work_left
+from package_samples import MANIFEST, NOISE, bundle, decoder_json, files_under, no_work_left
 from store_samples import assert_whole
 
 from hivellm_ort.errors import IntegrityError, LoadError, ManifestError
@@ -31,8 +31,7 @@ def base_for(target: str, weights: bytes = b"weights", **others: bytes) -> Files
     listed = {
         name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()
     }
-    document = {"files": listed, "target": target, "name": "tiny", "precision": "fp32"}
-    return {"decoder.json": json.dumps(document).encode(), **files}
+    return {"decoder.json": decoder_json(listed, target=target), **files}
 
 
 CPU = base_for("cpu", decoder_onnx=b"graph for cpu")

@@ -7,7 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from package_samples import BASE, BASE_DIGEST, bundle, expert, files_under, no_work_left
+from package_samples import BASE, BASE_DIGEST, bundle, decoder_json, expert, files_under, no_work_left
 
 from hivellm_ort.errors import IntegrityError, ManifestError
 from hivellm_ort.package.store import Store
@@ -104,11 +104,12 @@ def test_tampered_base_beside_a_good_one(tmp_path: Path, store: Store) -> None:
         b"",
         b"[]",
         b"{}",
-        b'{"files": []}',
-        b'{"files": {"a": 1}}',
-        b'{"files": {"a": {"size": 1}}}',
-        b'{"files": {"a": {"size": -1, "sha256": "' + b"0" * 64 + b'"}}}',
-        b'{"files": {"a": {"size": 1, "sha256": "../x"}}}',
+        decoder_json([]),
+        decoder_json({}),
+        decoder_json({"a": 1}),
+        decoder_json({"a": {"size": 1}}),
+        decoder_json({"a": {"size": -1, "sha256": "0" * 64}}),
+        decoder_json({"a": {"size": 1, "sha256": "../x"}}),
     ],
 )
 def test_malformed_decoder_json(tmp_path: Path, store: Store, decoder: bytes) -> None:

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
-from package_samples import BASE, BASE_DIGEST, MANIFEST, expert, files_under, no_work_left
+from package_samples import BASE, BASE_DIGEST, MANIFEST, decoder_json, expert, files_under, no_work_left
 from store_samples import assert_whole
 
 from hivellm_ort.errors import IntegrityError, ManifestError
@@ -142,7 +142,7 @@ def test_list_that_leads_out(tmp_path: Path, name: str) -> None:
     """A decoder.json that lists a file outside its folder is refused before anything of it is read."""
     bundle = _bundle(tmp_path / "bundle")
     entry = {"size": 1, "sha256": "0" * 64}
-    (bundle / "decoder.json").write_text(json.dumps({"files": {name: entry}}))
+    (bundle / "decoder.json").write_bytes(decoder_json({name: entry}))
     with pytest.raises(IntegrityError, match=r"decoder\.json: /files"):
         check_folders([bundle], "digest")
 

@@ -15,9 +15,9 @@ import tokenizers
 from rows import begun
 
 from hivellm_ort import Expert, ExpertManager
-from hivellm_ort.base import BASES
 from hivellm_ort.engine.adapters import BoundAdapter
 from hivellm_ort.engine.session import Engine
+from hivellm_ort.serving.pool import BASES
 
 CONTEXT = 512
 SHORT_CONTEXT = 128
@@ -66,7 +66,7 @@ def engine_of(expert: Expert) -> Engine:
 
 def engines() -> list[Engine]:
     """Every engine that loaded experts hold."""
-    return [base.engine for base, _ in BASES._bases.values()]
+    return [base.engine for base in BASES.bases]
 
 
 def held(manager: ExpertManager, name: str) -> Expert:

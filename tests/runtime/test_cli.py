@@ -264,7 +264,7 @@ def test_messages_name_flags(
     }.items():
         assert_refused(invoke("run", packages.lora, PROMPT, *arguments), expected)
     with pytest.raises(ValueError, match=r"^top_p is 7\.0"):
-        lora.ask(PROMPT, {"top_p": 7.0})
+        lora.builder.build(PROMPT, {"top_p": 7.0})
     extract(packages.lora, tmp_path / "package")  # it warns once in a process of each
     assert 0 == invoke("run", tmp_path / "package", PROMPT, "--max-tokens", "1").exit_code
     extract(packages.lora, tmp_path / "other")

@@ -64,8 +64,8 @@ def caller(packages: Packages, bundle: Path) -> Iterator[Expert]:
 def test_every_way_of_asking_shows_tools_and_turns(caller: Expert, packages: Packages, bundle: Path) -> None:
     """Prompt and answer are the same alone, streamed, in a batch, asynchronously, and by a manager."""
     options: dict[str, Any] = {"messages": MESSAGES, "tools": [TOOL], "max_tokens": 8}
-    asked = caller.ask(None, options)  # type: ignore[arg-type]
-    asked.abandon()
+    asked = caller.builder.build(None, options)  # type: ignore[arg-type]
+    asked.end_before_start()
     assert TEXT == caller.tokenizer.decode(asked.request.prompt_ids, skip_special_tokens=False)
     expected = caller.generate(**options)
     stream = caller.generate_stream(**options)
@@ -128,8 +128,8 @@ def test_a_base_without_a_template(packages: Packages, tmp_path: Path) -> None:
     (bundle / "decoder.json").write_text(json.dumps(document))
     replace_files(bundle, {"tokenizer.json": raw.to_str(), "tokenizer_config.json": "{}"})
     with Expert.load(packages.lora, base=bundle, cache_dir=packages.cache, threads=1, trust="off") as expert:
-        asked = expert.ask(PROMPT, {})
-        asked.abandon()
+        asked = expert.builder.build(PROMPT, {})
+        asked.end_before_start()
     assert [start[1], *question] == asked.request.prompt_ids
 
 

@@ -200,7 +200,7 @@ def wanting(expert: Expert, text: str) -> Any:
             logits[script[place]] += 1000
         return logits
 
-    process.start = len(expert.ask(PROMPT, {}).request.prompt_ids)  # type: ignore[attr-defined]
+    process.start = len(expert.builder.build(PROMPT, {}).request.prompt_ids)  # type: ignore[attr-defined]
     return process
 
 
@@ -234,7 +234,7 @@ def test_dead_end(lora: Expert) -> None:
     def forbid(token_ids: np.ndarray, logits: np.ndarray) -> np.ndarray:
         return np.full_like(logits, -np.inf) if token_ids.size > limit else logits
 
-    limit = len(lora.ask(PROMPT, {}).request.prompt_ids) + 4
+    limit = len(lora.builder.build(PROMPT, {}).request.prompt_ids) + 4
     with pytest.raises(InferenceError, match="every token is masked"):
         lora.generate(PROMPT, regex="[ab]{10}", processors=[forbid])
     assert lora.generate(PROMPT, regex="[ab]{10}").grammar_complete

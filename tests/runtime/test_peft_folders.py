@@ -140,7 +140,7 @@ def test_own_template(
     text = f"### user:\n{PROMPT}\n### assistant:"
     if not place:
         with Expert.load(where, base=base, cache_dir=tmp_path / "cache", threads=1) as expert:
-            assert text == expert._voice.template.render([{"role": "user", "content": PROMPT}])
+            assert text == expert._builder.template.render([{"role": "user", "content": PROMPT}])
             answer = expert.generate(PROMPT, **GREEDY).tokens
         assert expected(packages) != answer
         assert 0 == invoke("init", folder, *TOLD).exit_code
@@ -158,7 +158,7 @@ def test_own_template(
         packages_made.append(tmp_path / "out" / report.packages[0].file)
     for package in packages_made:
         with Expert.load(package, base=base, cache_dir=tmp_path / "cache", threads=1) as expert:
-            assert text == expert._voice.template.render([{"role": "user", "content": PROMPT}])
+            assert text == expert._builder.template.render([{"role": "user", "content": PROMPT}])
 
 
 def test_own_template_and_a_word_of_the_manifest(
@@ -171,7 +171,7 @@ def test_own_template_and_a_word_of_the_manifest(
         caplog.at_level(logging.WARNING, "hivellm_ort"),
         Expert.load(folder, base=base, cache_dir=tmp_path / "cache", threads=1, trust="off") as expert,
     ):
-        assert expert._voice.template.render([{"role": "user", "content": "x"}]).startswith(
+        assert expert._builder.template.render([{"role": "user", "content": "x"}]).startswith(
             "### Instruction:"
         )
     assert ["'alpaca'" in message for message in caplog.messages] == [True]
@@ -182,7 +182,7 @@ def test_own_end_token(base: Path, folder: Path, tmp_path: Path) -> None:
     document = json.dumps({"eos_token": {"content": "<|im_start|>"}})
     (folder / "tokenizer_config.json").write_bytes(document.encode("utf-16"))
     with Expert.load(folder, base=base, cache_dir=tmp_path / "cache", threads=1, trust="off") as expert:
-        assert 1 in expert._voice.eos_token_ids
+        assert 1 in expert._builder.eos_token_ids
 
 
 def test_broken_template(base: Path, folder: Path, tmp_path: Path) -> None:

@@ -61,12 +61,12 @@ def test_thinking_is_off_unless_asked_for(thinker: Expert) -> None:
     """By default an empty think block is in the prompt; with `enable_thinking` there is none."""
     tokenizer = thinker._base.tokenizer
     without, with_ = (
-        tokenizer.decode(thinker.ask(PROMPT, {"enable_thinking": flag}).request.prompt_ids)
+        tokenizer.decode(thinker.builder.build(PROMPT, {"enable_thinking": flag}).request.prompt_ids)
         for flag in (None, True)
     )
     assert with_ + EMPTY == without
-    off = thinker.ask(PROMPT, {"enable_thinking": False}).request.prompt_ids
-    assert thinker.ask(PROMPT, {}).request.prompt_ids == off
+    off = thinker.builder.build(PROMPT, {"enable_thinking": False}).request.prompt_ids
+    assert thinker.builder.build(PROMPT, {}).request.prompt_ids == off
 
 
 @pytest.mark.parametrize("lookup", [False, True])
@@ -94,7 +94,7 @@ def test_thought_that_never_ends(thinker: Expert) -> None:
 def test_a_grammar_holds_after_the_block(lookup: bool, logprobs: int | None, token_thinker: Expert) -> None:
     """The think block is free, the line breaks after it are those of the template, then the grammar rules."""
     script = [*token_thinker._base.tokenizer.encode("<think>\nCount; {them};\n</think>")]
-    begin = len(token_thinker.ask(PROMPT, {"enable_thinking": True}).request.prompt_ids)
+    begin = len(token_thinker.builder.build(PROMPT, {"enable_thinking": True}).request.prompt_ids)
 
     def say(token_ids: np.ndarray, logits: np.ndarray) -> np.ndarray:
         logits = logits.copy()

@@ -134,7 +134,7 @@ def test_error_in_the_middle(lora: Expert) -> None:
             raise TypeError("mine")
         return logits
 
-    limit = len(lora.ask(PROMPT, {}).request.prompt_ids) + 3
+    limit = len(lora.builder.build(PROMPT, {}).request.prompt_ids) + 3
     stream = lora.generate_stream(PROMPT, max_tokens=60, processors=[fail])
     expected = lora.generate(PROMPT, max_tokens=4).text
     pieces = []

@@ -9,6 +9,11 @@ BIG = "{% set big = 'ab' * 1000000 %}"
 MANY = "{% for i in range(99999) %}STEP{% endfor %}"
 TWICE = "{% for i in range(99999) %}{% for j in range(99999) %}STEP{% endfor %}{% endfor %}"
 
+AGAIN = "{% for i in range(99999) %}{% if STEP %}{% endif %}{% endfor %}"
+WHOLE = "{% set x = 2 ** 30000 %}{% set y = 3 ** 7000 %}" + AGAIN
+SOUGHT = "{% set big = 'a' * 2400 %}{% set part = 'a' * 600 ~ 'b' ~ 'a' * 600 %}" + AGAIN
+CHAIN = "{% set ns = namespace(x=['a', 'b']) %}{% for i in range(30000) %}STEP{% endfor %}{{ ns.x | list }}"
+
 HOSTILE: dict[str, str] = {
     # Loops.
     "nested loops": TWICE.replace("STEP", ""),
@@ -123,4 +128,42 @@ HOSTILE: dict[str, str] = {
     "filter block": "{% filter center(4000000000) %}x{% endfilter %}",
     "strftime": "{{ strftime_now('%c' * 1000000) }}",
     "strftime, width": "{{ strftime_now('%01000000000Y') }}",
+    # Integers that are long, but none too long.
+    "multiplied": WHOLE.replace("STEP", "y * y"),
+    "divided": WHOLE.replace("STEP", "x // y"),
+    "remainder": WHOLE.replace("STEP", "x % y"),
+    "divisible": WHOLE.replace("STEP", "x is divisibleby y"),
+    "power in a loop": AGAIN.replace("STEP", "3 ** 14000"),
+    "integers of other bases": "{% set x = '6' * 4300 %}" + AGAIN.replace("STEP", "x | int(base=7)"),
+    # Texts that take long to read.
+    "float": "{% set big = '1' * 10000000 %}" + AGAIN.replace("STEP", "big | float"),
+    "file size": "{% set big = '1' * 10000000 %}" + AGAIN.replace("STEP", "big | filesizeformat"),
+    "sought": SOUGHT.replace("STEP", "part in big"),
+    "sought, in a chain": SOUGHT.replace("STEP", "part in big in [1]"),
+    "sought by a test": SOUGHT.replace("STEP", "part is in(big)"),
+    "sought, counted": SOUGHT.replace("STEP", "big.count(part)"),
+    "sought, split": SOUGHT.replace("STEP", "big.split(part)"),
+    "sought, replaced": SOUGHT.replace("STEP", "big | replace(part, '')"),
+    "sought in bytes": SOUGHT.replace("STEP", "part.encode() in big.encode()"),
+    "table of characters": "{% set x = 'a' * 1000000 %}" + AGAIN.replace("STEP", "'a'.maketrans(x, x)"),
+    "unescaped": "{% set x = ('&lt;' * 1000000) | safe %}" + AGAIN.replace("STEP", "x.unescape()"),
+    "counted in a range": AGAIN.replace("STEP", "range(99999).count('a')"),
+    "words": "{{ ('a ' * 15000000) | wordcount }}",
+    "titled": "{{ ('a ' * 15000000) | title | length }}",
+    "lines": "{{ ('\n' * 30000000).splitlines() | length }}",
+    "lines, indented": "{{ ('\n' * 30000000) | indent | length }}",
+    "joined text": "{{ ''.join('a' * 30000000) | length }}",
+    "joined text, filter": "{{ ('a' * 30000000) | join | length }}",
+    "lorem ipsum of nothing": "{{ lipsum(n=1000000000, min=-1, max=0) }}",
+    "tojson, separators in a mapping": "{{ ([1] * 10000) | tojson(separators={'a' * 100000: 1, ':': 2}) }}",
+    "tojson, separators once": "{{ ([1] * 10000) | tojson(separators=(['a' * 100000, ':'] | map('string'))) }}",
+    # Iterators that read one another.
+    "chain": CHAIN.replace("STEP", "{% set ns.x = ns.x | map('string') %}"),
+    "chain of batches": CHAIN.replace("STEP", "{% set ns.x = ns.x | batch(1) %}"),
+    "chain of mapped filters": CHAIN.replace("STEP", "{% set ns.x = [ns.x] | map('batch', 1) | first %}"),
+    "chain within lists": CHAIN.replace("STEP", "{% set ns.x = [ns.x | select] | first %}"),
+    "chain of cyclers": CHAIN.replace("STEP", "{% set ns.x = cycler(ns.x | map('string')).next() %}"),
+    "chain of calls": "{% macro m(x) %}{{ caller(x | map('string')) }}{% endmacro %}"
+    + CHAIN.replace("STEP", "{% call(y) m(ns.x) %}{% set ns.x = y %}{% endcall %}"),
+    "chain of namespaces": CHAIN.replace("STEP", "{% set ns.x = namespace(y=ns.x) %}"),
 }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -321,3 +324,29 @@ def test_placeholders_cannot_be_guessed() -> None:
         assert {placeholder: "x"} == literals
         assert [{"a": f"{placeholder}y{placeholder}", "b": [placeholder, 1, None]}] == hidden
     assert drawn[0][1] != drawn[1][1]
+
+
+def test_markers_are_known_by_the_names_of_their_own_tokenizer_only(
+    byte_level: TextTokenizer, tmp_path: Path
+) -> None:
+    """The name of a marker in one tokenizer is plain text for another, even of the same file."""
+    (tmp_path / "tokenizer.json").write_text(byte_level.to_json())
+    other = TextTokenizer.from_folder(tmp_path)
+    names = list(byte_level.marker_names.values())
+    text = f"{names[1]} and <{'0' * 32}:1> {names[0]}"
+
+    assert byte_level.markers_of(byte_level.encode_named(text)) == byte_level.named_markers(text)
+    assert 2 == len(byte_level.named_markers(text))
+    assert [] == other.named_markers(text)
+
+
+def test_tokenizers_leave_no_patterns_behind(byte_level: TextTokenizer, tmp_path: Path) -> None:
+    """Python keeps every pattern that it compiles: a base that is loaded again adds none."""
+    (tmp_path / "tokenizer.json").write_text(byte_level.to_json())
+    patterns = []
+    for _ in range(3):
+        TextTokenizer.from_folder(tmp_path).named_markers("")
+        gc.collect()
+        patterns.append(sum(type(one) is re.Pattern for one in gc.get_objects()))
+
+    assert patterns[1] == patterns[2]

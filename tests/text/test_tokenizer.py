@@ -144,7 +144,7 @@ def test_malformed_file(tmp_path: Path, content: bytes) -> None:
     """A file that holds no tokenizer is a LoadError that names it."""
     (tmp_path / "tokenizer.json").write_bytes(content)
 
-    with pytest.raises(LoadError, match=r"^tokenizer\.json: not a tokenizer"):
+    with pytest.raises(LoadError, match=r"^tokenizer\.json: "):
         TextTokenizer.from_folder(tmp_path)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import nn
-from tqdm import tqdm
 
 from hivellm_export.quiet import only_errors
 from hivellm_export.source import BaseModel
@@ -31,6 +29,7 @@ from hivellm_ort.engine.devices import Device
 from hivellm_ort.engine.placement import place
 from hivellm_ort.engine.session import Engine
 from hivellm_ort.errors import ExpertError, ExportError, InferenceError
+from hivellm_ort.progress import progress_bar
 from hivellm_ort.text.tokenizer import TextTokenizer
 from hivellm_ort.textfile import decode_text
 
@@ -86,15 +85,12 @@ def verify(made: Made) -> Results:
     steps = len(made.bundles) * (
         2 + len(made.experts)
     )  # reading all weights is counted as much as the prompts
-    hidden = None if sys.stderr else True  # None: unless it is a terminal
     with (
         only_errors("hivellm_ort"),  # that packages are unsigned and the CPU stands in is meant
         tempfile.TemporaryDirectory() as cache,
-        tqdm(
-            total=steps * count, desc="verifying", unit="w", unit_scale=True, disable=hidden, delay=1
-        ) as bar,
+        progress_bar("verifying", steps * count, unit="w") as progress,
     ):
-        verifier = _Verifier(made, Path(cache), bar.update, count)
+        verifier = _Verifier(made, Path(cache), progress, count)
         return verifier.swapped() if made.before is None else verifier.merged(made.before)
 
 

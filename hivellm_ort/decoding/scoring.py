@@ -1,0 +1,94 @@
+"""How likely given answers are, in few forward passes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from itertools import pairwise, takewhile
+from math import exp, inf, log
+
+from hivellm_ort.decoding.arrays import FloatArray
+from hivellm_ort.decoding.logprobs import log_normaliser
+
+__all__ = ["AnswerTree", "shares"]
+
+_Tokens = tuple[int, ...]
+
+
+class AnswerTree:
+    """Answers as a tree of tokens: what several of them begin with is read once.
+
+    After the prompt each pass reads one path of the tree, from the place where it leaves the path before it. The last
+    token of an answer is read only where another answer goes on behind it. Answers of one token each take no pass.
+
+    Args:
+        answers: tokens of each answer, at least one; no two are equal.
+        end_token_ids: tokens that end an answer. Where another answer begins with this one, their probability counts.
+    """
+
+    def __init__(self, answers: Sequence[Sequence[int]], end_token_ids: Collection[int]):
+        self._answers: list[_Tokens] = [tuple(answer) for answer in answers]
+        self._ends = sorted(end_token_ids)
+        # What is asked of the logits behind each beginning: tokens.
+        self._wanted: dict[_Tokens, set[int]] = {}
+        for answer in self._answers:
+            for place, token in enumerate(answer):
+                self._wanted.setdefault(answer[:place], set()).add(token)
+        self._begins_another = {answer for answer in self._answers if answer in self._wanted}
+        for answer in self._begins_another:
+            self._wanted[answer].update(self._ends)
+        self._logprobs: dict[tuple[_Tokens, int], float] = {}
+
+    @property
+    def passes(self) -> list[tuple[_Tokens, int]]:
+        """What is read after the prompt: a path per pass, and how many of its tokens the pass before has read."""
+        beginnings = sorted(beginning for beginning in self._wanted if beginning)
+        paths = [one for one, after in pairwise([*beginnings, ()]) if after[: len(one)] != one]
+        return [(path, _shared(before, path)) for before, path in pairwise([(), *paths])]
+
+    def note(self, path: _Tokens, first: int, logits: FloatArray) -> None:
+        """Take what is wanted of logits.
+
+        Args:
+            path: what was read after the prompt.
+            first: how much of it was read before the first of the logits.
+            logits: float32 [n, vocab], after the first so many tokens of the path, and after each further one.
+
+        Raises:
+            InferenceError: logits hold NaN or +inf.
+        """
+        for count, row in enumerate(logits, first):
+            wanted = self._wanted.get(path[:count])
+            if wanted:
+                normaliser = log_normaliser(row)
+                for token in wanted:
+                    self._logprobs[path[:count], token] = float(row[token]) - normaliser
+
+    def scores(self) -> list[float]:
+        """The log probability of each answer, when all passes were noted."""
+        return [self._logprob(answer) for answer in self._answers]
+
+    def _logprob(self, answer: _Tokens) -> float:
+        total = sum(self._logprobs[answer[:place], token] for place, token in enumerate(answer))
+        if answer in self._begins_another:
+            total += _log_sum([self._logprobs[answer, token] for token in self._ends])
+        return total
+
+
+def _shared(one: _Tokens, other: _Tokens) -> int:
+    """How many tokens both begin with."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+def shares(logprobs: Sequence[float]) -> list[float]:
+    """The probability of each among all of them; equal ones where none is possible."""
+    whole = _log_sum(logprobs)
+    if whole == -inf:
+        return [1 / len(logprobs)] * len(logprobs)
+    return [exp(logprob - whole) for logprob in logprobs]
+
+
+def _log_sum(logprobs: Sequence[float]) -> float:
+    best = max(logprobs, default=-inf)
+    if best == -inf:
+        return -inf
+    return best + log(sum(exp(logprob - best) for logprob in logprobs))

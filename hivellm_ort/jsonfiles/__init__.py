@@ -1,0 +1,1 @@
+"""JSON files of packages: strict reading, typed fields, and where a fault stands."""

@@ -1,0 +1,112 @@
+"""What is wrong in one JSON file: gathered with its places, or raised at the first fault."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from hivellm_ort.errors import ManifestError
+from hivellm_ort.jsonfiles.places import Place, places
+
+__all__ = ["MAX_PROBLEMS", "Problem", "Report", "error_of"]
+
+MAX_PROBLEMS = 50
+"""Most problems that one report lists."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong in a JSON file; as a string, one line for a person.
+
+    Attributes:
+        file: Name of the file, without folders.
+        pointer: JSON pointer of the value, or of the field that is missing; empty for the whole file.
+        fault: What is wrong and what to do.
+        place: Where the value stands, or where the object starts that lacks it; None without a text.
+    """
+
+    file: str
+    pointer: str
+    fault: str
+    place: Place | None
+
+    def __str__(self) -> str:
+        where = self.file if self.place is None else f"{self.file}:{self.place.line}:{self.place.column}"
+        # Keys of a hostile file: no line ends, no controls, no endless names.
+        pointer = ascii(self.pointer if len(self.pointer) <= 160 else self.pointer[:160] + "...")[1:-1]
+        return f"{where}: {pointer}: {self.fault}" if pointer else f"{where}: {self.fault}"
+
+
+def error_of(problems: Sequence[Problem]) -> ManifestError:
+    """The error that lists these, one line each; its attributes are those of the first."""
+    line, column = problems[0].place or (None, None)
+    return ManifestError(
+        "\n".join(str(problem) for problem in problems),
+        pointer=problems[0].pointer or None,
+        line=line,
+        column=column,
+    )
+
+
+class Report:
+    """The faults of one JSON file, one for each value and at most `MAX_PROBLEMS`.
+
+    Args:
+        file: Name of the file, without folders.
+        text: Its text, for the places; None when there is none.
+        lenient: Keep faults that a reader can do without; otherwise each one is raised.
+        cure: What to do about a fault that does not say so itself; empty where its place tells enough.
+    """
+
+    def __init__(self, file: str, text: str | None = None, *, lenient: bool = False, cure: str = "") -> None:
+        self._file = file
+        self._cure = cure
+        self._text = text
+        self._lenient = lenient
+        self._faults: dict[str, str] = {}
+        self._more = False
+
+    def note(self, pointer: str, fault: str) -> None:
+        """Take in a fault that a reader can do without; the first one of a value counts.
+
+        Raises:
+            ManifestError: The report is not lenient.
+        """
+        if not self._lenient:
+            self.fail(pointer, fault)
+        self._keep(pointer, fault)
+
+    def fail(self, pointer: str, fault: str) -> NoReturn:
+        """Take in a fault that ends the reading, and raise it.
+
+        Raises:
+            ManifestError: Always.
+        """
+        if self._cure and ";" not in fault:
+            fault = f"{fault}; {self._cure}"
+        self._keep(pointer, fault)
+        raise error_of([self._problem(pointer, fault, self._places([pointer]))])
+
+    def problems(self) -> tuple[Problem, ...]:
+        """Everything taken in, in the order of the file; in that of the pointers without a text."""
+        found = self._places(self._faults)
+        listed = [self._problem(pointer, fault, found) for pointer, fault in self._faults.items()]
+        listed.sort(key=lambda problem: (problem.place or (0, 0), problem.pointer))
+        if self._more:
+            listed.append(Problem(self._file, "", "there are more problems; correct these first", None))
+        return tuple(listed)
+
+    def _keep(self, pointer: str, fault: str) -> None:
+        if pointer in self._faults:
+            return
+        if len(self._faults) < MAX_PROBLEMS:
+            self._faults[pointer] = fault
+        else:
+            self._more = True
+
+    def _places(self, pointers: Iterable[str]) -> dict[str, Place]:
+        return {} if self._text is None else places(self._text, pointers)
+
+    def _problem(self, pointer: str, fault: str, found: Mapping[str, Place]) -> Problem:
+        return Problem(self._file, pointer, fault, found.get(pointer))

@@ -1,0 +1,179 @@
+"""Refuse graphs that the exporter would never write, before ONNX Runtime sees them.
+
+A graph is a program: with a loop it need not end, and it can name files outside its bundle. What is allowed is what
+the contract has (`hivellm_ort.operators`), tensors in the graph itself, and those in `weights.bin`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence, Set
+from pathlib import Path
+from typing import Any
+
+from hivellm_ort.contract import ADAPTER_GRAPH, BASE_GRAPH, WEIGHTS_FILE
+from hivellm_ort.errors import LoadError, argument
+from hivellm_ort.loading.bundles import Bundle
+from hivellm_ort.operators import operators_of
+from hivellm_ort.printable import printable
+
+__all__ = ["LARGEST_GRAPH", "check_graphs"]
+
+LARGEST_GRAPH = 8 << 20
+"""Most bytes of a graph, its weights not counted. Those of a model with 28 layers have 0.7 MB at most."""
+
+_SHOWN = 80  # characters of a name in a message
+# The fields of `onnx.proto3` that are read, with their numbers and types; a list has a "*". Names are read as bytes:
+# they need not be UTF-8.
+_FIELDS = {
+    "Model": {
+        "graph": (7, "Graph"),
+        "metadata_props": (14, "*Entry"),
+        "training_info": (20, "*Any"),
+        "functions": (25, "*Function"),
+    },
+    "Graph": {
+        "node": (1, "*Node"),
+        "initializer": (5, "*Tensor"),
+        "sparse_initializer": (15, "*Any"),
+    },
+    "Node": {"name": (3, "bytes"), "op_type": (4, "bytes"), "attribute": (5, "*Attribute"), "domain": (7, "bytes")},
+    "Attribute": {
+        "t": (5, "Tensor"),
+        "g": (6, "Graph"),
+        "tensors": (10, "*Tensor"),
+        "graphs": (11, "*Graph"),
+        "sparse_tensor": (22, "Any"),
+        "sparse_tensors": (23, "*Any"),
+    },
+    "Tensor": {"name": (8, "bytes"), "external_data": (13, "*Entry"), "data_location": (14, "int32")},
+    "Entry": {"key": (1, "bytes"), "value": (2, "bytes")},
+    "Function": {"name": (1, "bytes")},
+    "Any": {},
+}  # fmt: skip
+_Operators = Mapping[bytes, Set[bytes]]
+_SETTINGS = b"ort_config"  # metadata from which ONNX Runtime may take a session's options
+
+
+def check_graphs(bundle: Bundle, names: Sequence[str] | None = None) -> None:
+    """Refuse a bundle with a graph that has anything which the exporter never writes for its target.
+
+    Args:
+        bundle: the bundle.
+        names: files of the graphs; by default the one that runs, for the other is never opened.
+
+    Raises:
+        LoadError: it has; the message names graph, node and operator.
+    """
+    config = bundle.config
+    for name in names or (ADAPTER_GRAPH if config.merged is None else BASE_GRAPH,):
+        path = bundle.folder / name
+        if not path.is_file():
+            continue
+        where = f"{name} of base bundle {printable(str(config.name))!r}"
+        operators = {
+            domain.encode(): {kind.encode() for kind in kinds}
+            for domain, kinds in operators_of(config.target, config.graph.cache_dtype).items()
+        }
+        fault = next(_faults(_read(path, where), operators), None)
+        if fault is not None:
+            raise LoadError(
+                f"{where}: {fault}, which no export for target {config.target!r} writes: it may run for ever, or "
+                "read files that are not its own. Export the base again; a package with such a graph loads where a "
+                f"key that you trust has signed it, or with {argument('trust', 'off')}"
+            )
+
+
+def _read(path: Path, where: str) -> Any:
+    from google.protobuf.message import DecodeError
+
+    try:
+        size = path.stat().st_size
+        if size > LARGEST_GRAPH:
+            raise LoadError(
+                f"{where} has {size} bytes, at most {LARGEST_GRAPH} are allowed, for the weights belong into "
+                f"{WEIGHTS_FILE}: export it again"
+            )
+        return _model_class().FromString(path.read_bytes())
+    except DecodeError as error:
+        raise LoadError(f"{where} is no ONNX graph, or a damaged one ({error}): export it again") from error
+    except OSError as error:
+        raise LoadError(f"{where} cannot be read: {error.strerror}") from error
+
+
+def _faults(model: Any, operators: _Operators) -> Iterator[str]:
+    """What is not allowed, each as the middle of a sentence."""
+    for function in model.functions:
+        yield f"it has the function {_name(function.name)}"
+    if model.training_info:
+        yield "it has graphs for training"
+    if any(entry.key == _SETTINGS for entry in model.metadata_props):
+        yield f"it has session options ({_SETTINGS.decode()})"
+    yield from _graph_faults(model.graph, operators, branch=False)
+
+
+def _graph_faults(graph: Any, operators: _Operators, *, branch: bool) -> Iterator[str]:
+    if graph.sparse_initializer:
+        yield "it has sparse tensors"
+    for tensor in graph.initializer:
+        yield from _tensor_faults(tensor)
+    for node in graph.node:
+        if node.op_type not in operators.get(node.domain, ()):
+            operator = f"{_name(node.op_type)} of {_name(node.domain or b'ai.onnx')}"
+            yield f"node {_name(node.name)} has the operator {operator}"
+        for attribute in node.attribute:
+            if attribute.ListFields():  # a number or a text has no field that is read
+                yield from _attribute_faults(node, attribute, operators, branch=branch)
+
+
+def _attribute_faults(node: Any, attribute: Any, operators: _Operators, *, branch: bool) -> Iterator[str]:
+    where = f"node {_name(node.name)} ({_name(node.op_type)})"
+    graphs = [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
+    if graphs and (branch or node.op_type != b"If"):
+        yield f"{where} has a graph inside"
+    elif graphs:
+        for graph in graphs:
+            yield from _graph_faults(graph, operators, branch=True)
+    if attribute.HasField("sparse_tensor") or attribute.sparse_tensors:
+        yield f"{where} has a sparse tensor"
+    for tensor in (*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors):
+        yield from _tensor_faults(tensor)
+
+
+def _tensor_faults(tensor: Any) -> Iterator[str]:
+    if not tensor.data_location and not tensor.external_data:
+        return
+    places = [entry.value for entry in tensor.external_data if entry.key == b"location"]
+    if places != [WEIGHTS_FILE.encode()]:
+        found = ", ".join(map(_name, places)) or "nowhere"
+        yield f"tensor {_name(tensor.name)} is in {found} and not in {WEIGHTS_FILE}"
+
+
+def _name(name: bytes) -> str:
+    """A name of the graph, as messages have it."""
+    text = printable(name.decode(errors="replace"))
+    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
+
+
+@functools.cache
+def _model_class() -> Any:
+    """The message `Model` of `_FIELDS`: protobuf passes over the other fields of a file."""
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    field_type = descriptor_pb2.FieldDescriptorProto
+    scalars = {"bytes": field_type.TYPE_BYTES, "int32": field_type.TYPE_INT32}
+    file = descriptor_pb2.FileDescriptorProto(
+        name="graph_check.proto", package="graph_check", syntax="proto2"
+    )
+    for message, fields in _FIELDS.items():
+        described = file.message_type.add(name=message)
+        for name, (number, kind) in fields.items():
+            field = described.field.add(name=name, number=number)
+            field.label = field_type.LABEL_REPEATED if kind.startswith("*") else field_type.LABEL_OPTIONAL
+            kind = kind.removeprefix("*")
+            field.type = scalars.get(kind, field_type.TYPE_MESSAGE)
+            if kind not in scalars:
+                field.type_name = f".{file.package}.{kind}"
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{file.package}.Model"))

@@ -1,0 +1,81 @@
+"""Which of a manager's experts a question is for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from hivellm_ort.errors import OptionError, UnknownExpertError, argument
+from hivellm_ort.manager.residents import Residents
+from hivellm_ort.manager.slots import Slot
+from hivellm_ort.text.messages import question_of
+
+if TYPE_CHECKING:
+    from hivellm_ort.routing import Route, Router, Scorer, Tags
+
+__all__ = ["ExpertChooser"]
+
+_MAX_CONTEXT = 4000  # characters of a system message and a schema each: beyond that they tell nothing new
+
+
+class ExpertChooser:
+    """Ranks the experts that a manager knows. Any thread may use it.
+
+    Args:
+        residents: the experts.
+        scorer: ranks them; by keywords, capabilities and hints by default.
+    """
+
+    def __init__(self, residents: Residents, scorer: Scorer | None):
+        self._residents = residents
+        self._scorer = scorer
+        self._router: tuple[list[Slot], Router] | None = None  # of these experts
+
+    def rank(self, prompt: str, tags: Tags | None) -> list[Route]:
+        """The experts that fit a prompt, best first."""
+        from hivellm_ort.routing import Candidate, Router  # slow to import
+
+        slots = self._residents.slots()
+        made = self._router
+        if made is None or made[0] != slots:
+            candidates = [
+                Candidate(slot.name, slot.manifest.routing, slot.manifest.capabilities) for slot in slots
+            ]
+            self._router = made = (slots, Router(candidates, scorer=self._scorer))
+        return made[1].rank(prompt, tags=tags)
+
+    def best(
+        self,
+        prompt: str | None,
+        messages: Sequence[Mapping[str, Any]] | None,
+        context: Sequence[str | None],
+        tags: Tags | None,
+        *,
+        required: bool,
+    ) -> str | None:
+        """The name of the expert that fits best; None where none does.
+
+        Args:
+            prompt: the question; None where `messages` ends with it.
+            messages: as in `GenerateOptions`.
+            context: texts beside the question: a system message, a schema.
+            tags: what is known of the request.
+            required: whether it is an error that none fits.
+
+        Raises:
+            UnknownExpertError: none fits.
+            OptionError: there is no question.
+        """
+        question = prompt if prompt is not None else question_of(messages)
+        if question is None:
+            raise OptionError("nothing to answer: give a prompt, or messages with a turn of the user")
+        routes = self.rank("\n".join([*(text[:_MAX_CONTEXT] for text in context if text), question]), tags)
+        if routes:
+            return routes[0].name
+        if not required:
+            return None
+        known = ", ".join(repr(slot.name) for slot in self._residents.slots()) or "none"
+        raise UnknownExpertError(
+            f"no expert fits the prompt; loaded are: {known}. Name one, or take the base model with "
+            f"{argument('or_base', True)}"
+        )

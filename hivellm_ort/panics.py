@@ -1,0 +1,34 @@
+"""Panics of libraries that are written in Rust, as errors.
+
+PyO3 raises a panic as `PanicException`, which is no `Exception`: nothing that handles errors sees it, and it ends a
+thread. The library has also written it to standard error by then; nothing prevents that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from hivellm_ort.errors import ExpertError
+from hivellm_ort.printable import printable
+
+__all__ = ["panics_as"]
+
+_LONGEST = 200
+
+
+@contextmanager
+def panics_as(error: Callable[[str], ExpertError]) -> Iterator[None]:
+    """Raise an error of this package in the place of a panic.
+
+    Args:
+        error: Makes the error of the words of the panic.
+    """
+    try:
+        yield
+    except BaseException as panic:
+        # The type is made when the library is loaded, and every library has its own.
+        if type(panic).__name__ != "PanicException":
+            raise
+        words = printable(str(panic))
+        raise error(words if len(words) <= _LONGEST else f"{words[: _LONGEST - 1]}\u2026") from panic

@@ -1,0 +1,1 @@
+"""One request from the question to the answer: request, generation, scheduler, loop, stream."""

@@ -1,0 +1,292 @@
+"""From a prompt and options to a generation."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hivellm_ort.decoding.answer import AnswerText
+from hivellm_ort.decoding.lookup import PromptLookup
+from hivellm_ort.decoding.params import SamplingParams
+from hivellm_ort.decoding.processors import checked, make_processors
+from hivellm_ort.decoding.sampler import LogitsProcessor
+from hivellm_ort.decoding.stops import StopMatcher
+from hivellm_ort.engine.adapters import BoundAdapter
+from hivellm_ort.errors import ContextLengthError, GrammarError, InferenceError, OptionError, argument
+from hivellm_ort.grammar.constraint import Constraint
+from hivellm_ort.grammar.grammar import Grammar
+from hivellm_ort.grammar.thinking import AfterThinking
+from hivellm_ort.options import GenerateOptions, ScoreOptions, check_answers, check_options, check_prompt
+from hivellm_ort.package.manifest import ExpertManifest
+from hivellm_ort.serving.base import Base
+from hivellm_ort.serving.generation import Generation
+from hivellm_ort.serving.request import GenerationRequest
+from hivellm_ort.text.detokenizer import IncrementalDetokenizer
+from hivellm_ort.text.messages import checked_tools
+from hivellm_ort.text.prompt import build_messages
+from hivellm_ort.text.template import ChatTemplate, Prompt, end_of_turn_ids
+from hivellm_ort.text.thinking import ReasoningSplitter, opens_thinking
+
+__all__ = ["DEFAULT_MAX_TOKENS", "RequestBuilder"]
+
+DEFAULT_MAX_TOKENS = 512
+"""Most tokens of an answer where neither the caller nor the manifest says."""
+
+_GRAMMARS: dict[str, Callable[[Any], Grammar]] = {
+    "grammar": Grammar.gbnf,
+    "json_schema": Grammar.json_schema,
+    "regex": Grammar.regex,
+    "choice": Grammar.choice,
+}
+
+
+@dataclass(frozen=True)
+class RequestBuilder:
+    """Makes generations: what a base, an adapter, a manifest and a chat template make of a prompt and options.
+
+    Attributes:
+        base: its base.
+        adapter: its adapter; None where it is merged.
+        manifest: its manifest.
+        template: how its prompts are written.
+        eos_token_ids: tokens that end its answers: the base's, and the template's.
+        dialect: what its system message says where the caller gives a schema only.
+        grammar: the grammar of its package, if it has one.
+    """
+
+    base: Base
+    adapter: BoundAdapter | None
+    manifest: ExpertManifest
+    template: ChatTemplate
+    eos_token_ids: frozenset[int]
+    dialect: str | None
+    grammar: Grammar | None
+
+    @classmethod
+    def for_base(cls, base: Base) -> RequestBuilder:
+        """For the base model without any expert."""
+        manifest = ExpertManifest(
+            name=base.config.name, version="", schema_version="2.0", base_models=(), raw={}
+        )
+        return cls(
+            base=base,
+            adapter=base.no_adapter,
+            manifest=manifest,
+            template=base.template,
+            eos_token_ids=base.eos_token_ids | {*end_of_turn_ids(base.template, base.tokenizer)},
+            dialect=None,
+            grammar=None,
+        )
+
+    def build(self, prompt: str | None, options: GenerateOptions) -> Generation:
+        """The generation for a prompt, not submitted yet.
+
+        Raises:
+            OptionTypeError: an option does not exist, or has a value of a wrong type.
+            OptionError: one is out of range, or a message or a tool is malformed.
+            ContextLengthError: prompt and `max_tokens` do not fit the model's context.
+            GrammarError: the grammar has a fault, or there is none where `grammar` is True.
+            InferenceError: the chat template fails, or does not show the tools or a message.
+        """
+        check_prompt(prompt)
+        check_options(options)
+        grammar = self._grammar(options)
+        thinking = options.get("enable_thinking") or False
+        written = self._written(prompt, options, thinking=thinking)
+        prompt_ids, inside = written.token_ids, opens_thinking(written.text)
+        stops = self._stops(options)
+        # Under a grammar a published stop counts where the grammar is complete; elsewhere it may cut a good answer.
+        gentle = self.manifest.decoding.stop_sequences or ()
+        closing = self._single_tokens([*stops, *gentle]) if grammar is not None else frozenset()
+        sampling = self._sampling(options)
+        request = GenerationRequest(
+            prompt_ids=prompt_ids,
+            max_tokens=self._max_tokens(prompt_ids, options.get("max_tokens")),
+            eos_token_ids=self.eos_token_ids,
+            sampling=sampling,
+            closing_token_ids=closing,
+            timeout=options.get("timeout"),
+            expert=self.manifest.name,
+            warnings=self.base.grammars.warnings(grammar) if grammar else (),
+        )
+        return Generation(
+            request,
+            answer=self._answer(stops, () if grammar else gentle, inside, options),
+            adapter=self.adapter,
+            process=self._process(sampling, options, len(prompt_ids)),
+            constraint=self._constraint(grammar, closing, inside, thinking) if grammar else None,
+            lookup=PromptLookup(prompt_ids) if self._guesses(options) else None,
+        )
+
+    def build_score(self, prompt: str | None, answers: Sequence[str], options: ScoreOptions) -> Generation:
+        """The generation that scores given answers to a prompt, not submitted yet. Raises as `build`."""
+        check_prompt(prompt)
+        check_answers(answers)
+        check_options(options, ScoreOptions)
+        written = self._written(prompt, options, thinking=False)
+        tokens = tuple(tuple(self.base.tokenizer.encode(answer)) for answer in answers)
+        for index, token_ids in enumerate(tokens):
+            self._check_tokens(token_ids, f"answers[{index}]")
+        self._max_tokens(written.token_ids, max(map(len, tokens)))  # there must be room for the longest
+        request = GenerationRequest(
+            prompt_ids=written.token_ids,
+            max_tokens=1,
+            eos_token_ids=self.eos_token_ids,
+            timeout=options.get("timeout"),
+            expert=self.manifest.name,
+            answers=tokens,
+        )
+        return Generation(request, answer=self._answer((), (), False, {}), adapter=self.adapter)
+
+    def _written(
+        self, question: str | None, options: GenerateOptions | ScoreOptions, *, thinking: bool
+    ) -> Prompt:
+        """The prompt in text and tokens."""
+        messages = build_messages(
+            question,
+            schema=options.get("schema"),
+            system=options.get("system"),
+            messages=options.get("messages"),
+            dialect=self.dialect,
+        )
+        messages, tools = self.template.fit(messages, checked_tools(options.get("tools")))
+        prompt = self.template.write(messages, self.base.tokenizer, tools=tools, enable_thinking=thinking)
+        self._check_tokens(prompt.token_ids, "the prompt")
+        return prompt
+
+    def _sampling(self, options: GenerateOptions) -> SamplingParams:
+        """The caller's values, else the manifest's, else those of SamplingParams."""
+        names = {field.name for field in dataclasses.fields(SamplingParams)}
+        values: dict[str, Any] = {
+            name: getattr(self.manifest.decoding, name)
+            for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+        }
+        values |= {name: value for name, value in options.items() if name in names and value is not None}
+        size = self.base.config.architecture.vocab_size
+        for token_id in options.get("logit_bias") or ():
+            if not 0 <= token_id < size:
+                raise OptionError(
+                    f"{argument('logit_bias')} names token {token_id}: the vocabulary has the ids 0 to {size - 1}"
+                )
+        return SamplingParams(**{name: value for name, value in values.items() if value is not None})
+
+    def _check_tokens(self, token_ids: Sequence[int], what: str) -> None:
+        """Refuse what the model cannot read: a text without a token, or with one that it has no row for."""
+        if not token_ids:
+            raise InferenceError(f"the tokenizer makes no token of {what}: write a text")
+        greatest, size = max(token_ids), self.base.config.architecture.vocab_size
+        if greatest >= size:
+            raise InferenceError(
+                f"{what} has token {greatest}, {self.base.tokenizer.id_to_token(greatest)!a}, and the model's "
+                f"vocabulary ends at {size - 1}: leave that text out"
+            )
+
+    def _process(
+        self, sampling: SamplingParams, options: GenerateOptions, prompt_length: int
+    ) -> LogitsProcessor | None:
+        own = make_processors(
+            sampling,
+            prompt_length=prompt_length,
+            eos_token_ids=self.eos_token_ids,
+            token_texts=lambda: self.base.token_texts,
+        )
+        given = options.get("processors")
+        users = checked(given) if given else None
+        if own is None or users is None:
+            return own or users
+        return lambda token_ids, logits: users(token_ids, own(token_ids, logits))
+
+    def _guesses(self, options: GenerateOptions) -> bool:
+        """Whether to guess tokens: by default where several at once give exactly what one by one gives."""
+        wanted = options.get("prompt_lookup")
+        return self.base.config.precision == "fp32" if wanted is None else wanted
+
+    def _stops(self, options: GenerateOptions) -> list[str]:
+        given = options.get("stop")
+        return [*([given] if isinstance(given, str) else given or ()), *self.template.stops]
+
+    def _answer(
+        self, stops: Sequence[str], gentle: Sequence[str], inside: bool, options: GenerateOptions
+    ) -> AnswerText:
+        matcher = StopMatcher(stops, gentle, include_stop=bool(options.get("include_stop")))
+        thinks = inside or self.template.supports_thinking
+        reasoning = ReasoningSplitter(inside=inside) if thinks else None
+        return AnswerText(IncrementalDetokenizer(self.base.tokenizer), matcher, reasoning)
+
+    def _grammar(self, options: GenerateOptions) -> Grammar | None:
+        """The grammar of the request, as strict as it wants it."""
+        grammar = self._wanted_grammar(options)
+        lenient = options.get("lenient")
+        if grammar is None or grammar.kind != "json_schema" or lenient is None:
+            return grammar
+        return dataclasses.replace(grammar, lenient=lenient)
+
+    def _wanted_grammar(self, options: GenerateOptions) -> Grammar | None:
+        """The grammar of the caller, else the package's where its manifest wants it."""
+        given: dict[str, Any] = {
+            name: value for name, value in options.items() if name in _GRAMMARS and value is not None
+        }
+        if len(given) > 1:
+            named = (
+                argument(name, value if isinstance(value, bool) else None) for name, value in given.items()
+            )
+            raise OptionError(
+                f"{' and '.join(named)} are given: an answer has one grammar, so leave out all but one"
+            )
+        if not given:
+            return self.grammar if self.manifest.decoding.use_grammar else None
+        ((name, value),) = given.items()
+        if name != "grammar" or isinstance(value, str):
+            return _GRAMMARS[name](value)
+        if value is True and self.grammar is None:
+            raise GrammarError(
+                f"{argument('grammar', True)}, and {self.manifest.name!r} has none in its package: pass a grammar"
+            )
+        return self.grammar if value is True else value or None
+
+    def _single_tokens(self, stops: Sequence[str]) -> frozenset[int]:
+        """The stops that are one token each."""
+        tokenizer = self.base.tokenizer
+        encoded = ((stop, tokenizer.encode(stop)) for stop in stops)
+        return frozenset(ids[0] for stop, ids in encoded if len(ids) == 1 and tokenizer.decode(ids) == stop)
+
+    def _constraint(
+        self, grammar: Grammar, closing: frozenset[int], inside: bool, thinking: bool
+    ) -> Constraint:
+        constraint = self.base.grammars.compile(
+            grammar, end_token_ids=self.eos_token_ids, closing_token_ids=closing
+        )
+        if not inside and not (thinking and self.template.supports_thinking):
+            return constraint
+        tokenizer = self.base.tokenizer
+        open_id, close_id = map(tokenizer.token_to_id, ("<think>", "</think>"))
+        if open_id is None or close_id is None:
+            raise GrammarError(
+                "a grammar after thinking needs <think> and </think> among the model's tokens, and they are not: "
+                f"leave out the grammar, or {argument('enable_thinking')}"
+            )
+        return AfterThinking(
+            constraint,
+            open_id=None if inside else open_id,
+            close_id=close_id,
+            gap=tokenizer.encode("\n\n"),
+            end_token_ids=self.eos_token_ids,
+        )
+
+    def _max_tokens(self, prompt_ids: Sequence[int], max_tokens: int | None) -> int:
+        if max_tokens is not None and max_tokens < 1:
+            raise OptionError(f"{argument('max_tokens')} is {max_tokens!r}: it must be an integer from 1")
+        config = self.base.config
+        context, model = config.context, config.architecture.max_position_embeddings
+        room = context - len(prompt_ids)
+        if room < (max_tokens or 1):
+            limit = f"model's context of {context} tokens"
+            if context < model:
+                limit = f"{context} tokens that the base was exported for (--context)"
+            raise ContextLengthError(
+                f"a prompt of {len(prompt_ids)} tokens and {argument('max_tokens', max_tokens or 1)} exceed the "
+                f"{limit}: shorten the prompt or lower {argument('max_tokens')}"
+            )
+        return int(max_tokens or 0) or min(self.manifest.decoding.max_new_tokens or DEFAULT_MAX_TOKENS, room)

@@ -1,0 +1,371 @@
+"""One answer from the question to its end: its state, what came of it, and who is told.
+
+```
+            submit            start               last token, stop, end of grammar
+ (made) ──────────▶ WAITING ───────▶ RUNNING ─────────────────────────────────────▶ FINISHED
+                       │ cancel,        │ cancel, timeout
+                       │ timeout        │
+                       ├────────────────┴──────────────────────────────────────────▶ CANCELLED
+                       │ its own error, or the model's
+                       └───────────────────────────────────────────────────────────▶ FAILED
+```
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import Protocol
+
+from hivellm_ort.callbacks import is_interrupt, raised_by
+from hivellm_ort.decoding.answer import AnswerText
+from hivellm_ort.decoding.lookup import PromptLookup
+from hivellm_ort.decoding.sampler import LogitsProcessor, Sampler, make_sampler
+from hivellm_ort.decoding.scoring import shares
+from hivellm_ort.engine.adapters import BoundAdapter
+from hivellm_ort.errors import GrammarError, InferenceError, OptionError, argument
+from hivellm_ort.forking import Home
+from hivellm_ort.grammar.constraint import Constraint
+from hivellm_ort.result import AnswerScore, FinishReason, InferenceResult, ScoreResult, Timings, TokenLogprob
+from hivellm_ort.serving.request import GenerationRequest
+from hivellm_ort.serving.threads import refuse_to_wait
+
+__all__ = ["Generation", "Status", "Step", "Subscriber"]
+
+_LOG = logging.getLogger("hivellm_ort")
+_PATIENCE = 0.5  # seconds: on Windows Ctrl-C does not interrupt a wait
+
+
+class Status(enum.Enum):
+    """Where a generation is in its life. The last three are final."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One generated token.
+
+    Attributes:
+        token_id: the token; None where the generation was cancelled, or failed, before another.
+        text: text that is certain now; may be empty, and may hold more than this token's.
+        reasoning: the same of a think block before the answer.
+        finish_reason: None while the generation goes on.
+        logprob: the token's probability, where it was asked for.
+        forced: whether the grammar left no other token.
+        grammar_complete: of the last step: whether the answer satisfies its grammar; None where it has none.
+        error: what ended the generation, in place of a finish reason.
+    """
+
+    token_id: int | None
+    text: str = ""
+    reasoning: str = ""
+    finish_reason: FinishReason | None = None
+    logprob: TokenLogprob | None = None
+    forced: bool = False
+    grammar_complete: bool | None = None
+    error: Exception | None = None
+
+    @property
+    def last(self) -> bool:
+        """Whether the generation ends with it."""
+        return self.finish_reason is not None or self.error is not None
+
+
+class Subscriber(Protocol):
+    """The thread that runs a generation calls these. They must not wait; what they raise is logged."""
+
+    def started(self, generation: Generation) -> None:
+        """It left the queue for a row."""
+
+    def first_token(self, generation: Generation) -> None:
+        """Its first token is there."""
+
+    def ended(self, generation: Generation) -> None:
+        """It has ended; whoever waits for it is told next."""
+
+
+class Generation:
+    """One answer. A scheduler's thread generates it; other threads cancel it and wait for it.
+
+    Args:
+        request: what is asked.
+        answer: fresh; makes text of the tokens.
+        adapter: what the engine binds; None for the base alone.
+        process: changes the logits before sampling; gets the token ids so far, prompt included, int64 [n].
+        constraint: fresh; the grammar of the answer. Tokens that it forces are not sampled.
+        lookup: fresh; guesses tokens; None for one token at a time.
+
+    Attributes:
+        request: as given.
+        answer: as given.
+        adapter: as given; None after the end, so that whoever keeps an answer keeps no expert in memory.
+        process: as given.
+        constraint: as given.
+        lookup: as given.
+        sampler: picks a token from logits float32 [vocab].
+        status: where it is in its life.
+        error: what it failed with; None otherwise.
+        cached_tokens: tokens of the prompt that an earlier request had read.
+        swap_seconds: time it took to bind the adapter.
+        scores: log probability of each of the request's given answers.
+        pieces: text as it became certain; None after the last.
+
+    Raises:
+        OptionError: `timeout` is not above 0.
+    """
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        *,
+        answer: AnswerText,
+        adapter: BoundAdapter | None = None,
+        process: LogitsProcessor | None = None,
+        constraint: Constraint | None = None,
+        lookup: PromptLookup | None = None,
+    ):
+        self.request = request
+        self.answer = answer
+        self.adapter = adapter
+        self.process = process
+        self.constraint = constraint
+        self.lookup = lookup
+        self.sampler: Sampler = make_sampler(request.sampling)
+        self.status = Status.WAITING
+        self.error: Exception | None = None
+        self.cached_tokens = 0
+        self.swap_seconds = 0.0
+        self.scores: list[float] = []
+        self.pieces: SimpleQueue[str | None] = SimpleQueue()
+        self._home = Home("an answer that began before")
+        self._created = self._turn = self._first = self._last = time.perf_counter()
+        self._deadline = _deadline(request.timeout)
+        self._cancelled = threading.Event()
+        self._ended = threading.Event()
+        self._tokens: list[int] = []
+        self._texts: list[str] = []
+        self._reasoning: list[str] = []
+        self._logprobs: list[TokenLogprob] = []
+        self._forced = 0
+        self._grammar_complete: bool | None = None
+        self._finish_reason: FinishReason | None = None
+        self._subscribers: list[Subscriber] = []
+        self._listeners: list[Callable[[], None]] = []
+        self._lock = threading.Lock()
+
+    @property
+    def ended(self) -> bool:
+        """Whether it finished, was cancelled or failed."""
+        return self._ended.is_set()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether it is to end now: somebody cancelled it, or its time is over."""
+        return self._cancelled.is_set() or (self._deadline is not None and time.monotonic() > self._deadline)
+
+    @property
+    def here(self) -> bool:
+        """Whether this process generates it."""
+        return self._home.here
+
+    def cancel(self) -> None:
+        """End it after the step that is running. Any thread may call this, at any time."""
+        self._cancelled.set()
+
+    def start(self) -> None:
+        """It leaves the queue for a row."""
+        self.status = Status.RUNNING
+        self._turn = self._first = self._last = time.perf_counter()
+        for subscriber in self._subscribers:
+            _tell(subscriber.started, self)
+
+    def add(self, step: Step, now: float) -> None:
+        """Add a step; with the last one the generation ends.
+
+        Args:
+            step: the step.
+            now: when it was done, of `time.perf_counter`.
+        """
+        self._last = now
+        if self.status is Status.WAITING:  # it ends before its turn
+            self._turn = now
+        first = not self._tokens
+        if first:
+            self._first = now
+        if step.token_id is not None:
+            self._tokens.append(step.token_id)
+        if step.logprob is not None:
+            self._logprobs.append(step.logprob)
+        self._forced += step.forced
+        self._texts.append(step.text)
+        self._reasoning.append(step.reasoning)
+        if first and self._tokens:
+            for subscriber in self._subscribers:
+                _tell(subscriber.first_token, self)
+        if step.text:
+            self.pieces.put(step.text)
+        if step.last:
+            self._end(step)
+        elif step.text:
+            for listener in self._listeners:
+                _tell(listener)
+
+    def end_before_start(self, error: Exception | None = None) -> None:
+        """End it without a row: as cancelled, or with an error."""
+        reason: FinishReason | None = "cancelled" if error is None else None
+        self.add(Step(None, finish_reason=reason, error=error), time.perf_counter())
+
+    def subscribe(self, subscriber: Subscriber) -> None:
+        """Have a subscriber told of everything that happens from now on; before it is submitted."""
+        self._subscribers.append(subscriber)
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Have a function called after every piece of text and at the end, by the thread that generates.
+
+        It is called at once if the generation has ended. It must not wait; what it raises is logged.
+        """
+        with self._lock:
+            self._listeners.append(listener)
+            ended = self.ended
+        if ended:
+            _tell(listener)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Return when it has ended; True if it has.
+
+        Args:
+            timeout: most seconds to wait; None for any number.
+
+        Raises:
+            InferenceError: this is the thread that generates it, or another process does.
+        """
+        self._require_waiting()
+        if timeout is not None:
+            return self._ended.wait(timeout)
+        while not self._ended.wait(_PATIENCE):
+            pass
+        return True
+
+    def next_piece(self) -> str | None:
+        """The next of `pieces`, as soon as there is one. Raises as `wait`."""
+        self._require_waiting()
+        while True:
+            with contextlib.suppress(Empty):
+                return self.pieces.get(timeout=_PATIENCE)
+
+    def result(self) -> InferenceResult:
+        """What was generated.
+
+        Raises:
+            InferenceError: it has not ended.
+            Exception: the one that it failed with.
+        """
+        if self.error is not None:
+            raise self.error
+        if self._finish_reason is None:
+            raise InferenceError("the answer has not ended: iterate to its end, or close() it, before result")
+        request = self.request
+        return InferenceResult(
+            text="".join(self._texts),
+            reasoning="".join(self._reasoning).strip(),
+            tokens=tuple(self._tokens),
+            prompt_tokens=len(request.prompt_ids),
+            cached_tokens=self.cached_tokens,
+            completion_tokens=len(self._tokens),
+            accepted_tokens=self.lookup.accepted if self.lookup is not None else 0,
+            forced_tokens=self._forced,
+            grammar_complete=self._grammar_complete,
+            finish_reason=self._finish_reason,
+            logprobs=tuple(self._logprobs) if request.sampling.logprobs is not None else None,
+            sampling=request.options,
+            timings=self.timings(),
+            expert=request.expert,
+            warnings=request.warnings,
+        )
+
+    def score_result(self, answers: Sequence[str]) -> ScoreResult:
+        """What the given answers scored; `answers` are their texts.
+
+        Raises:
+            InferenceError: it has not ended, or was cancelled.
+            Exception: the one that it failed with.
+        """
+        result = self.result()
+        if not self.scores:
+            raise InferenceError(
+                "the request was cancelled, or its time was over, before the answers were scored"
+            )
+        scored = zip(answers, self.request.answers, self.scores, shares(self.scores), strict=True)
+        return ScoreResult(
+            answers=tuple(AnswerScore(*one) for one in scored),
+            prompt_tokens=result.prompt_tokens,
+            cached_tokens=result.cached_tokens,
+            timings=result.timings,
+            expert=result.expert,
+        )
+
+    def timings(self) -> Timings:
+        """Where the time went so far."""
+        return Timings(
+            queue=self._turn - self._created,
+            swap=self.swap_seconds,
+            prefill=self._first - self._turn,
+            decode=self._last - self._first,
+        )
+
+    def _require_waiting(self) -> None:
+        refuse_to_wait()
+        if not self.ended:
+            self._home.require()
+
+    def _end(self, step: Step) -> None:
+        self.error = step.error
+        self._finish_reason = step.finish_reason
+        self._grammar_complete = step.grammar_complete
+        if isinstance(step.error, GrammarError):
+            step.error.text = "".join(self._texts)
+        if step.error is not None:
+            self.status = Status.FAILED
+        else:
+            self.status = Status.CANCELLED if step.finish_reason == "cancelled" else Status.FINISHED
+        try:
+            for subscriber in self._subscribers:
+                _tell(subscriber.ended, self)
+        finally:  # Ctrl-C must not leave anybody waiting
+            self.adapter = None
+            self._subscribers.clear()
+            with self._lock:
+                self._ended.set()
+                listeners = list(self._listeners)
+            self.pieces.put(None)
+            for listener in listeners:
+                _tell(listener)
+
+
+def _deadline(timeout: float | None) -> float | None:
+    if timeout is None:
+        return None
+    if not timeout > 0:
+        raise OptionError(f"{argument('timeout')} is {timeout!r}: it must be a number of seconds above 0")
+    return time.monotonic() + timeout
+
+
+def _tell(listener: Callable[..., None], *arguments: object) -> None:
+    """Call what must not disturb the requests that are answered beside this one."""
+    error = raised_by(listener, *arguments)
+    if error is None:
+        return
+    if is_interrupt(error):
+        raise error
+    _LOG.error("a listener of an answer raised; the generation goes on", exc_info=error)

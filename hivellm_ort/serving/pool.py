@@ -1,0 +1,131 @@
+"""The bases of this process: each is loaded once, and freed when its last user lets go."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hivellm_ort.contract import DecoderConfig
+from hivellm_ort.engine.devices import Device
+from hivellm_ort.engine.placement import Placement, place
+from hivellm_ort.engine.session import PREFIX_CACHE_BYTES
+from hivellm_ort.errors import OptionError, argument
+from hivellm_ort.forking import in_child
+from hivellm_ort.serving.base import Base
+
+__all__ = ["BASES", "BasePool"]
+
+_Key = tuple[str, Placement, int | None]
+
+
+@dataclass(eq=False)
+class _Entry:
+    """One base and its users. `loading` is held while the base is loaded: only its own users wait for that."""
+
+    base: Base | None = None
+    users: int = 0
+    loading: threading.Lock = field(default_factory=threading.Lock)
+
+
+class BasePool:
+    """One `Base` per bundle digest, placement and thread count, closed when its last user lets go."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # never held while a base is loaded or closed
+        self._entries: dict[_Key, _Entry] = {}
+        self._inherited: list[object] = []
+        in_child(self._begin_anew)
+
+    def acquire(
+        self,
+        folder: Path,
+        config: DecoderConfig,
+        *,
+        device: Device | None = None,
+        threads: int | None = None,
+        prefix_cache_bytes: int | None = None,
+    ) -> Base:
+        """The base of the bundle in `folder` with its `decoder.json`; call `release` once for each call of this.
+
+        Args:
+            folder: the bundle.
+            config: its `decoder.json`.
+            device: where it is to run; what suits its graphs by default.
+            threads: intra-op threads; None leaves it to ONNX Runtime.
+            prefix_cache_bytes: most bytes that the base keeps of earlier prompts. None: 256 MiB, or what a base in
+                memory has.
+
+        Raises:
+            LoadError: the bundle cannot be used.
+            OptionError: the base is in memory with another `prefix_cache_bytes`.
+        """
+        placement = place(device or Device(), config)
+        placement.announce(config.name)
+        key = (config.sha256, placement, threads)
+        with self._lock:
+            entry = self._entries.setdefault(key, _Entry())
+            entry.users += 1
+        try:
+            with entry.loading:
+                if entry.base is None:
+                    size = PREFIX_CACHE_BYTES if prefix_cache_bytes is None else prefix_cache_bytes
+                    entry.base = Base(
+                        folder, config, placement=placement, threads=threads, prefix_cache_bytes=size
+                    )
+            _check_prefix_cache(entry.base, prefix_cache_bytes)
+        except BaseException:
+            self._let_go(key, entry)
+            raise
+        return entry.base
+
+    @property
+    def bases(self) -> list[Base]:
+        """The bases in memory."""
+        with self._lock:
+            return [entry.base for entry in self._entries.values() if entry.base is not None]
+
+    def hold(self, base: Base) -> None:
+        """Keep a base from `acquire` for one user more."""
+        with self._lock:
+            self._entries[self._key(base)].users += 1
+
+    def release(self, base: Base) -> None:
+        """Let go of a base from `acquire` or `hold`; one of the process that this was forked from stays."""
+        if not base.scheduler.home.here:
+            return
+        with self._lock:
+            key = self._key(base)
+            entry = self._entries[key]
+        self._let_go(key, entry)
+
+    def _let_go(self, key: _Key, entry: _Entry) -> None:
+        with self._lock:
+            entry.users -= 1
+            if entry.users:
+                return
+            del self._entries[key]
+        if entry.base is not None:
+            entry.base.close()
+
+    def _begin_anew(self) -> None:
+        """Have no base, in a forked process. To free a session is to wait for its threads, which are not here."""
+        self._inherited.append(self._entries)
+        self._lock = threading.Lock()
+        self._entries = {}
+
+    def _key(self, base: Base) -> _Key:
+        return next(key for key, entry in self._entries.items() if entry.base is base)
+
+
+def _check_prefix_cache(base: Base, wanted: int | None) -> None:
+    size = base.engine.prefixes.max_bytes
+    if wanted is not None and wanted != size:
+        raise OptionError(
+            f"{argument('prefix_cache_bytes', wanted)}: the base {base.config.name!r} is in memory with {size}, for "
+            "all its experts; leave it out, or close them first"
+        )
+
+
+BASES = BasePool()
+"""The bases of this process: experts share them however they are loaded."""

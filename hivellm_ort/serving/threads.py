@@ -1,0 +1,43 @@
+"""Which threads generate: these must not wait for answers, since nobody else would bring them."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from hivellm_ort.errors import InferenceError
+
+__all__ = ["is_serving", "refuse_to_wait", "serving"]
+
+_HERE = threading.local()
+
+
+@contextmanager
+def serving() -> Iterator[None]:
+    """Mark this thread as one that generates, while the block runs."""
+    before = getattr(_HERE, "serving", None)
+    _HERE.serving = os.getpid()
+    try:
+        yield
+    finally:
+        _HERE.serving = before
+
+
+def is_serving() -> bool:
+    """Whether this thread must not wait for answers."""
+    return getattr(_HERE, "serving", None) == os.getpid()  # a forked process answers nothing of its parent's
+
+
+def refuse_to_wait() -> None:
+    """Refuse to wait for an answer where that would be for ever.
+
+    Raises:
+        InferenceError: this is the thread of a scheduler, or in the middle of asking.
+    """
+    if is_serving():
+        raise InferenceError(
+            "a processor, event hook or listener must not wait for an answer, nor close a manager: hand that to a "
+            "thread of your own, and do not wait for it"
+        )

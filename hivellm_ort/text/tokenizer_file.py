@@ -1,0 +1,114 @@
+"""The one place where a `tokenizer.json` becomes a tokenizer of the tokenizers library.
+
+The library runs what the file says: regular expressions, replacements, tables. It cannot be interrupted: it holds
+Python's lock meanwhile, and a process beside it would cost every load a tenth of a second and the frozen desktop
+program more. So the file is checked before the library gets it (`tokenizer_limits`, `patterns`), and afterwards it
+must encode a few short texts, each longer than the one before, in reasonable time.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from hivellm_ort.errors import LoadError
+from hivellm_ort.panics import panics_as
+from hivellm_ort.printable import printable
+from hivellm_ort.text.tokenizer_limits import MAX_BYTES, Work, check_limits
+from hivellm_ort.textfile import decode_text
+
+if TYPE_CHECKING:
+    import tokenizers  # type: ignore[import-untyped, unused-ignore]
+
+__all__ = ["Loaded", "parse_tokenizer"]
+
+_CURE = "export the base again, or update the tokenizers package"
+_MOST_SECONDS = 2.0  # for a probe, which takes some milliseconds
+_PROBE_SIZES = (4, 32, 256)  # characters of each run
+# Runs are what takes time: of letters, spaces, line ends, digits, marks, and of what a normaliser changes.
+_PROBE_UNITS = (
+    "a",
+    "A",
+    " ",
+    "\n",
+    "7",
+    ".",
+    "a ",
+    "\u00e9",
+    "e\u0301",
+    "\u6771",
+    "\U0001f642",
+    "\ufdfa",
+    "<|",
+    "'s",
+)
+
+
+class Loaded(NamedTuple):
+    """A tokenizer as its file has it, without truncation and padding.
+
+    Attributes:
+        tokenizer: Of the tokenizers library.
+        work: What it does with a text before it is cut into tokens.
+    """
+
+    tokenizer: tokenizers.Tokenizer
+    work: Work
+
+
+def parse_tokenizer(content: bytes, name: str = "tokenizer.json") -> Loaded:
+    """Read a tokenizer that takes bounded time and memory for any text.
+
+    Truncation and padding are switched off: a prompt is never cut or padded silently.
+
+    Args:
+        content: The file, in UTF-8 or the encoding of its byte order mark.
+        name: Of the file, for messages.
+
+    Raises:
+        LoadError: It is no tokenizer, exceeds a limit of `tokenizer_limits`, or fails on a text.
+    """
+    if len(content) > MAX_BYTES:
+        raise LoadError(f"{name}: larger than {MAX_BYTES >> 20} MiB; use a tokenizer with fewer tokens")
+    try:
+        text = decode_text(content)
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise LoadError(f"{name}: not a tokenizer: no JSON ({error}); {_CURE}") from error
+    work = check_limits(document, name)
+    del document  # as large as the tokenizer
+    from tokenizers import Tokenizer
+
+    def failed(words: str) -> LoadError:
+        return LoadError(f"{name}: the tokenizers library failed on it ({words}); {_CURE}")
+
+    with panics_as(failed):
+        try:
+            tokenizer = Tokenizer.from_str(text)
+        except (
+            Exception
+        ) as error:  # the library raises bare exceptions, so there is no narrower class to catch
+            raise LoadError(
+                f"{name}: not a tokenizer that tokenizers can read ({printable(str(error)[:400])}); {_CURE}"
+            ) from error
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        _probe(tokenizer, name)
+    return Loaded(tokenizer, work)
+
+
+def _probe(tokenizer: tokenizers.Tokenizer, name: str) -> None:
+    for size in _PROBE_SIZES:
+        text = "".join(unit * size for unit in _PROBE_UNITS)
+        start = time.perf_counter()
+        try:
+            ids = tokenizer.encode(text, add_special_tokens=False).ids
+            tokenizer.decode(ids)
+        except Exception:  # noqa: S112 - a vocabulary without these characters; a request says so by itself
+            continue
+        if time.perf_counter() - start > _MOST_SECONDS:
+            raise LoadError(
+                f"{name}: it takes more than {_MOST_SECONDS:g} seconds for {len(text)} characters; use the "
+                "tokenizer of a published model"
+            )
