@@ -37,6 +37,7 @@ def answer_lines() -> dict[str, list[Line]]:
         "batches": list(_batches()),
         "streams": list(_streams()),
         "thinking": list(_thinking()),
+        "scores": list(_scores()),
     }
 
 
@@ -293,6 +294,22 @@ def _streams() -> Iterator[Line]:
         yield _line("stream", "The pieces of a sampled answer.", "dora", _PROMPTS[0], options=options)
     options = {"temperature": 0, "max_tokens": 40, "choice": ["Größe 🙂"], **common}
     yield _line("stream", "Pieces of characters of several bytes.", "lora", "x", options=options)
+
+
+def _scores() -> Iterator[Line]:
+    texts = ["SELECT", "SELECT 1", "no", "Größe"]
+    for package in ("lora", "dora", "short", "thinking"):
+        yield _line("score", "How likely given answers are.", package, _PROMPTS[0], answers=texts)
+    yield _line("score", "One answer.", "lora", _PROMPTS[0], answers=["yes"])
+    yield _line("score", "Answers of one token each.", "lora", _PROMPTS[1], answers=["a", "b", "c"])
+    begun = ["a", "ab", "abc"]
+    yield _line(
+        "score", "An answer that others begin with counts with its end.", "lora", _PROMPTS[1], answers=begun
+    )
+    system = {"system": "Be brief."}
+    yield _line(
+        "score", "Answers after a system message.", "dora", _PROMPTS[1], answers=texts, options=system
+    )
 
 
 def _thinking() -> Iterator[Line]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from conformance.answers import answer_lines
 from conformance.facts import fact_lines
@@ -40,6 +41,7 @@ _ORDER = (
     "expert",
     "prompt",
     "prompts",
+    "answers",
     "messages",
     "tools",
     "tags",
@@ -75,6 +77,8 @@ def made(work: Path) -> dict[str, list[Line]]:
                 faults += [f"{line['id']}: {text}" for text in differences(line, found)]
             else:
                 line["expect"] = _expected(line, found)
+                if line["call"] == "score":
+                    faults += [f"{line['id']}: {text}" for text in _score_faults(line, runner, reference)]
                 if line["call"] in _GENERATIONS:
                     faults += [f"{line['id']}: {text}" for text in _faults(line, runner, reference)]
             files[name].append({field: line[field] for field in _ORDER if field in line})
@@ -112,6 +116,8 @@ def _expected(line: Line, found: dict[str, Any]) -> dict[str, Any]:
     if line["call"] == "route":
         ranking = found["ranking"]
         return {"ranking": {**ranking, "scores": _rounded(ranking["scores"]), "tolerance": 1e-6}}
+    if line["call"] == "score":
+        return {"best": found["best"], "scores": {**_rounded(found["scores"]), "tolerance": _TOLERANCE}}
     if line["call"] not in _GENERATIONS:
         return found
     kept = {name: value for name, value in found.items() if value not in (None, "") or name == "text"}
@@ -178,11 +184,8 @@ def _against_peft(line: Line, runner: Runner, reference: Reference) -> list[str]
         if right != tokens:
             faults.append(f"PEFT gives {right}, and not {tokens}")
     if "logprobs" in expect:
-        logits = reference.logits(package, [*prompt_ids, *tokens]).astype(np.float64)[
-            len(prompt_ids) - 1 : -1
-        ]
-        best = logits.max(axis=-1, keepdims=True)
-        shares = logits - best - np.log(np.exp(logits - best).sum(axis=-1, keepdims=True))
+        logits = reference.logits(package, [*prompt_ids, *tokens]).astype(np.float64)
+        shares = _logprobs(logits[len(prompt_ids) - 1 : -1])
         right_values = [float(row[token]) for row, token in zip(shares, tokens, strict=True)]
         if not np.allclose(right_values, expect["logprobs"]["chosen"], rtol=0, atol=1e-4):
             faults.append(f"PEFT gives log probabilities {right_values}")
@@ -191,6 +194,29 @@ def _against_peft(line: Line, runner: Runner, reference: Reference) -> list[str]
             if [int(token) for token in order] != [token for token, _ in best_ones]:
                 faults.append(f"PEFT's best tokens are {order.tolist()}")
     return faults
+
+
+def _score_faults(line: Line, runner: Runner, reference: Reference) -> list[str]:
+    """What speaks against the scores of a line; an answer that another one begins with counts with its end."""
+    (package,) = line["packages"]
+    prompt_ids = runner.run({**line, "call": "prompt"})["prompt_ids"]
+    answers = [reference.encode(package, answer) for answer in line["answers"]]
+    right = []
+    for own in answers:
+        logits = reference.logits(package, [*prompt_ids, *own]).astype(np.float64)
+        values = _logprobs(logits[len(prompt_ids) - 1 :])
+        total = sum(float(row[token]) for row, token in zip(values, own, strict=False))
+        if any(own != other and own == other[: len(own)] for other in answers):
+            total += float(np.log(np.exp(values[-1][list(reference.ends)]).sum()))
+        right.append(total)
+    if np.allclose(right, line["expect"]["scores"]["logprobs"], rtol=0, atol=1e-4):
+        return []
+    return [f"PEFT gives log probabilities {right}"]
+
+
+def _logprobs(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    best = logits.max(axis=-1, keepdims=True)
+    return np.asarray(logits - best - np.log(np.exp(logits - best).sum(axis=-1, keepdims=True)))
 
 
 def _without_numbers(line: Line) -> Line:

@@ -13,6 +13,7 @@ import torch
 from golden.sources import BASES, save_base
 from numpy.typing import NDArray
 from support.golden import PEFT, adapter_folder
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin
 
 __all__ = ["Reference", "answerable"]
@@ -47,6 +48,15 @@ class Reference:
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager")
         folder = PEFT if package == "reference" else adapter_folder(package, self._work / package)
         return peft.PeftModel.from_pretrained(model, folder).eval()
+
+    ends = _EOS
+    """Tokens that end an answer."""
+
+    def encode(self, package: str, text: str) -> list[int]:
+        """The tokens of a text."""
+        self._model(package)
+        path = self._work / "bases" / _BASES.get(package, "tiny") / "tokenizer.json"
+        return list(Tokenizer.from_file(str(path)).encode(text, add_special_tokens=False).ids)
 
     def logits(self, package: str, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Logits float32 [len(token_ids), vocab]."""

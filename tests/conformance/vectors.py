@@ -106,9 +106,18 @@ class Runner:
         return {"answers": [_answer(result) for result in results]}
 
     def _prompt(self, line: Line, options: dict[str, Any]) -> dict[str, Any]:
-        expert = self._expert(line)
-        ids = list(expert.ask(line.get("prompt"), options).request.prompt_ids)  # type: ignore[arg-type]
-        return {"prompt_ids": ids}
+        built = self._expert(line).builder.build(line.get("prompt"), options)  # type: ignore[arg-type]
+        return {"prompt_ids": list(built.request.prompt_ids)}
+
+    def _score(self, line: Line, options: dict[str, Any]) -> dict[str, Any]:
+        result = self._expert(line).score(line.get("prompt"), line["answers"], **options)
+        return {
+            "best": result.best.text,
+            "scores": {
+                "logprobs": [one.logprob for one in result.answers],
+                "shares": [one.share for one in result.answers],
+            },
+        }
 
     def _route(self, line: Line, _: Any) -> dict[str, Any]:
         routes = self._manager(line).route(line["prompt"], tags=line.get("tags"))
