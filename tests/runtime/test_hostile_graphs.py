@@ -8,8 +8,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import onnx
 import pytest
+from support.extras import requires_export
+
+requires_export()
+
+import onnx
 from hostile_graphs import change_graphs, looping, repacked
 from onnx import TensorProto, helper
 from running import PROMPT, Packages
