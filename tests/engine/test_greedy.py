@@ -16,10 +16,10 @@ from support.extras import requires_export
 requires_export()
 
 import onnx_ir as ir
-import tiny
-from exporting import copied, edit_json, edit_tensors
 from forms import DEVICE, Bundles, course, tokens
 from recording import RULES, Recording
+from support import tiny
+from support.exporting import copied, edit_json, edit_tensors
 
 from hivellm_export.pipeline import export
 from hivellm_ort import Expert, ExpertManager, LoadError

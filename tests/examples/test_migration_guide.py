@@ -16,10 +16,10 @@ from support.extras import requires_export
 requires_export()
 
 import peft
-import tiny
 import torch
 from click.testing import CliRunner
 from example_packages import Examples
+from support import tiny
 from transformers import AutoTokenizer, GenerationConfig
 
 from hivellm_export.pipeline import export

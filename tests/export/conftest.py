@@ -11,8 +11,8 @@ from support.extras import requires_export
 
 requires_export()
 
-import tiny
-from exporting import Refusal
+from support import tiny
+from support.exporting import Refusal
 
 from hivellm_export.pipeline import export
 from hivellm_ort.contract import ADAPTER_FILE

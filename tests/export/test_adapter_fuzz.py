@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exporting import CONFIG, WEIGHTS, copied
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
+from support.exporting import CONFIG, WEIGHTS, copied
 
 from hivellm_export.pipeline import export
 from hivellm_ort.adapters.prepare import Embeddings, prepare

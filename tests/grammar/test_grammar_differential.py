@@ -13,8 +13,8 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from earley import read
 from matching import REAL, SAMPLES, accepts, lark_of, matcher, members, mutated, text_of
+from support.earley import read
 
 from hivellm_ort.grammar.vocabulary import Vocabulary
 

@@ -9,8 +9,8 @@ from typing import TextIO
 
 import pytest
 from managing import STRESS, Variants
-from running import Packages
 from support.packages import packages
+from support.running import Packages
 
 __all__ = ["packages"]
 

@@ -10,7 +10,7 @@ import textwrap
 import pytest
 from harness.clients import PROMPTS
 from managing import STRESS, Variants, at_rest, managed, together
-from running import PROMPT, Packages
+from support.running import PROMPT, Packages
 
 from hivellm_ort import ExpertManager
 

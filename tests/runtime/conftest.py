@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from running import Packages
 from support.packages import packages
+from support.running import Packages
 
 from hivellm_ort import Expert
 

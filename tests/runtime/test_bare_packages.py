@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from running import PROMPT, Packages
 from support.golden import bundle
+from support.running import PROMPT, Packages
 
 from hivellm_ort import AdapterError, BaseMismatchError, Expert, IntegrityError, LoadError
 from hivellm_ort.adapters.prepared import PreparedAdapter

@@ -18,7 +18,7 @@ requires_export()
 
 from golden.sources import BASES, save_base
 from hostile_graphs import change_graphs, looping
-from running import PROMPT, Packages, active, prompt_ids
+from support.running import PROMPT, Packages, active, prompt_ids
 
 from hivellm_export.pipeline import export
 from hivellm_ort import Expert, ExpertManager

@@ -15,10 +15,20 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rows import begun
-from running import CONTEXT, PROMPT, SHORT_CONTEXT, Packages, active, engine_of, engines, greedy, prompt_ids
 from support.extras import requires_export
 from support.golden import with_base
+from support.rows import begun
+from support.running import (
+    CONTEXT,
+    PROMPT,
+    SHORT_CONTEXT,
+    Packages,
+    active,
+    engine_of,
+    engines,
+    greedy,
+    prompt_ids,
+)
 
 from hivellm_ort import (
     AdapterError,

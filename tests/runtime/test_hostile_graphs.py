@@ -16,7 +16,7 @@ requires_export()
 import onnx
 from hostile_graphs import change_graphs, looping, repacked
 from onnx import TensorProto, helper
-from running import PROMPT, Packages
+from support.running import PROMPT, Packages
 
 from hivellm_export.check import check_bundle
 from hivellm_export.pipeline import export

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from running import CONTEXT, PROMPT, Packages
 from safetensors.numpy import save_file
+from support.running import CONTEXT, PROMPT, Packages
 
 from hivellm_ort import Expert
 from hivellm_ort.cli.main import main

@@ -9,7 +9,7 @@ import weakref
 from pathlib import Path
 
 import pytest
-from running import PROMPT, Packages, engine_of, engines, held
+from support.running import PROMPT, Packages, engine_of, engines, held
 
 from hivellm_ort import ExpertManager, InferenceError, LoadError, UnknownExpertError
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from running import PROMPT, Packages
 from support.extras import HAS_EXPORT, requires_export
+from support.running import PROMPT, Packages
 
 import hivellm_ort
 import hivellm_ort.integrity

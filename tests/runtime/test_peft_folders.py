@@ -13,9 +13,9 @@ from typing import Any
 
 import click.testing
 import pytest
-from running import PROMPT, Packages
 from support.extras import HAS_EXPORT
 from support.golden import bundle, golden
+from support.running import PROMPT, Packages
 
 from hivellm_ort import (
     AdapterError,

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from running import PROMPT, Packages
 from support.extras import HAS_EXPORT
+from support.running import PROMPT, Packages
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "slim.py"
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from running import PROMPT, Packages
+from support.running import PROMPT, Packages
 
 pytestmark = pytest.mark.skipif(
     not Path("/dev/full").is_char_device(), reason="needs the device /dev/full and a shell"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 from golden.sources import BASES, save_base
-from running import PROMPT, Packages
 
 from hivellm_ort import Expert
 from support.golden import BASE, adapter_folder, golden, with_base
+from support.running import PROMPT, Packages
 
 __all__ = ["packages"]
 

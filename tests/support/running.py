@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from rows import begun
 
 from hivellm_ort import Expert, ExpertManager
 from hivellm_ort.engine.adapters import BoundAdapter
 from hivellm_ort.engine.session import Engine
 from hivellm_ort.serving.pool import BASES
+from support.rows import begun
 
 CONTEXT = 512
 SHORT_CONTEXT = 128
