@@ -101,9 +101,7 @@ def test_type(
     kind, message = refused(model_folder("llama"), folder, options=options)
     assert "AdapterError" == kind
     if expected == _NO_JSON:  # the reader of JSON says where in the file it is
-        assert re.fullmatch(
-            rf"expert/{CONFIG}:1:\d+: /{field}: .*number.*; write .*", message
-        )
+        assert re.fullmatch(rf"expert/{CONFIG}:1:\d+: /{field}: .*number.*; write .*", message)
     else:
         assert f"expert/{CONFIG}: {field} = {str(value)[:80]!r}: {expected} is expected" == message
 
