@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from earley import Grammar, GrammarError, read
+from support.earley import Grammar, GrammarError, read
 
 MODELS = Path(__file__).parents[1] / "models"
 SHARED = Path(__file__).parents[1].parent / "shared"

@@ -20,8 +20,8 @@ def make(folder: Path) -> list[Path]:
     Returns:
         The packages.
     """
-    sys.path.insert(0, str(_ROOT / "tests" / "export"))
-    import tiny
+    sys.path.insert(0, str(_ROOT / "tests"))
+    from support import tiny
 
     from hivellm_export.pipeline import export
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from logit_samples import EXAMPLES, random_logits
+from support.extras import requires_export
 
 from hivellm_ort.decoding.processors import checked, make_processors
 from hivellm_ort.decoding.sampler import (
@@ -54,8 +55,10 @@ def ids(*token_ids: int) -> IntArray:
 
 def transformers_processors(params: SamplingParams, prompt_length: int) -> Any:
     """Return the processors that transformers' own generate makes of the same parameters."""
-    torch = pytest.importorskip("torch", reason="torch is not installed")
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    requires_export()
+    import torch
+    import transformers
+
     config = transformers.GenerationConfig(
         repetition_penalty=float(params.repetition_penalty),
         no_repeat_ngram_size=params.no_repeat_ngram_size,
@@ -81,7 +84,9 @@ def test_equals_transformers(
     """Whatever is combined, the logits are those of transformers, in the order of its own generate."""
     logits = random_logits(VOCABULARY, spread=3.0, seed=seed)
     reference = transformers_processors(params, prompt_length)
-    torch = pytest.importorskip("torch")
+    requires_export()
+    import torch
+
     expected = reference(torch.tensor([token_ids]), torch.from_numpy(logits)[None])[0].numpy()
     process = make_processors(params, prompt_length=prompt_length, eos_token_ids=EOS)
 
@@ -94,7 +99,9 @@ def test_equals_transformers(
 @pytest.mark.parametrize("seed", range(20))
 def test_processors_and_warpers_together_equal_transformers(seed: int) -> None:
     """From logits to probabilities everything comes in the order of transformers' own generate."""
-    torch = pytest.importorskip("torch", reason="torch is not installed")
+    requires_export()
+    import torch
+
     params = SamplingParams(
         temperature=0.8,
         top_k=20,

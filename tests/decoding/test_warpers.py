@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import example, given, settings
 from logit_samples import EXAMPLES, LOGITS, WARPING, random_logits
+from support.extras import requires_export
 
 from hivellm_ort.decoding import nucleus
 from hivellm_ort.decoding.sampler import FloatArray, SamplingParams, distribution
@@ -21,10 +22,10 @@ EDGE = 1e-6  # rounding may move what lies so near to a limit to its other side
 
 def warped(logits: FloatArray, params: SamplingParams, *, exact: bool = True) -> npt.NDArray[Any]:
     """Return transformers' probabilities, [vocab]; `exact` computes them in float64 after the temperature."""
-    torch = pytest.importorskip("torch", reason="torch is not installed")
-    warpers = pytest.importorskip(
-        "transformers", reason="transformers is not installed"
-    ).generation.logits_process
+    requires_export()
+    import torch
+    import transformers.generation.logits_process as warpers
+
     scores = warpers.TemperatureLogitsWarper(float(params.temperature))(None, torch.from_numpy(logits)[None])
     # torch adds up a vocabulary of float32 with an error near 1e-5.
     scores = scores.double() if exact else scores

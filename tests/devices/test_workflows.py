@@ -89,6 +89,19 @@ def test_workflow(name: str, text: str) -> None:
     assert [] == [step for step in checkouts if step["with"]["persist-credentials"] is not False]
 
 
+def test_ci_installs_and_tests_as_the_documents_say() -> None:
+    """The commands of README and CONTRIBUTING that install and test are those of the stages."""
+    stages = (ROOT / ".ci" / "stage").read_text(encoding="utf-8")
+    for name, extra in (("README.md", "dev"), ("CONTRIBUTING.md", "test")):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        (line,) = re.findall(rf'^pip install .*-e "\.\[{extra}\]" && pytest$', text, re.MULTILINE)
+        install, _, run = line.partition(" && ")
+        assert install.replace("-c export/constraints.txt ", "") in stages.replace(
+            "-c export/constraints.txt ", ""
+        )
+        assert re.search(rf"\b{run}\b", stages)
+
+
 def test_one_version_of_each_action() -> None:
     """All workflows pin the same commit of an action."""
     used = {step["uses"] for _, text in WORKFLOWS for step in steps(text) if "uses" in step}

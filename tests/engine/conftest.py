@@ -1,31 +1,27 @@
-"""Bundles of one tiny model for every target, made once a session; without the export extra they are skipped."""
+"""Bundles of one tiny model for every target: those of the golden packages, others exported once a session."""
 
 from __future__ import annotations
 
-import sys
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from forms import Bundles
+from golden.sources import BASES, save_base
+from support.extras import requires_export
+from support.golden import BASE, bundle, golden, members, with_base
 
-for _name in ("torch", "transformers", "peft", "optimum", "onnx_ir"):
-    pytest.importorskip(_name, reason="needs the export extra")
+from hivellm_ort.adapters.prepared import PreparedAdapter
+from hivellm_ort.contract import ADAPTER_FILE
 
-_TESTS = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(_TESTS / "runtime"), str(_TESTS / "export")]
-
-import tiny  # noqa: E402
-from exporting import edit_tensors  # noqa: E402
-from forms import Bundles  # noqa: E402
-from standins import runnable  # noqa: E402
-
-from hivellm_export.pipeline import export  # noqa: E402
-from hivellm_ort.adapters.prepared import PreparedAdapter  # noqa: E402
-from hivellm_ort.contract import ADAPTER_FILE  # noqa: E402
-
-CONTEXT = 512
 KINDS = ("lora", "dora")
+# Where the golden packages have a bundle: package and target.
+_GOLDEN = {
+    ("cpu", "fp32+int8"): ("forms", "cpu"),
+    ("cuda", "bf16"): ("forms", "cuda"),
+    ("dml", "fp16"): ("half", "dml"),
+    ("portable", "fp16"): ("half", "portable"),
+}
 
 
 @pytest.fixture(scope="session")
@@ -35,54 +31,67 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def model(work: Path) -> Path:
-    """A qwen3: norms of query and key, several heads a key, tied embeddings."""
-    folder = tiny.save_model(work / "model", "qwen3", max_position_embeddings=CONTEXT)
-    # <|im_end|> is never the most likely token: answers are as long as a test wants them.
-    edit_tensors(
-        folder / "model.safetensors", lambda tensors: tensors["model.embed_tokens.weight"][2].fill(0)
-    )
-    return folder
+def base(work: Path) -> Callable[[str, str], Path]:
+    """The bundle of the model by target and precision, with the cache's type behind a plus."""
+    made: dict[tuple[str, str], Path] = {("cpu", "fp32"): BASE}
+
+    def make(target: str, precision: str) -> Path:
+        key = (target, precision)
+        if key in made:
+            return made[key]
+        folder = work / "-".join(("base", *key))
+        if key in _GOLDEN:
+            made[key] = bundle(_GOLDEN[key][0], folder, _GOLDEN[key][1])
+            return made[key]
+        requires_export()
+        from hivellm_export.pipeline import export
+
+        model = work / "tiny"
+        if not model.is_dir():
+            save_base(model, BASES["tiny"])
+        weights, _, cache = precision.partition("+")
+        export(model, [], folder, target=target, precision=weights, cache=cache or None)
+        made[key] = folder
+        return folder
+
+    return make
 
 
 @pytest.fixture(scope="session")
-def experts(model: Path, work: Path) -> list[Path]:
-    """A LoRA and a DoRA expert on it."""
-    return [
-        tiny.with_manifest(
-            tiny.save_adapter(work / kind, model, tiny.adapter_config(kind), seed=seed), f"expert-{kind}"
-        )
-        for seed, kind in enumerate(KINDS, 1)
-    ]
-
-
-@pytest.fixture(scope="session")
-def package(model: Path, experts: list[Path], work: Path) -> Callable[..., Path]:
+def package(base: Callable[[str, str], Path], work: Path) -> Callable[..., Path]:
     """The folder of packages, one an expert, by target and precision, with the cache's type behind a plus."""
-    made: dict[tuple[str, ...], Path] = {}
+    made: dict[tuple[str, str], Path] = {}
 
     def make(target: str, precision: str) -> Path:
         key = (target, precision)
         if key not in made:
-            made[key] = work / "-".join(key)
-            weights, _, cache = precision.partition("+")
-            export(model, experts, made[key], target=target, precision=weights, cache=cache or None)
+            own = base(*key)
+            folder = work / "-".join(key)
+            folder.mkdir()
+            for kind in KINDS:
+                with_base(kind, folder / f"expert-{kind}-tiny.v1.0.0.expert", base=own)
+            made[key] = folder
         return made[key]
 
     return make
 
 
 @pytest.fixture(scope="session")
-def bundles(package: Callable[..., Path], work: Path) -> Bundles:
+def bundles(base: Callable[[str, str], Path], work: Path) -> Bundles:
     """See `Bundles`."""
 
     def make(target: str, precision: str) -> tuple[Path, dict[str, PreparedAdapter]]:
+        folder = base(target, precision)
+        if target == "cuda":  # the CPU provider runs a changed copy
+            requires_export()
+            from standins import runnable
+
+            folder = runnable(folder)
         adapters = {}
         for kind in KINDS:
-            folder = work / f"bundle-{target}-{precision}-{kind}"
-            with tarfile.open(next(package(target, precision).glob(f"*{kind}*.expert"))) as archive:
-                archive.extractall(folder, filter="data")
-            adapters[kind] = PreparedAdapter.from_file(folder / "onnx" / ADAPTER_FILE)
-        return runnable(folder / "onnx"), adapters
+            path = work / f"{kind}.safetensors"
+            path.write_bytes(members(golden(kind))[f"onnx/{ADAPTER_FILE}"])
+            adapters[kind] = PreparedAdapter.from_file(path)
+        return folder, adapters
 
     return Bundles(make)

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 import onnx_ir as ir
-from graphs import in_float32, norms_outside
+from support.graphs import in_float32, norms_outside
 
 from hivellm_ort.contract import ADAPTER_GRAPH, BASE_GRAPH
 

@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import pytest
-import tiny
-from exporting import copied, edit_json, edit_tensors
+from support.extras import requires_export
+
+requires_export()
+
+import onnx_ir as ir
 from forms import DEVICE, Bundles, course, tokens
 from recording import RULES, Recording
+from support import tiny
+from support.exporting import copied, edit_json, edit_tensors
 
 from hivellm_export.pipeline import export
 from hivellm_ort import Expert, ExpertManager, LoadError

@@ -83,7 +83,7 @@ def test_an_older_onnxruntime(bundles: Bundles, monkeypatch: pytest.MonkeyPatch)
     """ONNX Runtime 1.27 and older would fail in the middle of a run: refused when the base is opened."""
     monkeypatch.setattr(import_onnxruntime(), "__version__", "1.24.4")
     with pytest.raises(
-        ProviderError, match=r"'model' keeps .* needs ONNX Runtime 1\.28, and 1\.24\.4 is inst"
+        ProviderError, match=r"'tiny' keeps .* needs ONNX Runtime 1\.28, and 1\.24\.4 is inst"
     ):
         bundles.engine(*FORM)
     monkeypatch.setattr(import_onnxruntime(), "__version__", "1.28.0")

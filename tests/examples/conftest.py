@@ -1,45 +1,32 @@
-"""Two tiny experts that say what they are for; without the export extra these tests are skipped."""
+"""Two tiny experts that say what they are for."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
-
-for _name in ("torch", "transformers", "peft", "optimum", "onnx_ir"):
-    pytest.importorskip(_name, reason="needs the export extra")
+from example_packages import Examples
+from golden.sources import BASES, save_base
+from support.golden import adapter_folder, with_base
 
 _ROOT = Path(__file__).parents[2]
-for _folder in ("tests/export", "examples", "examples/service"):
-    sys.path.insert(0, str(_ROOT / _folder))
-
-import tiny  # noqa: E402
-from example_packages import Examples  # noqa: E402
-from exporting import edit_json, edit_tensors  # noqa: E402
-
-from hivellm_export.pipeline import export  # noqa: E402
-
-_KEYWORDS = {"sql": ["sql", "orders", "count all"], "json": ["json", "invalid json"]}
 
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Examples:
-    """The packages, exported once."""
+    """The packages, put together once."""
     work = tmp_path_factory.mktemp("examples")
-    model = tiny.save_model(work / "tiny", "llama", max_position_embeddings=2048)
-    # <|im_end|> is never the most likely token: answers are as long as a test wants them.
-    edit_tensors(model / "model.safetensors", lambda tensors: tensors["model.embed_tokens.weight"][2].fill(0))
-    folders = []
-    for seed, (name, keywords) in enumerate(_KEYWORDS.items(), start=1):
-        folder = tiny.save_adapter(work / name, model, tiny.adapter_config("lora"), seed=seed)
-        tiny.with_manifest(folder, f"expert-{name}")
-        edit_json(folder / "manifest.json", routing={"keywords": keywords})
-        folders.append(folder)
-    report = export(model, folders, work / "out", precision="fp32")
-    sql, json = (work / "out" / package.file for package in report.packages)
+    sql, json = (
+        with_base(name, work / f"expert-{name}-tiny.v1.0.0.expert", manifest={"integrity": None})
+        for name in ("sql", "json")
+    )
     return Examples(
-        folder=_ROOT / "examples", home=work / "home", model=model, adapter=folders[0], sql=sql, json=json
+        folder=_ROOT / "examples",
+        home=work / "home",
+        model=save_base(work / "tiny", BASES["tiny"]),
+        adapter=adapter_folder("sql", work / "sql"),
+        sql=sql,
+        json=json,
     )
 
 

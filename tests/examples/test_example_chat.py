@@ -110,7 +110,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 def test_ctrl_c_stops_the_answer_and_not_the_program(examples: Examples) -> None:
     """After SIGINT the answer ends, and the program goes on."""
-    long = ["--max-tokens", "1900", "--temperature", "0"]
+    long = ["--max-tokens", "400", "--temperature", "0"]
     result = subprocess.run(
         [sys.executable, "-c", _INTERRUPTED, examples.folder / "chat_cli.py", *examples.options, *long],
         input=b"sql\n/stats\n",

@@ -24,7 +24,7 @@ def test_the_notebook_runs(examples: Examples, monkeypatch: pytest.MonkeyPatch) 
         for cell in cells
     }
     assert (
-        "sql: lora of rank 4 on tiny, unsigned\njson: lora of rank 4 on tiny, unsigned\n" == printed["load"]
+        "sql: lora of rank 4 on tiny, unsigned\njson: dora of rank 4 on tiny, unsigned\n" == printed["load"]
     )
     assert "complete: True" in printed["schema"]
     assert printed["route"].startswith("json\n")

@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import peft
 import pytest
-import tiny
+from support.extras import requires_export
+
+requires_export()
+
+import peft
 import torch
 from click.testing import CliRunner
 from example_packages import Examples
+from support import tiny
 from transformers import AutoTokenizer, GenerationConfig
 
 from hivellm_export.pipeline import export

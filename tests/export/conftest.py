@@ -7,15 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.extras import requires_export
 
-for _name in ("torch", "transformers", "peft", "optimum", "onnx_ir"):
-    pytest.importorskip(_name, reason="needs the export extra")
+requires_export()
 
-import tiny  # noqa: E402
-from exporting import Refusal  # noqa: E402
+from support import tiny
+from support.exporting import Refusal
 
-from hivellm_export.pipeline import export  # noqa: E402
-from hivellm_ort.contract import ADAPTER_FILE  # noqa: E402
+from hivellm_export.pipeline import export
+from hivellm_ort.contract import ADAPTER_FILE
 
 
 @pytest.fixture(scope="session")

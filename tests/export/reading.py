@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from rows import begun
+from support.rows import begun
 
 from hivellm_export.pipeline import export
 from hivellm_ort.engine.session import Engine

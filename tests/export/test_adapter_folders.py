@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import peft
 import pytest
-import tiny
-from exporting import CONFIG, WEIGHTS, Refusal, copied, edit_json, edit_tensors
 from parity import TOLERANCE, expert_logits, peft_logits
 from safetensors.torch import load_file, save_file
+from support import tiny
+from support.exporting import CONFIG, WEIGHTS, Refusal, copied, edit_json, edit_tensors
 
 from hivellm_export.merge import merge
 from hivellm_export.pipeline import export

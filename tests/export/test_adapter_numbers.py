@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from exporting import CONFIG, WEIGHTS, Refusal, copied, edit_json, edit_tensors
 from safetensors.numpy import load_file, save_file
+from support.exporting import CONFIG, WEIGHTS, Refusal, copied, edit_json, edit_tensors
 
 ModelFolder = Callable[[str], Path]
 

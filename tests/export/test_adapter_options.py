@@ -10,15 +10,15 @@ from typing import Any
 
 import peft
 import pytest
-import tiny
 import torch
-from exporting import CONFIG, WEIGHTS, edit_json
 from hypothesis import example, given
 from hypothesis import strategies as st
 from parity import assert_same_as_peft
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
+from support import tiny
+from support.exporting import CONFIG, WEIGHTS, edit_json
 
 from hivellm_ort.adapters.config import PeftConfig, read_peft_config
 from hivellm_ort.contract import DecoderConfig

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import peft
 import pytest
-import tiny
 import tokenizers
 import torch
-from exporting import WEIGHTS, Refusal, copied, edit_json, edit_tensors
 from parity import TOLERANCE, engine_of, expert_logits, peft_logits
 from safetensors.numpy import load_file
+from support import tiny
+from support.exporting import WEIGHTS, Refusal, copied, edit_json, edit_tensors
 from transformers import AutoTokenizer
 
 from hivellm_export.pipeline import export

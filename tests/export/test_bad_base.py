@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 from click.testing import CliRunner
-from exporting import Refusal, Tensors, copied, edit_json, edit_tensors, truncate
+from support import tiny
+from support.exporting import Refusal, Tensors, copied, edit_json, edit_tensors, truncate
 
 from hivellm_export.source import ARCHITECTURES
 from hivellm_ort.cli.main import main

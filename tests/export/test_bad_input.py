@@ -13,8 +13,18 @@ from typing import Any
 import numpy as np
 import peft
 import pytest
-import tiny
-from exporting import CONFIG, WEIGHTS, Refusal, Tensors, contents, copied, edit_json, edit_tensors, truncate
+from support import tiny
+from support.exporting import (
+    CONFIG,
+    WEIGHTS,
+    Refusal,
+    Tensors,
+    contents,
+    copied,
+    edit_json,
+    edit_tensors,
+    truncate,
+)
 
 from hivellm_export.pipeline import export
 from hivellm_ort import Expert, ExportError

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import peft
 import pytest
-import tiny
-from exporting import CONFIG, WEIGHTS, Refusal, copied, edit_json, edit_tensors
+from support import tiny
+from support.exporting import CONFIG, WEIGHTS, Refusal, copied, edit_json, edit_tensors
 
 ModelFolder = Callable[[str], Path]
 ExpertFolder = Callable[..., Path]

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
-from exporting import Refusal, copied, edit_tensors
 from reading import as_five_writes, assert_same_answers, edit
+from support import tiny
+from support.exporting import Refusal, copied, edit_tensors
 from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from exporting import Refusal, copied
+from support.exporting import Refusal, copied
 
 from hivellm_export.base_links import check_link
 from hivellm_export.source import load_base

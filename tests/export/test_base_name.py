@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tiny
 from click.testing import CliRunner
-from exporting import copied, edit_json
+from support import tiny
+from support.exporting import copied, edit_json
 
 from hivellm_export.base_name import folder_name
 from hivellm_export.source import load_base

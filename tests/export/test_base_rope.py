@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
-from exporting import copied
 from reading import as_five_writes, assert_same_answers
+from support import tiny
+from support.exporting import copied
 
 from hivellm_export.rope_fields import read_rope
 from hivellm_export.source import load_base

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import transformers
-from exporting import Refusal, copied
 from reading import edit
+from support import tiny
+from support.exporting import Refusal, copied
 from tokenizers import (
     AddedToken,
     Tokenizer,

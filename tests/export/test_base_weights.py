@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 from safetensors.numpy import load_file
+from support import tiny
 
 from hivellm_export.pipeline import export
 from hivellm_ort import LoadError

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-import tiny
-from exporting import contents, copied
 from parity import PROMPT, base_logits, engine_of
-from rows import begun
+from support import tiny
+from support.exporting import contents, copied
+from support.rows import begun
 
 from hivellm_export.pipeline import export
 from hivellm_ort import BaseMismatchError, Expert, LoadError

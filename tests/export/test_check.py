@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from exporting import copied, edit_json
+from support.exporting import copied, edit_json
 
 from hivellm_export import bundle as bundles
 from hivellm_export.check import check_bundle, check_graph

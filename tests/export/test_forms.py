@@ -9,9 +9,9 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-import tiny
-from exporting import Refusal, copied, edit_json
 from safetensors.numpy import load_file, save_file
+from support import tiny
+from support.exporting import Refusal, copied, edit_json
 
 from hivellm_export.check import check_bundle
 from hivellm_export.pipeline import export

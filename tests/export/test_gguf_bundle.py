@@ -7,11 +7,10 @@ import socket
 from pathlib import Path
 from typing import Any
 
-import gguf_files
 import peft
 import pytest
-import tiny
-from exporting import Refusal
+from support import gguf_files, tiny
+from support.exporting import Refusal
 from transformers import PreTrainedTokenizerFast
 from transformers.models.llama import LlamaConfig
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import gguf_files
 import numpy as np
 import pytest
 import torch
 from parity import PROMPT, TOLERANCE
-from rows import begun
+from support import gguf_files
+from support.rows import begun
 from torch import nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama import LlamaConfig

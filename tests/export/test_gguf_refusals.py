@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import gguf_files
 import numpy as np
 import pytest
-from exporting import Refusal, truncate
-from gguf_files import Vocabulary
+from support import gguf_files
+from support.exporting import Refusal, truncate
+from support.gguf_files import Vocabulary
 from transformers.models.llama import LlamaConfig
 from transformers.models.qwen2 import Qwen2Config
 

@@ -6,12 +6,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import gguf_files
 import pytest
-from gguf_files import VOCABULARIES, Vocabulary
-from gguf_texts import texts
-from llamacpp import token_ids
-from recorded_ids import SPECIAL, recorded
+from support import gguf_files
+from support.gguf_files import VOCABULARIES, Vocabulary
+from support.gguf_texts import texts
+from support.llamacpp import token_ids
+from support.recorded_ids import SPECIAL, recorded
 from transformers import PreTrainedTokenizerFast
 
 from hivellm_export.gguf_file import GgufFile

@@ -12,11 +12,11 @@ import numpy as np
 import onnx_ir as ir
 import peft
 import pytest
-import tiny
 import torch
 from click.testing import CliRunner
-from exporting import WEIGHTS, Refusal, edit_tensors
-from rows import begun
+from support import tiny
+from support.exporting import WEIGHTS, Refusal, edit_tensors
+from support.rows import begun
 from transformers import DynamicCache
 
 from hivellm_export.check import check_graph

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from exporting import Refusal, contents
+from support.exporting import Refusal, contents
 
 from hivellm_export.pipeline import ExportReport, export
 from hivellm_export.plans import plan_bundles

@@ -11,10 +11,10 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-import tiny
-from graphs import GraphRun
 from onnx.reference import ReferenceEvaluator
 from parity import PROMPT, base_logits, peft_logits
+from support import tiny
+from support.graphs import GraphRun
 
 from hivellm_export.pipeline import export
 from hivellm_ort.adapters.prepared import PreparedAdapter

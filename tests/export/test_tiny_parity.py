@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import peft
 import pytest
-import tiny
 import torch
-from rows import begun
+from support import tiny
+from support.rows import begun
 
 from hivellm_export.pipeline import export
 from hivellm_ort import Expert

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from click.testing import CliRunner
-from exporting import CONFIG, WEIGHTS, contents, copied
 from safetensors.torch import load_file, save_file
+from support import tiny
+from support.exporting import CONFIG, WEIGHTS, contents, copied
 
 from hivellm_export.pipeline import ExportReport, export
 from hivellm_export.verify import estimate

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from exporting import Refusal
+from support.exporting import Refusal
 from tokenizers import pre_tokenizers
 
 from hivellm_export import bundle, pipeline

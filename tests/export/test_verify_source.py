@@ -10,11 +10,11 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-import tiny
 import torch
-from exporting import copied, edit_json
 from hypothesis import given
 from hypothesis import strategies as st
+from support import tiny
+from support.exporting import copied, edit_json
 from tokenizers import Tokenizer
 from transformers.models.llama import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding

@@ -7,9 +7,9 @@ import random
 import tempfile
 from pathlib import Path
 
-import tiny
 from attempts import refusing
 from mutations import bytes_changed, json_changed, mutated, words_changed
+from support import tiny
 
 from hivellm_export.pipeline import export
 from hivellm_ort.contract import DECODER_JSON, DecoderConfig

@@ -9,10 +9,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import gguf_files
 import numpy as np
 from attempts import refusing
 from mutations import bytes_changed, mutated
+from support import gguf_files
 from transformers.models.llama import LlamaConfig
 from transformers.models.qwen2 import Qwen2Config
 

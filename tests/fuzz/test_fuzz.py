@@ -15,6 +15,7 @@ import attempts
 import pytest
 from mutations import Mutation, json_changed, words_changed
 from run import FOLDER, TARGETS
+from support.extras import requires_export
 
 SECONDS = os.environ.get("HIVELLM_FUZZ_SECONDS", "3")
 NEED_EXPORT = ("decoder", "gguf")
@@ -24,8 +25,7 @@ NEED_EXPORT = ("decoder", "gguf")
 def test_target(name: str, tmp_path: Path) -> None:
     """The corpus, and mutations of it that are the same every time, give no finding."""
     if name in NEED_EXPORT:
-        for module in ("torch", "transformers", "peft", "optimum", "onnx_ir"):
-            pytest.importorskip(module, reason="needs the export extra")
+        requires_export()
     command = [
         sys.executable,
         str(FOLDER / "run.py"),

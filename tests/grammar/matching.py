@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from earley import Chars, Grammar, Rules
 from llguidance import LLMatcher, LLTokenizer
+from support.earley import Chars, Grammar, Rules
 
 from hivellm_ort.grammar.gbnf import parse_gbnf
 from hivellm_ort.grammar.lark import to_lark

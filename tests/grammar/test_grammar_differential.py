@@ -1,7 +1,7 @@
 """The grammars handed to llguidance against a recogniser of its own making.
 
 Texts are derived at random from each grammar as the recogniser reads it, and some are changed afterwards. There are
-2,000 for each grammar; the environment variable `HIVELLM_GRAMMAR_EXAMPLES` sets another number. Where
+800 for each grammar; the environment variable `HIVELLM_GRAMMAR_EXAMPLES` sets another number. Where
 `HIVELLM_TEST_TOKENIZERS` names a folder with one folder per model, their tokenizers are tried too.
 """
 
@@ -13,12 +13,12 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from earley import read
 from matching import REAL, SAMPLES, accepts, lark_of, matcher, members, mutated, text_of
+from support.earley import read
 
 from hivellm_ort.grammar.vocabulary import Vocabulary
 
-COUNT = int(os.environ.get("HIVELLM_GRAMMAR_EXAMPLES", "2000"))
+COUNT = int(os.environ.get("HIVELLM_GRAMMAR_EXAMPLES", "800"))
 LONGEST = 120  # characters: the recogniser is made for clarity
 
 _ROOT = os.environ.get("HIVELLM_TEST_TOKENIZERS")

@@ -6,8 +6,8 @@ import random
 from itertools import product
 
 import pytest
-from earley import read
 from matching import accepts, lark_of, matcher
+from support.earley import read
 
 from hivellm_ort.errors import GrammarError
 from hivellm_ort.grammar.gbnf import parse_gbnf

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from earley import read
 from matching import REAL, SAMPLES, text_of
+from support.earley import read
 
 from hivellm_ort.grammar.gbnf import parse_gbnf
 from hivellm_ort.grammar.lint import warnings_of

@@ -1,4 +1,4 @@
-"""Signed packages for the tests of this folder, and a second writing of the reference signer."""
+"""Signed packages for the tests of this folder."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from support.signing import SEED, TIME, public, reference_signed
 
 from hivellm_ort.errors import ManifestError
 from hivellm_ort.integrity.native import signed_manifest
@@ -25,17 +26,9 @@ from hivellm_ort.package.store import UnpackedPackage
 HIVELLM = Path(__file__).parents[2].parent / "shared" / "hivellm"
 """Published packages and manifests; not part of the repository."""
 
-SEED = bytes(range(32))
 OTHER_SEED = bytes(range(1, 33))
-TIME = "2026-11-22T09:40:30Z"
-REFERENCE_TIME = "2026-11-22T09:40:30.911600831+00:00"
 
 Files = dict[str, bytes]
-
-
-def public(seed: bytes = SEED) -> str:
-    """The public key of a private one."""
-    return "ed25519:" + Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw().hex()
 
 
 KEYS = {"publisher": public()}
@@ -120,43 +113,10 @@ def signed_by_description(fields: dict[str, Any], contents: Files) -> Files:
 
 
 def reference(
-    contents: Files = CONTENTS,
-    manifest: dict[str, Any] = MANIFEST,
-    seed: bytes = SEED,
-    *,
-    reorder: Callable[[Iterable[str]], Iterable[str]] = list,
-    created_at: str = REFERENCE_TIME,
+    contents: Files = CONTENTS, manifest: dict[str, Any] = MANIFEST, seed: bytes = SEED, **options: Any
 ) -> Files:
-    """The files of a package as the reference tool signs it.
-
-    Args:
-        contents: The members beside the manifest.
-        manifest: The manifest; with an integrity block it is one signed before.
-        seed: The private key.
-        reorder: The new order of the evaluation's metrics.
-        created_at: The time to write.
-    """
-    text = json.dumps(manifest, indent=2, ensure_ascii=False).encode()
-    files = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
-    files["manifest.json"] = hashlib.sha256(text).hexdigest()
-    message = "\n".join(
-        f"{name}:{files[name]}" for name in sorted(files, key=lambda name: name.encode("utf-8"))
-    )
-    signature = Ed25519PrivateKey.from_private_bytes(seed).sign(message.encode()).hex()
-    signed = dict(manifest)
-    if signed["evaluation"]:
-        metrics = signed["evaluation"]["metrics"]
-        signed["evaluation"] = {**signed["evaluation"], "metrics": {k: metrics[k] for k in reorder(metrics)}}
-    signed["integrity"] = {
-        "created_at": created_at,
-        "publisher": "expert-cli",
-        "pubkey": public(seed),
-        "signature_algorithm": "ed25519",
-        "signature": signature,
-        "files": files,
-    }
-    text = json.dumps(signed, indent=2, ensure_ascii=False).encode()
-    return {**contents, "signature.sig": signature.encode(), "manifest.json": text}
+    """The files of a package as the reference tool signs it; the options are those of `reference_signed`."""
+    return reference_signed(contents, manifest, seed, **options)
 
 
 def archive(path: Path, files: Files | Sequence[tuple[str, bytes]]) -> Path:

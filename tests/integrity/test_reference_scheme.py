@@ -18,7 +18,6 @@ from integrity_samples import (
     KEYS,
     MANIFEST,
     OTHER_SEED,
-    REFERENCE_TIME,
     SEED,
     Files,
     archive,
@@ -29,6 +28,7 @@ from integrity_samples import (
     tampered,
     verdict,
 )
+from support.signing import REFERENCE_TIME
 
 from hivellm_ort.integrity.verdict import Verdict
 from hivellm_ort.integrity.verification import verify

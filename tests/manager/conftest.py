@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 import faulthandler
-import importlib.util
 import os
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TextIO
 
 import pytest
+from managing import STRESS, Variants
+from support.packages import packages
+from support.running import Packages
 
-_RUNTIME = Path(__file__).resolve().parent.parent / "runtime"
-_BENCHMARKS = _RUNTIME.parents[1] / "benchmarks"
-sys.path[:0] = [str(_RUNTIME), str(_RUNTIME.parent / "export"), str(_BENCHMARKS)]
-_spec = importlib.util.spec_from_file_location("runtime_fixtures", _RUNTIME / "conftest.py")
-assert _spec is not None
-assert _spec.loader is not None
-_fixtures = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_fixtures)
-
-from managing import STRESS, Variants  # noqa: E402
-from running import Packages  # noqa: E402
-
-packages = _fixtures.packages
+__all__ = ["packages"]
 
 
 @pytest.fixture(scope="session")

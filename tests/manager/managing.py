@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from running import Packages
+from support.running import Packages
 
 from hivellm_ort import ExpertManager
 from hivellm_ort.adapters.prepared import PreparedAdapter

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from harness.clients import PROMPTS
 from managing import at_rest, managed, until
-from running import PROMPT, Packages, slowed
+from support.running import PROMPT, Packages, slowed
 
 from hivellm_ort import ExpertManager
 

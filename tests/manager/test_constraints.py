@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from managing import Variants, adapters_alive, managed
-from running import PROMPT, Packages
+from support.running import PROMPT, Packages
 
 from hivellm_ort import ExpertManager, LoadError
 

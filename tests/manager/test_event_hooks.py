@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from managing import Recorder, at_rest, managed, together, until
-from running import PROMPT, Packages, slowed
+from support.running import PROMPT, Packages, slowed
 
 from hivellm_ort import ExpertManager, InferenceError, TextStream
 from hivellm_ort.observability import (

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from managing import Recorder, at_rest, managed, until
-from running import PROMPT, Packages, held, slowed
+from support.running import PROMPT, Packages, held, slowed
 
 from hivellm_ort import ExpertManager, InferenceError, OptionError, OptionTypeError, TextStream
 from hivellm_ort.observability import Event, RequestStarted

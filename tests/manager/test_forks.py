@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from running import PROMPT, Packages
+from support.running import PROMPT, Packages
 
 # What a child does with `expert` and `manager` of its parent, and what it then tells.
 CHILDREN = {

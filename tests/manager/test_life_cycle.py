@@ -22,7 +22,7 @@ from managing import (
     together,
     until,
 )
-from running import PROMPT, Packages, engine_of, engines, held, slowed
+from support.running import PROMPT, Packages, engine_of, engines, held, slowed
 
 from hivellm_ort import Expert, InferenceError, LoadError, UnknownExpertError
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from managing import at_rest, managed, until
-from running import PROMPT, Packages, held, slowed
+from support.running import PROMPT, Packages, held, slowed
 
 from hivellm_ort import ExpertManager
 from hivellm_ort.serving import pool

@@ -17,7 +17,7 @@ from managing import (
     sessions_alive,
     together,
 )
-from running import Packages
+from support.running import Packages
 
 THREADS = 16
 REQUESTS = 200 if STRESS else 25

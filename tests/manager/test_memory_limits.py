@@ -10,7 +10,7 @@ import textwrap
 import pytest
 from harness.clients import PROMPTS
 from managing import STRESS, Variants, at_rest, managed, together
-from running import PROMPT, Packages
+from support.running import PROMPT, Packages
 
 from hivellm_ort import ExpertManager
 
@@ -27,7 +27,7 @@ _FIFTY = """
     draw, count, sizes, most, answers = random.Random(1), int(requests), [], 0, {}
 
     def ask(number):
-        return number, manager.generate(str(number), "select the users", max_tokens=6).tokens
+        return number, manager.generate(str(number), "select the users", max_tokens=12).tokens
 
     with ThreadPoolExecutor(4) as pool:
         for begin in range(0, count, 20):

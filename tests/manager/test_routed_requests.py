@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 from managing import Gate, Variants, managed, together
-from rows import begun
-from running import Packages, held
+from support.rows import begun
+from support.running import Packages, held
 
 from hivellm_ort import ExpertManager, LoadError, OptionError, OptionTypeError, UnknownExpertError
 

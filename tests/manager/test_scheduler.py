@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from harness.clients import PROMPTS
 from managing import Gate, Recorder, at_rest, managed, together, until
-from running import PROMPT, Packages, held, slowed
+from support.running import PROMPT, Packages, held, slowed
 
 from hivellm_ort import ExpertManager, InferenceError, OutOfMemoryError, TextStream
 from hivellm_ort.engine import decoder as decoder_module

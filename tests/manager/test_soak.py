@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import Packages
+from support.running import Packages
 
 SOAK = Path(__file__).parents[2] / "benchmarks" / "soak.py"
 SHORT = ["--generations", "60", "--threads", "6", "--percent", "25", "--no-cleaning", "--json"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.extras import requires_export
 
-for _name in ("torch", "transformers", "peft", "optimum", "onnx_ir", "gguf"):
-    pytest.importorskip(_name, reason="needs the export extra")
+requires_export()
 
 ROOT = Path(__file__).parents[2]
 EXPERTS = ("expert-sql", "expert-elastic", "expert-json")

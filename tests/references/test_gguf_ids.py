@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from gguf_texts import texts
-from llamacpp import token_ids
-from recorded_ids import SMOLLM2, SPECIAL, recorded
+from support.gguf_texts import texts
+from support.llamacpp import token_ids
+from support.recorded_ids import SMOLLM2, SPECIAL, recorded
 
 from hivellm_export.gguf_file import GgufFile
 from hivellm_export.gguf_tokenizer import read_tokenizer

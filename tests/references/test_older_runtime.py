@@ -80,8 +80,7 @@ def old_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def packages(exported: Path, base_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Package, base and prompts by name: the real experts in fp32 and int8, and a tiny one for two targets."""
-    sys.path.insert(0, str(ROOT / "tests" / "export"))
-    import tiny
+    from support import tiny
 
     from hivellm_export.pipeline import export
 

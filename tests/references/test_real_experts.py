@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rows import begun
+from support.rows import begun
 
 from hivellm_ort import Expert, ExpertManager, ExpertManifest
 from hivellm_ort.loading.pack import pack

@@ -13,7 +13,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from earley import read
+from support.earley import read
 
 from hivellm_ort import ExpertManager
 

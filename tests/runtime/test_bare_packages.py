@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from running import PROMPT, Packages
+from support.golden import bundle
+from support.running import PROMPT, Packages
 
-from hivellm_export.pipeline import export
 from hivellm_ort import AdapterError, BaseMismatchError, Expert, IntegrityError, LoadError
 from hivellm_ort.adapters.prepared import PreparedAdapter
 from hivellm_ort.contract import DECODER_JSON, DecoderConfig
@@ -44,8 +44,9 @@ Pack = Callable[..., Path]
 def bundles(packages: Packages, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The base bundle of the experts by precision."""
     work = tmp_path_factory.mktemp("bundles")
-    for precision in ("fp32", "int8", "int4"):
-        export(packages.model, [], work / precision, precision=precision)
+    shutil.copytree(packages.base, work / "fp32")
+    for precision in ("int8", "int4"):
+        bundle(precision, work / precision)
     return {path.name: path for path in work.iterdir()}
 
 

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 import pytest
-from running import PROMPT, active, slowed
+from support.running import PROMPT, active, slowed
 
 from hivellm_ort import Expert
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from running import PROMPT, Packages, engine_of
+from support.running import PROMPT, Packages, engine_of
 
 from hivellm_ort import Expert, LoadError
 from hivellm_ort.engine.session import Engine

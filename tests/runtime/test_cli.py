@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from running import PROMPT, Packages
+from support.running import PROMPT, Packages
 
 from hivellm_ort import Expert, __version__
 from hivellm_ort.cli.main import main

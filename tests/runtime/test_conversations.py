@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import PROMPT, Packages, engine_of, prompt_ids, replace_files
+from support.running import PROMPT, Packages, engine_of, prompt_ids, replace_files
 from tokenizers import Tokenizer, processors
 
 from hivellm_ort import (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 import threading
@@ -11,8 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.extras import requires_export
+
+requires_export()
+
+from golden.sources import BASES, save_base
 from hostile_graphs import change_graphs, looping
-from running import PROMPT, Packages, active, prompt_ids
+from support.running import PROMPT, Packages, active, prompt_ids
 
 from hivellm_export.pipeline import export
 from hivellm_ort import Expert, ExpertManager
@@ -32,8 +38,9 @@ def bundle(packages: Packages, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def made_endless(packages: Packages, folder: Path, **options: Any) -> Path:
-    """Export the base of `packages` with options, and change its graphs."""
-    export(packages.model, [], folder, precision="fp32", **options)
+    """Export the base of `packages` with a longer context and with options, and change its graphs."""
+    longer = dataclasses.replace(BASES["tiny"], context=2048)
+    export(save_base(folder.with_name("longer"), longer), [], folder, precision="fp32", **options)
     with Expert.load(packages.lora_folder, base=folder, cache_dir=packages.cache, trust="off") as expert:
         (token,) = set(prompt_ids(expert, "Z")) - set(prompt_ids(expert, "")) - set(prompt_ids(expert, "z"))
     return change_graphs(folder, looping(token))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from running import Packages, engine_of, held
+from support.running import Packages, engine_of, held
 
 from hivellm_ort import Expert, ExpertManager, InferenceResult
 

@@ -11,17 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import peft
 import pytest
-import tiny
 import tokenizers
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rows import begun
-from running import CONTEXT, PROMPT, SHORT_CONTEXT, Packages, active, engine_of, engines, greedy, prompt_ids
+from support.extras import requires_export
+from support.golden import with_base
+from support.rows import begun
+from support.running import (
+    CONTEXT,
+    PROMPT,
+    SHORT_CONTEXT,
+    Packages,
+    active,
+    engine_of,
+    engines,
+    greedy,
+    prompt_ids,
+)
 
-from hivellm_export.pipeline import export
 from hivellm_ort import (
     AdapterError,
     ContextLengthError,
@@ -49,7 +57,13 @@ def test_greedy_is_the_most_likely_token_each_step(lora: Expert) -> None:
 
 def test_greedy_is_what_peft_generates(packages: Packages, lora: Expert) -> None:
     """The same answer as `generate` of transformers with PEFT's adapter."""
-    model = peft.PeftModel.from_pretrained(tiny.load_model(packages.model), packages.lora_folder).eval()
+    requires_export()
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(packages.model, dtype=torch.float32)
+    model = peft.PeftModel.from_pretrained(base, packages.lora_folder).eval()
     token_ids = torch.tensor([prompt_ids(lora, PROMPT)])
     with torch.no_grad():
         answer = model.generate(
@@ -152,16 +166,10 @@ def test_end_token_as_the_last_that_is_allowed(packages: Packages) -> None:
 
 def test_manifest_gives_the_defaults(packages: Packages, tmp_path: Path) -> None:
     """Sampling and length come from the manifest where the caller leaves them open."""
-    folder = Path(shutil.copytree(packages.lora_folder, tmp_path / "expert"))
-    manifest = json.loads((folder / "manifest.json").read_text())
     decoding = {"temperature": 1.2, "top_p": 0.9, "top_k": 50, "max_new_tokens": 11}
-    manifest["training"] = {"decoding": decoding}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    report = export(packages.model, [folder], tmp_path / "out", precision="fp32")
+    package = with_base("lora", tmp_path / "own.expert", manifest={"training": {"decoding": decoding}})
     with (
-        Expert.load(
-            tmp_path / "out" / report.packages[0].file, cache_dir=tmp_path / "cache", threads=1
-        ) as own,
+        Expert.load(package, cache_dir=tmp_path / "cache", threads=1) as own,
         packages.load("lora") as plain,
     ):
         default = own.generate(PROMPT, seed=5)
@@ -221,9 +229,9 @@ def test_growing_cache_changes_nothing(lora: Expert, monkeypatch: pytest.MonkeyP
 def test_answer_beyond_the_first_capacity(lora: Expert) -> None:
     """A long answer outgrows its first cache and goes on as if it had been large."""
     expected = tuple(
-        token for token, _ in greedy(lora, prompt_ids(lora, PROMPT), steps=700, capacity=CONTEXT)
+        token for token, _ in greedy(lora, prompt_ids(lora, PROMPT), steps=400, capacity=CONTEXT)
     )
-    assert expected == lora.generate(PROMPT, max_tokens=700).tokens
+    assert expected == lora.generate(PROMPT, max_tokens=400).tokens
 
 
 def test_prefill_in_chunks(lora: Expert, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
-from earley import read
-from running import PROMPT, Packages, engine_of
+from support.earley import read
+from support.running import PROMPT, Packages, engine_of
 
 from hivellm_ort import Expert, ExpertManager, Grammar, GrammarError, InferenceError, LoadError
 from hivellm_ort.engine import decoder

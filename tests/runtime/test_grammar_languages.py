@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 import pytest
-from earley import read
+from support.earley import read
 
 from hivellm_ort import Expert
 

@@ -8,11 +8,15 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import onnx
 import pytest
+from support.extras import requires_export
+
+requires_export()
+
+import onnx
 from hostile_graphs import change_graphs, looping, repacked
 from onnx import TensorProto, helper
-from running import PROMPT, Packages
+from support.running import PROMPT, Packages
 
 from hivellm_export.check import check_bundle
 from hivellm_export.pipeline import export

@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from running import PROMPT, Packages
 from safetensors.numpy import save_file
+from support.running import CONTEXT, PROMPT, Packages
 
-from hivellm_export.pipeline import export
 from hivellm_ort import Expert
 from hivellm_ort.cli.main import main
 
@@ -151,11 +150,8 @@ def test_packed_folder_answers_as_the_exported_expert(
     invoke: Invoke, folder: Path, packages: Packages, tmp_path: Path
 ) -> None:
     """pack, then load on the base alone: the tokens of the package that export makes."""
-    export(packages.model, [], tmp_path / "base", precision="fp32")
     assert 0 == invoke("pack", folder, "--output", tmp_path / "x.expert").exit_code
-    loaded = Expert.load(
-        tmp_path / "x.expert", base=tmp_path / "base", cache_dir=tmp_path / "cache", threads=1
-    )
+    loaded = Expert.load(tmp_path / "x.expert", base=packages.base, cache_dir=tmp_path / "cache", threads=1)
     with loaded as bare, packages.load("dora") as exported:
         options: dict[str, Any] = {"temperature": 0, "max_tokens": 20, "system": "x", "grammar": False}
         assert exported.generate(PROMPT, **options).tokens == bare.generate(PROMPT, **options).tokens
@@ -252,7 +248,7 @@ def test_inspect_an_exported_package(invoke: Invoke, packages: Packages) -> None
     assert ("prepared", "dora", 4) == (adapter["form"], adapter["kind"], adapter["rank"])
     assert {"q_proj", "down_proj"} < set(adapter["modules"])
     (base,) = info["bases"]
-    assert ("tiny", "fp32", "cpu", 2048) == tuple(
+    assert ("tiny", "fp32", "cpu", CONTEXT) == tuple(
         base[key] for key in ("name", "precision", "target", "context")
     )
     assert "chat_template.jinja" == info["chat_template"]
@@ -261,7 +257,7 @@ def test_inspect_an_exported_package(invoke: Invoke, packages: Packages) -> None
         assert sum(member.size for member in archive.getmembers()) == info["bytes"]
     lines = invoke("inspect", packages.dora).stdout.splitlines()
     assert "expert:       expert-dora 1.0.0" == lines[0]
-    assert "base inside:  tiny fp32 for cpu, context 2048" in lines
+    assert f"base inside:  tiny fp32 for cpu, context {CONTEXT}" in lines
     assert any(line.startswith("adapter:      dora rank 4 on down_proj,") for line in lines)
     merged = invoke("inspect", packages.merged).stdout.splitlines()
     assert "adapter:      merged into the base" in merged

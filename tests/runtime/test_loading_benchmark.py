@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from running import Packages
+from support.running import Packages
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "loading.py"
 

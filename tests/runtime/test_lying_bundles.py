@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from running import PROMPT, Packages
+from support.running import PROMPT, Packages
 
 from hivellm_ort import Expert
 from hivellm_ort.adapters.config import read_peft_config

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from running import PROMPT, Packages, engine_of, greedy, prompt_ids
+from support.running import PROMPT, Packages, engine_of, greedy, prompt_ids
 
 from hivellm_ort import Expert, ExpertManager, GenerateOptions, OptionError, OptionTypeError
 from hivellm_ort.options import check_options, options_of_rows

@@ -12,18 +12,16 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from running import PROMPT, Packages
+from support.extras import HAS_EXPORT, requires_export
+from support.running import PROMPT, Packages
 
-import hivellm_export
 import hivellm_ort
 import hivellm_ort.integrity
-from hivellm_export.check import check_bundle
-from hivellm_export.package import ExpertSource
-from hivellm_export.pipeline import export
 from hivellm_ort import Expert, ExpertManager, ExpertManifest
 from hivellm_ort.adapters.prepared import PreparedAdapter
 from hivellm_ort.cli.main import main
@@ -39,10 +37,19 @@ from hivellm_ort.text.template import ChatTemplate
 from hivellm_ort.text.tokenizer import TextTokenizer
 
 ODD = "mit Leerzeichen, é и 模型 🐝"
-FUNCTIONS = [
-    check_bundle, export, extract, open_package, pack, read_private_key, schema_problems, sha256_file,
+PACKAGES: list[ModuleType] = [hivellm_ort]
+FUNCTIONS: list[Callable[..., Any]] = [
+    extract, open_package, pack, read_private_key, schema_problems, sha256_file,
     write,
 ]  # fmt: skip
+if HAS_EXPORT:
+    import hivellm_export
+    from hivellm_export.check import check_bundle
+    from hivellm_export.package import ExpertSource
+    from hivellm_export.pipeline import export
+
+    PACKAGES.append(hivellm_export)
+    FUNCTIONS += [check_bundle, export]
 
 
 def _methods(owner: type) -> Iterator[tuple[str, Callable[..., Any]]]:
@@ -56,7 +63,7 @@ def _methods(owner: type) -> Iterator[tuple[str, Callable[..., Any]]]:
 
 def _readers() -> Iterator[tuple[str, Callable[..., Any]]]:
     """`from_file` and `from_folder` of every class of both packages."""
-    for package in (hivellm_ort, hivellm_export):
+    for package in PACKAGES:
         for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if not found.name.endswith("__main__"):
                 module = importlib.import_module(found.name)
@@ -92,10 +99,9 @@ def test_the_search_finds_them() -> None:
         ("ExpertManager.load_experts", "packages"),
         ("ExpertManifest.from_file", "path"),
         ("DecoderConfig.from_file", "path"),
-        ("ExpertSource.from_folder", "folder"),
         ("Store.__init__", "root"),
-        ("export", "experts"),
         ("sign", "output"),
+        *([("ExpertSource.from_folder", "folder"), ("export", "experts")] if HAS_EXPORT else []),
     } <= PARAMETERS.keys()
 
 
@@ -134,6 +140,7 @@ def test_from_export_to_answer(
     packages: Packages, lora: Expert, folder: Path, given: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Everything works on odd paths, given as strings or as objects that stand for paths."""
+    requires_export()
     options: dict[str, Any] = {"temperature": 0, "max_tokens": 8}
     expected = lora.generate(PROMPT, **options).tokens
     model = Path(shutil.copytree(packages.model, folder / "base модель"))

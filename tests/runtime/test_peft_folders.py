@@ -13,9 +13,10 @@ from typing import Any
 
 import click.testing
 import pytest
-from running import PROMPT, Packages
+from support.extras import HAS_EXPORT
+from support.golden import bundle, golden
+from support.running import PROMPT, Packages
 
-from hivellm_export.pipeline import export
 from hivellm_ort import (
     AdapterError,
     Expert,
@@ -43,8 +44,7 @@ Invoke = Callable[..., click.testing.Result]
 def base(packages: Packages, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The base bundle of the experts."""
     folder = tmp_path_factory.mktemp("base") / "tiny"
-    export(packages.model, [], folder, precision="fp32")
-    return folder
+    return Path(shutil.copytree(packages.base, folder))
 
 
 @pytest.fixture
@@ -151,7 +151,9 @@ def test_own_template(
         (folder / MANIFEST).write_text(json.dumps(manifest))
     assert 0 == invoke("pack", folder, "--output", "x.expert").exit_code
     packages_made = [Path("x.expert")]
-    if not place:
+    if not place and HAS_EXPORT:
+        from hivellm_export.pipeline import export
+
         report = export(packages.model, [folder], tmp_path / "out", precision="fp32")
         packages_made.append(tmp_path / "out" / report.packages[0].file)
     for package in packages_made:
@@ -224,7 +226,7 @@ def test_init_then_pack(packages: Packages, base: Path, folder: Path, invoke: In
     )
     assert json.loads((base / "decoder.json").read_text())["source_sha256"] == model.sha256
     adapter = model.adapters[0]
-    assert ("dora", 4, 8.0, 7) == (adapter.type, adapter.r, adapter.alpha, len(adapter.target_modules))
+    assert ("dora", 4, 8.0, 3) == (adapter.type, adapter.r, adapter.alpha, len(adapter.target_modules))
     assert (("###",), 12, 0.0) == (
         manifest.decoding.stop_sequences,
         manifest.decoding.max_new_tokens,
@@ -338,10 +340,10 @@ def test_init_of_a_wrong_folder(folder: Path, invoke: Invoke, tmp_path: Path) ->
 
 def test_commands_name_init(packages: Packages, folder: Path, invoke: Invoke) -> None:
     """Without a manifest pack and export say which command writes it."""
-    for arguments in (
-        ("pack", folder),
-        ("export", "--base", packages.model, "--expert", folder, "--output", "o"),
-    ):
+    commands: list[tuple[Any, ...]] = [("pack", folder)]
+    if HAS_EXPORT:
+        commands.append(("export", "--base", packages.model, "--expert", folder, "--output", "o"))
+    for arguments in commands:
         assert f"hivellm-ort init {folder}" in refusal(invoke(*arguments))
     assert [] == list(Path().iterdir())
 
@@ -364,7 +366,8 @@ def test_loading_errors_name_the_folder(base: Path, folder: Path, tmp_path: Path
 def thin(packages: Packages, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `export --thin` writes: a package, and `base/` beside it."""
     place = tmp_path_factory.mktemp("thin") / "out"
-    export(packages.model, [packages.lora_folder.with_name("dora")], place, precision="fp32", thin=True)
+    shutil.copytree(packages.base, place / "base")
+    shutil.copy(golden("dora"), place)
     return place
 
 
@@ -412,7 +415,7 @@ def test_only_the_very_base_of_a_signed_package(
     trust = Trust("require", keys={"me": Path("publisher.pub").read_text().strip()})
     assert expected(packages) == tokens(package, None, tmp_path / "cache", trust=trust)
     shutil.rmtree(place / "base")
-    export(packages.model, [], place / "base", precision="int8")
+    bundle("int8", place / "base")
     with pytest.raises(LoadError, match="nor in the cache"):
         tokens(package, None, tmp_path / "other cache", trust=trust)
     with Expert.load(package, cache_dir=tmp_path / "other cache", threads=1) as expert:

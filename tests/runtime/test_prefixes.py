@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from running import PROMPT, Packages, engine_of, held
+from support.running import PROMPT, Packages, engine_of, held
 
 from hivellm_ort import Expert, ExpertManager
 from hivellm_ort.engine.prefixes import PrefixCache

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 from click.testing import CliRunner
-from running import PROMPT, Packages, engine_of, engines, held
+from support.running import PROMPT, Packages, engine_of, engines, held
 
 from hivellm_ort import Expert, ExpertManager, ProviderError
 from hivellm_ort.cli.main import main

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from running import PROMPT, Packages
+from support.running import PROMPT, Packages
 
 import hivellm_ort
 from hivellm_ort import Expert, GenerateOptions

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from running import PROMPT, Packages, engine_of, replace_files
+from support.running import PROMPT, Packages, engine_of, replace_files
 from tokenizers import AddedToken, Tokenizer
 
 from hivellm_ort import Expert, GrammarError

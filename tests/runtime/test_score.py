@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from running import PROMPT, Packages, engine_of, held
+from support.running import PROMPT, Packages, engine_of, held
 
 from hivellm_ort import Expert, ExpertManager, InferenceError, OptionError, OptionTypeError
 from hivellm_ort.decoding.scoring import AnswerTree, shares

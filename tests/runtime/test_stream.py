@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from running import PROMPT, Packages, active, engine_of, slowed
+from support.running import PROMPT, Packages, active, engine_of, slowed
 
 from hivellm_ort import Expert, InferenceError
 from hivellm_ort.engine import decoder

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from running import PROMPT, Packages
+from support.running import PROMPT, Packages
 
-pytestmark = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full and a shell")
+pytestmark = pytest.mark.skipif(
+    not Path("/dev/full").is_char_device(), reason="needs the device /dev/full and a shell"
+)
 Shell = Callable[..., "subprocess.CompletedProcess[str]"]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from running import PROMPT, Packages, engine_of
+from support.running import PROMPT, Packages, engine_of
 
 from hivellm_ort import Expert
 from hivellm_ort.cli.main import main

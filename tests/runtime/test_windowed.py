@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from running import PROMPT, Packages
+from support.running import PROMPT, Packages
 
 # Unpacking lasts longer than a progress bar waits before it shows itself.
 SCRIPT = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from support.extras import requires_export
 from tokenizer_samples import byte_level_tokenizer
 
 from hivellm_ort.text.messages import checked_messages, checked_tools
@@ -198,6 +199,7 @@ def shown(source: str, messages: Any, tools: Any = None) -> str:
 
 def by_transformers(source: str, messages: Any, tools: Any = None) -> str:
     """Return the text that transformers gives."""
+    requires_export()
     import transformers
 
     reference = transformers.PreTrainedTokenizerFast(

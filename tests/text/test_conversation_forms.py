@@ -7,9 +7,6 @@ import logging
 from typing import Any
 
 import pytest
-
-pytest.importorskip("transformers")
-
 from template_samples import (
     ALTERNATING,
     ANSWER,

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.extras import requires_export
 
-pytest.importorskip("transformers")
+requires_export()
 
 import transformers
 from template_samples import ANSWER, QUESTION, RESULT, SYSTEM, TOOL, call

@@ -14,6 +14,7 @@ from typing import Any
 
 import jinja2
 import pytest
+from support.extras import requires_export
 
 from hivellm_ort.decoding.stops import StopMatcher
 from hivellm_ort.errors import InferenceError
@@ -85,7 +86,9 @@ def test_ids_are_those_of_transformers(
     enable_thinking: bool | None,
 ) -> None:
     """An ordinary conversation has the text and the ids that apply_chat_template gives."""
-    transformers = pytest.importorskip("transformers")
+    requires_export()
+    import transformers
+
     if template.built_in:
         pytest.skip("the model has no template")
     reference = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
@@ -106,7 +109,9 @@ def test_tools_are_those_of_transformers(
     folder: Path, tokenizer: TextTokenizer, template: ChatTemplate, messages: Any
 ) -> None:
     """A conversation with tools, where the template shows them, has the ids that apply_chat_template gives."""
-    transformers = pytest.importorskip("transformers")
+    requires_export()
+    import transformers
+
     try:
         fitted, tools = template.fit(messages, [TOOL])
     except InferenceError as error:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.extras import requires_export
 from tokenizer_samples import byte_level_tokenizer, prefixed_tokenizer
 
 from hivellm_ort.errors import InferenceError, LoadError
@@ -81,7 +82,9 @@ VARIABLES = """{% if tools is none and documents is none %}none{% endif %}
 )
 def test_renders_as_transformers_does(source: str, start: int, add_generation_prompt: bool) -> None:
     """The text equals that of apply_chat_template."""
-    transformers = pytest.importorskip("transformers")
+    requires_export()
+    import transformers
+
     reference = transformers.PreTrainedTokenizerFast(
         tokenizer_object=byte_level_tokenizer(), bos_token="<|im_start|>", eos_token="<|im_end|>"
     )

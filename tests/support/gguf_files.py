@@ -10,13 +10,13 @@ from typing import Any
 
 import gguf
 import numpy as np
-import tiny
 import torch
-from gguf_texts import PARTS
 from tokenizers import pre_tokenizers
 from torch import nn
 
 from hivellm_export.gguf_pretokenizers import PRE_TOKENIZERS
+from support import tiny
+from support.gguf_texts import PARTS
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 MARKERS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")

@@ -1,7 +1,7 @@
 """Ids that llama.cpp gave, for where it is not installed; run as a script, this records them again.
 
     pip install llama-cpp-python
-    PYTHONPATH=tests:tests/export python tests/recorded_ids.py [SmolLM2-135M-Instruct.Q4_1.gguf]
+    PYTHONPATH=tests python -m support.recorded_ids [SmolLM2-135M-Instruct.Q4_1.gguf]
 
 Without the file, what was recorded for it stays.
 """
@@ -40,9 +40,9 @@ def recorded() -> dict[str, Any]:
 
 
 def _record(smollm2: Path | None) -> None:
-    from gguf_files import VOCABULARIES, save
-    from gguf_texts import PARTS, texts
-    from llamacpp import token_ids
+    from support.gguf_files import VOCABULARIES, save
+    from support.gguf_texts import PARTS, texts
+    from support.llamacpp import token_ids
 
     kept = recorded() if PLACE.exists() else {}
     chosen = [text for text in texts(2000, special=SPECIAL, seed=5)[-1500:] if 8 < len(text) < 48][:48]

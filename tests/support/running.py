@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from rows import begun
 
 from hivellm_ort import Expert, ExpertManager
 from hivellm_ort.engine.adapters import BoundAdapter
 from hivellm_ort.engine.session import Engine
 from hivellm_ort.serving.pool import BASES
+from support.rows import begun
 
-CONTEXT = 2048
+CONTEXT = 512
 SHORT_CONTEXT = 128
 PROMPT = "select the users"
 
@@ -30,7 +30,8 @@ class Packages:
 
     Attributes:
         cache: for `cache_dir`.
-        model: the base model's folder, a llama with a context of `CONTEXT`.
+        model: the base model's folder, a qwen3 with a context of `CONTEXT`.
+        base: its bundle in fp32.
         lora: an expert on it.
         dora: another, of the same bundle.
         ia3: a third.
@@ -38,11 +39,12 @@ class Packages:
         ending: as `lora`, but the base ends answers at `eos` too.
         eos: the 21st token that `lora` answers to `PROMPT`, or an earlier one of the same id.
         merged: as `dora`, folded into its base.
-        short: an expert on another base, a qwen3 with a context of `SHORT_CONTEXT`.
+        short: an expert on another base, a llama with a context of `SHORT_CONTEXT`.
     """
 
     cache: Path
     model: Path
+    base: Path
     lora: Path
     dora: Path
     ia3: Path

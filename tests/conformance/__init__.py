@@ -1,0 +1,1 @@
+"""The conformance vectors: what runs them, and what makes them."""

@@ -1,0 +1,1 @@
+"""Tiny packages that are always the same, and the script that makes them."""
