@@ -109,7 +109,7 @@ def lookup(manager: ExpertManager, rounds: int) -> dict[str, float]:
 
 def prefix(manager: ExpertManager, rounds: int) -> dict[str, float]:
     """Time to the first token of a prompt with a known beginning of some 300 tokens: read anew, over kept."""
-    prefixes = manager._residents.bases()[0].engine.prefixes
+    prefixes = manager._registry.bases()[0].engine.prefixes
 
     def first_token(clear: bool) -> Callable[[int], float]:
         def run(number: int) -> float:
@@ -128,7 +128,7 @@ def prefix(manager: ExpertManager, rounds: int) -> dict[str, float]:
 def batch(manager: ExpertManager, rounds: int) -> dict[str, float]:
     """Tokens per second of eight requests of 64 tokens to three experts at once, over one after another."""
     requests = [(name, QUESTIONS[name].format(n=n)) for n in range(100, 103) for name in EXPERTS][:8]
-    prefixes = manager._residents.bases()[0].engine.prefixes
+    prefixes = manager._registry.bases()[0].engine.prefixes
 
     options = {**GREEDY, "min_tokens": GREEDY["max_tokens"]}
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hivellm_ort import Grammar, GrammarError
-from hivellm_ort.grammar.check import accepts, check_grammar
+from hivellm_ort.grammar.report import accepts, check_grammar
 
 _ORDERS = 200
 

@@ -62,7 +62,7 @@ def clients(
     manager: ExpertManager, count: int, requests: int, options: dict[str, Any], waits: list[float]
 ) -> float:
     """Tokens per second of so many clients at once, with so many requests in all; prompts are read anew."""
-    for base in manager._residents.bases():
+    for base in manager._registry.bases():
         base.engine.prefixes.clear()
     threads = [
         threading.Thread(target=client, args=(manager, number, requests // count, options, waits))
@@ -108,7 +108,7 @@ def percentiles(values: list[float]) -> dict[str, float]:
 
 def hand_over(manager: ExpertManager, rounds: int, tokens: int) -> dict[str, float]:
     """Microseconds per token that a stream takes beyond the decode loop alone, on the same request."""
-    expert = manager._residents.get("sql").expert
+    expert = manager._registry.get("sql").expert
     assert expert is not None
     question = QUESTIONS["sql"].format(n=7)
     options: Any = {"temperature": 0, "max_tokens": tokens, "min_tokens": tokens, "prompt_lookup": False}

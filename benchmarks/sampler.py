@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from hivellm_ort.decoding.bad_words import TokenTexts
 from hivellm_ort.decoding.logprobs import token_logprob
 from hivellm_ort.decoding.processors import make_processors
 from hivellm_ort.decoding.sampler import FloatArray, SamplingParams, make_sampler
-from hivellm_ort.decoding.words import TokenTexts
 
 SAMPLING: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},

@@ -27,10 +27,10 @@ class Ours(Peer):
         for name in spec["experts"]:
             (package,) = folder.glob(f"expert-{name}-*.expert")
             self.manager.load_expert(name, package, base=self.base)
-            self.adapters[name] = self.manager._residents.get(name).expert.adapter
+            self.adapters[name] = self.manager._registry.get(name).expert.adapter
         self.rows: dict[bool, Any] = {}
         if spec["experts"]:
-            self.engine = self.manager._residents.bases()[0].engine
+            self.engine = self.manager._registry.bases()[0].engine
         else:
             from hivellm_ort.engine.session import Engine
 
@@ -62,7 +62,7 @@ class Ours(Peer):
 
         import numpy as np
 
-        from hivellm_ort.adapters.prepared import PreparedAdapter, PreparedModule
+        from hivellm_ort.adapters.prepared_adapter import PreparedAdapter, PreparedModule
         from hivellm_ort.engine.adapters import BoundAdapter
 
         rng, config = np.random.default_rng(rank), self.engine.config

@@ -16,7 +16,7 @@ from hivellm_export.check import check_bundle
 from hivellm_export.lower import lower
 from hivellm_export.ranges import activation_ranges, cache_scales
 from hivellm_export.source import BaseModel
-from hivellm_export.targets import Precision, Target
+from hivellm_export.target_support import Precision, Target
 from hivellm_export.weights import WeightWriter
 from hivellm_ort.adapters.tensors import EMBEDDINGS, table_digest
 from hivellm_ort.contract import (

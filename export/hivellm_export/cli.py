@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hivellm_export.targets import TARGETS
+from hivellm_export.target_support import TARGETS
 from hivellm_ort.cli.output import echo, json_option, print_json
 from hivellm_ort.errors import ExportError
 

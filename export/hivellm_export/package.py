@@ -9,11 +9,11 @@ from pathlib import Path
 from hivellm_ort.adapters.files import check_adapter_files
 from hivellm_ort.contract import ADAPTER_FILE
 from hivellm_ort.errors import BaseMismatchError, ManifestError
+from hivellm_ort.package.bundle_folders import FOLDER
 from hivellm_ort.package.links import check_folder
 from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
 from hivellm_ort.package.members import bundle_members_of, root_members
 from hivellm_ort.package.packing import write
-from hivellm_ort.package.targets import FOLDER
 from hivellm_ort.paths import StrPath
 from hivellm_ort.progress import progress_bar
 

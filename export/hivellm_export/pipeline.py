@@ -14,8 +14,8 @@ from pathlib import Path
 from hivellm_export.bundle import write_bundle
 from hivellm_export.lower import sites_of
 from hivellm_export.merge import merge
+from hivellm_export.output_folder import built_beside
 from hivellm_export.package import ExpertSource, write_package
-from hivellm_export.place import built_beside
 from hivellm_export.plans import Plan, plan_bundles
 from hivellm_export.source import BaseModel, load_base
 from hivellm_export.trace import trace_decoder
@@ -25,7 +25,7 @@ from hivellm_export.verify.report import Verification
 from hivellm_export.verify.run import Made, verify
 from hivellm_ort.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from hivellm_ort.adapters.prepare import Embeddings, prepare
-from hivellm_ort.adapters.prepared import PreparedAdapter
+from hivellm_ort.adapters.prepared_adapter import PreparedAdapter
 from hivellm_ort.adapters.tensors import same_values
 from hivellm_ort.contract import Site
 from hivellm_ort.engine.cpu import cpu_flags
@@ -125,7 +125,7 @@ def export(
         output: the folder to write to.
         precision: of the weights, for several targets as `TARGET=PRECISION`; one or a list. A target has a default,
             and `auto` goes by the model's size and this machine's CPU.
-        target: what the graphs are for, one or several of `hivellm_export.targets.TARGETS`.
+        target: what the graphs are for, one or several of `hivellm_export.target_support.TARGETS`.
         context: tokens of the cache, for targets of fixed shapes.
         cache: type of keys and values of target `cpu`, `int8` or None for that of the precision.
         merged: fold the one expert into the weights.

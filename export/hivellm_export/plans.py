@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from hivellm_export.targets import TARGETS, Precision, Target, choose_target, graph_form
+from hivellm_export.target_support import TARGETS, Precision, Target, choose_target, graph_form
 from hivellm_ort.contract import Architecture, GraphForm
 from hivellm_ort.errors import ExportError
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from hivellm_export.quantize import Quantized, block_size, quantize, quantize_channels, smoothing
 from hivellm_export.shaping import FLOAT_TYPES
-from hivellm_export.targets import Precision
+from hivellm_export.target_support import Precision
 from hivellm_ort.contract import WEIGHTS_FILE, Site, StoredWeights
 from hivellm_ort.errors import ExportError
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from hivellm_ort.adapters.config import PeftConfig, read_peft_config, unmatched_targets
 from hivellm_ort.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from hivellm_ort.adapters.prepared import PreparedAdapter, PreparedModule
+from hivellm_ort.adapters.prepared_adapter import PreparedAdapter, PreparedModule
 from hivellm_ort.adapters.tensors import EMBEDDINGS, PREFIX, AdapterTensors
 from hivellm_ort.contract import Site
 from hivellm_ort.errors import AdapterError, BaseMismatchError

@@ -16,8 +16,8 @@ import click
 from hivellm_ort import __version__
 from hivellm_ort.cli.output import echo, json_option, print_json
 from hivellm_ort.engine.cpu import cpu_flags
+from hivellm_ort.engine.provider_table import PROVIDERS, TARGETS, trouble
 from hivellm_ort.engine.providers import distributions, import_onnxruntime
-from hivellm_ort.engine.targets import PROVIDERS, TARGETS, trouble
 from hivellm_ort.errors import LoadError, ProviderError
 from hivellm_ort.package.sizes import format_size
 from hivellm_ort.package.store import Store

@@ -67,7 +67,7 @@ def check(
     Exit status: 0 sound, and every sample accepted; 1 a sample was rejected; 2 the grammar is wrong, or a file
     cannot be read.
     """
-    from hivellm_ort.grammar.check import accepts, check_grammar
+    from hivellm_ort.grammar.report import accepts, check_grammar
 
     text = _content(file)
     known = kind or KINDS.get(file.suffix.lower())

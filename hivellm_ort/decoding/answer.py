@@ -6,7 +6,7 @@ from bisect import bisect_left
 
 from hivellm_ort.decoding.stops import StopMatcher
 from hivellm_ort.text.detokenizer import IncrementalDetokenizer
-from hivellm_ort.text.thinking import ReasoningSplitter
+from hivellm_ort.text.reasoning import ReasoningSplitter
 
 __all__ = ["AnswerText"]
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from hivellm_ort.callbacks import ordinary
 from hivellm_ort.decoding.arrays import FloatArray, IntArray
+from hivellm_ort.decoding.bad_words import TokenTexts
 from hivellm_ort.decoding.params import SamplingParams
 from hivellm_ort.decoding.sampler import LogitsProcessor
-from hivellm_ort.decoding.words import TokenTexts
 from hivellm_ort.errors import OptionError, OptionTypeError
 
 __all__ = ["checked", "make_processors"]

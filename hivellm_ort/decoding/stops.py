@@ -49,18 +49,18 @@ class StopMatcher:
     def __init__(
         self,
         stops: Sequence[str],
-        gentle: Sequence[str] = (),
+        soft: Sequence[str] = (),
         *,
         include_stop: bool = False,
         thinking: bool = False,
     ) -> None:
         _check("stop", stops, MAX_STOPS)
-        _check("gentle stop", gentle, MAX_PUBLISHED_STOPS)
+        _check("gentle stop", soft, MAX_PUBLISHED_STOPS)
         # As the text may end after a kept stop and before another, the kept one is complete first; else the shortest.
-        kinds = [_Stop(stop) for stop in set(stops)] + [_gentle(stop) for stop in set(gentle) - set(stops)]
+        kinds = [_Stop(stop) for stop in set(stops)] + [_soft(stop) for stop in set(soft) - set(stops)]
         self._stops = sorted(kinds, key=lambda stop: (not stop.kept, len(stop.text), stop.text))
         # Where backslashes escape nothing, as in SQL, the first reading may miss the end of a literal.
-        self._readings = [Nesting("\"'`"), Nesting('"`')] if set(gentle) - set(stops) else []
+        self._readings = [Nesting("\"'`"), Nesting('"`')] if set(soft) - set(stops) else []
         self.include_stop = include_stop
         self._held = ""
         self._levels = [Level.LITERAL]  # before each character held, and after the last
@@ -213,7 +213,7 @@ class _Found(NamedTuple):
     stop: str
 
 
-def _gentle(text: str) -> _Stop:
+def _soft(text: str) -> _Stop:
     if text.isspace():
         return _Stop(text, most=Level.COMMENT)
     if all(character in _CLOSING or character.isspace() for character in text):

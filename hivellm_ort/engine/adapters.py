@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hivellm_ort.adapters.prepared import PreparedAdapter, PreparedModule
+from hivellm_ort.adapters.prepared_adapter import PreparedAdapter, PreparedModule
 from hivellm_ort.contract import DecoderConfig, Part, Site
-from hivellm_ort.engine.tensors import FLOAT_TYPES, Array, ElementType, Memory, Tensor
+from hivellm_ort.engine.device_arrays import FLOAT_TYPES, Array, ElementType, Memory, Tensor
 from hivellm_ort.errors import AdapterError, BaseMismatchError
 
 __all__ = ["BoundAdapter", "bind_values"]

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from hivellm_ort.engine.tensors import Array, ElementType, Memory, host_value
+from hivellm_ort.engine.device_arrays import Array, ElementType, Memory, host_value
 
 __all__ = ["Block", "DeviceBlock", "HostBlock"]
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from hivellm_ort.contract import DecoderConfig
-from hivellm_ort.engine.cache import CacheForm
+from hivellm_ort.engine.device_arrays import CACHE_TYPES, FLOAT_TYPES, ElementType, Memory
+from hivellm_ort.engine.kv_cache import CacheForm
 from hivellm_ort.engine.placement import Placement
 from hivellm_ort.engine.providers import import_onnxruntime
-from hivellm_ort.engine.tensors import CACHE_TYPES, FLOAT_TYPES, ElementType, Memory
 from hivellm_ort.errors import ProviderError
 
 __all__ = ["Capabilities"]
@@ -39,7 +39,7 @@ class Capabilities:
         cache_type: type of keys and values.
         memory: of the device, where adapters are kept, and keys and values unless `new_tokens`; None for the host.
             What is bound from the host is copied to a device when it is bound, so it is bound anew for each run.
-        captured: whether the provider records runs and repeats them: every run then says which it is, or that it is
+        cuda_graph: whether the provider records runs and repeats them: every run then says which it is, or that it is
             none (`engine.running`).
     """
 
@@ -55,7 +55,7 @@ class Capabilities:
     total: tuple[int, ...] | None
     cache_type: ElementType
     memory: Memory | None
-    captured: bool
+    cuda_graph: bool
 
     @classmethod
     def of(cls, config: DecoderConfig, placement: Placement) -> Capabilities:
@@ -102,7 +102,7 @@ class Capabilities:
             total=None if total is None else (1,) * len(total),
             cache_type=CACHE_TYPES[form.cache_dtype],
             memory=Memory(provider.memory, placement.number) if provider.memory else None,
-            captured=placement.captured,
+            cuda_graph=placement.cuda_graph,
         )
 
     @property

@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 
 from hivellm_ort.contract import DecoderConfig
 from hivellm_ort.engine.adapters import BoundAdapter, bind_values
-from hivellm_ort.engine.cache import KVCache, NewTokens
 from hivellm_ort.engine.capabilities import Capabilities
-from hivellm_ort.engine.captured import CapturedSteps
+from hivellm_ort.engine.cuda_graphs import CudaGraphSteps
+from hivellm_ort.engine.device_arrays import Tensor
 from hivellm_ort.engine.feeds import Feeds
+from hivellm_ort.engine.kv_cache import KVCache, NewTokens
 from hivellm_ort.engine.mixed import MixedAdapters
 from hivellm_ort.engine.pieces import pieces
 from hivellm_ort.engine.prefixes import PrefixCache
 from hivellm_ort.engine.running import run_bound, run_options, tokens_of_vocabulary
-from hivellm_ort.engine.tensors import Tensor
 from hivellm_ort.engine.watchdog import Watchdog
 from hivellm_ort.errors import ContextLengthError, InferenceError, InterruptedRunError
 
@@ -55,7 +55,7 @@ class Decoder:
     Args:
         session: of ONNX Runtime.
         config: the base bundle.
-        can: what its graphs can do where the session runs them.
+        capabilities: what its graphs can do where the session runs them.
         prefixes: what is kept of earlier rows.
         watchdog: who may end runs, but for those that a device repeats from a recording; None for nobody.
 
@@ -68,24 +68,27 @@ class Decoder:
         self,
         session: Any,
         config: DecoderConfig,
-        can: Capabilities,
+        capabilities: Capabilities,
         prefixes: PrefixCache,
         watchdog: Watchdog | None = None,
     ):
         self.swap_seconds = 0.0
         self.tokens_read = 0
-        self._config, self._can = config, can
+        self._config, self._capabilities = config, capabilities
         self._prefixes, self._watchdog = prefixes, watchdog
         self._lengths: list[int] = []
         self._adapters: list[BoundAdapter | None] = []
         self._cache: KVCache | None = None
         self._session = session
         # Of single rows; the one that was used last is at the end.
-        self._ones: dict[BoundAdapter | None, _Pass] = {}
-        self._all = _Pass(session, config, can, watchdog)
-        self._captured = (
-            CapturedSteps(session, config, can, can.memory)
-            if can.captured and can.memory is not None and can.batch and not can.new_tokens
+        self._row_passes: dict[BoundAdapter | None, _Pass] = {}
+        self._batch_pass = _Pass(session, config, capabilities, watchdog)
+        self._cuda_graphs = (
+            CudaGraphSteps(session, config, capabilities, capabilities.memory)
+            if capabilities.cuda_graph
+            and capabilities.memory is not None
+            and capabilities.batch
+            and not capabilities.new_tokens
             else None
         )
         self._mixed: MixedAdapters | None = None
@@ -126,8 +129,8 @@ class Decoder:
             self._lengths.append(0)
             self._adapters.append(None)
         self._lengths[row], self._adapters[row] = 0, adapter
-        begin, last = time.perf_counter(), next(reversed(self._ones), None)
-        self._one(adapter)
+        begin, last = time.perf_counter(), next(reversed(self._row_passes), None)
+        self._row_pass(adapter)
         self.swap_seconds = 0.0 if adapter is last else time.perf_counter() - begin
         try:
             self._reserve(capacity)
@@ -136,7 +139,7 @@ class Decoder:
                 del self._lengths[row:], self._adapters[row:]
             raise
         saved, length = self._prefixes.find(_digest(adapter), token_ids[:-2])
-        many = not self._can.append and len(token_ids) - length > _FEW_TOKENS
+        many = not self._capabilities.append and len(token_ids) - length > _FEW_TOKENS
         if saved is not None and self._cache is not None and not many:
             self._cache.load(row, saved.block, length)
             self._lengths[row] = length
@@ -155,8 +158,8 @@ class Decoder:
         """
         length, count = self._lengths[row], len(token_ids)
         self._reserve(length + count)
-        one = self._one(self._adapters[row])
-        if self._captured is not None and row == 0 and count == 1 and length > 0:
+        one = self._row_pass(self._adapters[row])
+        if self._cuda_graphs is not None and row == 0 and count == 1 and length > 0:
             repeated = self._repeated(one, token_ids, [length + 1], greedy=greedy)
             if repeated is not None:
                 self._lengths[0] = length + 1
@@ -172,9 +175,9 @@ class Decoder:
         length, count = self._lengths[row], len(token_ids)
         found: list[Scores] = []
         one.use_rows(self._cache, slice(row, row + 1))
-        longest = _HOST_CHUNK if self._can.memory is None else _DEVICE_CHUNK
+        longest = _HOST_CHUNK if self._capabilities.memory is None else _DEVICE_CHUNK
         sizes = {"length": length, "capacity": self.capacity, "wanted": wanted, "longest": longest}
-        for piece in pieces(self._can, count, **sizes):
+        for piece in pieces(self._capabilities, count, **sizes):
             if piece.begin and self._watchdog is not None:
                 self._watchdog.require_wanted()
             tokens = token_ids[piece.begin : piece.end]
@@ -197,7 +200,7 @@ class Decoder:
         """
         count = len(token_ids)
         self._reserve(max(self._lengths[:count]) + 1)
-        if not self._can.batch:
+        if not self._capabilities.batch:
             before, rows = self._lengths[:], enumerate(token_ids)
             try:
                 return np.concatenate(
@@ -208,10 +211,10 @@ class Decoder:
                 raise
         self._use_adapters(self._adapters[:count])
         lengths = [length + 1 for length in self._lengths[:count]]
-        scores = self._repeated(self._all, token_ids, lengths, greedy=greedy)
+        scores = self._repeated(self._batch_pass, token_ids, lengths, greedy=greedy)
         if scores is None:
-            self._all.use_rows(self._cache, slice(0, count))
-            scores = self._all.run([[token] for token in token_ids], lengths, count, greedy=greedy)
+            self._batch_pass.use_rows(self._cache, slice(0, count))
+            scores = self._batch_pass.run([[token] for token in token_ids], lengths, count, greedy=greedy)
         self._lengths[:count] = lengths
         self.tokens_read += count
         return scores
@@ -241,7 +244,7 @@ class Decoder:
         self._lengths.clear()
         self._adapters.clear()
         # What is recorded is of one cache, and can be neither freed nor recorded again without end.
-        if self._captured is None and (self.rows > 1 or self.capacity > _KEPT_CAPACITY):
+        if self._cuda_graphs is None and (self.rows > 1 or self.capacity > _KEPT_CAPACITY):
             self._cache = None
             self._unbind()
 
@@ -249,37 +252,37 @@ class Decoder:
         """Let go of an adapter that no row has any more, so that its memory can be freed."""
         self._adapters = [None if one is adapter else one for one in self._adapters]
         mixed = self._mixed is not None and adapter in self._mixed.adapters
-        if mixed or adapter in self._ones or adapter is self._all.adapter:
+        if mixed or adapter in self._row_passes or adapter is self._batch_pass.adapter:
             self._unbind()
 
     def _repeated(
         self, one: _Pass, token_ids: Sequence[int], lengths: Sequence[int], *, greedy: bool
     ) -> Scores | None:
         """A step of the first rows by the device's recording, with the adapter of a pass; None where it has none."""
-        if self._captured is None or self._cache is None:
+        if self._cuda_graphs is None or self._cache is None:
             return None
-        greedy = greedy and self._can.greedy
-        return self._captured.run(self._cache, one.values, token_ids, lengths, greedy=greedy)
+        greedy = greedy and self._capabilities.greedy
+        return self._cuda_graphs.run(self._cache, one.values, token_ids, lengths, greedy=greedy)
 
-    def _one(self, adapter: BoundAdapter | None) -> _Pass:
+    def _row_pass(self, adapter: BoundAdapter | None) -> _Pass:
         """The binding of single rows with an adapter."""
-        one = self._ones.pop(adapter, None)
-        one = one or _Pass(self._session, self._config, self._can, self._watchdog)
+        one = self._row_passes.pop(adapter, None)
+        one = one or _Pass(self._session, self._config, self._capabilities, self._watchdog)
         one.use_adapter(adapter)
-        self._ones[adapter] = one
-        if len(self._ones) > _KEPT_BINDINGS:
-            del self._ones[next(iter(self._ones))]
+        self._row_passes[adapter] = one
+        if len(self._row_passes) > _KEPT_BINDINGS:
+            del self._row_passes[next(iter(self._row_passes))]
         return one
 
     def _unbind(self) -> None:
-        self._ones.clear()
-        self._all = _Pass(self._session, self._config, self._can, self._watchdog)
+        self._row_passes.clear()
+        self._batch_pass = _Pass(self._session, self._config, self._capabilities, self._watchdog)
         self._mixed, self._mixed_rows = None, ()
 
     def _use_adapters(self, adapters: Sequence[BoundAdapter | None]) -> None:
         first = adapters[0]
         if all(adapter is first for adapter in adapters):
-            self._all.use_adapter(first)
+            self._batch_pass.use_adapter(first)
             self._mixed_rows = ()
             return
         rows = tuple(adapter for adapter in adapters if adapter is not None)
@@ -290,14 +293,14 @@ class Decoder:
         # Joining the weights takes milliseconds: what is joined stays while it has all that is needed.
         if self._mixed is None or not set(rows) <= set(self._mixed.adapters):
             self._mixed = MixedAdapters(tuple(dict.fromkeys(rows)), self._config)
-        self._all.use_values(self._mixed.values_for(rows))
+        self._batch_pass.use_values(self._mixed.values_for(rows))
         self._mixed_rows = rows
 
     def _reserve(self, tokens: int) -> None:
         rows, capacity = max(self.rows, 1), self.capacity
         if tokens <= capacity and len(self._lengths) <= rows:
             return
-        limit, fixed = self._config.architecture.max_position_embeddings, self._can.max_length
+        limit, fixed = self._config.architecture.max_position_embeddings, self._capabilities.max_length
         if tokens > limit:
             raise ContextLengthError(f"{tokens} tokens exceed the model's context of {limit}")
         if fixed is not None and tokens > fixed:
@@ -309,29 +312,36 @@ class Decoder:
             capacity = fixed or min(-(-wanted // _GROWTH) * _GROWTH, limit)
         while rows < len(self._lengths):
             rows *= 2
-        cache = KVCache(self._config.architecture, self._can.cache, rows=rows, capacity=capacity)
+        cache = KVCache(self._config.architecture, self._capabilities.cache, rows=rows, capacity=capacity)
         if self._cache is not None:
             cache.copy_from(self._cache, self._lengths[: self._cache.rows])
         self._cache = cache
-        if self._captured is not None:
-            self._captured.clear()
-        while len(self._ones) > 1:  # they hold the smaller cache; the last one is the next to run
-            del self._ones[next(iter(self._ones))]
+        if self._cuda_graphs is not None:
+            self._cuda_graphs.clear()
+        while len(self._row_passes) > 1:  # they hold the smaller cache; the last one is the next to run
+            del self._row_passes[next(iter(self._row_passes))]
 
 
 class _Pass:
     """An IOBinding, and what is bound to it."""
 
-    def __init__(self, session: Any, config: DecoderConfig, can: Capabilities, watchdog: Watchdog | None):
+    def __init__(
+        self, session: Any, config: DecoderConfig, capabilities: Capabilities, watchdog: Watchdog | None
+    ):
         self.adapter: BoundAdapter | None = None
-        self._session, self._config, self._can, self._watchdog = session, config, can, watchdog
+        self._session, self._config, self._capabilities, self._watchdog = (
+            session,
+            config,
+            capabilities,
+            watchdog,
+        )
         self._binding = session.io_binding()
         # Held as long as it is bound: ONNX Runtime keeps the address of an array, not the array.
         self.values: Mapping[str, Tensor] = {}
         self._cache: KVCache | None = None
         self._rows = slice(0)
         self._options = run_options()
-        self._give(greedy=False)
+        self._bind_outputs(greedy=False)
 
     def use_adapter(self, adapter: BoundAdapter | None) -> None:
         """Bind an adapter."""
@@ -341,7 +351,7 @@ class _Pass:
 
     def use_values(self, values: Mapping[str, Tensor]) -> None:
         """Bind adapter inputs that are not those of one adapter."""
-        bind_values(self._binding, values, self.values, self._can.memory)
+        bind_values(self._binding, values, self.values, self._capabilities.memory)
         self.values, self.adapter = values, None
 
     def use_rows(self, cache: KVCache | None, rows: slice) -> None:
@@ -368,18 +378,18 @@ class _Pass:
             width: tokens of the run, padding on the right included.
             greedy: whether their most likely tokens do, where the graph gives them.
         """
-        greedy = greedy and self._can.greedy
+        greedy = greedy and self._capabilities.greedy
         if greedy is not self._greedy:
             # What is bound is copied from the device: never both.
             self._binding.clear_binding_outputs()
-            self._give(greedy=greedy)
+            self._bind_outputs(greedy=greedy)
             self._bind_cache()
         count = len(token_ids[0])
         begins = [length - count for length in lengths]
         scores = self._feeds.fill(token_ids, begins, wanted, width)
         if self._new is not None and self._cache is not None:
             self._new.bind(self._binding, len(begins), width)
-            if self._can.memory is not None:  # bound is a copy from before the cache was changed
+            if self._capabilities.memory is not None:  # bound is a copy from before the cache was changed
                 self._bind_cache()
         size = len(begins), count
         position = max(lengths)
@@ -390,12 +400,12 @@ class _Pass:
             return tokens_of_vocabulary(scores, self._config.architecture.vocab_size)
         return scores
 
-    def _give(self, *, greedy: bool) -> None:
+    def _bind_outputs(self, *, greedy: bool) -> None:
         """Have runs give logits, or tokens; no output may be bound."""
-        numbers, can = self._config.architecture, self._can
+        numbers, capabilities = self._config.architecture, self._capabilities
         self._greedy = greedy
-        self._feeds = Feeds(self._binding, can, numbers.vocab_size, greedy=greedy)
-        self._new = NewTokens(numbers, can.cache_type) if can.new_tokens else None
+        self._feeds = Feeds(self._binding, capabilities, numbers.vocab_size, greedy=greedy)
+        self._new = NewTokens(numbers, capabilities.cache_type) if capabilities.new_tokens else None
 
     def _bind_cache(self) -> None:
         if self._cache is not None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from hivellm_ort.engine.targets import PROVIDERS
+from hivellm_ort.engine.provider_table import PROVIDERS
 from hivellm_ort.errors import OptionError, OptionTypeError, ProviderError, argument
 
 __all__ = ["Device", "Options", "ProviderOptions"]

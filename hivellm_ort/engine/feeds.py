@@ -20,13 +20,13 @@ class Feeds:
 
     Args:
         binding: of ONNX Runtime.
-        can: which of them the graph takes, and of what shape.
+        capabilities: which of them the graph takes, and of what shape.
         vocab_size: of the model.
         greedy: whether runs give tokens in place of logits.
     """
 
-    def __init__(self, binding: Any, can: Capabilities, vocab_size: int, *, greedy: bool):
-        self._binding, self._can = binding, can
+    def __init__(self, binding: Any, capabilities: Capabilities, vocab_size: int, *, greedy: bool):
+        self._binding, self._capabilities = binding, capabilities
         self._output = GREEDY_OUTPUT if greedy else LOGITS
         self._width: tuple[int, ...] = () if greedy else (vocab_size,)
         self._dtype: DTypeLike = np.int64 if greedy else np.float32
@@ -55,20 +55,22 @@ class Feeds:
             ids[:, count:] = 0  # any token would do
             ids = ids[:, :count]
         ids[...] = token_ids
-        if self._can.positions:
+        if self._capabilities.positions:
             positions = self._array("position_ids", (rows, width), np.int64)
             positions[...] = np.arange(width)
             positions += np.array(begins)[:, None]
-        if self._can.lengths:
+        if self._capabilities.lengths:
             self._array("seqlens_k", (rows,), np.int32)[...] = [begin + count - 1 for begin in begins]
-        if self._can.total is not None:
-            self._array("total_sequence_length", self._can.total, np.int32)[...] = max(begins) + width
+        if self._capabilities.total is not None:
+            self._array("total_sequence_length", self._capabilities.total, np.int32)[...] = (
+                max(begins) + width
+            )
         last = (rows - 1) * width + count
         wanted_rows = self._array("logits_rows", (wanted,), np.int64)
         if (last, wanted) != self._wanted:  # from step to step they are the same
             wanted_rows[...] = np.arange(last - wanted, last)
             self._wanted = last, wanted
-        if self._can.memory is not None:
+        if self._capabilities.memory is not None:
             # What a device needs was copied there when it was bound, not when the run begins.
             for name, array in self._arrays.items():
                 if name != self._output:

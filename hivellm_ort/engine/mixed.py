@@ -8,7 +8,7 @@ import numpy as np
 
 from hivellm_ort.contract import DecoderConfig, Site
 from hivellm_ort.engine.adapters import BoundAdapter
-from hivellm_ort.engine.tensors import FLOAT_TYPES, Array, Tensor
+from hivellm_ort.engine.device_arrays import FLOAT_TYPES, Array, Tensor
 
 __all__ = ["MixedAdapters"]
 

@@ -27,12 +27,12 @@ class Piece(NamedTuple):
 
 
 def pieces(
-    can: Capabilities, count: int, *, length: int, capacity: int, wanted: int, longest: int
+    capabilities: Capabilities, count: int, *, length: int, capacity: int, wanted: int, longest: int
 ) -> Iterator[Piece]:
     """The runs that append tokens to one row.
 
     Args:
-        can: what a run may be.
+        capabilities: what a run may be.
         count: tokens to read, at least one.
         length: tokens in the row.
         capacity: tokens that its cache has room for, at least those of the row and these.
@@ -40,16 +40,16 @@ def pieces(
         longest: tokens of a run where any number is allowed; the last run may have more, if it gives all logits.
     """
     # Where a run gives one row of logits, each of the last tokens has a run of its own.
-    together = count - wanted + 1 if can.one_logit else count
-    cut = together - max(1 if can.one_logit else wanted, longest)
+    together = count - wanted + 1 if capabilities.one_logit else count
+    cut = together - max(1 if capabilities.one_logit else wanted, longest)
     begin = 0
     while begin < count:
         at, left = length + begin, together - begin
-        if left < 1 or (at > 0 and not can.append):
+        if left < 1 or (at > 0 and not capabilities.append):
             size = width = 1
-        elif can.buckets:
+        elif capabilities.buckets:
             # Padding takes room as well, so near the end of the cache only small buckets fit.
-            fitting = [bucket for bucket in can.buckets if at + bucket <= capacity]
+            fitting = [bucket for bucket in capabilities.buckets if at + bucket <= capacity]
             width = min((bucket for bucket in fitting if bucket >= left), default=max(fitting))
             size = min(left, width)
         else:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 from hivellm_ort.contract import DecoderConfig
 from hivellm_ort.engine.devices import Device, Options
+from hivellm_ort.engine.provider_table import CPU, PROVIDERS, TARGETS, Provider, trouble
 from hivellm_ort.engine.providers import distributions, import_onnxruntime
-from hivellm_ort.engine.targets import CPU, PROVIDERS, TARGETS, Provider, trouble
 from hivellm_ort.errors import ProviderError, argument
 
-__all__ = ["Placement", "fallback_hint", "place"]
+__all__ = ["Placement", "choose_placement", "fallback_hint"]
 
 _logger = logging.getLogger("hivellm_ort")
 
@@ -51,7 +51,7 @@ class Placement:
         return {**dict(self.provider.options), **number, **dict(self.options)}
 
     @property
-    def captured(self) -> bool:
+    def cuda_graph(self) -> bool:
         """Whether the provider is told to record runs and repeat them."""
         told = self.provider_options.get(self.provider.recording, "")
         return told.lower() in ("1", "true")
@@ -70,7 +70,7 @@ def fallback_hint() -> str:
     return f"or allow the CPU with {argument('fallback', True)}"
 
 
-def place(device: Device, config: DecoderConfig) -> Placement:
+def choose_placement(device: Device, config: DecoderConfig) -> Placement:
     """Choose the execution provider for a base.
 
     Raises:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hivellm_ort.engine.tensors import Array
+from hivellm_ort.engine.device_arrays import Array
 
 __all__ = ["PrefixCache", "SavedPrefix"]
 

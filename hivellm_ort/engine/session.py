@@ -12,10 +12,10 @@ from hivellm_ort.engine.capabilities import Capabilities
 from hivellm_ort.engine.decoder import Decoder
 from hivellm_ort.engine.devices import Device
 from hivellm_ort.engine.interface import interface_fault
-from hivellm_ort.engine.placement import Placement, place
+from hivellm_ort.engine.ort_session import start_session
+from hivellm_ort.engine.placement import Placement, choose_placement
 from hivellm_ort.engine.prefixes import PrefixCache
-from hivellm_ort.engine.starting import start_session
-from hivellm_ort.engine.targets import CPU
+from hivellm_ort.engine.provider_table import CPU
 from hivellm_ort.engine.watchdog import Watchdog
 from hivellm_ort.errors import LoadError, ProviderError
 
@@ -52,8 +52,8 @@ class Engine:
     ):
         self.folder = folder
         self.config = config or DecoderConfig.from_file(folder / DECODER_JSON)
-        self._placement = placement or place(Device(), self.config)
-        self._can = Capabilities.of(self.config, self._placement)
+        self._placement = placement or choose_placement(Device(), self.config)
+        self._capabilities = Capabilities.of(self.config, self._placement)
         self.provider = self._placement.provider.name
         self._threads = threads
         self._lock = threading.Lock()
@@ -81,10 +81,10 @@ class Engine:
             LoadError: ONNX Runtime cannot load the graph, or the device does not start.
         """
         session = self._session(adapters)
-        can = self._can
+        capabilities = self._capabilities
         if session.get_providers()[0] != self._placement.provider.name:  # the CPU took over
-            can = dataclasses.replace(can, memory=None, captured=False)
-        return Decoder(session, self.config, can, self.prefixes, watchdog)
+            capabilities = dataclasses.replace(capabilities, memory=None, cuda_graph=False)
+        return Decoder(session, self.config, capabilities, self.prefixes, watchdog)
 
     def close(self) -> None:
         """Free sessions and what is kept of prompts; decoders keep their session."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from hivellm_ort.errors import ManifestError
-from hivellm_ort.jsonfiles.places import Place, places
+from hivellm_ort.jsonfiles.positions import Place, places
 
 __all__ = ["MAX_PROBLEMS", "Problem", "Report", "error_of"]
 

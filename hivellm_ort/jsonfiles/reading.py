@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hivellm_ort.errors import ManifestError
-from hivellm_ort.jsonfiles.places import (
+from hivellm_ort.jsonfiles.positions import (
     MAX_DEPTH,
     MAX_VALUES,
     first_fault,

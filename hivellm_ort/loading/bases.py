@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from hivellm_ort.adapters.prepared import PreparedAdapter
+from hivellm_ort.adapters.prepared_adapter import PreparedAdapter
 from hivellm_ort.engine.devices import Device
 from hivellm_ort.errors import (
     BaseMismatchError,
@@ -18,10 +18,10 @@ from hivellm_ort.errors import (
     argument,
 )
 from hivellm_ort.loading.bundles import Bundle, best_first, none_before
+from hivellm_ort.package.bundle_folders import bundle_folders, check_folders
 from hivellm_ort.package.filecheck import Check
 from hivellm_ort.package.manifest import BaseModelRef, ExpertManifest
 from hivellm_ort.package.store import Store
-from hivellm_ort.package.targets import bundle_folders, check_folders
 
 __all__ = ["BESIDE", "bundles_beside", "choose_base", "find_thin_base", "model_of"]
 

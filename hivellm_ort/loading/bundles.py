@@ -11,8 +11,8 @@ from pathlib import Path
 
 from hivellm_ort.contract import DECODER_JSON, DecoderConfig
 from hivellm_ort.engine.devices import Device
-from hivellm_ort.engine.placement import Placement, fallback_hint, place
-from hivellm_ort.engine.targets import CPU, PROVIDERS, trouble
+from hivellm_ort.engine.placement import Placement, choose_placement, fallback_hint
+from hivellm_ort.engine.provider_table import CPU, PROVIDERS, trouble
 from hivellm_ort.errors import ProviderError
 from hivellm_ort.package.links import check_folder
 
@@ -110,7 +110,7 @@ def _placed(bundles: Sequence[Bundle], device: Device) -> tuple[list[tuple[Place
     found, faults = [], []
     for bundle in bundles:
         try:
-            found.append((place(device, bundle.config), bundle))
+            found.append((choose_placement(device, bundle.config), bundle))
         except ProviderError as error:
             faults.append(str(error))
     return found, faults

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from hivellm_ort.adapters.config import read_peft_config
-from hivellm_ort.adapters.prepared import PreparedAdapter
+from hivellm_ort.adapters.prepared_adapter import PreparedAdapter
 from hivellm_ort.contract import DECODER_JSON, DecoderConfig
 from hivellm_ort.errors import LoadError
 from hivellm_ort.integrity import Verdict

@@ -9,11 +9,11 @@ from hivellm_ort.adapters.files import ADAPTER_CONFIG
 from hivellm_ort.errors import AdapterError
 from hivellm_ort.loading.peft_folder import drafted_manifest
 from hivellm_ort.package.archive import DEFAULT_LIMITS, Limits
+from hivellm_ort.package.bundle_folders import FOLDER
 from hivellm_ort.package.filecheck import Check
 from hivellm_ort.package.links import check_folder
 from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
 from hivellm_ort.package.store import Store, UnpackedPackage, open_package
-from hivellm_ort.package.targets import FOLDER
 from hivellm_ort.progress import progress_bar
 
 __all__ = ["open_with_progress", "read_manifest"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hivellm_ort.adapters.base_weights import BaseWeights
 from hivellm_ort.adapters.prepare import Embeddings, prepare
-from hivellm_ort.adapters.prepared import PreparedAdapter
+from hivellm_ort.adapters.prepared_adapter import PreparedAdapter
 from hivellm_ort.adapters.tensors import table_digest
 from hivellm_ort.contract import CONTRACT_VERSION
 from hivellm_ort.engine.devices import Device
@@ -18,10 +18,10 @@ from hivellm_ort.loading.adapter_files import AdapterFiles, find_adapter_files
 from hivellm_ort.loading.bases import bundles_beside, choose_base, find_thin_base, model_of
 from hivellm_ort.loading.bundles import Bundle, best_first
 from hivellm_ort.loading.own_tokenizer import TOKENIZER, check_tokenizer
+from hivellm_ort.package.bundle_folders import check_folders
 from hivellm_ort.package.filecheck import Check
 from hivellm_ort.package.manifest import BaseModelRef, ExpertManifest
 from hivellm_ort.package.store import Store, UnpackedPackage
-from hivellm_ort.package.targets import check_folders
 
 __all__ = ["ExpertParts", "find_parts"]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hivellm_ort.errors import OptionError, UnknownExpertError, argument
-from hivellm_ort.manager.residents import Residents
+from hivellm_ort.manager.registry import ExpertRegistry
 from hivellm_ort.manager.slots import Slot
 from hivellm_ort.text.messages import question_of
 
@@ -22,12 +22,12 @@ class ExpertChooser:
     """Ranks the experts that a manager knows. Any thread may use it.
 
     Args:
-        residents: the experts.
+        registry: the experts.
         scorer: ranks them; by keywords, capabilities and hints by default.
     """
 
-    def __init__(self, residents: Residents, scorer: Scorer | None):
-        self._residents = residents
+    def __init__(self, registry: ExpertRegistry, scorer: Scorer | None):
+        self._registry = registry
         self._scorer = scorer
         self._router: tuple[list[Slot], Router] | None = None  # of these experts
 
@@ -35,7 +35,7 @@ class ExpertChooser:
         """The experts that fit a prompt, best first."""
         from hivellm_ort.routing import Candidate, Router  # slow to import
 
-        slots = self._residents.slots()
+        slots = self._registry.slots()
         made = self._router
         if made is None or made[0] != slots:
             candidates = [
@@ -74,7 +74,7 @@ class ExpertChooser:
             return routes[0].name
         if not required:
             return None
-        known = ", ".join(repr(slot.name) for slot in self._residents.slots()) or "none"
+        known = ", ".join(repr(slot.name) for slot in self._registry.slots()) or "none"
         raise UnknownExpertError(
             f"no expert fits the prompt; loaded are: {known}. Name one, or take the base model with "
             f"{argument('or_base', True)}"

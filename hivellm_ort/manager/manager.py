@@ -15,8 +15,8 @@ from hivellm_ort.loading.opening import open_with_progress, read_manifest
 from hivellm_ort.manager.chooser import ExpertChooser
 from hivellm_ort.manager.constraints import check_constraints, check_replacement, in_load_order, needed_by
 from hivellm_ort.manager.info import ExpertInfo
+from hivellm_ort.manager.registry import ExpertRegistry
 from hivellm_ort.manager.reporting import RequestReporter
-from hivellm_ort.manager.residents import Residents
 from hivellm_ort.manager.slots import Slot
 from hivellm_ort.observability import Events, Metrics
 from hivellm_ort.options import (
@@ -120,8 +120,8 @@ class ExpertManager:
         )
         self.metrics = Metrics()
         self.events = Events(self.metrics)
-        self._residents = Residents(max_loaded_experts, memory_budget, self.events)
-        self._chooser = ExpertChooser(self._residents, scorer)
+        self._registry = ExpertRegistry(max_loaded_experts, memory_budget, self.events)
+        self._chooser = ExpertChooser(self._registry, scorer)
         self._running: set[Generation] = set()
 
     def load_expert(
@@ -155,7 +155,7 @@ class ExpertManager:
                 f"packages is {type(packages).__name__}: pass a dict of names and paths, such as "
                 "{'sql': 'expert-sql.expert'}"
             )
-        self._residents.home.require()
+        self._registry.home.require()
         names = in_load_order({name: self._manifest(path) for name, path in packages.items()})
         slots: list[Slot] = []
         try:
@@ -163,7 +163,7 @@ class ExpertManager:
             slots.extend(self._load(name, packages[name], base, replace=False) for name in names)
         except BaseException:
             for slot in reversed(slots):
-                self._residents.discard(slot)
+                self._registry.discard(slot)
             raise
         return [slot.info() for slot in slots]
 
@@ -180,13 +180,13 @@ class ExpertManager:
             if needing:
                 raise LoadError(f"{name!r} is required by {', '.join(map(repr, needing))}: unload that first")
 
-        self._residents.home.require()
-        self._residents.remove(name, check)
+        self._registry.home.require()
+        self._registry.remove(name, check)
 
     def list_loaded_experts(self) -> list[ExpertInfo]:
         """Every expert, in memory or evicted, in the order of loading."""
-        self._residents.home.require()
-        return self._residents.infos()
+        self._registry.home.require()
+        return self._registry.infos()
 
     def tokenizer(self, name: str) -> TextTokenizer:
         """The tokenizer of an expert's base, which stays valid when the expert is unloaded; see `Expert.tokenizer`.
@@ -195,8 +195,8 @@ class ExpertManager:
             UnknownExpertError: there is none of that name.
             LoadError: it was evicted, and its package cannot be loaded any more.
         """
-        self._residents.home.require()
-        lease = self._residents.lease(name, hits=0)
+        self._registry.home.require()
+        lease = self._registry.lease(name, hits=0)
         try:
             return lease.expert.tokenizer
         finally:
@@ -209,8 +209,8 @@ class ExpertManager:
             UnknownExpertError: there is none of that name.
             LoadError: it was evicted, and its package cannot be loaded any more.
         """
-        self._residents.home.require()
-        self._residents.pin(name)
+        self._registry.home.require()
+        self._registry.pin(name)
 
     def unpin(self, name: str) -> None:
         """Take back a `pin`.
@@ -219,8 +219,8 @@ class ExpertManager:
             UnknownExpertError: there is none of that name.
             ValueError: it is not pinned.
         """
-        self._residents.home.require()
-        self._residents.unpin(name)
+        self._registry.home.require()
+        self._registry.unpin(name)
 
     def stats(self) -> dict[str, Any]:
         """What is in memory, in bytes, and what goes on, as JSON types.
@@ -228,8 +228,8 @@ class ExpertManager:
         `bytes` is `adapter_bytes` and, of every base, `bytes`, `key_value_bytes` and `prefix_bytes`. Adapters of
         experts that were unloaded or replaced count until their last answer has ended.
         """
-        self._residents.home.require()
-        return self._residents.stats()
+        self._registry.home.require()
+        return self._registry.stats()
 
     def route(self, prompt: str, *, tags: Tags | None = None) -> list[Route]:
         """The experts that fit a prompt, best first, with the reasons; see `hivellm_ort.routing`.
@@ -238,7 +238,7 @@ class ExpertManager:
             prompt: what is asked; a system message before it tells more.
             tags: what is known of the request, such as `{"database": "sql"}`.
         """
-        self._residents.home.require()
+        self._registry.home.require()
         return self._chooser.rank(prompt, tags)
 
     def choose(
@@ -265,7 +265,7 @@ class ExpertManager:
             UnknownExpertError: no expert fits.
             OptionError: there is neither a prompt nor a turn of the user.
         """
-        self._residents.home.require()
+        self._registry.home.require()
         check_prompt(prompt)
         name = self._chooser.best(prompt, messages, [system, schema], tags, required=not or_base)
         return self.BASE if name is None else name
@@ -376,12 +376,12 @@ class ExpertManager:
             InferenceError: an event hook calls it, in the thread that answers requests.
         """
         refuse_to_wait()
-        if not self._residents.home.here:
+        if not self._registry.home.here:
             return
-        self._residents.closed = True  # from now on nothing begins, or it cancels itself
+        self._registry.closed = True  # from now on nothing begins, or it cancels itself
         for generation in list(self._running):
             generation.cancel()
-        self._residents.close()
+        self._registry.close()
 
     def __enter__(self) -> ExpertManager:
         return self
@@ -401,10 +401,10 @@ class ExpertManager:
         stream: bool = False,
     ) -> tuple[Scheduler, Generation]:
         """A generation that keeps its expert in memory until it ends, and the scheduler that is to run it."""
-        self._residents.home.require()
+        self._registry.home.require()
         _check_name(name)
         check_options(options, of)
-        lease = self._residents.lease_any() if name == self.BASE else self._residents.lease(name)
+        lease = self._registry.lease_any() if name == self.BASE else self._registry.lease(name)
         try:
             expert = lease.expert
             base = name == self.BASE
@@ -421,7 +421,7 @@ class ExpertManager:
         except BaseException:
             lease.release()
             raise
-        if self._residents.closed:
+        if self._registry.closed:
             generation.cancel()
         return expert.shared_base.scheduler, generation
 
@@ -431,7 +431,7 @@ class ExpertManager:
             raise OptionError(
                 f"{self.BASE!r} is the name of the base model: load the expert under another one"
             )
-        self._residents.home.require()
+        self._registry.home.require()
         slot = Slot.loaded(name, partial(Expert.load, path, base=base, **self._loading))
 
         def check(old: Slot | None, others: list[ExpertManifest]) -> None:
@@ -439,7 +439,7 @@ class ExpertManager:
             if old is not None:
                 check_replacement(old.manifest, slot.manifest, others)
 
-        self._residents.add(slot, replace=replace, check=check)
+        self._registry.add(slot, replace=replace, check=check)
         return slot
 
     def _manifest(self, path: StrPath) -> ExpertManifest:

@@ -11,11 +11,11 @@ from hivellm_ort.errors import LoadError
 from hivellm_ort.filenames import shown
 from hivellm_ort.jsonfiles.reading import Node, read_json
 from hivellm_ort.package.archive import ArchiveContents, Member
-from hivellm_ort.package.bundle import stored_fault
+from hivellm_ort.package.bundle_check import stored_fault
+from hivellm_ort.package.bundle_folders import bundle_members
 from hivellm_ort.package.filecheck import FileChecks, is_digest
 from hivellm_ort.package.folders import Layout
 from hivellm_ort.package.holds import INDEX
-from hivellm_ort.package.targets import bundle_members
 
 __all__ = ["FILES", "PackageIndex"]
 

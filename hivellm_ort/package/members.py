@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hivellm_ort.contract import DECODER_JSON
+from hivellm_ort.package.bundle_folders import FOLDER, files_of
 from hivellm_ort.package.links import open_file
 from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
-from hivellm_ort.package.targets import FOLDER, files_of
 from hivellm_ort.textfile import decode_text, is_marked
 
 __all__ = ["TOKENIZER_FILES", "as_utf8", "bundle_members_of", "root_members"]

@@ -18,7 +18,8 @@ from hivellm_ort.contract import ADAPTER_FILE, DECODER_JSON
 from hivellm_ort.errors import LoadError, ManifestError
 from hivellm_ort.package.archive import DEFAULT_LIMITS, Limits, Progress, sha256_file
 from hivellm_ort.package.blobs import copy
-from hivellm_ort.package.bundle import stored_fault
+from hivellm_ort.package.bundle_check import stored_fault
+from hivellm_ort.package.bundle_folders import FOLDER, bundle_folders, check_folders, files_of
 from hivellm_ort.package.entries import StoreEntry, StoreListing, listing_of
 from hivellm_ort.package.filecheck import Check, FileChecks, is_digest
 from hivellm_ort.package.folders import Layout, default_root, note_use
@@ -29,7 +30,6 @@ from hivellm_ort.package.prepared import SUFFIX, prepared_fault, write_prepared
 from hivellm_ort.package.pruning import clear, fit, prune
 from hivellm_ort.package.records import forget, package_digest
 from hivellm_ort.package.sizes import parse_size
-from hivellm_ort.package.targets import FOLDER, bundle_folders, check_folders, files_of
 from hivellm_ort.package.unpacked import UnpackedPackage, add_bundle, add_package, find_package
 from hivellm_ort.paths import StrPath
 

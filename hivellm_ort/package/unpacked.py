@@ -13,13 +13,13 @@ from hivellm_ort.errors import IntegrityError, LoadError, ManifestError
 from hivellm_ort.filenames import shown
 from hivellm_ort.package.archive import Limits, Member, Progress, extract, sha256_file
 from hivellm_ort.package.blobs import link, share
-from hivellm_ort.package.bundle import stored_fault
+from hivellm_ort.package.bundle_check import stored_fault
+from hivellm_ort.package.bundle_folders import FOLDER, BundleFiles, check_members
 from hivellm_ort.package.filecheck import FileChecks
 from hivellm_ort.package.folders import Layout, discard, place
 from hivellm_ort.package.holds import held
 from hivellm_ort.package.index import FILES, PackageIndex
 from hivellm_ort.package.manifest import MANIFEST
-from hivellm_ort.package.targets import FOLDER, BundleFiles, check_members
 
 __all__ = ["UnpackedPackage", "add_bundle", "add_package", "find_package"]
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 from hivellm_ort.errors import ManifestError
 from hivellm_ort.routing.candidates import Candidate, Tags
 from hivellm_ort.routing.hint import MAX_HINT_LENGTH, Hint, holds, parse_hint, terms
-from hivellm_ort.routing.telling import Telling, telling
+from hivellm_ort.routing.keyword_weight import KeywordWeight, weight_of
 from hivellm_ort.routing.words import Phrase, PromptWords, label, spaced
 
 __all__ = ["NEEDED", "KeywordScorer"]
@@ -27,9 +27,9 @@ _HINT = 2.0
 _EVERYDAY_TOGETHER = 0.4
 _MOST_CLUES = 8  # so that a list of all words, or a very long prompt, does not outweigh a few good matches
 _NOTES = {
-    Telling.EVERYDAY: " (everyday word)",
-    Telling.EVERYDAY_PHRASE: " (everyday words)",
-    Telling.AMBIGUOUS: " (ambiguous)",
+    KeywordWeight.EVERYDAY: " (everyday word)",
+    KeywordWeight.EVERYDAY_PHRASE: " (everyday words)",
+    KeywordWeight.AMBIGUOUS: " (ambiguous)",
 }
 _LOG = logging.getLogger("hivellm_ort")
 
@@ -57,7 +57,7 @@ class _Clues:
         phrase = Phrase.of(text)
         if phrase is None or phrase.text in self._by_text:
             return
-        kind = telling(phrase)
+        kind = weight_of(phrase)
         weight = round(min(kind.value * factor, _MOST_EXCLUDED), 4)
         clue = _Clue(phrase, source + _NOTES.get(kind, ""), weight, kind.everyday, from_hint)
         self._by_text[phrase.text] = clue

@@ -15,9 +15,9 @@ from hivellm_ort.decoding.sampler import LogitsProcessor
 from hivellm_ort.decoding.stops import StopMatcher
 from hivellm_ort.engine.adapters import BoundAdapter
 from hivellm_ort.errors import ContextLengthError, GrammarError, InferenceError, OptionError, argument
+from hivellm_ort.grammar.after_thinking import AfterThinking
 from hivellm_ort.grammar.constraint import Constraint
 from hivellm_ort.grammar.grammar import Grammar
-from hivellm_ort.grammar.thinking import AfterThinking
 from hivellm_ort.options import GenerateOptions, ScoreOptions, check_answers, check_options, check_prompt
 from hivellm_ort.package.manifest import ExpertManifest
 from hivellm_ort.serving.base import Base
@@ -26,8 +26,8 @@ from hivellm_ort.serving.request import GenerationRequest
 from hivellm_ort.text.detokenizer import IncrementalDetokenizer
 from hivellm_ort.text.messages import checked_tools
 from hivellm_ort.text.prompt import build_messages
+from hivellm_ort.text.reasoning import ReasoningSplitter, opens_thinking
 from hivellm_ort.text.template import ChatTemplate, Prompt, end_of_turn_ids
-from hivellm_ort.text.thinking import ReasoningSplitter, opens_thinking
 
 __all__ = ["DEFAULT_MAX_TOKENS", "RequestBuilder"]
 
@@ -98,8 +98,8 @@ class RequestBuilder:
         prompt_ids, inside = written.token_ids, opens_thinking(written.text)
         stops = self._stops(options)
         # Under a grammar a published stop counts where the grammar is complete; elsewhere it may cut a good answer.
-        gentle = self.manifest.decoding.stop_sequences or ()
-        closing = self._single_tokens([*stops, *gentle]) if grammar is not None else frozenset()
+        soft = self.manifest.decoding.stop_sequences or ()
+        closing = self._single_tokens([*stops, *soft]) if grammar is not None else frozenset()
         sampling = self._sampling(options)
         request = GenerationRequest(
             prompt_ids=prompt_ids,
@@ -113,7 +113,7 @@ class RequestBuilder:
         )
         return Generation(
             request,
-            answer=self._answer(stops, () if grammar else gentle, inside, options),
+            answer=self._answer(stops, () if grammar else soft, inside, options),
             adapter=self.adapter,
             process=self._process(sampling, options, len(prompt_ids)),
             constraint=self._constraint(grammar, closing, inside, thinking) if grammar else None,
@@ -208,9 +208,9 @@ class RequestBuilder:
         return [*([given] if isinstance(given, str) else given or ()), *self.template.stops]
 
     def _answer(
-        self, stops: Sequence[str], gentle: Sequence[str], inside: bool, options: GenerateOptions
+        self, stops: Sequence[str], soft: Sequence[str], inside: bool, options: GenerateOptions
     ) -> AnswerText:
-        matcher = StopMatcher(stops, gentle, include_stop=bool(options.get("include_stop")))
+        matcher = StopMatcher(stops, soft, include_stop=bool(options.get("include_stop")))
         thinks = inside or self.template.supports_thinking
         reasoning = ReasoningSplitter(inside=inside) if thinks else None
         return AnswerText(IncrementalDetokenizer(self.base.tokenizer), matcher, reasoning)

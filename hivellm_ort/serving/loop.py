@@ -44,9 +44,9 @@ class Loop:
     def begin(self, generation: Generation) -> Iterator[tuple[Generation, Step]]:
         """Read the prompt into the next free row, and generate the first token."""
         row = Row(generation)
-        place = len(self._rows)
+        index = len(self._rows)
         last: Step | None = None
-        for step in _guarded(row, row.begin(self._model, place)):
+        for step in _guarded(row, row.begin(self._model, index)):
             if step is None:
                 # The others wait for this row, which may take for ever: theirs are given back when it has begun.
                 yield from self._end_cancelled()
@@ -56,7 +56,7 @@ class Loop:
                 yield generation, step
         if row.started and not row.failed:
             # Others may begin alike, and need not wait for the end of this answer.
-            self._model.keep(place, row.token_ids)
+            self._model.keep(index, row.token_ids)
         if not row.finished:
             self._rows.append(row)
         self._remove_finished()
@@ -85,8 +85,8 @@ class Loop:
                 yield rows[0].generation, step
         elif rows:
             try:
-                for place, row in enumerate(rows):
-                    row.catch_up(model, place, _FEW_PER_ROW * len(rows))
+                for index, row in enumerate(rows):
+                    row.catch_up(model, index, _FEW_PER_ROW * len(rows))
                 plain = all(row.plain for row in rows)
                 logits = model.step([row.next_unread for row in rows], greedy=plain)
             except InterruptedRunError:
@@ -114,14 +114,14 @@ class Loop:
     def _remove_finished(self) -> None:
         """Free the rows of finished generations; the rows in use stay the first ones."""
         rows = self._rows
-        for place in reversed(range(len(rows))):
-            if rows[place].finished:
-                if not rows[place].failed:
-                    self._model.keep(place, rows[place].token_ids)
+        for index in reversed(range(len(rows))):
+            if rows[index].finished:
+                if not rows[index].failed:
+                    self._model.keep(index, rows[index].token_ids)
                 last = len(rows) - 1
-                if place != last:
-                    self._model.move(last, place)
-                    rows[place] = rows[last]
+                if index != last:
+                    self._model.move(last, index)
+                    rows[index] = rows[last]
                 rows.pop()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hivellm_ort.contract import DecoderConfig
 from hivellm_ort.engine.devices import Device
-from hivellm_ort.engine.placement import Placement, place
+from hivellm_ort.engine.placement import Placement, choose_placement
 from hivellm_ort.engine.session import PREFIX_CACHE_BYTES
 from hivellm_ort.errors import argument
 from hivellm_ort.forking import in_child
@@ -62,7 +62,7 @@ class BasePool:
         Raises:
             LoadError: the bundle cannot be used.
         """
-        placement = place(device or Device(), config)
+        placement = choose_placement(device or Device(), config)
         placement.announce(config.name)
         key = (config.sha256, placement, threads)
         with self._lock:

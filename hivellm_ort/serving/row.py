@@ -91,48 +91,48 @@ class Row:
         )
         self.plain = generation.sampler is greedy and all(other is None for other in others)
 
-    def begin(self, model: Model, place: int) -> Iterator[Step | None]:
+    def begin(self, model: Model, index: int) -> Iterator[Step | None]:
         """Read the prompt, and generate the first token; None where another row was cancelled before that."""
         generation = self.generation
         if generation.cancelled:
             yield self._cancel()
             return
         capacity = len(self.token_ids) + min(generation.request.max_tokens, _RESERVED)
-        generation.cached_tokens = model.start(place, generation.adapter, capacity, self.token_ids)
+        generation.cached_tokens = model.start(index, generation.adapter, capacity, self.token_ids)
         self.started = True
         generation.swap_seconds += model.swap_seconds
         if generation.constraint is not None:
             yield from self.accept(None)
         if self.finished:
             return
-        logits = yield from self._append(model, place, self.token_ids, generation.cached_tokens)
+        logits = yield from self._append(model, index, self.token_ids, generation.cached_tokens)
         if logits is None:
             return
         self._unread = 0
         if generation.request.answers:
-            yield from self._score(model, place, logits[0])
+            yield from self._score(model, index, logits[0])
         else:
             yield from self.accept(logits[0])
 
-    def _score(self, model: Model, place: int, logits: FloatArray) -> Iterator[Step | None]:
+    def _score(self, model: Model, index: int, logits: FloatArray) -> Iterator[Step | None]:
         """Read the given answers after the prompt; the model is left with the prompt."""
         request, length = self.generation.request, len(self.token_ids)
         tree = AnswerTree(request.answers, request.eos_token_ids)
         tree.note((), 0, logits[np.newaxis])
         for path, shared in tree.passes:
-            model.truncate(place, length + shared)
+            model.truncate(index, length + shared)
             tokens = [*self.token_ids, *path]
-            rows = yield from self._append(model, place, tokens, length + shared, wanted=len(path) - shared)
+            rows = yield from self._append(model, index, tokens, length + shared, wanted=len(path) - shared)
             if rows is None:
                 return
             tree.note(path, shared + 1, rows)
-        model.truncate(place, length)
+        model.truncate(index, length)
         self.generation.scores = tree.scores()
         self.finished = True
         yield Step(None, finish_reason="scored")
 
     def _append(
-        self, model: Model, place: int, token_ids: Sequence[int], length: int, *, wanted: int = 1
+        self, model: Model, index: int, token_ids: Sequence[int], length: int, *, wanted: int = 1
     ) -> Generator[Step | None, None, Any]:
         """Read the tokens from `length` on. None comes where another row was cancelled, then it goes on.
 
@@ -142,7 +142,7 @@ class Row:
         begin = length
         while True:
             try:
-                return model.append(place, token_ids[begin:], wanted, greedy=self.plain)
+                return model.append(index, token_ids[begin:], wanted, greedy=self.plain)
             except InterruptedRunError as interrupted:
                 begin += interrupted.read
             if self.generation.cancelled:
@@ -150,7 +150,7 @@ class Row:
                 return None
             if wanted > 1:  # some of them are lost
                 begin = length
-                model.truncate(place, length)
+                model.truncate(index, length)
             yield None
 
     def advance(self, model: Model) -> Iterator[Step]:
@@ -191,11 +191,11 @@ class Row:
         """Whether that is the last one, so that a token is chosen after it."""
         return self._unread == 1
 
-    def catch_up(self, model: Model, place: int, few: int) -> None:
+    def catch_up(self, model: Model, index: int, few: int) -> None:
         """Read all tokens but the last, where they are more than a few."""
         if self._unread - 1 > few:
             try:
-                model.append(place, self.token_ids[-self._unread : -1], greedy=True)  # of no use either way
+                model.append(index, self.token_ids[-self._unread : -1], greedy=True)  # of no use either way
             except InterruptedRunError as interrupted:
                 self._unread -= interrupted.read
                 raise

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from hivellm_ort import Expert, ExpertError, ExpertManager, Grammar, InferenceResult, Trust
 from hivellm_ort.cli.main import main
-from hivellm_ort.grammar.check import accepts
+from hivellm_ort.grammar.report import accepts
 from hivellm_ort.integrity import verify
 from hivellm_ort.package.store import Store, open_package
 

@@ -24,12 +24,12 @@ TOOL_CALL = '{"tool_calls": [{"name": "f", "arguments": {"x": "a } b"}}], "next_
 FENCED = "```cypher\nMATCH (n {name: 'x'})\n\nRETURN count(n);\n```"
 
 
-def cut(text: str, gentle: list[str], **options: Any) -> str:
+def cut(text: str, soft: list[str], **options: Any) -> str:
     """Return what is left of `text`, the same for every way of cutting it in two and for single characters."""
-    expected = feed(StopMatcher([], gentle, **options), [text])
+    expected = feed(StopMatcher([], soft, **options), [text])
     for pieces in ([text[:i], text[i:]] for i in range(1, len(text))):
-        assert expected == feed(StopMatcher([], gentle, **options), pieces)
-    assert expected == feed(StopMatcher([], gentle, **options), list(text))
+        assert expected == feed(StopMatcher([], soft, **options), pieces)
+    assert expected == feed(StopMatcher([], soft, **options), list(text))
     return expected
 
 
@@ -67,9 +67,9 @@ def cut(text: str, gentle: list[str], **options: Any) -> str:
         (['"}', "]\n"], '{"a": ["b"]\n, "c": "d"}', '"}'),
     ],
 )
-def test_a_good_answer_is_left_whole(gentle: list[str], answer: str, after: str) -> None:
+def test_a_good_answer_is_left_whole(soft: list[str], answer: str, after: str) -> None:
     """The answer ends at its own end, whatever it holds, and nothing that follows is shown."""
-    assert answer == cut(answer + after, gentle).removesuffix("\n") + "\n" * answer.endswith("\n")
+    assert answer == cut(answer + after, soft).removesuffix("\n") + "\n" * answer.endswith("\n")
 
 
 @pytest.mark.parametrize(
@@ -85,9 +85,9 @@ def test_a_good_answer_is_left_whole(gentle: list[str], answer: str, after: str)
         ([], "a;\n\n}"),
     ],
 )
-def test_what_is_not_complete_goes_on(gentle: list[str], text: str) -> None:
+def test_what_is_not_complete_goes_on(soft: list[str], text: str) -> None:
     """Nothing stops before what was opened is closed, nor before the answer has begun."""
-    assert text == cut(text, gentle)
+    assert text == cut(text, soft)
 
 
 @pytest.mark.parametrize(
@@ -203,14 +203,14 @@ STOPS = st.lists(st.sampled_from([*ALL, "a", "b)", "\n", ")", "a\n\n", "`", "</"
 
 
 @settings(max_examples=10 * EXAMPLES)
-@given(pieces=PIECES, gentle=STOPS, strict=STOPS, include_stop=st.booleans(), thinking=st.booleans())
+@given(pieces=PIECES, soft=STOPS, strict=STOPS, include_stop=st.booleans(), thinking=st.booleans())
 def test_cutting_into_pieces_changes_nothing(
-    pieces: list[str], gentle: list[str], strict: list[str], include_stop: bool, thinking: bool
+    pieces: list[str], soft: list[str], strict: list[str], include_stop: bool, thinking: bool
 ) -> None:
     """The result and the stop found are the same for one piece, for given pieces and for single characters."""
     text = "".join(pieces)
     options = {"include_stop": include_stop, "thinking": thinking}
-    matchers = [StopMatcher(strict, gentle, **options) for _ in range(3)]
+    matchers = [StopMatcher(strict, soft, **options) for _ in range(3)]
     shown = [feed(m, parts) for m, parts in zip(matchers, ([text], pieces, list(text)), strict=True)]
 
     assert shown[0] == shown[1] == shown[2]
@@ -267,7 +267,7 @@ def test_every_statement_is_left_whole(clauses: list[str], after: str) -> None:
         ("ab", "gentle stop strings must be a list"),
     ],
 )
-def test_unusable_stops_are_refused(gentle: list[str], expected: str) -> None:
+def test_unusable_stops_are_refused(soft: list[str], expected: str) -> None:
     """Empty, overlong or too many gentle stops are a ValueError that says which."""
     with pytest.raises(ValueError, match=expected):
-        StopMatcher([], gentle)
+        StopMatcher([], soft)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from logit_samples import EXAMPLES, random_logits
 from support.extras import requires_export
 
+from hivellm_ort.decoding.bad_words import TokenTexts
 from hivellm_ort.decoding.processors import checked, make_processors
 from hivellm_ort.decoding.sampler import (
     FloatArray,
@@ -20,7 +21,6 @@ from hivellm_ort.decoding.sampler import (
     distribution,
     make_sampler,
 )
-from hivellm_ort.decoding.words import TokenTexts
 from hivellm_ort.errors import InferenceError, OptionError, OptionTypeError
 
 VOCABULARY = 30

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hivellm_ort.decoding.arrays import IntArray
-from hivellm_ort.decoding.words import TokenTexts
+from hivellm_ort.decoding.bad_words import TokenTexts
 
 PIECES = st.text("ab\N{LATIN SMALL LETTER E WITH ACUTE}\n", max_size=4).map(str.encode)
 # Bytes of one character may be tokens of their own.

@@ -10,7 +10,7 @@ from fake_runtimes import COREML, CPU, CUDA, DML, Install, bundle
 
 from hivellm_ort import ProviderError
 from hivellm_ort.engine.devices import Device
-from hivellm_ort.engine.placement import place
+from hivellm_ort.engine.placement import choose_placement
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ from hivellm_ort.engine.placement import place
 def test_auto(offered: tuple[str, ...], target: str, expected: str, runtime: Install) -> None:
     """Auto takes the fastest that is there of those that run the graphs."""
     runtime(*offered, gpus=1)
-    assert expected == place(Device(), bundle(target)).provider.name
+    assert expected == choose_placement(Device(), bundle(target)).provider.name
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_auto(offered: tuple[str, ...], target: str, expected: str, runtime: Ins
 def test_named_device(device: str, target: str, runtime: Install) -> None:
     """A device that runs the target's graphs is taken as it was named."""
     runtime(CUDA, DML, COREML, gpus=2)
-    found = place(Device.of(device), bundle(target))
+    found = choose_placement(Device.of(device), bundle(target))
     assert (device.partition(":")[0], Device.of(device).number) == (found.provider.device, found.number)
 
 
@@ -67,18 +67,18 @@ def test_graphs_for_another_provider(device: str, target: str, cure: str, runtim
     """A device that cannot run the graphs is refused with both ways out, unless the CPU is allowed."""
     runtime(CUDA, DML, COREML, gpus=1)
     with pytest.raises(ProviderError) as caught:
-        place(Device.of(device), bundle(target))
+        choose_placement(Device.of(device), bundle(target))
     assert f"device {device!r}: " in str(caught.value)
     assert cure in str(caught.value)
     assert "fallback=True" in str(caught.value)
-    allowed = place(Device.of(device, fallback=True), bundle(target))
+    allowed = choose_placement(Device.of(device, fallback=True), bundle(target))
     assert (CPU, True) == (allowed.provider.name, allowed.instead)
 
 
 def test_target_of_another_version() -> None:
     """Graphs for a provider that this version does not know are refused by name, whatever is allowed."""
     with pytest.raises(ProviderError, match="'npu'"):
-        place(Device(fallback=True), bundle("npu"))
+        choose_placement(Device(fallback=True), bundle("npu"))
 
 
 @pytest.mark.parametrize(
@@ -98,9 +98,9 @@ def test_provider_that_is_not_there(
 ) -> None:
     """The message says what is installed and what to install, or where the provider exists."""
     runtime()
-    monkeypatch.setattr("hivellm_ort.engine.targets.sys.platform", system)
+    monkeypatch.setattr("hivellm_ort.engine.provider_table.sys.platform", system)
     with pytest.raises(ProviderError, match=message):
-        place(Device.of(device), bundle(target))
+        choose_placement(Device.of(device), bundle(target))
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_gpu_that_is_not_there(device: str, gpus: int | None, message: str, runt
     """With the GPU wheel installed, what the driver shows decides."""
     runtime(CUDA, distribution="onnxruntime-gpu", gpus=gpus)
     with pytest.raises(ProviderError, match=message.replace("$", "; or allow the CPU")):
-        place(Device.of(device), bundle("cuda"))
+        choose_placement(Device.of(device), bundle("cuda"))
 
 
 def test_gpu_wheel_without_driver_runs_portable_graphs(
@@ -125,7 +125,7 @@ def test_gpu_wheel_without_driver_runs_portable_graphs(
     """Auto goes on to the CPU where that runs the graphs, and the log says what was passed over."""
     runtime(CUDA, distribution="onnxruntime-gpu", gpus=None)
     with caplog.at_level(logging.INFO, logger="hivellm_ort"):
-        place(Device(), bundle("portable")).announce("tiny")
+        choose_placement(Device(), bundle("portable")).announce("tiny")
     (record,) = caplog.records
     assert logging.INFO == record.levelno
     assert record.getMessage().startswith(
@@ -138,7 +138,7 @@ def test_what_fallback_did_is_a_warning(runtime: Install, caplog: pytest.LogCapt
     """The warning says what runs where, and the reason that would be the error."""
     runtime()
     with caplog.at_level(logging.INFO, logger="hivellm_ort"):
-        place(Device.of("cuda", fallback=True), bundle("cuda")).announce("tiny")
+        choose_placement(Device.of("cuda", fallback=True), bundle("cuda")).announce("tiny")
     (record,) = caplog.records
     assert logging.WARNING == record.levelno
     assert "base tiny runs on the CPU, as fallback allows: device 'cuda': CUDA" in record.getMessage()
@@ -164,10 +164,10 @@ def test_half_precision_on_a_cpu(
     for device in ("auto", "cpu"):
         if refused:
             with pytest.raises(ProviderError, match=f"computes in {dtype}"):
-                place(Device.of(device), config)
+                choose_placement(Device.of(device), config)
         else:
-            assert not place(Device.of(device), config).instead
-        assert refused == place(Device.of(device, fallback=True), config).instead
+            assert not choose_placement(Device.of(device), config).instead
+        assert refused == choose_placement(Device.of(device, fallback=True), config).instead
 
 
 def test_options_for_the_cpu(runtime: Install) -> None:
@@ -177,20 +177,22 @@ def test_options_for_the_cpu(runtime: Install) -> None:
     with pytest.raises(
         ProviderError, match="provider_options cudnn_conv_algo_search, gpu_mem_limit: CPUExecutionProvider"
     ):
-        place(device, bundle("cpu"))
+        choose_placement(device, bundle("cpu"))
 
 
 def test_placements_are_equal_where_sessions_can_be_shared(runtime: Install) -> None:
     """The name that was asked by does not matter; number, options and fallback do."""
     runtime(CUDA, gpus=2)
     config = bundle("cuda")
-    one = place(Device.of("auto"), config)
-    assert one == place(Device.of("cuda:0"), config)
-    assert hash(one) == hash(place(Device.of("cuda"), config))
+    one = choose_placement(Device.of("auto"), config)
+    assert one == choose_placement(Device.of("cuda:0"), config)
+    assert hash(one) == hash(choose_placement(Device.of("cuda"), config))
     for other in (
         Device.of("cuda:1"),
         Device.of("cuda", {"gpu_mem_limit": 1}),
         Device.of("cuda", fallback=True),
     ):
-        assert one != place(other, config)
-    assert place(Device.of("cpu"), bundle("cpu")) == place(Device.of("auto", fallback=True), bundle("cpu"))
+        assert one != choose_placement(other, config)
+    assert choose_placement(Device.of("cpu"), bundle("cpu")) == choose_placement(
+        Device.of("auto", fallback=True), bundle("cpu")
+    )

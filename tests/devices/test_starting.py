@@ -12,7 +12,7 @@ from hivellm_ort import LoadError, ProviderError
 from hivellm_ort.contract import ADAPTER_GRAPH, DecoderConfig
 from hivellm_ort.engine import starting
 from hivellm_ort.engine.devices import Device
-from hivellm_ort.engine.placement import place
+from hivellm_ort.engine.placement import choose_placement
 from hivellm_ort.engine.session import Engine
 
 RECORD = "session.record_ep_graph_assignment_info"
@@ -21,7 +21,7 @@ EXACT = "session.x64quantprecision"
 
 def engine_on(device: Device, folder: Path, config: DecoderConfig, threads: int | None = None) -> Engine:
     """An engine where `device` puts it."""
-    return Engine(folder, config, placement=place(device, config), threads=threads)
+    return Engine(folder, config, placement=choose_placement(device, config), threads=threads)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from golden.sources import BASES, save_base
 from support.extras import requires_export
 from support.golden import BASE, bundle, golden, members, with_base
 
-from hivellm_ort.adapters.prepared import PreparedAdapter
+from hivellm_ort.adapters.prepared_adapter import PreparedAdapter
 from hivellm_ort.contract import ADAPTER_FILE
 
 KINDS = ("lora", "dora")

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from hivellm_ort.adapters.prepared import PreparedAdapter
+from hivellm_ort.adapters.prepared_adapter import PreparedAdapter
 from hivellm_ort.engine.adapters import BoundAdapter
 from hivellm_ort.engine.decoder import Decoder
 from hivellm_ort.engine.placement import Placement
+from hivellm_ort.engine.provider_table import CPU
 from hivellm_ort.engine.session import Engine
-from hivellm_ort.engine.targets import CPU
 
 FORMS = [
     ("cpu", "fp32"),

@@ -17,8 +17,8 @@ import pytest
 
 from hivellm_ort.contract import GREEDY_OUTPUT, LOGITS, DecoderConfig
 from hivellm_ort.engine import session
+from hivellm_ort.engine.device_arrays import Memory
 from hivellm_ort.engine.placement import Placement
-from hivellm_ort.engine.tensors import Memory
 
 ITEM = {"float32": 4, "float16": 2, "bfloat16": 2}
 """Bytes of the float types."""

@@ -50,7 +50,7 @@ def portable(load: Load) -> ExpertManager:
 
 def forget(manager: ExpertManager) -> None:
     """Forget what is kept of prompts."""
-    for base in manager._residents.bases():
+    for base in manager._registry.bases():
         base.engine.prefixes.clear()
 
 

@@ -26,8 +26,8 @@ from hivellm_ort import Expert, ExpertManager, LoadError
 from hivellm_ort.contract import BASE_GRAPH, DECODER_JSON, GREEDY_OUTPUT, LOGITS, DecoderConfig
 from hivellm_ort.engine.capabilities import Capabilities
 from hivellm_ort.engine.placement import Placement
+from hivellm_ort.engine.provider_table import CPU
 from hivellm_ort.engine.session import Engine
-from hivellm_ort.engine.targets import CPU
 
 FORM = ("cuda", "fp16")
 SQL = "select name from users where age > 30 "

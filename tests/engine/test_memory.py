@@ -12,10 +12,10 @@ from forms import DEVICE, Bundles, tokens
 
 from hivellm_ort import OutOfMemoryError
 from hivellm_ort.contract import Architecture
-from hivellm_ort.engine.cache import CacheForm, KVCache
+from hivellm_ort.engine.device_arrays import FLOAT_TYPES, Memory
+from hivellm_ort.engine.kv_cache import CacheForm, KVCache
 from hivellm_ort.engine.placement import Placement
-from hivellm_ort.engine.targets import CPU
-from hivellm_ort.engine.tensors import FLOAT_TYPES, Memory
+from hivellm_ort.engine.provider_table import CPU
 
 NUMBERS = Architecture("llama", 8, 16, 3, 2, 2, 4, 32, 64)
 PLACES = [

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hivellm_ort.engine.capabilities import Capabilities
+from hivellm_ort.engine.device_arrays import FLOAT_TYPES
 from hivellm_ort.engine.pieces import Piece, pieces
-from hivellm_ort.engine.tensors import FLOAT_TYPES
 
 
 def form(*, append: bool = True, buckets: tuple[int, ...] = (), one_logit: bool = False) -> Capabilities:
@@ -25,7 +25,7 @@ def form(*, append: bool = True, buckets: tuple[int, ...] = (), one_logit: bool 
         total=(1,),
         cache_type=FLOAT_TYPES["float32"],
         memory=None,
-        captured=False,
+        cuda_graph=False,
     )
 
 

@@ -12,10 +12,10 @@ from forms import Bundles, tokens
 from hivellm_ort import ContextLengthError, InferenceError, LoadError, ProviderError
 from hivellm_ort.contract import DECODER_JSON, DecoderConfig
 from hivellm_ort.engine.capabilities import Capabilities
+from hivellm_ort.engine.device_arrays import Memory
 from hivellm_ort.engine.placement import Placement
+from hivellm_ort.engine.provider_table import CPU, PROVIDERS
 from hivellm_ort.engine.session import Engine
-from hivellm_ort.engine.targets import CPU, PROVIDERS
-from hivellm_ort.engine.tensors import Memory
 
 Change = Callable[[DecoderConfig], DecoderConfig]
 

@@ -15,7 +15,7 @@ from hivellm_ort import InferenceError
 from hivellm_ort.contract import DECODER_JSON, LOGITS, DecoderConfig
 from hivellm_ort.engine import decoder as decoding
 from hivellm_ort.engine.placement import Placement
-from hivellm_ort.engine.targets import CPU
+from hivellm_ort.engine.provider_table import CPU
 
 Record = Callable[[str, str], Recording]
 
@@ -70,7 +70,7 @@ def test_a_device_has_copies(bundles: Bundles, record: Record) -> None:
     """The recording copies what a device would: a decoder that does not bind anew is caught."""
     recording = record("portable", "fp32")
     engine = bundles.engine("portable", "fp32", DEVICE)
-    engine._can = dataclasses.replace(engine._can, memory=None)
+    engine._capabilities = dataclasses.replace(engine._capabilities, memory=None)
     decoder = engine.decoder(adapters=False)
     decoder.start(0, None, 100)
     with contextlib.suppress(InferenceError):  # what is read in place of tokens may be none
@@ -139,7 +139,7 @@ def test_a_step_of_the_cpu_form_binds_nothing(bundles: Bundles, monkeypatch: pyt
     decoder.step([5, 6, 7])
     decoder.append(0, [5])
     calls: list[str] = []
-    for part in (decoder._one(next(iter(adapters.values()))), decoder._all):
+    for part in (decoder._one(next(iter(adapters.values()))), decoder._batch_pass):
         bound = part._binding
         for name in ("bind_ortvalue_input", "bind_ortvalue_output", "bind_input", "bind_output"):
             monkeypatch.setattr(bound, name, lambda *_, name=name: calls.append(name))
@@ -158,17 +158,17 @@ def test_changing_back_binds_nothing(bundles: Bundles) -> None:
         decoder.start(0, adapter, 100)
         first[adapter] = decoder.append(0, tokens(5, 1)).copy()
         assert decoder.swap_seconds > 0
-    kept = [decoder._ones[adapter]._binding for adapter in (one, other)]
+    kept = [decoder._row_passes[adapter]._binding for adapter in (one, other)]
     for adapter in (one, other, one):
         decoder.start(0, adapter, 100)
         assert np.array_equal(first[adapter], decoder.append(0, tokens(5, 1)))
-    assert kept == [decoder._ones[adapter]._binding for adapter in (one, other)]
+    assert kept == [decoder._row_passes[adapter]._binding for adapter in (one, other)]
     decoder.start(0, one, 100)
     assert 0 == decoder.swap_seconds
     decoder.start(0, one, 500)
-    assert [one] == list(decoder._ones)
+    assert [one] == list(decoder._row_passes)
     decoder.release(one)
-    assert {} == decoder._ones
+    assert {} == decoder._row_passes
 
 
 def run_of(config: DecoderConfig, width: int, begin: int, **changes: object) -> Run:
@@ -259,7 +259,7 @@ def test_a_forbidden_run_of_the_decoder_is_recorded(
     """A decoder that takes DirectML for able to append is caught in the act."""
     recording = record("dml", "fp16")
     engine = bundles.engine("dml", "fp16")
-    monkeypatch.setattr(engine, "_can", dataclasses.replace(engine._can, append=True))
+    monkeypatch.setattr(engine, "_can", dataclasses.replace(engine._capabilities, append=True))
     decoder = engine.decoder(adapters=False)
     decoder.start(0, None, 100)
     decoder.append(0, tokens(5, 1))

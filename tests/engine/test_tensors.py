@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from hivellm_ort import AdapterError
-from hivellm_ort.adapters.prepared import PreparedAdapter, PreparedModule
+from hivellm_ort.adapters.prepared_adapter import PreparedAdapter, PreparedModule
 from hivellm_ort.engine.adapters import BoundAdapter
-from hivellm_ort.engine.tensors import FLOAT_TYPES, Memory, Tensor
+from hivellm_ort.engine.device_arrays import FLOAT_TYPES, Memory, Tensor
 
 LARGEST = float(ml_dtypes.finfo(ml_dtypes.bfloat16).max)
 

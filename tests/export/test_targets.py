@@ -17,7 +17,7 @@ from support import tiny
 from support.graphs import GraphRun
 
 from hivellm_export.pipeline import export
-from hivellm_ort.adapters.prepared import PreparedAdapter
+from hivellm_ort.adapters.prepared_adapter import PreparedAdapter
 from hivellm_ort.contract import ADAPTER_FILE, ADAPTER_GRAPH, BASE_GRAPH, DECODER_JSON, DecoderConfig
 
 ModelFolder = Callable[[str], Path]

@@ -19,7 +19,7 @@ from hivellm_export.lowering import Lowering, attribute_text
 from hivellm_export.source import BaseModel
 from hivellm_export.weights import WeightWriter
 from hivellm_ort.adapters.config import PeftConfig
-from hivellm_ort.adapters.prepared import PreparedAdapter
+from hivellm_ort.adapters.prepared_adapter import PreparedAdapter
 
 ModelFolder = Callable[[str], Path]
 ExpertFolder = Callable[..., Path]

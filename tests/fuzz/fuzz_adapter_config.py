@@ -63,7 +63,7 @@ def check(content: bytes, folder: Path) -> None:
     """What was prepared is read again as it was."""
     import numpy as np
 
-    from hivellm_ort.adapters.prepared import PreparedAdapter
+    from hivellm_ort.adapters.prepared_adapter import PreparedAdapter
 
     path = folder / "adapter.safetensors"
     path.write_bytes(content)

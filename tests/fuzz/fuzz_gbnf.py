@@ -11,8 +11,8 @@ from mutations import bytes_changed, mutated, words_changed
 from walking import allowed, compiled
 
 from hivellm_ort.errors import GrammarError
-from hivellm_ort.grammar.check import check_grammar
 from hivellm_ort.grammar.grammar import Grammar
+from hivellm_ort.grammar.report import check_grammar
 
 WORDS = [
     "root ::= ", "\n", "::=", "|", "(", ")", "[a-z]", "[^\\n]", "[", "]", "^", "-", '"', '"a"', '""', "*", "+", "?",

@@ -12,8 +12,8 @@ from mutations import bytes_changed, json_changed, mutated
 from walking import allowed, compiled, text_of
 
 from hivellm_ort.errors import GrammarError
-from hivellm_ort.grammar.check import check_grammar
 from hivellm_ort.grammar.grammar import Grammar
+from hivellm_ort.grammar.report import check_grammar
 from hivellm_ort.grammar.schema.keywords import ANNOTATIONS, ASSERTIONS
 
 WORDS = [

@@ -12,7 +12,7 @@ from mutations import bytes_changed, json_changed, mutated
 from peft_samples import KINDS, config_bytes, prepared, tensors, weights_bytes
 
 from hivellm_ort.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from hivellm_ort.adapters.prepared import PreparedAdapter
+from hivellm_ort.adapters.prepared_adapter import PreparedAdapter
 from hivellm_ort.adapters.tensors import AdapterTensors, read_tensors
 from hivellm_ort.errors import AdapterError
 

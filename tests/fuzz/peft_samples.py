@@ -12,7 +12,7 @@ from safetensors.numpy import save
 
 from hivellm_ort.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from hivellm_ort.adapters.prepare import Embeddings, prepare
-from hivellm_ort.adapters.prepared import PreparedAdapter
+from hivellm_ort.adapters.prepared_adapter import PreparedAdapter
 from hivellm_ort.adapters.tensors import PREFIX, same_values
 from hivellm_ort.contract import Part, Site
 

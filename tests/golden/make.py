@@ -38,7 +38,7 @@ from support.signing import SEED, TIME, reference_signed
 
 from golden.sources import BASES, Adapter, save_adapter, save_base
 from hivellm_export.pipeline import export
-from hivellm_ort.adapters.prepared import PreparedAdapter
+from hivellm_ort.adapters.prepared_adapter import PreparedAdapter
 from hivellm_ort.integrity.native import signed_manifest
 from hivellm_ort.package.archive import extract, write
 

@@ -11,8 +11,8 @@ from click.testing import CliRunner, Result
 
 from hivellm_ort.cli.main import main
 from hivellm_ort.errors import GrammarError
-from hivellm_ort.grammar.check import accepts, check_grammar
 from hivellm_ort.grammar.grammar import Grammar
+from hivellm_ort.grammar.report import accepts, check_grammar
 
 GBNF = '# sums\r\nroot ::= number ("+" number)*\r\nnumber ::= [0-9]+ "é"?\r\n'
 SCHEMA = json.dumps({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]})

@@ -16,8 +16,8 @@ import pytest
 from walking import answer, compiled, text_of
 
 from hivellm_ort.errors import GrammarError
-from hivellm_ort.grammar.check import accepts, check_grammar
 from hivellm_ort.grammar.grammar import Grammar
+from hivellm_ort.grammar.report import accepts, check_grammar
 
 SAFE = 9007199254740991
 STRING, INTEGER, NUMBER = {"type": "string"}, {"type": "integer"}, {"type": "number"}

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from hivellm_ort.errors import GrammarError
-from hivellm_ort.grammar.check import accepts, check_grammar
 from hivellm_ort.grammar.grammar import Grammar
+from hivellm_ort.grammar.report import accepts, check_grammar
 
 OBJECT = {"type": "object", "additionalProperties": False}
 STRING, INTEGER, NULL = {"type": "string"}, {"type": "integer"}, {"type": "null"}

@@ -14,8 +14,8 @@ import pytest
 from walking import answer, compiled, text_of
 
 from hivellm_ort.errors import GrammarError
-from hivellm_ort.grammar.check import check_grammar
 from hivellm_ort.grammar.grammar import Grammar
+from hivellm_ort.grammar.report import check_grammar
 from hivellm_ort.grammar.schema.keywords import ANNOTATIONS, ASSERTIONS
 
 # Each makes this many schemas; a long run sets more.

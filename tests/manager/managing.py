@@ -20,7 +20,7 @@ import onnxruntime
 from support.running import Packages
 
 from hivellm_ort import ExpertManager
-from hivellm_ort.adapters.prepared import PreparedAdapter
+from hivellm_ort.adapters.prepared_adapter import PreparedAdapter
 from hivellm_ort.engine.adapters import BoundAdapter
 from hivellm_ort.observability import Event
 
@@ -129,14 +129,14 @@ def until(condition: Callable[[], object], *, seconds: float = 20) -> None:
 
 def at_rest(manager: ExpertManager) -> None:
     """Wait until a manager does nothing, and has made the room that its limits ask for."""
-    residents = manager._residents
+    registry = manager._registry
 
     def resting() -> bool:
-        bases = residents.bases()
+        bases = registry.bases()
         return (
-            not residents._leases
-            and not residents._workers._threads
-            and not residents._room_wanted
+            not registry._leases
+            and not registry._workers._threads
+            and not registry._room_wanted
             and not manager._running
             and all(base.scheduler._idle and not base.scheduler.queued for base in bases)
         )

@@ -70,10 +70,10 @@ def test_everything_at_once(
     pinned = [info.name for info in manager.list_loaded_experts() if info.pins]
     assert [] == pinned
     assert stats["loaded_experts"] <= 2
-    assert 0 == len(manager._residents._leaving)
+    assert 0 == len(manager._registry._leaving)
     if budget is not None:
         assert stats["bytes"] <= budget
-    for base in manager._residents.bases():
+    for base in manager._registry.bases():
         assert base.scheduler._running == set()
         assert base.scheduler._releases == []
         assert base.scheduler._decoder is None or base.scheduler._decoder._lengths == []

@@ -58,7 +58,7 @@ def test_what_is_loaded_decides(manager: ExpertManager) -> None:
     stop = threading.Event()
 
     def change() -> None:
-        path = manager._residents.get("json").load.args[0]
+        path = manager._registry.get("json").load.args[0]
         for number in range(20):
             manager.load_expert(f"again {number}", path)
             manager.unload_expert(f"again {number}")
@@ -110,7 +110,7 @@ def test_names_are_never_guessed(manager: ExpertManager) -> None:
     for missing in ({}, {"messages": [{"role": "system", "content": "x"}]}):
         with pytest.raises(OptionError, match="nothing to answer"):
             manager.choose(**missing, or_base=True)  # type: ignore[arg-type]
-    path = manager._residents.get("json").load.args[0]
+    path = manager._registry.get("json").load.args[0]
     with pytest.raises(OptionError, match="'base' is the name of the base model"):
         manager.load_expert("base", path)
 

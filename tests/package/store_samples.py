@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hivellm_ort.jsonfiles.reading import read_json
 from hivellm_ort.package.archive import sha256_file
-from hivellm_ort.package.bundle import stored_fault
+from hivellm_ort.package.bundle_check import stored_fault
 from hivellm_ort.package.filecheck import FileChecks
 from hivellm_ort.package.folders import Layout
 from hivellm_ort.package.index import PackageIndex

@@ -17,9 +17,9 @@ from store_samples import assert_whole
 
 from hivellm_ort.errors import IntegrityError, LoadError, ManifestError
 from hivellm_ort.package.archive import Limits, write
+from hivellm_ort.package.bundle_folders import MAX_TARGETS
 from hivellm_ort.package.members import bundle_members_of
 from hivellm_ort.package.store import Store, open_package
-from hivellm_ort.package.targets import MAX_TARGETS
 
 Files = dict[str, bytes]
 

@@ -12,9 +12,9 @@ from package_samples import BASE, BASE_DIGEST, MANIFEST, decoder_json, expert, f
 from store_samples import assert_whole
 
 from hivellm_ort.errors import IntegrityError, ManifestError
+from hivellm_ort.package.bundle_folders import check_folders
 from hivellm_ort.package.filecheck import Check, FileChecks
 from hivellm_ort.package.store import Store, open_package
-from hivellm_ort.package.targets import check_folders
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from support.rows import begun
 
 from hivellm_ort import Expert, ExpertManager, ExpertManifest
-from hivellm_ort.loading.pack import pack
+from hivellm_ort.loading.packing import pack
 from hivellm_ort.package.store import Store, open_package
 
 TIE = 0.02  # a gap between the two best logits below which another runtime may pick the other token
@@ -82,7 +82,7 @@ def test_bare_package_gives_the_reference_tokens(
 
 def test_base_gives_the_reference_tokens(manager: ExpertManager, shared_experts: Path) -> None:
     """The graph without adapters gives the tokens of the base model."""
-    engine = manager._residents.get("expert-sql").expert.shared_base.engine
+    engine = manager._registry.get("expert-sql").expert.shared_base.engine
     for reference in references(shared_experts, "expert-sql")[:4]:
         row = begun(engine, None, 256)
         tokens: list[int] = []

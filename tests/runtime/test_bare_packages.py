@@ -16,7 +16,7 @@ from support.golden import bundle
 from support.running import PROMPT, Packages
 
 from hivellm_ort import AdapterError, BaseMismatchError, Expert, IntegrityError, LoadError
-from hivellm_ort.adapters.prepared import PreparedAdapter
+from hivellm_ort.adapters.prepared_adapter import PreparedAdapter
 from hivellm_ort.contract import DECODER_JSON, DecoderConfig
 from hivellm_ort.loading import parts
 from hivellm_ort.package.archive import write

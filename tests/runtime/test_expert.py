@@ -41,7 +41,7 @@ from hivellm_ort import (
 )
 from hivellm_ort.contract import Architecture
 from hivellm_ort.engine import decoder
-from hivellm_ort.engine.cache import KVCache
+from hivellm_ort.engine.kv_cache import KVCache
 from hivellm_ort.errors import OutOfMemoryError
 
 

@@ -22,7 +22,7 @@ from support.running import PROMPT, Packages
 
 from hivellm_ort import Expert
 from hivellm_ort.adapters.config import read_peft_config
-from hivellm_ort.adapters.prepared import PreparedAdapter
+from hivellm_ort.adapters.prepared_adapter import PreparedAdapter
 from hivellm_ort.cli.main import main
 from hivellm_ort.contract import ADAPTER_FILE, ADAPTER_GRAPH, DECODER_JSON, DecoderConfig
 from hivellm_ort.errors import AdapterError, InferenceError, LoadError, ManifestError

@@ -10,7 +10,7 @@ from looping import END_THINK, EOS, THINK, VOCABULARY, Letters, Model, generatio
 
 from hivellm_ort.decoding.lookup import PromptLookup
 from hivellm_ort.errors import GrammarError
-from hivellm_ort.grammar.thinking import AfterThinking
+from hivellm_ort.grammar.after_thinking import AfterThinking
 from hivellm_ort.serving.generation import Generation
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from hivellm_ort.contract import DECODER_JSON
 from hivellm_ort.package.archive import write
-from hivellm_ort.package.targets import FOLDER
+from hivellm_ort.package.bundle_folders import FOLDER
 
 __all__ = ["BASE", "GOLDEN", "PEFT", "adapter_folder", "bundle", "golden", "members", "with_base"]
 

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from hivellm_ort.adapters.prepared import PreparedAdapter
+from hivellm_ort.adapters.prepared_adapter import PreparedAdapter
 from hivellm_ort.contract import (
     ADAPTER_GRAPH,
     BASE_GRAPH,

@@ -71,7 +71,7 @@ def engines() -> list[Engine]:
 
 def held(manager: ExpertManager, name: str) -> Expert:
     """The expert that a manager has in memory under a name."""
-    expert = manager._residents.get(name).expert
+    expert = manager._registry.get(name).expert
     assert expert is not None
     return expert
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from hivellm_ort.decoding.bad_words import TokenTexts
 from hivellm_ort.decoding.params import SamplingParams
 from hivellm_ort.decoding.processors import make_processors
-from hivellm_ort.decoding.words import TokenTexts
 from hivellm_ort.text.tokenizer import TextTokenizer
 
 

@@ -20,8 +20,8 @@ from hivellm_ort.decoding.stops import StopMatcher
 from hivellm_ort.errors import InferenceError
 from hivellm_ort.text.detokenizer import IncrementalDetokenizer
 from hivellm_ort.text.families import template_for
+from hivellm_ort.text.reasoning import ReasoningSplitter
 from hivellm_ort.text.template import ChatTemplate, end_of_turn_ids
-from hivellm_ort.text.thinking import ReasoningSplitter
 from hivellm_ort.text.tokenizer import TextTokenizer
 
 _ROOT = os.environ.get("HIVELLM_TEST_TOKENIZERS")

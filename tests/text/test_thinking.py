@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizer_samples import byte_level_tokenizer
 
 from hivellm_ort.text.detokenizer import IncrementalDetokenizer
-from hivellm_ort.text.thinking import ReasoningSplitter, opens_thinking
+from hivellm_ort.text.reasoning import ReasoningSplitter, opens_thinking
 from hivellm_ort.text.tokenizer import TextTokenizer
 
 ANSWERS = st.lists(

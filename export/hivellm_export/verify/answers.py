@@ -13,8 +13,8 @@ from transformers import DynamicCache
 
 from hivellm_ort.contract import DecoderConfig, past_names
 from hivellm_ort.engine.adapters import BoundAdapter
+from hivellm_ort.engine.device_arrays import CACHE_TYPES
 from hivellm_ort.engine.session import Engine
-from hivellm_ort.engine.tensors import CACHE_TYPES
 
 __all__ = ["PROMPTS", "Answers", "Pass", "bundle_pass", "prompts", "reference_pass"]
 

@@ -26,7 +26,7 @@ from hivellm_ort import Expert
 from hivellm_ort.contract import DECODER_JSON, DecoderConfig, Site
 from hivellm_ort.engine.adapters import BoundAdapter
 from hivellm_ort.engine.devices import Device
-from hivellm_ort.engine.placement import place
+from hivellm_ort.engine.placement import choose_placement
 from hivellm_ort.engine.session import Engine
 from hivellm_ort.errors import ExpertError, ExportError, InferenceError
 from hivellm_ort.progress import progress_bar
@@ -300,7 +300,7 @@ class _Verifier:
                 options: Any = {"base": None if alone else bundle.folder, "cache_dir": self._cache}
                 with Expert.load(package, device="cpu", fallback=True, trust="off", **options) as expert:
                     return use(expert.shared_base.engine, expert.adapter)
-            engine = Engine(bundle.folder, config, placement=place(device, config))
+            engine = Engine(bundle.folder, config, placement=choose_placement(device, config))
             try:
                 return use(engine, None)
             finally:

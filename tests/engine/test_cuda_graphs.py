@@ -11,12 +11,12 @@ import pytest
 from forms import CAPTURED, DEVICE, Bundles, course, difference, tokens
 from recording import Recording, Repetition
 
-from hivellm_ort.engine import captured
+from hivellm_ort.engine import cuda_graph
 from hivellm_ort.engine.decoder import Decoder
 from hivellm_ort.engine.devices import Device
 from hivellm_ort.engine.placement import Placement
+from hivellm_ort.engine.provider_table import CPU, PROVIDERS
 from hivellm_ort.engine.session import Engine
-from hivellm_ort.engine.targets import CPU, PROVIDERS
 
 FORMS = [("cuda", "fp16"), ("cuda", "bf16"), ("cpu", "fp32")]
 
@@ -141,7 +141,7 @@ def test_a_token_that_begins_a_row_is_a_prompt(bundles: Bundles, monkeypatch: py
 
 def test_too_many_recordings(bundles: Bundles, monkeypatch: pytest.MonkeyPatch) -> None:
     """They stay in the device's memory for ever, so that steps go on without at some number."""
-    monkeypatch.setattr(captured, "_MOST", 2)
+    monkeypatch.setattr(cuda_graph, "_MOST", 2)
     plain = bundles.engine(*FORMS[0]).decoder(adapters=False)
     engine, recording, rules = recorded(FORMS[0], bundles, monkeypatch)
     decoder = engine.decoder(adapters=False)
@@ -200,9 +200,9 @@ def test_forgotten_adapter(bundles: Bundles) -> None:
 def test_what_asks_for_it(options: dict[str, Any], expected: bool) -> None:
     """The option that CUDA is given decides; other providers have none."""
     given = Device.of("cuda", options).options
-    assert expected == Placement(PROVIDERS["cuda"], options=given).captured
-    assert not Placement(PROVIDERS["dml"], options=given).captured
-    assert not Placement(CPU).captured
+    assert expected == Placement(PROVIDERS["cuda"], options=given).cuda_graph
+    assert not Placement(PROVIDERS["dml"], options=given).cuda_graph
+    assert not Placement(CPU).cuda_graph
 
 
 @pytest.mark.parametrize("form", [("portable", "fp32"), ("dml", "fp16")], ids="-".join)

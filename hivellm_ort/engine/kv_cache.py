@@ -11,7 +11,7 @@ import numpy as np
 
 from hivellm_ort.contract import Architecture, past_names, present_names
 from hivellm_ort.engine.blocks import Block, DeviceBlock, HostBlock
-from hivellm_ort.engine.tensors import FLOAT_TYPES, Array, ElementType, Memory, host_value
+from hivellm_ort.engine.device_arrays import FLOAT_TYPES, Array, ElementType, Memory, host_value
 from hivellm_ort.errors import OutOfMemoryError
 
 __all__ = ["CacheForm", "KVCache", "NewTokens"]

@@ -10,11 +10,11 @@ from hivellm_ort.adapters.tensors import read_tensors
 from hivellm_ort.contract import ADAPTER_FILE
 from hivellm_ort.errors import LoadError
 from hivellm_ort.loading.adapter_files import find_adapter_files
+from hivellm_ort.package.bundle_folders import FOLDER
 from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
 from hivellm_ort.package.members import as_utf8, bundle_members_of, root_members
 from hivellm_ort.package.packing import Progress, write
 from hivellm_ort.package.store import UnpackedPackage
-from hivellm_ort.package.targets import FOLDER
 from hivellm_ort.paths import StrPath
 
 __all__ = ["pack"]

@@ -31,12 +31,12 @@ from hivellm_ort.package.manifest import ExpertManifest
 from hivellm_ort.serving.base import Base
 from hivellm_ort.serving.pool import BASES
 
-__all__ = ["Residents"]
+__all__ = ["ExpertRegistry"]
 
 _Gone = Literal["unused", "closed"]
 
 
-class Residents:
+class ExpertRegistry:
     """The experts of a manager, and what of them is in memory. Safe to use from any thread.
 
     What is in use or pinned is never evicted, so there may be more than the limits while it is. Over the limit of

@@ -16,14 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hivellm_ort.contract import GREEDY_OUTPUT, LOGITS, DecoderConfig
-from hivellm_ort.engine.cache import KVCache
 from hivellm_ort.engine.capabilities import Capabilities
+from hivellm_ort.engine.device_arrays import Memory, Tensor
+from hivellm_ort.engine.kv_cache import KVCache
 from hivellm_ort.engine.providers import import_onnxruntime
 from hivellm_ort.engine.running import run_bound, run_options, tokens_of_vocabulary
-from hivellm_ort.engine.tensors import Memory, Tensor
 from hivellm_ort.errors import OutOfMemoryError
 
-__all__ = ["CapturedSteps"]
+__all__ = ["CudaGraphSteps"]
 
 _MOST = 64  # recordings: they stay in the device's memory as long as the session
 # A session may have several decoders, one after the other, and must never repeat a recording of another.
@@ -32,7 +32,7 @@ _NUMBERS = itertools.count(1)
 _Shapes = frozenset[tuple[str, tuple[int, ...]]]
 
 
-class CapturedSteps:
+class CudaGraphSteps:
     """Steps of one token per row, on the first rows of a cache.
 
     There is a recording for every number of rows, shapes of adapter weights, and output, on one cache. Adapters of
@@ -41,12 +41,12 @@ class CapturedSteps:
     Args:
         session: of ONNX Runtime.
         config: the base bundle.
-        can: what its graphs can do where the session runs them.
+        capabilities: what its graphs can do where the session runs them.
         memory: of the device.
     """
 
-    def __init__(self, session: Any, config: DecoderConfig, can: Capabilities, memory: Memory):
-        self._session, self._config, self._can, self._memory = session, config, can, memory
+    def __init__(self, session: Any, config: DecoderConfig, capabilities: Capabilities, memory: Memory):
+        self._session, self._config, self._capabilities, self._memory = session, config, capabilities, memory
         self._recordings: dict[tuple[int, _Shapes, bool], _Recording] = {}
         self._slots: dict[_Shapes, _Slots] = {}
         self._left = _MOST
@@ -97,7 +97,9 @@ class CapturedSteps:
         try:
             if shapes not in self._slots:
                 self._slots[shapes] = _Slots(values, self._memory)
-            recording = _Recording(self._session, self._config, self._can, self._memory, rows, greedy=greedy)
+            recording = _Recording(
+                self._session, self._config, self._capabilities, self._memory, rows, greedy=greedy
+            )
             recording.bind(cache, self._slots[shapes].values)
         except Exception as error:  # ONNX Runtime raises a dozen types of its own
             raise OutOfMemoryError(
@@ -140,20 +142,20 @@ class _Recording:
         self,
         session: Any,
         config: DecoderConfig,
-        can: Capabilities,
+        capabilities: Capabilities,
         memory: Memory,
         rows: int,
         *,
         greedy: bool,
     ):
-        self._session, self._can, self._rows = session, can, rows
+        self._session, self._capabilities, self._rows = session, capabilities, rows
         self._vocab, self._greedy = config.architecture.vocab_size, greedy
         self._binding = session.io_binding()
         self._options = run_options(next(_NUMBERS))
         self._feeds = {"input_ids": memory.zeros((rows, 1), np.int64)}
-        if can.positions:
+        if capabilities.positions:
             self._feeds["position_ids"] = memory.zeros((rows, 1), np.int64)
-        if can.lengths:
+        if capabilities.lengths:
             self._feeds["seqlens_k"] = memory.zeros((rows,), np.int32)
         self._wanted = memory.zeros((rows,), np.int64)
         self._wanted.update_inplace(np.arange(rows, dtype=np.int64))
@@ -164,10 +166,10 @@ class _Recording:
     def bind(self, cache: KVCache, adapter: Mapping[str, Any]) -> None:
         """Bind everything, for good."""
         inputs = {**self._feeds, **adapter, "logits_rows": self._wanted}
-        if self._can.total is not None:
+        if self._capabilities.total is not None:
             # The one input that is read on the host, when the step is recorded: it must be true of all steps to
             # come. GroupQueryAttention takes the lengths from `seqlens_k`, and this as their bound.
-            self._total = np.full(self._can.total, cache.capacity, np.int32)
+            self._total = np.full(self._capabilities.total, cache.capacity, np.int32)
             inputs["total_sequence_length"] = import_onnxruntime().OrtValue.ortvalue_from_numpy(self._total)
         for name, value in inputs.items():
             self._binding.bind_ortvalue_input(name, value)

@@ -6,10 +6,10 @@ from enum import Enum
 
 from hivellm_ort.routing.words import Phrase
 
-__all__ = ["Telling", "telling"]
+__all__ = ["KeywordWeight", "weight_of"]
 
 
-class Telling(Enum):
+class KeywordWeight(Enum):
     """Kinds of keywords; the value is the weight."""
 
     PHRASE = 1.5
@@ -26,7 +26,7 @@ class Telling(Enum):
     @property
     def everyday(self) -> bool:
         """Whether the weight is capped together with that of other everyday words."""
-        return self in (Telling.EVERYDAY, Telling.EVERYDAY_PHRASE)
+        return self in (KeywordWeight.EVERYDAY, KeywordWeight.EVERYDAY_PHRASE)
 
 
 def _word_set(text: str) -> frozenset[str]:
@@ -78,17 +78,17 @@ _AMBIGUOUS = _word_set(
 )
 
 
-def telling(phrase: Phrase) -> Telling:
+def weight_of(phrase: Phrase) -> KeywordWeight:
     """Say how much a phrase tells by itself, whatever the candidates are."""
     words = [word for word in phrase.words if any(map(str.isalnum, word))]
     if len(words) > 1:
-        return Telling.EVERYDAY_PHRASE if all(map(_is_everyday, words)) else Telling.PHRASE
+        return KeywordWeight.EVERYDAY_PHRASE if all(map(_is_everyday, words)) else KeywordWeight.PHRASE
     if not words:
-        return Telling.AMBIGUOUS
+        return KeywordWeight.AMBIGUOUS
     (word,) = words
     if _is_everyday(word):
-        return Telling.EVERYDAY
-    return Telling.AMBIGUOUS if word in _AMBIGUOUS or _is_short(word, 2) else Telling.TERM
+        return KeywordWeight.EVERYDAY
+    return KeywordWeight.AMBIGUOUS if word in _AMBIGUOUS or _is_short(word, 2) else KeywordWeight.TERM
 
 
 def _is_everyday(word: str) -> bool:

@@ -12,8 +12,8 @@ from typing import Any
 
 from hivellm_ort.engine.cpu import cpu_flags
 from hivellm_ort.engine.placement import Placement, fallback_hint
+from hivellm_ort.engine.provider_table import CPU
 from hivellm_ort.engine.providers import import_onnxruntime
-from hivellm_ort.engine.targets import CPU
 from hivellm_ort.errors import ProviderError
 
 __all__ = ["start_session"]
