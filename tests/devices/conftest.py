@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from fake_runtimes import CPU, FakeRuntime, Install
 
-from hivellm_ort.engine import providers, targets
+from hivellm_ort.engine import provider_table, providers
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def runtime(installed: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> 
         fake = FakeRuntime([*offered, CPU])
         installed(distribution)
         monkeypatch.setitem(sys.modules, "onnxruntime", fake.module())
-        monkeypatch.setattr(targets, "cuda_devices", lambda: gpus)
+        monkeypatch.setattr(provider_table, "cuda_devices", lambda: gpus)
         return fake
 
     return install

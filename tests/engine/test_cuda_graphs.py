@@ -11,7 +11,7 @@ import pytest
 from forms import CAPTURED, DEVICE, Bundles, course, difference, tokens
 from recording import Recording, Repetition
 
-from hivellm_ort.engine import cuda_graph
+from hivellm_ort.engine import cuda_graphs
 from hivellm_ort.engine.decoder import Decoder
 from hivellm_ort.engine.devices import Device
 from hivellm_ort.engine.placement import Placement
@@ -141,7 +141,7 @@ def test_a_token_that_begins_a_row_is_a_prompt(bundles: Bundles, monkeypatch: py
 
 def test_too_many_recordings(bundles: Bundles, monkeypatch: pytest.MonkeyPatch) -> None:
     """They stay in the device's memory for ever, so that steps go on without at some number."""
-    monkeypatch.setattr(cuda_graph, "_MOST", 2)
+    monkeypatch.setattr(cuda_graphs, "_MOST", 2)
     plain = bundles.engine(*FORMS[0]).decoder(adapters=False)
     engine, recording, rules = recorded(FORMS[0], bundles, monkeypatch)
     decoder = engine.decoder(adapters=False)

@@ -139,7 +139,7 @@ def test_a_step_of_the_cpu_form_binds_nothing(bundles: Bundles, monkeypatch: pyt
     decoder.step([5, 6, 7])
     decoder.append(0, [5])
     calls: list[str] = []
-    for part in (decoder._one(next(iter(adapters.values()))), decoder._batch_pass):
+    for part in (decoder._row_pass(next(iter(adapters.values()))), decoder._batch_pass):
         bound = part._binding
         for name in ("bind_ortvalue_input", "bind_ortvalue_output", "bind_input", "bind_output"):
             monkeypatch.setattr(bound, name, lambda *_, name=name: calls.append(name))
@@ -259,7 +259,7 @@ def test_a_forbidden_run_of_the_decoder_is_recorded(
     """A decoder that takes DirectML for able to append is caught in the act."""
     recording = record("dml", "fp16")
     engine = bundles.engine("dml", "fp16")
-    monkeypatch.setattr(engine, "_can", dataclasses.replace(engine._capabilities, append=True))
+    monkeypatch.setattr(engine, "_capabilities", dataclasses.replace(engine._capabilities, append=True))
     decoder = engine.decoder(adapters=False)
     decoder.start(0, None, 100)
     decoder.append(0, tokens(5, 1))
