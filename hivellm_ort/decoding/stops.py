@@ -23,7 +23,7 @@ class StopMatcher:
     while one that began before it may still become complete. Of stops that begin at the same place the
     shortest is the one found, because it is complete first.
 
-    Gentle stops are those that a package was published with; they must not spoil a good answer. None counts inside a
+    Soft stops are those that a package was published with; they must not spoil a good answer. None counts inside a
     string literal, nor where it would leave nothing but whitespace. One of whitespace counts only where no bracket
     and no code fence is open. One of closing punctuation, such as `}` or `);` or the end of a code fence, stays in
     the text, which ends after it, and counts only if it leaves nothing open. `Nesting` says what is open where.
@@ -32,8 +32,8 @@ class StopMatcher:
     whitespace after that.
 
     Args:
-        stops: At most 16 texts of 1 to 1024 characters; without any, and without gentle ones, nothing is held back.
-        gentle: At most 64 of these, as above.
+        stops: At most 16 texts of 1 to 1024 characters; without any, and without soft ones, nothing is held back.
+        soft: At most 64 of these, as above.
         include_stop: Whether the stop that is found is part of the text.
         thinking: Whether the prompt has opened a think block already.
 
@@ -55,7 +55,7 @@ class StopMatcher:
         thinking: bool = False,
     ) -> None:
         _check("stop", stops, MAX_STOPS)
-        _check("gentle stop", soft, MAX_PUBLISHED_STOPS)
+        _check("soft stop", soft, MAX_PUBLISHED_STOPS)
         # As the text may end after a kept stop and before another, the kept one is complete first; else the shortest.
         kinds = [_Stop(stop) for stop in set(stops)] + [_soft(stop) for stop in set(soft) - set(stops)]
         self._stops = sorted(kinds, key=lambda stop: (not stop.kept, len(stop.text), stop.text))

@@ -1,6 +1,6 @@
 """Whatever a stranger writes loads whole, or is refused with a typed error, in bounded time and memory.
 
-`HIVELLM_FUZZ_SECONDS` sets the seconds of mutations of each target, and `python tests/fuzz/run.py` runs them long.
+`HIVELLM_FUZZ_SECONDS` sets the seconds of mutations of each target. `python tests/fuzz/fuzzing.py` runs them long.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pathlib import Path
 
 import attempts
 import pytest
+from fuzzing import FOLDER, TARGETS
 from mutations import Mutation, json_changed, words_changed
-from run import FOLDER, TARGETS
 from support.extras import requires_export
 
 SECONDS = os.environ.get("HIVELLM_FUZZ_SECONDS", "3")
@@ -28,7 +28,7 @@ def test_target(name: str, tmp_path: Path) -> None:
         requires_export()
     command = [
         sys.executable,
-        str(FOLDER / "run.py"),
+        str(FOLDER / "fuzzing.py"),
         name,
         "--seconds",
         SECONDS,

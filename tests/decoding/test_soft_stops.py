@@ -34,7 +34,7 @@ def cut(text: str, soft: list[str], **options: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    ("gentle", "answer", "after"),
+    ("soft", "answer", "after"),
     [
         (TOOLS, TOOL_CALL, "\n\nThis calls f."),
         (TOOLS, TOOL_CALL, "}"),
@@ -73,7 +73,7 @@ def test_a_good_answer_is_left_whole(soft: list[str], answer: str, after: str) -
 
 
 @pytest.mark.parametrize(
-    ("gentle", "text"),
+    ("soft", "text"),
     [
         (TOOLS, '{"a": {"b": 1}'),
         (NEO4J, "```cypher\nMATCH (n)\n\nRETURN (n);"),
@@ -115,7 +115,7 @@ def test_both_kinds_together() -> None:
     assert "f(1);" == feed(StopMatcher(["x"], [");"]), list("f(1);x"))
     assert "f" == feed(StopMatcher(["(1);"], [");"]), list("f(1);x"))
     assert "a" == feed(StopMatcher(["\n"], ["\n\n"]), list("a\n\nb"))
-    # The gentle one waits for the strict one that began inside it.
+    # The soft one waits for the strict one that began inside it.
     assert "f(1);" == feed(StopMatcher([";x"], [");"]), list("f(1);y"))
     assert "f(1)" == feed(StopMatcher([";x"], [");"]), list("f(1);x"))
 
@@ -259,15 +259,15 @@ def test_every_statement_is_left_whole(clauses: list[str], after: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gentle", "expected"),
+    ("soft", "expected"),
     [
-        ([""], "gentle stop string 0 has 0 characters"),
-        (["a" * 1025], "gentle stop string 0 has 1025 characters"),
-        (["a"] * 65, "65 gentle stop strings are too many: at most 64"),
-        ("ab", "gentle stop strings must be a list"),
+        ([""], "soft stop string 0 has 0 characters"),
+        (["a" * 1025], "soft stop string 0 has 1025 characters"),
+        (["a"] * 65, "65 soft stop strings are too many: at most 64"),
+        ("ab", "soft stop strings must be a list"),
     ],
 )
 def test_unusable_stops_are_refused(soft: list[str], expected: str) -> None:
-    """Empty, overlong or too many gentle stops are a ValueError that says which."""
+    """Empty, overlong or too many soft stops are a ValueError that says which."""
     with pytest.raises(ValueError, match=expected):
         StopMatcher([], soft)

@@ -1,4 +1,4 @@
-"""Fuzz the readers of everything that a stranger may write: `python tests/fuzz/run.py all --seconds 360`.
+"""Fuzz the readers of everything that a stranger may write: `python tests/fuzz/fuzzing.py all --seconds 360`.
 
 Each target runs in a process of its own, which a hang or a crash ends. With atheris installed, inputs are chosen by
 the code that they reach; else they are mutations of the corpus. The status is 1 when there are findings.
