@@ -43,7 +43,7 @@ def write(
 
     Raises:
         IntegrityError: A name that `extract` would refuse or skip, one name twice, or a source that is a link, a
-            device or the like.
+            device or the like; or `package` is a device, a pipe or a folder.
         OSError: A source cannot be read or the package not written.
     """
     names = MemberNames()
@@ -52,6 +52,8 @@ def write(
         (_writable(raw, names), source if isinstance(source, bytes) else Path(source))
         for raw, source in members
     ]
+    if package.exists() and not package.is_file():  # a device would be lost, for everybody
+        raise IntegrityError(f"{package} is no file that a package could replace: name a file")
     scratch = package.with_name(f".{package.name}.{secrets.token_hex(8)}.tmp")
     try:
         with scratch.open("xb") as file:
