@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hivellm_ort.errors import IntegrityError
-from hivellm_ort.filenames import MAX_NAME_BYTES, member_name
+from hivellm_ort.filenames import MAX_NAME_BYTES, is_system_file, member_name
 from hivellm_ort.package.archive import extract, write
 from hivellm_ort.package.names import never_loaded
 
@@ -29,7 +29,7 @@ MEMBERS: list[tuple[str, Path | bytes]] = [
 
 def _is_name(text: str) -> bool:
     try:
-        return member_name(text) == text and not never_loaded(text)
+        return member_name(text) == text and not never_loaded(text) and not is_system_file(text)
     except IntegrityError:
         return False
 
