@@ -105,7 +105,7 @@ def write_bundle(
         ir.save(model, folder / name)
     _write_tokenizer(base, folder)
     # Before contract 1.3 `weights` was always float32: an older runtime must not read anything else from it.
-    key = "weights" if precision.dtype == "float32" else "half_weights"
+    float32 = precision.dtype == "float32"
     files = {
         path.name: FileRecord(path.stat().st_size, sha256_file(path)) for path in sorted(folder.iterdir())
     }
@@ -114,7 +114,8 @@ def write_bundle(
         sites=() if merged else config.sites,
         files=files,
         embeddings={} if merged else {name: table_digest(base.tensor(name)) for name in EMBEDDINGS},
-        **{key: stored},
+        weights=stored if float32 else config.weights,
+        half_weights=config.half_weights if float32 else stored,
     )
     (folder / DECODER_JSON).write_bytes(config.to_bytes())
     return check_bundle(folder)

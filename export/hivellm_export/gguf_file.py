@@ -16,7 +16,7 @@ from hivellm_ort.errors import ExportError
 __all__ = ["GgufFile", "parts_of"]
 
 _PART = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
-_Kind = TypeVar("_Kind", str, int, float, bool, list)
+_Kind = TypeVar("_Kind", str, int, float, bool, list[Any])
 
 
 class _Reader(gguf.GGUFReader):

@@ -138,9 +138,10 @@ def read_vocabulary(file: GgufFile) -> Vocabulary:
         for name in ("bos", "eos", "unknown", "padding")
     }
     for name in ("bos", "eos"):
-        if ids[name] is not None and kinds[ids[name]] not in _ADDED:
+        token_id = ids[name]
+        if token_id is not None and kinds[token_id] not in _ADDED:
             raise ExportError(
-                f"{file.name}: {_PREFIX}{name}_token_id is {ids[name]}, {tokens[ids[name]]!r}, and token_type says "
+                f"{file.name}: {_PREFIX}{name}_token_id is {token_id}, {tokens[token_id]!r}, and token_type says "
                 f"that this is no special token: {OPTION}"
             )
     adds = {

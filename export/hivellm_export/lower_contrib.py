@@ -89,9 +89,7 @@ class CpuLowering(Lowering):
         inputs = (query, key, value, past_key, past_value, seqlens_k, total, *caches)
         return self.attended(node, *inputs, do_rotary=1, rotary_interleaved=0)
 
-    def attended(
-        self, node: ir.Node, *inputs: ir.Value | None, **attributes: int | float
-    ) -> tuple[ir.Value, ...]:
+    def attended(self, node: ir.Node, *inputs: ir.Value | None, **attributes: int) -> tuple[ir.Value, ...]:
         """GroupQueryAttention for the placeholder `node`: its result as [T, H], and present key and value."""
         attended, *present = self.op(
             "GroupQueryAttention",
@@ -127,9 +125,7 @@ class CudaLowering(CpuLowering):
         self._norms[node.inputs[0]] = (weight, node.attributes["epsilon"].as_float())
         return (node.inputs[0],)
 
-    def attended(
-        self, node: ir.Node, *inputs: ir.Value | None, **attributes: int | float
-    ) -> tuple[ir.Value, ...]:
+    def attended(self, node: ir.Node, *inputs: ir.Value | None, **attributes: int) -> tuple[ir.Value, ...]:
         """The same with the norms of query and key, inputs 14 and 15, where the model has them."""
         norms = [self._norms[value] for value in node.inputs[:2] if value in self._norms]
         if norms:

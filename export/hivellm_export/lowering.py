@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -138,7 +139,7 @@ class Lowering:
     def rotary_caches(self) -> list[ir.Value]:
         """Cosines and sines, each [positions, head_dim / 2]."""
         return [
-            self.initializer(self.weights.vector(f"rotary.{name}", lambda cache=cache: cache))
+            self.initializer(self.weights.vector(f"rotary.{name}", partial(np.asarray, cache)))
             for name, cache in zip(("cos", "sin"), self.rotary, strict=True)
         ]
 

@@ -142,4 +142,5 @@ def _k_quant(data: Array) -> _Result:
 
 def _pack(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Two 4-bit values a byte along the last axis, the first in the low half."""
-    return values[..., ::2] | (values[..., 1::2] << 4)
+    high: NDArray[np.uint8] = values[..., 1::2] << np.uint8(4)
+    return values[..., ::2] | high

@@ -127,7 +127,7 @@ def _attention_forward(index: int, attention: nn.Module) -> Callable[..., Any]:
             query, key, value = torch.split(packed, sizes, dim=-1)
             query = _rms_norm(query, f"{prefix}.q_norm", attention.q_norm, head_dim)
             key = _rms_norm(key, f"{prefix}.k_norm", attention.k_norm, head_dim)
-            operands = (query, key, value, *tail)
+            operands: tuple[Any, ...] = (query, key, value, *tail)
         else:
             operands = (packed, *tail)
         past = len(operands) - 4
