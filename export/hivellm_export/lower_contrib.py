@@ -12,6 +12,8 @@ rotary embedding are operators before it, and q, k and v come from products of t
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnx_ir as ir
 
 from hivellm_export.lower_cached import CachedAttention
@@ -89,7 +91,7 @@ class CpuLowering(Lowering):
         inputs = (query, key, value, past_key, past_value, seqlens_k, total, *caches)
         return self.attended(node, *inputs, do_rotary=1, rotary_interleaved=0)
 
-    def attended(self, node: ir.Node, *inputs: ir.Value | None, **attributes: int) -> tuple[ir.Value, ...]:
+    def attended(self, node: ir.Node, *inputs: ir.Value | None, **attributes: Any) -> tuple[ir.Value, ...]:
         """GroupQueryAttention for the placeholder `node`: its result as [T, H], and present key and value."""
         attended, *present = self.op(
             "GroupQueryAttention",
@@ -125,7 +127,7 @@ class CudaLowering(CpuLowering):
         self._norms[node.inputs[0]] = (weight, node.attributes["epsilon"].as_float())
         return (node.inputs[0],)
 
-    def attended(self, node: ir.Node, *inputs: ir.Value | None, **attributes: int) -> tuple[ir.Value, ...]:
+    def attended(self, node: ir.Node, *inputs: ir.Value | None, **attributes: Any) -> tuple[ir.Value, ...]:
         """The same with the norms of query and key, inputs 14 and 15, where the model has them."""
         norms = [self._norms[value] for value in node.inputs[:2] if value in self._norms]
         if norms:
