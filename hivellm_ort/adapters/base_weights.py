@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hivellm_ort.adapters.tensors import widened
 from hivellm_ort.contract import DECODER_JSON, WEIGHTS_FILE, DecoderConfig, Site, StoredWeights
 from hivellm_ort.errors import LoadError
 
@@ -102,8 +103,8 @@ class BaseWeights:
 
     def _floats(self, offset: int | None, *shape: int) -> Array:
         """Floats of the bundle's type, as float32."""
-        if self._dtype == "bfloat16":  # numpy has no such type: it is the upper half of a float32
-            return (self._view(offset, np.uint16, *shape).astype(np.uint32) << 16).view(np.float32)
+        if self._dtype == "bfloat16":
+            return widened(self._view(offset, np.uint16, *shape))
         return self._view(offset, np.dtype(self._dtype), *shape).astype(np.float32, copy=False)
 
     def _view(self, offset: int | None, dtype: Any, *shape: int) -> NDArray[Any]:

@@ -9,7 +9,7 @@ import click
 
 from hivellm_ort.cli.output import echo, json_option, print_json
 from hivellm_ort.errors import LoadError, ManifestError
-from hivellm_ort.loading.packing import pack as pack_folder
+from hivellm_ort.loading.folder_packing import pack as pack_folder
 from hivellm_ort.package.archive import sha256_file
 from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
 from hivellm_ort.package.manifest_schema import schema_problems

@@ -11,7 +11,7 @@ import pytest
 from support.rows import begun
 
 from hivellm_ort import Expert, ExpertManager, ExpertManifest
-from hivellm_ort.loading.packing import pack
+from hivellm_ort.loading.folder_packing import pack
 from hivellm_ort.package.store import Store, open_package
 
 TIE = 0.02  # a gap between the two best logits below which another runtime may pick the other token

@@ -29,7 +29,7 @@ from hivellm_ort.contract import DecoderConfig
 from hivellm_ort.integrity import TrustStore, check, generate_key, read_public_key, sign, verify
 from hivellm_ort.integrity.keyfiles import read_private_key
 from hivellm_ort.integrity.trust import Trust
-from hivellm_ort.loading.packing import pack
+from hivellm_ort.loading.folder_packing import pack
 from hivellm_ort.package.archive import extract, sha256_file, write
 from hivellm_ort.package.manifest_schema import schema_problems
 from hivellm_ort.package.store import Store, open_package
