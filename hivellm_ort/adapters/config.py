@@ -155,7 +155,7 @@ def _parse(data: dict[str, Any]) -> PeftConfig:
         return PeftConfig("lokr")
     if kind not in ("lora", "adalora", "ia3"):
         raise AdapterError(
-            f"peft_type {data.get('peft_type')!r} is not supported; LORA, ADALORA, IA3 and LOKR are"
+            f"peft_type {_short(data.get('peft_type'))} is not supported; LORA, ADALORA, IA3 and LOKR are"
         )
     check_fields(data)
     for name, value in data.items():
@@ -179,7 +179,7 @@ def _parse(data: dict[str, Any]) -> PeftConfig:
         raise AdapterError(f"r = {rank} and lora_alpha = {alpha:g}: both must be positive")
     bias = data.get("bias") or "none"
     if bias not in ("none", "all", "lora_only"):
-        raise AdapterError(f"bias = {bias!r} is not one of none, all, lora_only")
+        raise AdapterError(f"bias = {_short(bias)} is not one of none, all, lora_only")
     return PeftConfig(
         kind="dora" if dora else "rslora" if rslora else kind,
         rank=0 if kind == "ia3" else rank,
