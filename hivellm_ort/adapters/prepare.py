@@ -31,7 +31,7 @@ from hivellm_ort.errors import AdapterError, BaseMismatchError
 __all__ = ["LARGEST", "Embeddings", "prepare"]
 
 LARGEST = 1e18
-"""Largest factor that an adapter may put on what a module gives: RMSNorm takes the square, which float32 must hold."""
+"""Largest factor that an adapter may put on what a module gives: RMSNorm squares that, which float32 must hold."""
 
 Array = NDArray[np.float32]
 Tensor = Callable[[str], Array]
