@@ -86,8 +86,8 @@ def export(
 ) -> None:
     """Turn a base model and PEFT experts into ONNX bundles and .expert packages.
 
-    Exit status: 0 when everything was written; 2 when an input is wrong, or verification fails, and nothing was. Where
-    standard output cannot take the report it is 2 or 141, and all was written.
+    Exit status: 0 when everything was written; 2 when an input is wrong, or verification fails, and nothing was.
+    Where standard output cannot take the report it is 2 or 141, and all was written.
     """
     quiet_imports()
     from hivellm_export.pipeline import export as run
