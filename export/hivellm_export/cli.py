@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hivellm_export.target_support import TARGETS
+from hivellm_ort.cli.files import NamedPath
 from hivellm_ort.cli.output import echo, json_option, print_json
 from hivellm_ort.errors import ExportError
 
@@ -24,17 +25,17 @@ __all__ = ["export", "quiet_imports"]
 @click.option(
     "--base",
     required=True,
-    type=click.Path(exists=True, path_type=Path),
+    type=NamedPath(exists=True),
     help="Base model: a Hugging Face folder or a .gguf file.",
 )
 @click.option(
     "--expert",
     "experts",
     multiple=True,
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=NamedPath(exists=True, file_okay=False),
     help="An expert's folder (manifest.json, adapter_config.json, adapter_model.safetensors); may be repeated.",
 )
-@click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
+@click.option("--output", required=True, type=NamedPath(), help="Folder to write to.")
 @click.option(
     "--target", "targets", type=click.Choice(list(TARGETS)), multiple=True, default=["cpu"], show_default=True,
     help="What the graphs are for: an execution provider, or with portable any runtime of standard ONNX; may be "
@@ -56,7 +57,7 @@ __all__ = ["export", "quiet_imports"]
     "many rows; needs ONNX Runtime 1.28 [default: float32].",
 )  # fmt: skip
 @click.option(
-    "--tokenizer", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="FOLDER",
+    "--tokenizer", type=NamedPath(exists=True, file_okay=False), metavar="FOLDER",
     help="Take the tokenizer of this Hugging Face folder, and not the base's own; it must fit the base.",
 )  # fmt: skip
 @click.option("--merge", "merged", is_flag=True, help="Fold the one expert into the weights.")
@@ -86,6 +87,7 @@ def export(
     """Turn a base model and PEFT experts into ONNX bundles and .expert packages.
 
     Exit status: 0 when everything was written; 2 when an input is wrong, or verification fails, and nothing was.
+    Where standard output cannot take the report it is 2 or 141, and all was written.
     """
     quiet_imports()
     from hivellm_export.pipeline import export as run

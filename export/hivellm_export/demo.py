@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from hivellm_export.cli import quiet_imports
+from hivellm_ort.cli.files import NamedPath
 from hivellm_ort.cli.output import echo, json_option, print_json
 from hivellm_ort.errors import ExportError
 from hivellm_ort.manager import ExpertManager
@@ -54,12 +55,12 @@ PROMPTS = (
 @click.command()
 @click.option(
     "--models",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=NamedPath(file_okay=False),
     default=Path("models"),
     show_default=True,
     help="The repository's models folder.",
 )
-@click.option("--output", type=click.Path(path_type=Path), help="Keep the packages here; a new folder.")
+@click.option("--output", type=NamedPath(), help="Keep the packages here; a new folder.")
 @click.option(
     "--precision", type=click.Choice(["int8", "int4", "fp32"]), default="int8", show_default=True,
     help="Of the base's weights.",

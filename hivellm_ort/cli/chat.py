@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from hivellm_ort import TextStream
+from hivellm_ort.cli.files import NamedPath
 from hivellm_ort.cli.output import echo, echo_answer, input_is_a_terminal
 from hivellm_ort.cli.run import loading_options, text_or_file
 from hivellm_ort.errors import ExpertError, OptionError
@@ -29,7 +30,7 @@ def _tools(ctx: click.Context, param: click.Parameter, value: str | None) -> Any
 
 
 @click.command()
-@click.argument("package", type=click.Path(path_type=Path))
+@click.argument("package", type=NamedPath())
 @click.option("--schema", callback=text_or_file, help="What the conversation is about: text, or @FILE.")
 @click.option("--system", callback=text_or_file, help="System message: text, or @FILE.")
 @click.option("--tools", callback=_tools, help="Functions that the model may call: JSON list, or @FILE.")

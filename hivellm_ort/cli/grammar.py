@@ -7,11 +7,11 @@ from typing import get_args
 
 import click
 
+from hivellm_ort.cli.files import NamedPath, read_text
 from hivellm_ort.cli.output import echo, json_option, print_json
 from hivellm_ort.errors import LoadError
 from hivellm_ort.grammar.grammar import Grammar, Kind
 from hivellm_ort.printable import printable
-from hivellm_ort.textfile import decode_text
 
 __all__ = ["KINDS", "grammar"]
 
@@ -25,12 +25,12 @@ def grammar() -> None:
 
 
 @grammar.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=NamedPath())
 @click.option(
     "--accepts",
     "samples_file",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     help="Answers to try, one a line.",
 )
 @click.option(
@@ -38,7 +38,7 @@ def grammar() -> None:
     "sample_files",
     metavar="FILE",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     help="One answer to try, of any number of lines; may be repeated. A line end at its end is no part of it.",
 )
 @click.option(
@@ -122,7 +122,7 @@ def _lines(text: str) -> list[str]:
 
 def _content(file: Path) -> str:
     try:
-        return decode_text(file.read_bytes())
+        return read_text(file)
     except OSError as error:
         raise LoadError(f"{file}: cannot be read ({error.strerror}); name a file with text") from error
     except UnicodeDecodeError as error:

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from hivellm_ort.cli.files import NamedPath
 from hivellm_ort.cli.output import echo, input_is_a_terminal, json_option, print_json
 from hivellm_ort.errors import LoadError, ManifestError
 from hivellm_ort.loading.peft_folder import base_model, base_name, expert_name, manifest_document
@@ -32,7 +33,7 @@ _QUESTIONS = {
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=NamedPath())
 @click.option("--name", help="Name of the expert; default: expert- and the folder's name.")
 @click.option("--version", help="Three numbers; default: 0.1.0.")
 @click.option(

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from hivellm_ort.cli.files import NamedPath
 from hivellm_ort.cli.output import echo, json_option, print_json
 from hivellm_ort.integrity import Trust, check
 from hivellm_ort.loading.inspection import inspect as inspect_package
@@ -18,7 +19,7 @@ __all__ = ["inspect"]
 
 
 @click.command()
-@click.argument("package", type=click.Path(path_type=Path))
+@click.argument("package", type=NamedPath())
 @json_option("Print everything as JSON.")
 def inspect(package: Path, as_json: bool) -> None:
     """Show what PACKAGE is: expert, base, adapter, signature, decoding, files and warnings. Runs nothing of it."""

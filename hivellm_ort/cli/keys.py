@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from hivellm_ort.cli.files import NamedPath
 from hivellm_ort.cli.output import echo, json_option, print_json
 from hivellm_ort.integrity.keyfiles import generate_key, public_path, read_public_key
 from hivellm_ort.integrity.truststore import TrustStore
@@ -14,7 +15,7 @@ __all__ = ["keygen", "trust"]
 
 
 @click.command()
-@click.argument("path", type=click.Path(path_type=Path), default=Path("publisher.key"))
+@click.argument("path", type=NamedPath(), default=Path("publisher.key"))
 @json_option("Print the key and the files as JSON.")
 def keygen(path: Path, as_json: bool) -> None:
     """Make a key to sign packages with: the private key in PATH (publisher.key), the public one beside it.

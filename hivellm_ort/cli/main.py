@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from importlib.metadata import entry_points
@@ -88,9 +89,12 @@ def _told(ctx: click.Context | None) -> Iterator[None]:
     except click.ClickException as error:
         message = error.format_message()
         _tell(ctx, error, message)
-        if escaped(message) == message:
-            raise
-        raise _escaped(error, message) from error
+        if sys.stderr is not None:  # click would take standard output then
+            try:
+                (error if escaped(message) == message else _escaped(error, message)).show()
+            except OSError:  # nobody reads it
+                silence("stderr")
+        raise click.exceptions.Exit(error.exit_code) from error
     except (click.Abort, click.exceptions.Exit):
         raise
     except (ExpertError, OSError) as error:

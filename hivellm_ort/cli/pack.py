@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from hivellm_ort.cli.files import NamedPath
 from hivellm_ort.cli.output import echo, json_option, print_json
 from hivellm_ort.errors import LoadError, ManifestError
 from hivellm_ort.loading.folder_packing import pack as pack_folder
@@ -21,10 +22,10 @@ __all__ = ["pack"]
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=NamedPath())
 @click.option(
     "--output",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     help="The file; default: <name>-<base>.v<version>.expert in the current folder.",
 )
 @click.option("--strict", is_flag=True, help="Refuse a manifest that is not as its schema says.")

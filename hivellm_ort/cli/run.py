@@ -7,11 +7,11 @@ from typing import Any, get_args
 
 import click
 
+from hivellm_ort.cli.files import NamedPath, read_text
 from hivellm_ort.cli.output import echo, echo_answer, json_option, print_json
 from hivellm_ort.expert import Expert
 from hivellm_ort.integrity import Policy
 from hivellm_ort.printable import printable
-from hivellm_ort.textfile import decode_text
 
 __all__ = ["loading_options", "run", "text_or_file"]
 
@@ -45,7 +45,7 @@ def text_or_file(_ctx: click.Context, param: click.Parameter, value: str | None)
             )
         return value
     try:
-        return decode_text(Path(value[1:]).read_bytes())
+        return read_text(Path(value[1:]))
     except (OSError, UnicodeDecodeError) as error:
         raise click.BadParameter(f"{value[1:]} cannot be read: {error}", param=param) from error
 
@@ -93,14 +93,14 @@ def loading_options(command: Any) -> Any:
             default="warn",
             help="What to do where no key you trust has signed the package; default: warn.",
         ),
-        click.option("--base", type=click.Path(path_type=Path), help="Base bundle for a thin package."),
+        click.option("--base", type=NamedPath(), help="Base bundle for a thin package."),
     ):
         command = option(command)
     return command
 
 
 @click.command()
-@click.argument("package", type=click.Path(path_type=Path))
+@click.argument("package", type=NamedPath())
 @click.argument("prompt")
 @click.option("--schema", callback=text_or_file, help="What the prompt is about: text, or @FILE.")
 @click.option("--system", callback=text_or_file, help="System message: text, or @FILE.")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from hivellm_ort.cli.files import NamedPath
 from hivellm_ort.cli.output import echo, json_option, print_json
 from hivellm_ort.integrity.keyfiles import read_public_key
 from hivellm_ort.integrity.signing import sign as sign_package
@@ -27,10 +28,10 @@ _SIDECAR_NOTES = {
 
 
 @click.command()
-@click.argument("package", type=click.Path(path_type=Path))
-@click.option("--key", required=True, type=click.Path(path_type=Path), help="Private key, from keygen.")
+@click.argument("package", type=NamedPath())
+@click.option("--key", required=True, type=NamedPath(), help="Private key, from keygen.")
 @click.option("--publisher", help="Who signs; default: the name of the key file without its ending.")
-@click.option("--output", type=click.Path(path_type=Path), help="Write here instead of in place.")
+@click.option("--output", type=NamedPath(), help="Write here instead of in place.")
 @json_option("Print what was signed as JSON.")
 def sign(package: Path, key: Path, publisher: str | None, output: Path | None, as_json: bool) -> None:
     """Sign PACKAGE. Pickles and executables in it are left out, an old signature is replaced."""
@@ -53,7 +54,7 @@ def sign(package: Path, key: Path, publisher: str | None, output: Path | None, a
 
 
 @click.command()
-@click.argument("package", type=click.Path(path_type=Path))
+@click.argument("package", type=NamedPath())
 @click.option(
     "--key",
     "keys",

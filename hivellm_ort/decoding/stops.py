@@ -231,3 +231,5 @@ def _check(kind: str, stops: Sequence[str], most: int) -> None:
             raise OptionError(
                 f"{kind} string {index} has {len(stop)} characters: it must have 1 to {MAX_STOP_LENGTH}"
             )
+        if not stop.isascii() and any("\ud800" <= char <= "\udfff" for char in stop):
+            raise OptionError(f"{kind} string {index} holds a lone surrogate, which no answer has: remove it")

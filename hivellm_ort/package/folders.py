@@ -54,6 +54,12 @@ def default_root() -> Path:
 
     try:
         if home := os.environ.get("HIVELLM_HOME"):
+            if any(
+                "\ud800" <= char <= "\udfff" for char in home
+            ):  # bytes that are not of the system's encoding
+                raise LoadError(
+                    f"HIVELLM_HOME = {home!a} is not valid Unicode, and ONNX Runtime reads no such path: name another"
+                )
             return Path(home).expanduser()
         cache = platformdirs.user_cache_path("hivellm-ort", appauthor=False)
         if cache.is_absolute():  # an older platformdirs hands back "~" where there is no home

@@ -24,6 +24,7 @@ Judge = Callable[[Path], str | None]
 _NEVER = "is not followed: put the file itself there"
 _LONGEST = 240  # characters of a target in a message
 # Windows has neither flag: there a name is no named pipe, and a link that came after the check is followed.
+_FOLDER = getattr(os, "O_DIRECTORY", 0)
 _AS_IT_IS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
@@ -82,17 +83,37 @@ def files_below(folder: Path, judge: Judge | None = None) -> Iterator[tuple[str,
             ) from error
 
 
-def open_file(path: Path) -> BinaryIO:
+def open_file(path: Path, *, below: Path | None = None) -> BinaryIO:
     """Open a regular file to read. A link that took its place is not followed, and a named pipe is not waited for.
+
+    Args:
+        path: The file.
+        below: A folder that it is in, at any depth: no folder between the two may have become a link. Windows has no
+            way to ask for that.
 
     Raises:
         IntegrityError: It is a link, a folder, a named pipe, a device or a socket.
         OSError: It cannot be opened.
     """
+
+    def opener(name: str, flags: int) -> int:
+        if below is None or os.open not in os.supports_dir_fd:
+            return os.open(name, flags | _AS_IT_IS)
+        *folders, last = path.relative_to(below).parts
+        here = os.open(below, os.O_RDONLY)
+        try:
+            for folder in folders:
+                above, here = here, os.open(folder, os.O_RDONLY | _FOLDER | _AS_IT_IS, dir_fd=here)
+                os.close(above)
+            return os.open(last, flags | _AS_IT_IS, dir_fd=here)
+        finally:
+            os.close(here)
+
     try:
-        file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | _AS_IT_IS))  # noqa: SIM115
+        file = open(path, "rb", opener=opener)  # noqa: SIM115
     except OSError as error:
-        if error.errno == errno.ELOOP or path.is_symlink():
+        # A folder that is a link is "not a directory" where only folders are asked for.
+        if error.errno in (errno.ELOOP, errno.ENOTDIR) or path.is_symlink():
             raise IntegrityError(f"{shown(path.name)} is a link, which {_NEVER}") from error
         raise
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):

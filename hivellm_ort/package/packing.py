@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import os
@@ -43,17 +44,17 @@ def write(
 
     Raises:
         IntegrityError: A name that `extract` would refuse or skip, one name twice, or a source that is a link, a
-            device or the like; or `package` is a device, a pipe or a folder.
-        OSError: A source cannot be read or the package not written.
+            device or the like.
+        OSError: A source cannot be read or the package not written, or what it would replace is no file.
     """
     names = MemberNames()
     package = Path(package)
+    if package.exists() and not package.is_file():  # a device would be lost, for everybody
+        raise OSError(errno.EEXIST, "There is a folder or a device of that name", os.fspath(package))
     checked = [
         (_writable(raw, names), source if isinstance(source, bytes) else Path(source))
         for raw, source in members
     ]
-    if package.exists() and not package.is_file():  # a device would be lost, for everybody
-        raise IntegrityError(f"{package} is no file that a package could replace: name a file")
     scratch = package.with_name(f".{package.name}.{secrets.token_hex(8)}.tmp")
     try:
         with scratch.open("xb") as file:
@@ -91,10 +92,17 @@ def _pack(
     ):
         for name, source in members:
             info = tarfile.TarInfo(name)
-            with io.BytesIO(source) if isinstance(source, bytes) else open_file(source) as content:
+            with io.BytesIO(source) if isinstance(source, bytes) else _opened(name, source) as content:
                 info.size = content.seek(0, os.SEEK_END)
                 content.seek(0)
                 tar.addfile(info, _Tally(content, progress))
+
+
+def _opened(name: str, source: Path) -> BinaryIO:
+    """A source, whose folders are the package's own as far as it is called as its member."""
+    parts = tuple(name.split("/"))
+    same = source.parts[-len(parts) :] == parts
+    return open_file(source, below=source.parents[len(parts) - 1] if same else None)
 
 
 class _Tally:

@@ -86,6 +86,7 @@ def test_flush_gives_what_was_held() -> None:
         (["a", "b" * 1025], "stop string 1 has 1025 characters"),
         (["a"] * 17, "17 stop strings are too many: at most 16"),
         ("ab", "must be a list"),
+        (["a", "b\udcff"], "stop string 1 holds a lone surrogate, which no answer has: remove it"),
     ],
 )
 def test_unusable_stops_are_refused(stops: list[str], expected: str) -> None:

@@ -34,7 +34,7 @@ CHILDREN = {
 }
 
 SCRIPT = """
-import asyncio, gc, json, multiprocessing, os, signal, sys, threading, traceback
+import asyncio, contextlib, gc, json, multiprocessing, os, pty, signal, sys, threading, traceback
 from tqdm import tqdm
 
 from hivellm_ort import Expert, ExpertManager, InferenceError
@@ -123,6 +123,31 @@ def forking(*_):
         by_processor.append(forked(fresh, os._exit))
 expert.generate(PROMPT, max_tokens=2, processors=[forking])
 outcome["a child of a processor"] = by_processor == [True]
+by_hook, by_listener = [], []
+manager.events.add(lambda event: by_hook or by_hook.append(forked(
+    lambda: refused(lambda: manager.generate("lora", PROMPT)) and fresh(), os._exit
+)))
+manager.generate("lora", PROMPT, max_tokens=2)
+outcome["a child of an event hook"] = by_hook == [True]
+stream = expert.generate_stream(PROMPT, max_tokens=5)
+stream.listen(lambda: by_listener or by_listener.append(forked(fresh, os._exit)))
+list(stream)
+expert.generate(PROMPT, max_tokens=1)  # by the thread that calls the listener
+outcome["a child of a listener"] = by_listener == [True]
+thread = threading.Thread(target=lambda: outcome.update({"a child of a thread": forked(fresh, os._exit)}))
+thread.start()
+thread.join()
+running = expert.generate_stream(PROMPT, max_tokens=200)
+outcome["children while an answer runs"] = all([forked(fresh, os._exit) for _ in range(3)])
+running.close()
+child, terminal = pty.fork()
+if not child:
+    signal.alarm(20)
+    os._exit(0 if fresh() else 2)
+with contextlib.suppress(OSError):  # the end of the other side
+    while os.read(terminal, 1000):
+        pass
+outcome["a child with a terminal of its own"] = os.waitpid(child, 0)[1] == 0
 print(json.dumps(outcome))
 """
 
@@ -142,4 +167,4 @@ def test_forks(packages: Packages, tmp_path: Path) -> None:
     assert 0 == done.returncode, done.stderr
     outcome = json.loads(done.stdout.splitlines()[-1])
     assert [] == [name for name, sound in outcome.items() if not sound], done.stderr
-    assert len(CHILDREN) + 3 == len(outcome)
+    assert len(CHILDREN) + 8 == len(outcome)

@@ -7,7 +7,6 @@ from __future__ import annotations
 import os
 import tarfile
 import unicodedata
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -119,18 +118,6 @@ def test_missing_source_keeps_the_old_package(tmp_path: Path) -> None:
         write(tmp_path / "p", [("a", b"1"), ("b", tmp_path / "nowhere")])
     assert b"old" == (tmp_path / "p").read_bytes()
     assert ["p"] == [path.name for path in tmp_path.iterdir()]
-
-
-@pytest.mark.parametrize("make", [Path.mkdir, getattr(os, "mkfifo", Path.mkdir)], ids=["folder", "pipe"])
-def test_only_a_file_is_replaced(make: Callable[[Path], None], tmp_path: Path) -> None:
-    """What is no file stays as it is, be it a folder, a pipe or, for a user who may, the device /dev/null."""
-    place = tmp_path / "x.expert"
-    make(place)
-    before = place.stat().st_ino
-    with pytest.raises(IntegrityError, match="no file that a package could replace"):
-        write(place, [("manifest.json", b"{}")])
-    assert before == place.stat().st_ino
-    assert [place] == [*tmp_path.iterdir()]
 
 
 def test_progress_and_level(tmp_path: Path) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import socket
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from package_samples import changed
+from safetensors.numpy import save_file
 
 from hivellm_ort.cli.main import main
 from hivellm_ort.errors import IntegrityError, LoadError
@@ -69,6 +74,12 @@ def folder(tmp_path: Path) -> Path:
         ("weights/again", ".."),
         ("manifest.json", "../outside/manifest.json"),
         ("._README.md", "../outside/secret"),
+        ("base", "../outside"),
+        ("license", "../outside/secret"),
+        ("LICENSE", "/proc/self/environ"),
+        ("LICENSE", "/proc/self/fd/0"),
+        ("LICENSE", "/dev/zero"),
+        ("weights/a\u202eb", "../../outside\x1b[31m"),
     ],
 )
 def test_links(name: str, target: str, folder: Path, outside: Path, tmp_path: Path) -> None:
@@ -77,7 +88,7 @@ def test_links(name: str, target: str, folder: Path, outside: Path, tmp_path: Pa
     if name == "manifest.json":
         (folder / name).rename(outside / name)
     linked(folder / name, target)
-    fault = f"{folder}: {name!r} is a link to {target!r}, which is not followed: put the file itself there"
+    fault = f"{folder}: {name!a} is a link to {target!a}, which is not followed: put the file itself there"
     with pytest.raises(IntegrityError) as error:
         open_package(folder, Store(tmp_path / "store"))
     assert fault == str(error.value)
@@ -168,6 +179,64 @@ def test_link_made_after_the_check(folder: Path, outside: Path, tmp_path: Path) 
     with pytest.raises(IntegrityError, match="'pipe' is a named pipe"):
         write(tmp_path / "x.expert", [("LICENSE", folder / "pipe")])
     assert {"expert", "outside"} == {path.name for path in tmp_path.iterdir()}
+
+
+def test_folder_that_became_a_link_after_the_check(folder: Path, outside: Path, tmp_path: Path) -> None:
+    """A file is not packed through a folder that has become a link, however deep it is."""
+    if os.open not in os.supports_dir_fd:
+        pytest.skip("files cannot be opened from folder to folder here")
+    members = [("a/b/secret", folder / "a" / "b" / "secret")]
+    (folder / "a" / "b").mkdir(parents=True)
+    (folder / "a" / "b" / "secret").write_text("no secret")
+    write(tmp_path / "x.expert", members)
+    (folder / "a").rename(tmp_path / "a")
+    (outside / "b").mkdir()
+    (outside / "secret").rename(outside / "b" / "secret")
+    linked(folder / "a", outside)
+    with pytest.raises(IntegrityError, match="'secret' is a link, which is not followed"):
+        write(tmp_path / "y.expert", members)
+    (folder / "a").unlink()
+    (folder / "a").mkdir()
+    linked(folder / "a" / "b", outside / "b")
+    with pytest.raises(IntegrityError, match="'secret' is a link, which is not followed"):
+        write(tmp_path / "y.expert", members)
+    assert not (tmp_path / "y.expert").exists()
+
+
+@pytest.mark.parametrize("name", ["pipe", "folder"])
+def test_what_is_no_file_is_not_replaced(name: str, tmp_path: Path) -> None:
+    """A package is not written in the place of a named pipe, a device or a folder."""
+    if name == "pipe":
+        pipe(tmp_path / name)
+    else:
+        (tmp_path / name).mkdir()
+    with pytest.raises(OSError, match="There is a folder or a device of that name"):
+        write(tmp_path / name, [("LICENSE", b"text")])
+    assert [name] == [path.name for path in tmp_path.iterdir()]
+    assert not (tmp_path / name).is_file()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "{outside}/secret",
+        "../outside/secret",
+        "x/../../outside/secret",
+        "/proc/self/environ",
+        "..\\outside\\secret",
+    ],
+)
+def test_grammar_outside_of_the_folder(name: str, folder: Path, outside: Path, tmp_path: Path) -> None:
+    """The grammar that a manifest names is one of the folder, whatever the name."""
+    manifest = changed("/training/decoding/grammar_file", name.format(outside=outside))
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    save_file({"a": np.zeros(1, np.float32)}, folder / "adapter_model.safetensors")
+    result = CliRunner().invoke(main, ["pack", "--output", str(tmp_path / "x.expert"), str(folder)])
+    assert 2 == result.exit_code
+    assert re.search("not in the folder|not allowed in names|absolute names", result.stderr), result.stderr
+    assert not (tmp_path / "x.expert").exists()
 
 
 def test_package_that_is_a_named_pipe(tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ import subprocess
 import sys
 import unicodedata
 import warnings
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -85,6 +87,55 @@ def test_manifest_and_template(flags: list[str], hostile: Path) -> None:
     assert_harmless(CliRunner().invoke(main, ["inspect", str(hostile), *flags]), status=0)
     result = CliRunner().invoke(main, ["run", str(hostile), "go", "--trust", "off", "--threads", "1", *flags])
     assert_harmless(result, status=2)
+
+
+TEXTS = (
+    "/name",
+    "/version",
+    "/author",
+    "/capabilities/0",
+    "/base_models/0/name",
+    "/base_models/0/prompt_template",
+    "/training/decoding/grammar_type",
+    "/training/decoding/stop_sequences/0",
+    "/routing/keywords/0",
+    "/routing/router_hint",
+    "/constraints/requires/0",
+    "/unknown",
+    "/quality/" + HOSTILE,
+)
+
+
+@pytest.mark.parametrize("pointer", TEXTS)
+def test_every_text_of_a_manifest(pointer: str, hostile: Path, tmp_path: Path) -> None:
+    """Whatever field it is in, and whether a command takes it or refuses it, it is escaped."""
+    path = hostile / "manifest.json"
+    place: Any = json.loads(path.read_bytes())
+    document, steps = place, pointer[1:].split("/", 3)
+    for step, following in pairwise(steps):
+        made: Any = [] if following == "0" else {}
+        if step == "0":
+            place[:] = place or [made]
+            place = place[0]
+        else:
+            place[step] = place.get(step) or made
+            place = place[step]
+    if steps[-1] == "0":
+        place[:] = [HOSTILE]
+    else:
+        place[steps[-1]] = HOSTILE
+    path.write_text(json.dumps(document))
+    for arguments in (
+        ["inspect"],
+        ["inspect", "--json"],
+        ["verify"],
+        ["pack", "--output", str(tmp_path / "x.expert")],
+    ):
+        result = CliRunner().invoke(main, [*arguments, str(hostile)])
+        assert result.exit_code in (0, 1, 2)
+        assert "Traceback" not in result.output
+        for text in (result.stdout_bytes.decode(), result.stderr_bytes.decode()):
+            assert text == escaped(text)
 
 
 @pytest.mark.parametrize(

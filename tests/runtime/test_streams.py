@@ -121,3 +121,67 @@ def test_chat_goes_on(shell: Shell) -> None:
     errors = done.stderr.splitlines()[1:]
     assert len(bad) == len(errors)
     assert all(line.startswith("error: ") for line in errors), errors
+
+
+@pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-"])
+@pytest.mark.parametrize("arguments", ["nonsense", "run", 'run "$1" "$2" --top-k x', "--nonsense"])
+def test_wrong_arguments_on_standard_error_that_takes_nothing(
+    arguments: str, redirection: str, shell: Shell
+) -> None:
+    """What is wrong with arguments has status 2 there too."""
+    done = shell(arguments, redirection)
+    assert (2, "", "") == (done.returncode, done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        'run "" "$2"',
+        'inspect ""',
+        'pack ""',
+        'init ""',
+        'verify ""',
+        'sign "$1" --key ""',
+        'keygen ""',
+        'grammar check ""',
+        'run "$1" "$2" --base ""',
+        'export --base "" --output x',
+        'export --base . --output ""',
+    ],
+)
+def test_empty_names(arguments: str, shell: Shell, tmp_path: Path) -> None:
+    """A name that is empty, as that of a variable which is not set, is not the current folder."""
+    before = sorted(tmp_path.iterdir())
+    done = shell(arguments, "")
+    assert 2 == done.returncode
+    assert "the name is empty: name a file or folder, the current one as '.'" in done.stderr
+    assert before == sorted(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "grammar check --kind gbnf /dev/zero",
+        "grammar check a.gbnf --accepts /dev/zero",
+        'run "$1" "$2" --schema @/dev/zero',
+        'chat "$1" --tools @/dev/zero',
+    ],
+)
+def test_texts_without_end(arguments: str, shell: Shell) -> None:
+    """A text is read up to a limit."""
+    done = shell(arguments, "")
+    assert 2 == done.returncode
+    assert "larger than 64 MiB" in done.stderr
+
+
+def test_texts_from_pipes(shell: Shell) -> None:
+    """What another program writes into a pipe is read like a file."""
+    done = shell("grammar check --kind gbnf /dev/stdin", "", b'root ::= "a"')
+    assert (0, "") == (done.returncode, done.stderr)
+
+
+def test_store_that_onnxruntime_cannot_name(shell: Shell) -> None:
+    """A name that is not Unicode is refused by the name of its variable."""
+    done = shell('--version; HIVELLM_HOME=$(printf "h\\xff") "$0" -m hivellm_ort cache list', "")
+    assert (2, 1) == (done.returncode, done.stderr.count("\n"))
+    assert "error: HIVELLM_HOME = 'h\\udcff' is not valid Unicode" in done.stderr
