@@ -16,6 +16,9 @@ listeners that raise, while names get other packages, experts are evicted, and a
 store. Every answer that finishes must be the one that its package gives alone, and of the others what there is. A
 request that takes `--hang` seconds is a hang: the stacks of all threads are written, and the run ends.
 
+Stress has no bound on resident memory: with glibc it grows with the arenas that threads have, which the environment
+variable MALLOC_ARENA_MAX=1 holds to one.
+
 The exit status is 1 where any of that does not hold. 0 as a number leaves a part out.
 """
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from harness.clients import KINDS, PROMPTS, TOKENS
 from harness.levels import Level, growth, level
-from harness.soaking import PREFIX_BYTES, Report, Run, comes_to_rest
+from harness.soaking import Report, Run, comes_to_rest
 from hivellm_ort import Expert, ExpertManager
 
 __all__ = ["stay_small"]
@@ -22,7 +22,7 @@ _LOOP = 10  # asynchronous streams in one event loop
 def stay_small(report: Report, options: argparse.Namespace, run: Run) -> None:
     """Generations, loads and abandoned streams."""
     kinds = list(KINDS)
-    with run.manager(prefix_cache_bytes=PREFIX_BYTES) as manager:
+    with run.manager() as manager:
         names = [str(number) for number in range(len(run.packages))]
         manager.load_experts(dict(zip(names, run.packages, strict=True)))
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from harness.clients import COUNTS, NAMES, Client, RaisingListener
 from harness.levels import growth, level
-from harness.soaking import PREFIX_BYTES, Report, Run, comes_to_rest
+from harness.soaking import Report, Run, comes_to_rest
 
 __all__ = ["stress"]
 
@@ -29,7 +29,7 @@ def stress(report: Report, options: argparse.Namespace, run: Run) -> None:
     """Threads that ask for everything at once."""
     before = level()
     report.track.part("stress")
-    manager = run.manager(max_loaded_experts=2, prefix_cache_bytes=PREFIX_BYTES)
+    manager = run.manager(max_loaded_experts=2)
     listener = manager.events.add(RaisingListener(manager, options.seed))
     for name in NAMES:
         manager.load_expert(name, run.paths[name][0])

@@ -12,10 +12,11 @@ from harness.clients import NAMES, Answers, record
 from harness.levels import Track
 from hivellm_ort import ExpertManager
 
-__all__ = ["PREFIX_BYTES", "Report", "Run", "comes_to_rest"]
+__all__ = ["Report", "Run", "comes_to_rest"]
 
-PREFIX_BYTES = 1 << 18
-"""Most bytes of kept prefixes: so few that they are full when a run is warm."""
+_PREFIX_BYTES = (
+    1 << 18
+)  # so few that they are full when a run is warm; a base has one number for all its experts
 
 
 @dataclass
@@ -54,7 +55,12 @@ class Run:
     @classmethod
     def of(cls, packages: Sequence[Path], store: Path) -> Run:
         """With each name for a third of the packages, and their answers recorded."""
-        loading = {"cache_dir": store, "threads": 1, "trust": "off"}
+        loading = {
+            "cache_dir": store,
+            "threads": 1,
+            "trust": "off",
+            "prefix_cache_bytes": _PREFIX_BYTES,
+        }
         named = {name: packages[number :: len(NAMES)] for number, name in enumerate(NAMES)}
         paths = {name: own or packages for name, own in named.items()}
         return cls(packages, paths, record(packages, **loading), loading)
