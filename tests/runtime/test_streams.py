@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.extras import requires_export
 from support.running import PROMPT, Packages
 
 pytestmark = pytest.mark.skipif(
@@ -151,6 +152,8 @@ def test_wrong_arguments_on_standard_error_that_takes_nothing(
 )
 def test_empty_names(arguments: str, shell: Shell, tmp_path: Path) -> None:
     """A name that is empty, as that of a variable which is not set, is not the current folder."""
+    if arguments.startswith("export"):
+        requires_export()
     before = sorted(tmp_path.iterdir())
     done = shell(arguments, "")
     assert 2 == done.returncode
