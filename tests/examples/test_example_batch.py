@@ -55,8 +55,8 @@ BAD_LINES = {
     '{"expert": "sql"}': "prompt must be a text, not null",
     '{"prompt": "a", "schema": 1}': "schema must be a text, not 1",
     '{"prompt": "a", "temperature": 1}': "unknown field 'temperature'; there are prompt,",
-    '{"prompt": "a", "expert": "xml"}': "no expert 'xml'; there are sql, json",
-    '{"prompt": "hello"}': "no expert fits the prompt; name one of sql, json",
+    '{"prompt": "a", "expert": "xml"}': "no expert is loaded as 'xml'; loaded are: 'sql', 'json'",
+    '{"prompt": "hello"}': "no expert fits",
     json.dumps({"prompt": "sql " * 2000}): "a prompt of ",
     '{"prompt": "sql \\udc80"}': "text is not valid Unicode",
 }
@@ -79,7 +79,9 @@ def test_a_bad_line_has_an_error_and_the_others_an_answer(examples: Examples, tm
     for one, message in zip(bad, BAD_LINES.values(), strict=True):
         assert {"line", "error"} == set(one)
         assert message in one["error"]["message"]
-    assert ["BadLine", "ContextLengthError", "OptionError"] == [one["error"]["type"] for one in bad[-3:]]
+    assert ["UnknownExpertError", "ContextLengthError", "OptionError"] == [
+        one["error"]["type"] for one in bad[-3:]
+    ]
 
 
 def test_any_console(examples: Examples, tmp_path: Path) -> None:
@@ -125,3 +127,23 @@ def test_it_is_a_script(examples: Examples) -> None:
     )
     assert '"prompt"' in done.stdout
     assert "--expert NAME=PATH" in done.stdout
+
+
+def test_the_minimal_script_gives_the_same_answers(examples: Examples, tmp_path: Path) -> None:
+    """It has at most 25 lines, and answers named and routed prompts as their experts do alone."""
+    script = examples.folder / "batch_minimal.py"
+    assert len(script.read_text("utf-8").splitlines()) <= 25
+    lines = [LINES[0], {"prompt": "Fix this invalid JSON: [1,]"}]
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, script, prompts, f"sql={examples.sql}", f"json={examples.json}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    with Expert.load(examples.json, trust="off") as expert:
+        expected = [
+            {**line, "expert": "json", "text": expert.generate(line["prompt"]).text} for line in lines
+        ]
+    assert expected == [json.loads(line) for line in done.stdout.splitlines()]
