@@ -90,10 +90,10 @@ def test_workflow(name: str, text: str) -> None:
 
 
 def test_ci_installs_and_tests_as_the_documents_say() -> None:
-    """The commands of README and CONTRIBUTING that install and test are those of the stages."""
+    """The commands of CONTRIBUTING that install and test are those of the stages."""
     stages = (ROOT / ".ci" / "stage").read_text(encoding="utf-8")
-    for name, extra in (("README.md", "dev"), ("CONTRIBUTING.md", "test")):
-        text = (ROOT / name).read_text(encoding="utf-8")
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for extra in ("dev", "test"):
         (line,) = re.findall(rf'^pip install .*-e "\.\[{extra}\]" && pytest$', text, re.MULTILINE)
         install, _, run = line.partition(" && ")
         assert install.replace("-c export/constraints.txt ", "") in stages.replace(
