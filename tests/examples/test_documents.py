@@ -1,0 +1,80 @@
+"""The Python of the README and of the documents runs, on golden packages."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from example_packages import Examples
+from support.golden import golden, with_base
+
+from hivellm_ort import Expert, ExpertManager, ExpertManifest
+from hivellm_ort.routing import Candidate
+
+ROOT = Path(__file__).parents[2]
+PYTHON = {
+    path.relative_to(ROOT).as_posix(): re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    for path in sorted([ROOT / "README.md", *ROOT.glob("docs/*.md")])
+    if "```python\n" in (text := path.read_text(encoding="utf-8"))
+}
+
+# Needs transformers and PEFT, which test_migration_guide.py runs it beside; needs a GPU.
+NOT_RUN = {"docs/migration.md", "docs/providers.md"}
+
+# What a document takes for granted needs these.
+EXTRAS = {"docs/grammars.md": ["pydantic"], "docs/observability.md": ["fastapi", "opentelemetry.sdk"]}
+
+
+@pytest.fixture
+def names(examples: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """What documents take for granted: an expert, a manager, and packages in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    for name in ("sql", "json"):
+        shutil.copy(getattr(examples, name), f"expert-{name}.expert")
+        shutil.copy(getattr(examples, name), f"out/expert-{name}-smollm2-135m-instruct.v0.1.0.expert")
+    with_base(
+        "json", tmp_path / "expert-elastic.expert", manifest={"routing": {"keywords": ["elasticsearch"]}}
+    )
+    manifest = ExpertManifest.from_file(examples.adapter / "manifest.json")
+    with Expert.load(examples.sql) as expert, ExpertManager() as manager:
+        manager.load_experts({"sql": examples.sql, "json": examples.json})
+        yield {
+            "expert": expert,
+            "manager": manager,
+            "ddl": "CREATE TABLE orders (id INT);",
+            "prompt": "Count all orders",
+            "manifests": [manifest],
+            "candidates": [Candidate(manifest.name, manifest.routing, manifest.capabilities)],
+            "similarity": lambda prompt, name: 0.5,
+        }
+
+
+@pytest.mark.parametrize("document", PYTHON)
+def test_python_of_a_document(document: str, names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its blocks run one after another; those that need more than this library are compiled."""
+    blocks = [compile(block, document, "exec") for block in PYTHON[document]]
+    if document in NOT_RUN:
+        return
+    for extra in EXTRAS.get(document, []):
+        pytest.importorskip(extra)
+    if document == "docs/messages.md":
+        names["expert"].close()
+        names["expert"] = Expert.load(golden("thinking"))  # its template shows tools
+    if document == "docs/observability.md":
+        import fastapi
+        import opentelemetry.trace
+
+        names["app"] = fastapi.FastAPI()
+        # A process keeps the provider that it was given first.
+        monkeypatch.setattr(opentelemetry.trace, "set_tracer_provider", lambda provider: None)
+    given = {**names}
+    for block in blocks:
+        exec(block, names)
+    for name in ("expert", "manager"):
+        if names[name] is not given[name]:
+            names[name].close()
