@@ -78,3 +78,44 @@ def test_python_of_a_document(document: str, names: dict[str, Any], monkeypatch:
     for name in ("expert", "manager"):
         if names[name] is not given[name]:
             names[name].close()
+
+
+DOCUMENTS = [
+    path
+    for pattern in (
+        "*.md",
+        "docs/*.md",
+        "examples/**/*.md",
+        "conformance/*.md",
+        "models/**/*.md",
+        "benchmarks/**/*.md",
+    )
+    for path in sorted(ROOT.glob(pattern))
+]
+
+
+SOURCES = [ROOT, ROOT / "hivellm_ort", ROOT / "export", ROOT / "export" / "hivellm_export"]
+"""What paths of Python files in documents are relative to."""
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors of a document's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def leads_somewhere(path: Path, link: str) -> bool:
+    """Whether a link of a document leads to a file, and to a heading of it where it says which."""
+    file, _, anchor = link.partition("#")
+    target = path.parent / file if file else path
+    return target.exists() and (not anchor or anchor in anchors(target))
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_what_a_document_names_is_there(path: Path) -> None:
+    """Its links lead to files and headings, and the files of this repository that it names exist."""
+    text = re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    links = re.findall(r"\]\((?!https?:)([^)]+)\)", text)
+    assert [] == [link for link in links if not leads_somewhere(path, link)]
+    files = re.findall(r"`((?:\w+/)+[a-z_]+\.py)`", text)
+    assert [] == [file for file in files if not any((root / file).exists() for root in SOURCES)]
