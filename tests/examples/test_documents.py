@@ -119,3 +119,14 @@ def test_what_a_document_names_is_there(path: Path) -> None:
     assert [] == [link for link in links if not leads_somewhere(path, link)]
     files = re.findall(r"`((?:\w+/)+[a-z_]+\.py)`", text)
     assert [] == [file for file in files if not any((root / file).exists() for root in SOURCES)]
+
+
+def test_the_example_of_the_conformance_vectors_is_one_of_them() -> None:
+    """The line in the README of the vectors is a line of the files."""
+    (example,) = re.findall(
+        r"^```json\n(.*?)\n```$", (ROOT / "conformance/README.md").read_text("utf-8"), re.MULTILINE
+    )
+    lines = {
+        line for path in ROOT.glob("conformance/*.jsonl") for line in path.read_text("utf-8").splitlines()
+    }
+    assert example in lines
