@@ -1,4 +1,4 @@
-"""Workflows, and the pipeline in docs/ci-export.md: YAML that parses, pinned actions, commands that exist."""
+"""Workflows, and what documents show of shells: YAML that parses, pinned actions, commands that exist."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,11 @@ from hivellm_ort.cli.main import main
 yaml = pytest.importorskip("yaml", reason="needs PyYAML")
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ("docs/ci-export.md", "docs/providers.md")
+DOCUMENTS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for pattern in ("*.md", "docs/*.md", "examples/**/*.md", "models/**/*.md", "benchmarks/*.md")
+    for path in ROOT.glob(pattern)
+)
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"(?:^|[\s;|&(/])hivellm-ort (.*)")
 EXPORTER = find_spec("torch") is not None
@@ -58,7 +63,7 @@ def commands() -> list[tuple[str, str]]:
     return [
         (name, match[1])
         for name, script in scripts()
-        for line in script.splitlines()
+        for line in script.replace("\\\n", "").splitlines()
         if (match := COMMAND.search(line.partition(" #")[0]))
     ]
 
@@ -67,7 +72,7 @@ def test_there_is_something_to_check() -> None:
     """Both workflows and the one of the document are found, with the commands of a whole pipeline."""
     assert ["ci.yml", "release.yml", "docs/ci-export.md"] == IDS
     names = {arguments.split()[0] for _, arguments in commands()}
-    assert {"demo", "doctor", "export", "inspect", "keygen", "pack", "run", "sign", "verify"} == names
+    assert {command for command in main.list_commands(click.Context(main)) if command != "cache"} <= names
 
 
 @pytest.mark.parametrize(("name", "text"), WORKFLOWS, ids=IDS)
@@ -132,7 +137,9 @@ def test_the_key() -> None:
 @pytest.mark.parametrize(("name", "arguments"), commands(), ids=lambda value: value.replace(" ", "_")[:60])
 def test_command_line(name: str, arguments: str) -> None:
     """Every command exists, and takes the options and as many arguments as it is given."""
-    words = shlex.split(re.split(r"\s(?:[|>;]|&&)|\)", arguments)[0])
+    lexer = shlex.shlex(arguments, posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    words = list(takewhile(lambda word: not word or not {*word} <= {*"();<>|&"}, lexer))
     command: click.Command = main
     while isinstance(command, click.Group):
         word = words.pop(0)
