@@ -62,8 +62,8 @@ def test_python_of_a_document(document: str, names: dict[str, Any], monkeypatch:
         return
     for extra in EXTRAS.get(document, []):
         pytest.importorskip(extra)
+    given = {**names}
     if document == "docs/messages.md":
-        names["expert"].close()
         names["expert"] = Expert.load(golden("thinking"))  # its template shows tools
     if document == "docs/observability.md":
         import fastapi
@@ -72,12 +72,13 @@ def test_python_of_a_document(document: str, names: dict[str, Any], monkeypatch:
         names["app"] = fastapi.FastAPI()
         # A process keeps the provider that it was given first.
         monkeypatch.setattr(opentelemetry.trace, "set_tracer_provider", lambda provider: None)
-    given = {**names}
-    for block in blocks:
-        exec(block, names)
-    for name in ("expert", "manager"):
-        if names[name] is not given[name]:
-            names[name].close()
+    try:
+        for block in blocks:
+            exec(block, names)
+    finally:
+        for name in ("expert", "manager"):
+            if names[name] is not given[name]:
+                names[name].close()
 
 
 DOCUMENTS = [
