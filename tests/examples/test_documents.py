@@ -115,10 +115,14 @@ def leads_somewhere(path: Path, link: str) -> bool:
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_what_a_document_names_is_there(path: Path) -> None:
     """Its links lead to files and headings, and the files of this repository that it names exist."""
-    text = re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    whole = path.read_text(encoding="utf-8")
+    shell = re.findall(r"^```sh\n(.*?)^```$", whole, re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^```.*?^```$", "", whole, flags=re.MULTILINE | re.DOTALL)
     links = re.findall(r"\]\((?!https?:)([^)]+)\)", text)
     assert [] == [link for link in links if not leads_somewhere(path, link)]
+    # In the text between backticks, and in commands of a shell.
     files = re.findall(r"`((?:\w+/)+[a-z_]+\.py)`", text)
+    files += [name for block in shell for name in re.findall(r"(?<![\w/.])((?:\w+/)+\w+\.py)\b", block)]
     assert [] == [file for file in files if not any((root / file).exists() for root in SOURCES)]
 
 
