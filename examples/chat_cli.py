@@ -1,4 +1,4 @@
-"""Talk with several experts in a terminal; each question goes to the expert that fits it, or to one you name.
+"""Talk with several experts in a terminal. Each question goes to the expert that fits it, or to one you name.
 
 python examples/chat_cli.py --expert sql=SQL.expert --expert json=JSON.expert
 """
@@ -27,8 +27,8 @@ class Chat:
     """A conversation with the experts of a manager.
 
     Args:
-        manager: the experts.
-        max_tokens: most tokens of one answer.
+        manager: The experts.
+        max_tokens: Most tokens of one answer.
         temperature: 0 is greedy; None for the experts' own.
     """
 

@@ -1,4 +1,4 @@
-"""What the command line examples share: the options `--expert NAME=PATH`, loading them, and consoles."""
+"""What the command line examples share: the option `--expert NAME=PATH` and others, loading, and consoles."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def expert_options(command: _Command) -> _Command:
             type=click.Choice(["require", "warn", "off"]),
             default="warn",
             show_default=True,
-            help="What to do where no key you trust has signed a package.",
+            help="What to do if no key you trust has signed a package.",
         ),
         click.option("--threads", type=click.IntRange(min=1), help="One per physical core by default."),
         click.option("--base", type=click.Path(path_type=Path), help="Base bundle of thin packages."),
@@ -36,7 +36,7 @@ def expert_options(command: _Command) -> _Command:
             multiple=True,
             required=True,
             callback=_named,
-            help="A package and the name to ask it by; give it once for each expert.",
+            help="A name and a package; repeat it for more experts.",
         ),
     ):
         command = option(command)
@@ -47,7 +47,7 @@ def load(experts: dict[str, Path], *, base: Path | None, threads: int | None, tr
     """A manager with these experts.
 
     Raises:
-        LoadError: one of them cannot be loaded; nothing stays in memory then.
+        LoadError: One of them cannot be loaded. Then nothing stays in memory.
     """
     manager = ExpertManager(threads=threads, trust=trust)
     try:
@@ -59,7 +59,7 @@ def load(experts: dict[str, Path], *, base: Path | None, threads: int | None, tr
 
 
 def take_any_console() -> None:
-    r"""Have a console of another encoding, as a pipe on Windows, show `\u2192` for a character that it lacks."""
+    r"""Make a console that lacks a character, such as a pipe on Windows, write it as `\u2192`."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

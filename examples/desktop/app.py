@@ -19,12 +19,12 @@ from worker import Answered, Failed, Loaded, Message, Worker
 __all__ = ["main"]
 
 
-class Errand:
-    """Asks one question once all packages are loaded, and closes the window with the answer.
+class SingleQuestion:
+    """Asks one question when all packages are loaded, and closes the window after the answer.
 
     Args:
-        question: what is asked.
-        packages: how many are loaded before.
+        question: The question.
+        packages: How many packages are loaded first.
     """
 
     def __init__(self, question: str, packages: int):
@@ -33,7 +33,7 @@ class Errand:
         self.outcome: Answered | Failed | None = None
 
     def __call__(self, message: Message) -> None:
-        """Go on when a package is loaded; leave with an answer or an error."""
+        """Ask when the last package is loaded. Close the window after an answer or an error."""
         if isinstance(message, Loaded):
             self._missing -= 1
             if not self._missing:
@@ -47,19 +47,19 @@ class Errand:
 @click.command()
 @click.argument("packages", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--base", type=click.Path(path_type=Path), help="Base bundle of thin packages.")
-@click.option("--device", help="cpu, cuda, dml, coreml; by default what is there for the base.")
-@click.option("--fallback", is_flag=True, help="Run on the CPU where the device is unavailable.")
+@click.option("--device", help="cpu, cuda, dml or coreml; by default the best that runs the base.")
+@click.option("--fallback", is_flag=True, help="Run on the CPU if the device is unavailable.")
 @click.option("--threads", type=click.IntRange(min=1), help="One per physical core by default.")
 @click.option(
     "--trust",
     type=click.Choice(["require", "warn", "off"]),
     default="warn",
     show_default=True,
-    help="What to do where no key you trust has signed a package.",
+    help="What to do if no key you trust has signed a package.",
 )
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Most tokens of one answer.")
 @click.option("--temperature", type=float, help="0 is greedy; default: the experts' own.")
-@click.option("--ask", metavar="QUESTION", help="Ask this, write the answer, and leave.")
+@click.option("--ask", metavar="QUESTION", help="Ask this, write the answer and exit.")
 @click.option(
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -76,37 +76,37 @@ def main(
     """Ask experts in a window. PACKAGES are opened at once; the last one is chosen."""
     if ask is not None and not packages:
         raise click.UsageError("--ask needs a package to ask")
-    errand = Errand(ask, len(packages)) if ask is not None else None
+    single = SingleQuestion(ask, len(packages)) if ask is not None else None
     options = {"max_tokens": max_tokens, "temperature": temperature}
     worker = Worker(**loading)
     try:
-        window = Window(worker, packages, options, errand)
+        window = Window(worker, packages, options, single)
     except BaseException as error:
         worker.close()  # its thread would keep the process alive
         if isinstance(error, TclError):
             raise click.ClickException(f"there is no display: {error}") from error
         raise
     signal.signal(signal.SIGINT, lambda *_: window.close())
-    if errand:
-        errand.window = window
+    if single:
+        single.window = window
     window.run()
-    if errand:
-        _deliver(errand, output)
+    if single:
+        _deliver(single, output)
 
 
-def _deliver(errand: Errand, output: Path | None) -> None:
-    if not isinstance(errand.outcome, Answered):
+def _deliver(single: SingleQuestion, output: Path | None) -> None:
+    if not isinstance(single.outcome, Answered):
         raise click.ClickException(
-            str(errand.outcome.error) if errand.outcome else "closed before the answer"
+            str(single.outcome.error) if single.outcome else "closed before the answer"
         )
     if output is None:
-        click.echo(errand.outcome.result.text)
+        click.echo(single.outcome.result.text)
     else:
-        output.write_text(errand.outcome.result.text, encoding="utf-8")
+        output.write_text(single.outcome.result.text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    # Frozen without a console, on Windows, there are no streams; what writes to them (help, progress) must not fail.
+    # A program frozen without a console has no streams on Windows. Writing to them (help, progress) must not fail.
     with Path(os.devnull).open("w", encoding="utf-8") as nothing:
         sys.stdout, sys.stderr = sys.stdout or nothing, sys.stderr or nothing
         main()

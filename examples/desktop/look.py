@@ -1,4 +1,4 @@
-"""How the window looks: the native theme where there is one, and fields of text in one style."""
+"""How the window looks: the native theme if there is one, and text fields in one style."""
 
 from __future__ import annotations
 
@@ -8,28 +8,26 @@ import tkinter as tk
 from tkinter import font, ttk
 from typing import Any
 
-__all__ = ["PAD", "be_sharp", "dress", "text_field"]
+__all__ = ["PAD", "apply_styles", "text_field", "use_screen_resolution"]
 
 PAD = 8
-"""Pixels between things."""
+"""Pixels between widgets."""
 
 
-def be_sharp() -> None:
-    """Tell Windows that the window draws itself at the resolution of the screen; to be called before there is one."""
+def use_screen_resolution() -> None:
+    """Tell Windows that the window draws at the resolution of the screen. Call it before there is a window."""
     if sys.platform == "win32":
         import ctypes
 
-        with contextlib.suppress(
-            AttributeError, OSError
-        ):  # before Windows 8.1, and where it was told already
+        with contextlib.suppress(AttributeError, OSError):  # before Windows 8.1, and if it was set already
             ctypes.windll.shcore.SetProcessDpiAwareness(1)
 
 
-def dress(root: tk.Tk) -> None:
-    """Choose the theme, and name the styles that the window uses."""
+def apply_styles(root: tk.Tk) -> None:
+    """Choose the theme, and define the styles that the window uses."""
     style = ttk.Style(root)
     if root.tk.call("tk", "windowingsystem") == "x11":
-        # Windows and macOS have a look of their own; the default one of X11 is from another century.
+        # Windows and macOS have a native theme. The default of X11 looks old.
         style.theme_use("clam")
         for name in ("TkDefaultFont", "TkTextFont", "TkFixedFont", "TkHeadingFont"):
             font.nametofont(name, root).configure(size=10)
@@ -40,7 +38,7 @@ def dress(root: tk.Tk) -> None:
 
 
 def text_field(parent: ttk.Frame, **options: Any) -> tk.Text:
-    """A field of several lines in a font of one width."""
+    """A field of several lines in a fixed-width font."""
     return tk.Text(
         parent,
         width=40,  # grows with the window

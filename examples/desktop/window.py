@@ -9,7 +9,7 @@ from queue import Empty
 from tkinter import filedialog, ttk
 from typing import Any
 
-from look import PAD, be_sharp, dress, text_field
+from look import PAD, apply_styles, text_field, use_screen_resolution
 from worker import Answered, Closed, Failed, Loaded, Logged, Message, Piece, Worker
 
 from hivellm_ort import InferenceResult
@@ -17,7 +17,7 @@ from hivellm_ort import InferenceResult
 __all__ = ["ROUTED", "Window"]
 
 ROUTED = "whichever fits the question"
-"""What the picker shows for no expert in particular."""
+"""What the picker shows for no particular expert."""
 
 _POLL_MS = 30
 
@@ -26,10 +26,10 @@ class Window:
     """A window in which experts are opened and asked. `run` shows it until it is closed.
 
     Args:
-        worker: loads and asks.
-        packages: are loaded at once.
-        options: of every answer, as for `ExpertManager.generate_stream`.
-        listener: is told every message, after the window has shown it.
+        worker: The thread that loads and asks.
+        packages: Packages to load at once.
+        options: Options of every answer, as for `ExpertManager.generate_stream`.
+        listener: Gets every message, after the window has shown it.
     """
 
     def __init__(
@@ -42,13 +42,13 @@ class Window:
         self._worker, self._options, self._listener = worker, options or {}, listener
         self._loading = 0
         self._asking = self._closing = False
-        be_sharp()
+        use_screen_resolution()
         self.root = tk.Tk()
         self.root.title("HiveLLM experts")
         self.root.minsize(520, 420)
         self.root.geometry("820x620")
         self.root.protocol("WM_DELETE_WINDOW", self.close)
-        dress(self.root)
+        apply_styles(self.root)
         self._build()
         self._refresh()
         for path in packages:
@@ -68,7 +68,7 @@ class Window:
         self._refresh()
 
     def ask(self) -> None:
-        """Ask what is in the field, if there is something and nothing else goes on."""
+        """Ask the question in the field, if there is one and nothing else runs."""
         question = self.question.get("1.0", "end-1c").strip()
         name = self.picker.get()
         if self._busy or not (question and name):
@@ -79,12 +79,12 @@ class Window:
         self.speed.set("")
         self.state.set("Answering …")
         self._write(f"{question}\n", "question")
-        self.question.tag_add("sel", "1.0", "end")  # what is typed next takes its place
+        self.question.tag_add("sel", "1.0", "end")  # the next text replaces it
         self._worker.ask(None if name == ROUTED else name, question, schema=schema, **self._options)
         self._refresh()
 
     def close(self) -> None:
-        """Stop what goes on, free the memory, and then close the window."""
+        """Stop what runs, free the memory, and then close the window."""
         if not self._closing:
             self._closing = True
             self.state.set("Closing …")
@@ -165,7 +165,7 @@ class Window:
         return frame
 
     def _poll(self) -> None:
-        """Show what the worker has told since the last time."""
+        """Show the messages that the worker has sent since the last time."""
         self.root.after(_POLL_MS, self._poll)
         pieces: list[str] = []
         while True:
@@ -221,7 +221,7 @@ class Window:
         return self._loading > 0 or self._asking or self._closing
 
     def _refresh(self) -> None:
-        """Let be pressed what can be pressed, and show that something goes on."""
+        """Enable the buttons that can be used, and show whether something runs."""
         busy = self._busy
         for button, on in (
             (self.open_button, not busy),
@@ -239,7 +239,7 @@ class Window:
     def _write(self, text: str, tag: str = "answer") -> None:
         if not text:
             return
-        at_end = self.answer.yview()[1] == 1.0  # else the user reads what stands above
+        at_end = self.answer.yview()[1] == 1.0  # else the user reads earlier text
         self.answer["state"] = "normal"
         self.answer.insert("end", text, tag)
         self.answer["state"] = "disabled"

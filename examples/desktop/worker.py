@@ -1,7 +1,6 @@
-"""The thread that loads experts and asks them, and what it tells the window.
+"""The thread that loads experts and asks them, and the messages that it sends.
 
-Nothing here knows the window: requests come in by methods, from its thread, and all that happens goes out as messages
-in a queue, which it reads when it has the time.
+Nothing here knows the window. The window calls methods, and reads the messages from a queue when it has time.
 """
 
 from __future__ import annotations
@@ -43,14 +42,14 @@ class Answered:
 
 @dataclass(frozen=True)
 class Failed:
-    """A package was not loaded, or a question not answered to its end."""
+    """A package was not loaded, or a question was not answered to its end."""
 
     error: Exception
 
 
 @dataclass(frozen=True)
 class Logged:
-    """What the library warns about."""
+    """A warning of the library."""
 
     text: str
 
@@ -61,18 +60,18 @@ class Closed:
 
 
 Message = Loaded | Piece | Answered | Failed | Logged | Closed
-"""`Loaded` or `Failed` answers each `load`, `Answered` or `Failed` each `ask`; `Closed` is the last one."""
+"""Each `load` gives `Loaded` or `Failed`, each `ask` gives `Answered` or `Failed`. `Closed` is the last message."""
 
 
 class Worker:
     """Loads and asks experts in a thread of its own, one thing after the other. No method waits.
 
     Args:
-        base: base bundle of thin packages.
-        loading: for `ExpertManager`.
+        base: Base bundle of thin packages.
+        loading: Options of `ExpertManager`.
 
     Attributes:
-        messages: what happened, in order.
+        messages: What happened, in order.
     """
 
     def __init__(self, *, base: Path | None = None, **loading: Any):
@@ -86,29 +85,29 @@ class Worker:
         self._thread.start()
 
     def load(self, path: Path) -> None:
-        """Load a package under the name of its file; one of that name before is replaced."""
+        """Load a package under the name of its file. It replaces one of the same name."""
         self._tasks.put(lambda: self._load(path))
 
     def ask(self, name: str | None, question: str, **options: Any) -> None:
         """Answer a question; ask the next one after that.
 
         Args:
-            name: the expert; None for the one that fits the question.
-            question: the prompt.
-            options: as for `ExpertManager.generate_stream`.
+            name: The expert; None for the one that fits the question.
+            question: The prompt.
+            options: As for `ExpertManager.generate_stream`.
         """
         self._stopped.clear()
         self._tasks.put(lambda: self._answer(name, question, options))
 
     def stop(self) -> None:
-        """End the answer that is being given; the step that runs is finished."""
+        """End the running answer. Its current step is finished."""
         self._stopped.set()
         stream = self._stream
         if stream is not None:
             stream.cancel()
 
     def close(self) -> None:
-        """End the answer, free the memory, and end the thread; a package that is being loaded is loaded first."""
+        """End the answer, free the memory and end the thread. A package that is being loaded is loaded first."""
         self._closed.set()
         self.stop()
         self._tasks.put(None)
@@ -128,7 +127,7 @@ class Worker:
     def _done(self, task: Callable[[], Message]) -> Message:
         try:
             return task()
-        except Exception as error:  # the window shows it, whatever it is; the thread goes on
+        except Exception as error:  # the window shows any error, and the thread goes on
             return Failed(error)
 
     def _load(self, path: Path) -> Message:
