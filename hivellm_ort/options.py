@@ -115,7 +115,7 @@ class ScoreOptions(TypedDict, total=False):
     schema: str | None
     system: str | None
     messages: Sequence[Mapping[str, Any]] | None
-    tools: Sequence[Mapping[str, Any]] | None
+    tools: Sequence[Mapping[str, Any] | Callable[..., Any]] | None
     timeout: float | None
 
 

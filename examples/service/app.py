@@ -35,7 +35,7 @@ from hivellm_ort.observability import PROMETHEUS_CONTENT_TYPE
 
 __all__ = ["create_app"]
 
-# A type comes before its base classes. Any other ValueError is a bug.
+# A type stands before those that it is derived from. Any other ValueError is a bug.
 _STATUS: tuple[tuple[type[Exception], int], ...] = (
     (UnknownExpertError, 404),
     (OutOfMemoryError, 503),
@@ -52,10 +52,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """The service.
 
     Args:
-        settings: What to load. Default: from the environment.
+        settings: what it loads; from the environment by default.
 
     Raises:
-        ValueError: The environment names no experts, or is malformed.
+        ValueError: the environment names no experts, or is malformed.
     """
     settings = settings or Settings.from_environment()
 
@@ -87,13 +87,13 @@ async def generate(question: Question, request: Request) -> dict[str, Any]:
 
 
 async def stream(question: Question, request: Request) -> StreamingResponse:
-    """The answer piece by piece, as server-sent events. The generation ends when the client disconnects.
+    """The answer piece by piece, as server-sent events; the generation ends when the client goes away.
 
     Events without a name hold `{"text": …}`. The last one is `done` with all of the result, or `error`.
     """
     manager = _manager(request)
     answer = manager.agenerate_stream(question.chosen(manager), question.prompt, **question.options())
-    # An error of the request comes with the first piece, in time for a status code.
+    # What is wrong with the request comes with the first piece, in time for a status code.
     first = await anext(answer, "")
     return StreamingResponse(_events(answer, first), media_type="text/event-stream")
 
@@ -110,7 +110,7 @@ def metrics(request: Request) -> Response:
 
 
 def health(request: Request) -> dict[str, Any]:
-    """Whether the service runs, and what is in memory."""
+    """That the service runs, and what is in memory."""
     return {"status": "ok", **_manager(request).stats()}
 
 
@@ -124,7 +124,7 @@ async def _events(answer: AsyncTextStream, first: str) -> AsyncIterator[str]:
     except ExpertError as error:
         yield _event(_error(error), name="error")
     finally:
-        answer.cancel()  # if the client disconnected; does nothing after the end
+        answer.cancel()  # where the client went away; does nothing after the end
 
 
 def _event(document: Any, *, name: str | None = None) -> str:
@@ -156,7 +156,7 @@ def _on_error(_request: Request, error: Exception) -> JSONResponse:
 
 
 def _on_malformed(_request: Request, error: Exception) -> JSONResponse:
-    """A body that is not a `Question`: where it is wrong, and why."""
+    """A body that is no `Question`: where it is wrong, and why."""
     assert isinstance(error, RequestValidationError)  # noqa: S101
     faults = "; ".join(
         f"{'.'.join(map(str, fault['loc'][1:])) or 'body'}: {fault['msg']}" for fault in error.errors()
@@ -165,7 +165,7 @@ def _on_malformed(_request: Request, error: Exception) -> JSONResponse:
 
 
 def _on_bug(_request: Request, _error: Exception) -> JSONResponse:
-    """An unexpected error: the traceback is in the server's log, and the client gets nothing of it."""
+    """What nobody foresaw: the traceback is in the server's log, and nothing of it goes to the client."""
     return JSONResponse({"error": {"type": "InternalServerError", "message": "see the log"}}, 500)
 
 

@@ -21,8 +21,8 @@ class Turn(BaseModel):
 class Question(BaseModel):
     """The body of `POST /generate` and `POST /stream`.
 
-    Without `expert` the request is routed. With `or_base` the base model answers if no expert fits. The other fields
-    are those of `hivellm_ort.GenerateOptions`. A field that is left out has the expert's default.
+    Without `expert` the request is routed; `or_base` asks the base model where no expert fits. The other fields are
+    options of `hivellm_ort.GenerateOptions`, which says what they mean; what is left out is the expert's default.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -58,11 +58,11 @@ class Question(BaseModel):
         return self
 
     def options(self) -> dict[str, Any]:
-        """The options of the generation, for `hivellm_ort.GenerateOptions`."""
+        """The options, as `hivellm_ort.GenerateOptions` has them."""
         return self.model_dump(by_alias=True, exclude_none=True, exclude={"expert", "prompt", "or_base"})
 
     def chosen(self, manager: ExpertManager) -> str:
-        """The name of the expert: the one in `expert`, else the one that fits."""
+        """The expert that is named, else the one that fits."""
         if self.expert is not None:
             return self.expert
         beside = {"messages": self.model_dump()["messages"], "system": self.system, "schema": self.schema_}

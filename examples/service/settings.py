@@ -26,12 +26,12 @@ class Settings:
     """What the service loads.
 
     Attributes:
-        experts: Names and paths of the packages.
-        base: Base bundle of thin packages.
-        trust: What to do if no key you trust has signed a package.
-        threads: Threads of ONNX Runtime. Default: one per physical core.
-        max_loaded_experts: Most adapters in memory.
-        memory_budget: Most bytes of bases, adapters and caches.
+        experts: packages by the name to ask them by.
+        base: base bundle of thin packages.
+        trust: what to do where no key you trust has signed a package.
+        threads: of ONNX Runtime; one per physical core by default.
+        max_loaded_experts: most adapters in memory.
+        memory_budget: most bytes of bases, adapters and caches.
     """
 
     experts: Mapping[str, Path]
@@ -45,11 +45,11 @@ class Settings:
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
         """From the file that `HIVELLM_SERVICE` names, else from `HIVELLM_EXPERTS`.
 
-        `HIVELLM_EXPERTS` is `NAME=PATH`. The separator of `PATH` (`:`, on Windows `;`) separates several.
+        `HIVELLM_EXPERTS` is `NAME=PATH`, several with the separator of `PATH` between them (`:`, on Windows `;`).
 
         Raises:
-            ValueError: Neither is set, or it is malformed.
-            OSError: The file cannot be read.
+            ValueError: neither is set, or it is malformed.
+            OSError: the file cannot be read.
         """
         if file := environment.get("HIVELLM_SERVICE"):
             return cls.from_toml(Path(file))
@@ -69,11 +69,11 @@ class Settings:
 
     @classmethod
     def from_toml(cls, path: Path) -> Settings:
-        """From a file with a table `experts`. Paths are relative to the file.
+        """From a file with a table `experts`; paths are relative to the file.
 
         Raises:
-            ValueError: It is not TOML, or a field is unknown or of the wrong type.
-            OSError: It cannot be read.
+            ValueError: it is no TOML, or a field is unknown or of the wrong type.
+            OSError: it cannot be read.
         """
         try:
             document = tomllib.loads(path.read_text(encoding="utf-8"))
