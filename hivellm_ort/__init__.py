@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from hivellm_ort.expert import Expert
     from hivellm_ort.grammar.grammar import Grammar
     from hivellm_ort.integrity import Trust, Verdict
+    from hivellm_ort.loading.options import LoadOptions
     from hivellm_ort.manager import ExpertInfo, ExpertManager
     from hivellm_ort.options import GenerateOptions, ScoreOptions
     from hivellm_ort.package.archive import Limits
@@ -60,6 +61,7 @@ __all__ = [
     "IntegrityError",
     "Limits",
     "LoadError",
+    "LoadOptions",
     "ManifestError",
     "OptionError",
     "OptionTypeError",
@@ -92,6 +94,7 @@ _HOMES = {
     "Grammar": "grammar.grammar",
     "InferenceResult": "result",
     "Limits": "package.archive",
+    "LoadOptions": "loading.options",
     "ScoreOptions": "options",
     "ScoreResult": "result",
     "TextStream": "serving.stream",
