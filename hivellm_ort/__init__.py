@@ -28,6 +28,7 @@ from hivellm_ort.errors import (
     UnknownExpertError,
     UnsupportedArchitectureError,
 )
+from hivellm_ort.version import __version__
 
 if TYPE_CHECKING:
     from hivellm_ort.expert import Expert
@@ -78,8 +79,6 @@ __all__ = [
     "Verdict",
     "__version__",
 ]
-
-__version__ = "0.1.0"
 
 # Imported when they are asked for: who names the package pays for what it uses. Tools that freeze applications find
 # the modules by the imports above.

@@ -53,6 +53,7 @@ class Expert:
             device=settings.device,
             threads=settings.threads,
             prefix_cache_bytes=settings.prefix_cache_bytes,
+            recall=parts.recall,
         )
         self._closed = False
         self.adapter: BoundAdapter | None = None

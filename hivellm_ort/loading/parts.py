@@ -27,6 +27,7 @@ from hivellm_ort.package.filecheck import Check
 from hivellm_ort.package.manifest import BaseModelRef
 from hivellm_ort.package.store import Store, UnpackedPackage
 from hivellm_ort.text.template_source import TemplateSource, read_template_source
+from hivellm_ort.text.tokenizer_file import Recall
 
 __all__ = ["ExpertParts", "find_parts"]
 
@@ -42,6 +43,7 @@ class ExpertParts:
         model: the base model of the manifest that the bundle is.
         template: the chat template that the expert brings; without a `file` where it brings none.
         grammar: the grammar that the package brings; None without one.
+        recall: remembers what checks of files found; None where nothing that was recorded is believed.
     """
 
     package: VerifiedPackage
@@ -50,6 +52,7 @@ class ExpertParts:
     model: BaseModelRef
     template: TemplateSource
     grammar: Grammar | None
+    recall: Recall | None
 
 
 def find_parts(package: VerifiedPackage, store: Store, settings: LoadSettings) -> ExpertParts:
@@ -73,6 +76,7 @@ def find_parts(package: VerifiedPackage, store: Store, settings: LoadSettings) -
     near = [] if own is not None else bundles_beside(package.path.absolute().parent)
     device, check = settings.device, settings.check
     packaged = own is not None and settings.base is None
+    recall = store.recall if check == "size" else None
     adapter, texts = None, files.root
     if files.adapter is not None:
         adapter = PreparedAdapter.from_file(files.adapter, sha256=files.digest(files.adapter))
@@ -88,8 +92,9 @@ def find_parts(package: VerifiedPackage, store: Store, settings: LoadSettings) -
         adapter, texts = _prepared(files, peft, store, bundle, check), peft.own
     # A signature is about the package's own graphs only.
     if settings.trust.policy != "off" and not (packaged and package.verdict.status == "verified"):
-        check_graphs(bundle)
-    return ExpertParts(package, bundle, adapter, model, _template(texts), find_grammar(files, manifest))
+        check_graphs(bundle, recall=recall)
+    grammar = find_grammar(files, manifest)
+    return ExpertParts(package, bundle, adapter, model, _template(texts), grammar, recall)
 
 
 def _own_bundle(package: VerifiedPackage, store: Store, settings: LoadSettings) -> Bundle | None:

@@ -17,6 +17,7 @@ from hivellm_ort.serving.scheduler import Scheduler
 from hivellm_ort.text.template import ChatTemplate
 from hivellm_ort.text.template_source import TemplateSource, read_template_source
 from hivellm_ort.text.tokenizer import TextTokenizer
+from hivellm_ort.text.tokenizer_file import Recall
 
 __all__ = ["Base"]
 
@@ -30,6 +31,7 @@ class Base:
         placement: where it runs.
         threads: intra-op threads; None leaves it to ONNX Runtime.
         prefix_cache_bytes: most bytes of keys and values that are kept of earlier prompts.
+        recall: remembers which tokenizers are within the limits; None checks each time.
 
     Attributes:
         engine: its sessions.
@@ -48,8 +50,9 @@ class Base:
         placement: Placement,
         threads: int | None,
         prefix_cache_bytes: int = PREFIX_CACHE_BYTES,
+        recall: Recall | None = None,
     ):
-        self.tokenizer = TextTokenizer.from_folder(folder)
+        self.tokenizer = TextTokenizer.from_folder(folder, recall=recall)
         self._template_source = read_template_source(folder)
         self.template = ChatTemplate.from_source(self._template_source, self.tokenizer)
         self.eos_token_ids = _eos_token_ids(folder, config.architecture.vocab_size)

@@ -35,19 +35,20 @@ ROOMS: dict[str, set[str]] = {
     "jsonfiles": {"errors", "filenames", "textfile"},
     "contract": {"errors", "filenames", "jsonfiles", "paths", "printable"},
     "adapters": {"contract", "errors", "jsonfiles", "paths"},
-    "package": {"contract", "errors", "filenames", "jsonfiles", "paths", "ranges", "textfile"},
-    "routing": {"errors", "package"},
     "observability": {"callbacks", "result"},
-    "integrity": {"errors", "filenames", "forking", "jsonfiles", "package", "paths", "textfile"},
     "text": {"errors", "jsonfiles", "panics", "paths", "printable", "textfile"},
     "engine": {"adapters", "contract", "errors"},
     "decoding": {"callbacks", "errors", "ranges", "result", "text"},
+    "operators": set(),
+    "progress": {"forking", "printable"},
+    "version": set(),
+    "package": {"contract", "errors", "filenames", "jsonfiles", "paths", "ranges", "textfile", "version"},
+    "routing": {"errors", "package"},
+    "integrity": {"errors", "filenames", "forking", "jsonfiles", "package", "paths", "textfile"},
     "serving": {
         "callbacks", "contract", "decoding", "engine", "errors", "forking", "grammar", "jsonfiles", "options",
         "package", "result", "text",
     },
-    "operators": set(),
-    "progress": {"forking", "printable"},
     "loading": {
         "adapters", "contract", "engine", "errors", "filenames", "grammar", "integrity", "operators", "options",
         "package", "paths", "printable", "progress", "text", "textfile",
@@ -59,6 +60,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "__init__": {
         "errors", "expert", "grammar", "integrity", "loading", "manager", "options", "package", "result", "serving",
+        "version",
     },
     "cli": {
         "__init__", "engine", "errors", "expert", "grammar", "integrity", "loading", "package", "printable",
