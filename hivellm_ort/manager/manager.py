@@ -13,10 +13,10 @@ from hivellm_ort.loading.opening import open_with_progress, read_manifest
 from hivellm_ort.loading.options import LoadOptions, LoadSettings, checked_path
 from hivellm_ort.manager.chooser import ExpertChooser
 from hivellm_ort.manager.constraints import check_constraints, check_replacement, in_load_order, needed_by
+from hivellm_ort.manager.entry import ExpertEntry
 from hivellm_ort.manager.info import ExpertInfo
 from hivellm_ort.manager.registry import ExpertRegistry
 from hivellm_ort.manager.requests import BASE, ManagedRequests, Prepared, check_name
-from hivellm_ort.manager.slots import Slot
 from hivellm_ort.observability import Events, Metrics
 from hivellm_ort.options import GenerateOptions, ScoreOptions, check_prompt, check_requests, options_of_rows
 from hivellm_ort.package.manifest import ExpertManifest
@@ -109,15 +109,15 @@ class ExpertManager:
             )
         self._registry.home.require()
         names = in_load_order({name: self._manifest(path) for name, path in packages.items()})
-        slots: list[Slot] = []
+        entries: list[ExpertEntry] = []
         try:
             # What is there already when one fails is in the list.
-            slots.extend(self._load(name, packages[name], base, replace=False) for name in names)
+            entries.extend(self._load(name, packages[name], base, replace=False) for name in names)
         except BaseException:
-            for slot in reversed(slots):
-                self._registry.discard(slot)
+            for entry in reversed(entries):
+                self._registry.discard(entry)
             raise
-        return [slot.info() for slot in slots]
+        return [entry.info() for entry in entries]
 
     def unload_expert(self, name: str) -> None:
         """Unload an expert; its answers that are being generated are finished.
@@ -127,8 +127,8 @@ class ExpertManager:
             LoadError: another loaded expert requires it.
         """
 
-        def check(slot: Slot, others: list[ExpertManifest]) -> None:
-            needing = needed_by(slot.manifest, others)
+        def check(entry: ExpertEntry, others: list[ExpertManifest]) -> None:
+            needing = needed_by(entry.manifest, others)
             if needing:
                 raise LoadError(f"{name!r} is required by {', '.join(map(repr, needing))}: unload that first")
 
@@ -341,21 +341,21 @@ class ExpertManager:
         self._registry.home.require()
         return self._registry
 
-    def _load(self, name: str, path: StrPath, base: StrPath | None, *, replace: bool) -> Slot:
+    def _load(self, name: str, path: StrPath, base: StrPath | None, *, replace: bool) -> ExpertEntry:
         check_name(name)
         if name == BASE:
             raise OptionError(f"{BASE!r} is the name of the base model: load the expert under another one")
         self._registry.home.require()
         options: LoadOptions = self._options if base is None else {**self._options, "base": base}
-        slot = Slot.loaded(name, partial(Expert.load, path, **options))
+        entry = ExpertEntry.loaded(name, partial(Expert.load, path, **options))
 
-        def check(old: Slot | None, others: list[ExpertManifest]) -> None:
-            check_constraints(slot.manifest, others)
+        def check(old: ExpertEntry | None, others: list[ExpertManifest]) -> None:
+            check_constraints(entry.manifest, others)
             if old is not None:
-                check_replacement(old.manifest, slot.manifest, others)
+                check_replacement(old.manifest, entry.manifest, others)
 
-        self._registry.add(slot, replace=replace, check=check)
-        return slot
+        self._registry.add(entry, replace=replace, check=check)
+        return entry
 
     def _manifest(self, path: StrPath) -> ExpertManifest:
         with self._settings.store() as store:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 
-from hivellm_ort.errors import OptionTypeError
+from hivellm_ort.errors import LoadError, OptionTypeError, UnknownExpertError
 from hivellm_ort.expert import Expert
+from hivellm_ort.manager.entry import Lease
 from hivellm_ort.manager.registry import ExpertRegistry
 from hivellm_ort.manager.reporting import RequestReporter
-from hivellm_ort.manager.slots import Lease
 from hivellm_ort.observability import Events
 from hivellm_ort.options import GenerateOptions, ScoreOptions, check_options
 from hivellm_ort.serving.builder import RequestBuilder
@@ -72,7 +73,7 @@ class ManagedRequests:
             LoadError: it was evicted and cannot be loaded again, or the experts have several bases.
         """
         check_name(name)
-        return self._registry.lease_any() if name == BASE else self._registry.lease(name, hits=hits)
+        return self._lease_any() if name == BASE else self._registry.lease(name, hits=hits)
 
     def builder(self, name: str, expert: Expert) -> RequestBuilder:
         """What makes the generations of the leased expert `name`, or of its base for `BASE`."""
@@ -82,6 +83,24 @@ class ManagedRequests:
         """Cancel every generation that has not ended."""
         for generation in list(self.running):
             generation.cancel()
+
+    def _lease_any(self) -> Lease:
+        """A lease of any expert, for requests to the base that all of them share."""
+        while True:
+            entries = [entry for entry in self._registry.entries() if entry.digest]
+            bases = {entry.base_sha256: entry.base for entry in entries}
+            if len(bases) > 1:
+                names = ", ".join(map(repr, bases.values()))
+                raise LoadError(
+                    f"the experts are of several bases ({names}), so there is no one to ask: name an expert"
+                )
+            if not entries:
+                raise UnknownExpertError(
+                    "no expert is loaded that has a base model beside it (a merged one has none): load one first"
+                )
+            loaded = next((entry for entry in entries if entry.expert is not None), entries[0])
+            with contextlib.suppress(UnknownExpertError):  # unloaded meanwhile
+                return self._registry.lease(loaded.name, hits=0)
 
     def _prepared(
         self,
