@@ -161,6 +161,25 @@ def test_the_map_is_exact() -> None:
     ]
 
 
+# The stages of a load, first to last. What each of them uses stands before it.
+LOADING = [
+    "adapter_files", "bundles", "grammars", "own_tokenizer", "graph_check", "bases", "peft_folder", "folder_packing",
+    "inspection", "options", "opening", "parts",
+]  # fmt: skip
+
+
+def test_loading_goes_one_way() -> None:
+    """No file of `loading` imports one of a later stage, and only `Expert` runs the last."""
+    files = {path.stem: path for path in (ROOT / "loading").glob("*.py") if path.stem != "__init__"}
+    assert sorted(LOADING) == sorted(files)
+    dotted = "hivellm_ort.loading."
+    for name, path in files.items():
+        below = {found.removeprefix(dotted) for found in imports(path) if found.startswith(dotted)}
+        assert set() == below - set(LOADING[: LOADING.index(name)]), name
+    users = [path for path in FILES if f"{dotted}parts" in set(imports(path))]
+    assert [ROOT / "expert.py"] == users
+
+
 # What their checks refuse no user can bring about.
 INVARIANTS = {
     "adapters/prepared_adapter.py",
