@@ -6,11 +6,11 @@ import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 import click
 
-from hivellm_ort import ExpertManager
+from hivellm_ort import ExpertManager, LoadOptions
 
 __all__ = ["expert_options", "load", "take_any_console"]
 
@@ -43,15 +43,15 @@ def expert_options(command: _Command) -> _Command:
     return command
 
 
-def load(experts: dict[str, Path], *, base: Path | None, threads: int | None, trust: Any) -> ExpertManager:
-    """A manager with these experts.
+def load(experts: dict[str, Path], **options: Unpack[LoadOptions]) -> ExpertManager:
+    """A manager with these experts, loaded with these options.
 
     Raises:
         LoadError: One of them cannot be loaded. Then nothing stays in memory.
     """
-    manager = ExpertManager(threads=threads, trust=trust)
+    manager = ExpertManager(**options)
     try:
-        manager.load_experts(experts, base=base)
+        manager.load_experts(experts)
     except BaseException:
         manager.close()
         raise

@@ -28,11 +28,13 @@ from hivellm_ort.errors import (
     UnknownExpertError,
     UnsupportedArchitectureError,
 )
+from hivellm_ort.version import __version__
 
 if TYPE_CHECKING:
     from hivellm_ort.expert import Expert
     from hivellm_ort.grammar.grammar import Grammar
     from hivellm_ort.integrity import Trust, Verdict
+    from hivellm_ort.loading.options import LoadOptions
     from hivellm_ort.manager import ExpertInfo, ExpertManager
     from hivellm_ort.options import GenerateOptions, ScoreOptions
     from hivellm_ort.package.archive import Limits
@@ -60,6 +62,7 @@ __all__ = [
     "IntegrityError",
     "Limits",
     "LoadError",
+    "LoadOptions",
     "ManifestError",
     "OptionError",
     "OptionTypeError",
@@ -77,8 +80,6 @@ __all__ = [
     "__version__",
 ]
 
-__version__ = "0.1.0"
-
 # Imported when they are asked for: who names the package pays for what it uses. Tools that freeze applications find
 # the modules by the imports above.
 _HOMES = {
@@ -92,6 +93,7 @@ _HOMES = {
     "Grammar": "grammar.grammar",
     "InferenceResult": "result",
     "Limits": "package.archive",
+    "LoadOptions": "loading.options",
     "ScoreOptions": "options",
     "ScoreResult": "result",
     "TextStream": "serving.stream",

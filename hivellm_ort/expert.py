@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Unpack
 
 from hivellm_ort.contract import DecoderConfig
 from hivellm_ort.engine.adapters import BoundAdapter
-from hivellm_ort.engine.devices import Device, ProviderOptions
-from hivellm_ort.errors import InferenceError, OptionTypeError
-from hivellm_ort.grammar.grammar import Grammar
-from hivellm_ort.integrity import Policy, Trust, Verdict, check
-from hivellm_ort.loading.grammars import find_grammar
-from hivellm_ort.loading.graph_check import check_graphs
-from hivellm_ort.loading.opening import open_with_progress, read_manifest
-from hivellm_ort.loading.own_template import own_template
+from hivellm_ort.errors import InferenceError
+from hivellm_ort.loading.opening import open_with_progress, verify
+from hivellm_ort.loading.options import LoadOptions, LoadSettings, checked_path
 from hivellm_ort.loading.parts import ExpertParts, find_parts
-from hivellm_ort.options import GenerateOptions, ScoreOptions, check_loading, check_prompts, options_of_rows
-from hivellm_ort.package.archive import DEFAULT_LIMITS, Limits
-from hivellm_ort.package.filecheck import Check
-from hivellm_ort.package.manifest import ExpertManifest
-from hivellm_ort.package.store import Store
+from hivellm_ort.options import GenerateOptions, ScoreOptions, check_prompts, options_of_rows
 from hivellm_ort.paths import StrPath
 from hivellm_ort.result import InferenceResult, ScoreResult
 from hivellm_ort.serving.base import Base
@@ -54,70 +44,53 @@ class Expert:
         adapter: the adapter's weights as they are bound, None where they are merged into the base.
     """
 
-    def __init__(
-        self,
-        manifest: ExpertManifest,
-        verdict: Verdict,
-        parts: ExpertParts,
-        grammar: Grammar | None,
-        *,
-        device: Device,
-        threads: int | None,
-        prefix_cache_bytes: int | None,
-    ):
-        self.manifest = manifest
-        self.verdict = verdict
+    def __init__(self, parts: ExpertParts, settings: LoadSettings):
+        self.manifest = parts.package.manifest
+        self.verdict = parts.package.verdict
         self._base = BASES.acquire(
             parts.bundle.folder,
             parts.bundle.config,
-            device=device,
-            threads=threads,
-            prefix_cache_bytes=prefix_cache_bytes,
+            device=settings.device,
+            threads=settings.threads,
+            prefix_cache_bytes=settings.prefix_cache_bytes,
+            recall=parts.recall,
         )
         self._closed = False
         self.adapter: BoundAdapter | None = None
         try:
             if parts.adapter is not None:
                 self.adapter = BoundAdapter(parts.adapter, self.base)
-            tokenizer = self._base.tokenizer
-            own, eos_token = own_template(parts.folder, parts.bundle.folder)
-            template = template_for(parts.model.prompt_template, own or self._base.template, tokenizer)
-            if own is not None and template is not own:
-                _LOG.warning(
-                    "%s: its manifest names the prompt template %r, so the chat template that it brings is not used",
-                    manifest.name,
-                    parts.model.prompt_template,
-                )
-            ends = tokenizer.token_to_id(eos_token) if eos_token is not None else None
-            self._builder = RequestBuilder(
-                base=self._base,
-                adapter=self.adapter,
-                manifest=manifest,
-                template=template,
-                eos_token_ids=self._base.eos_token_ids
-                | {*end_of_turn_ids(template, tokenizer), *([] if ends is None else [ends])},
-                dialect=dialect_of(manifest.capabilities, manifest.decoding.grammar_type),
-                grammar=grammar,
-            )
+            self._builder = self._make_builder(parts)
         except BaseException:
             self.close()
             raise
 
+    def _make_builder(self, parts: ExpertParts) -> RequestBuilder:
+        base, manifest, tokenizer = self._base, self.manifest, self._base.tokenizer
+        own, named = base.own_template(parts.template), parts.model.prompt_template
+        template = template_for(named, own or base.template, tokenizer)
+        if own is not None and template is not own:
+            _LOG.warning(
+                "%s: its manifest names the prompt template %r, so the chat template that it brings is not used",
+                manifest.name,
+                named,
+            )
+        ends = {*end_of_turn_ids(template, tokenizer)}
+        eos_token = parts.template.tokens.get("eos_token")
+        if eos_token is not None and (token_id := tokenizer.token_to_id(eos_token)) is not None:
+            ends.add(token_id)
+        return RequestBuilder(
+            base=base,
+            adapter=self.adapter,
+            manifest=manifest,
+            template=template,
+            eos_token_ids=base.eos_token_ids | ends,
+            dialect=dialect_of(manifest.capabilities, manifest.decoding.grammar_type),
+            grammar=parts.grammar,
+        )
+
     @classmethod
-    def load(
-        cls,
-        path: StrPath,
-        *,
-        device: str | None = None,
-        provider_options: ProviderOptions | None = None,
-        fallback: bool = False,
-        base: StrPath | None = None,
-        cache_dir: StrPath | None = None,
-        threads: int | None = None,
-        trust: Trust | Policy = "warn",
-        limits: Limits = DEFAULT_LIMITS,
-        prefix_cache_bytes: int | None = None,
-    ) -> Expert:
+    def load(cls, path: StrPath, **options: Unpack[LoadOptions]) -> Expert:
         """Load a `.expert` package, the folder of an unpacked one, or a folder as PEFT saves an adapter.
 
         A package as `hivellm-ort export` makes it holds its adapter prepared. Of one that holds PEFT's files alone
@@ -127,60 +100,21 @@ class Expert:
 
         Args:
             path: the package or folder.
-            device: "auto" (the default) takes what is there for the graphs of the base, else "cpu", "cuda", "cuda:1",
-                "dml", "dml:0" or "coreml". One that does not start is an error. Of a package for several targets the
-                graphs are taken that suit the device.
-            provider_options: options of ONNX Runtime's execution provider, as `{"gpu_mem_limit": 2 << 30}`.
-            fallback: run on the CPU, with a warning, where the device is unavailable.
-            base: a base bundle to use instead of the packaged one. A package without a base needs it, unless a
-                bundle with the digest it states is in a folder `base` beside it, or one of the base its manifest
-                names in the cache or in the folder `models` there.
-            cache_dir: where packages are unpacked; the platform's cache folder, or `HIVELLM_HOME`, by default.
-            threads: intra-op threads of ONNX Runtime; one per physical core by default.
-            trust: "warn" logs a warning where no key you trust has signed the package, "require" refuses it and
-                reads every file again to compare it, "off" loads even what a failed signature says was changed;
-                or a `Trust` with keys of its own. But with "off", graphs that did not come in a package signed by
-                such a key may have only what the exporter writes.
-            limits: what the package may unpack to.
-            prefix_cache_bytes: most bytes of keys and values that the base keeps of earlier prompts, for all its
-                experts; 256 MiB by default. A base that is in memory keeps its number, and a warning says so.
+            options: those of `LoadOptions`: `device`, `base`, `trust`, `threads` and more.
 
         Raises:
             LoadError: the package, its signature, its manifest, its adapter, its grammar, its base or the device
                 cannot be used; nothing stays loaded.
-            OptionTypeError, OptionError (TypeError, ValueError): an argument has a wrong type or value.
+            OptionTypeError (TypeError): an option does not exist, or has a value of a wrong type.
+            OptionError (ValueError): an option is out of range.
         """
-        check_loading(fallback=fallback, threads=threads, prefix_cache_bytes=prefix_cache_bytes)
-        asked = Device.of(device, provider_options, fallback=fallback)
-        if not isinstance(trust, str | Trust):
-            raise OptionTypeError(
-                f"trust is {type(trust).__name__}: pass 'require', 'warn', 'off' or a Trust"
-            )
-        if not isinstance(limits, Limits):
-            raise OptionTypeError(f"limits is {type(limits).__name__}: pass a Limits")
-        trust = Trust(trust) if isinstance(trust, str) else trust
-        checking: Check = "digest" if trust.policy == "require" else "size"
-        path, given = Path(path), Path(base) if base is not None else None
+        settings = LoadSettings.of(options)
+        where = checked_path(path, "path")
         # Until the session is open nothing that it was found from is removed.
-        with Store(Path(cache_dir) if cache_dir is not None else None) as store:
-            package = open_with_progress(path, store, limits=limits, checking=checking)
-            verdict = check(package, trust, where=str(path))
-            manifest = read_manifest(package)
-            parts = find_parts(
-                package, manifest, store, given, checking, device=asked, beside=path.absolute().parent
-            )
-            signed = verdict.status == "verified" and parts.packaged
-            if not signed and trust.policy != "off":
-                check_graphs(parts.bundle)
-            return cls(
-                manifest,
-                verdict,
-                parts,
-                find_grammar(package, manifest),
-                device=asked,
-                threads=threads,
-                prefix_cache_bytes=prefix_cache_bytes,
-            )
+        with settings.store() as store:
+            files = open_with_progress(where, store, limits=settings.limits, checking=settings.check)
+            package = verify(files, where, settings.trust)
+            return cls(find_parts(package, store, settings), settings)
 
     @property
     def base(self) -> DecoderConfig:
@@ -224,9 +158,7 @@ class Expert:
 
     def generate_stream(self, prompt: str | None = None, **options: Unpack[GenerateOptions]) -> TextStream:
         """As `generate`, piece by piece: iterate over the text, then read `.result`."""
-        generation = self.builder.build(prompt, options)
-        self._base.scheduler.submit(generation)
-        return TextStream(generation)
+        return self._started(self.builder.build(prompt, options))
 
     def generate_batch(
         self, prompts: Sequence[str | None], *, batch_size: int = DEFAULT_BATCH_SIZE, **options: Any
@@ -279,16 +211,12 @@ class Expert:
         self, prompt: str | None, answers: Sequence[str], **options: Unpack[ScoreOptions]
     ) -> ScoreResult:
         """As `score`, without blocking the event loop; cancelling the task ends the request."""
-        generation: list[Generation] = []
+        import asyncio  # slow to import, and there already where it is needed
 
-        def start() -> TextStream:
-            generation.append(self.builder.build_score(prompt, answers, options))
-            self._base.scheduler.submit(generation[0])
-            return TextStream(generation[0])
-
-        async for _ in AsyncTextStream(start):
+        generation = await asyncio.to_thread(self.builder.build_score, prompt, answers, options)
+        async for _ in AsyncTextStream(lambda: self._started(generation)):
             pass
-        return generation[0].score_result(answers)
+        return generation.score_result(answers)
 
     async def agenerate(
         self, prompt: str | None = None, **options: Unpack[GenerateOptions]
@@ -316,6 +244,10 @@ class Expert:
             raise InferenceError(f"expert {self.name!r} is closed: load it again")
         self._base.scheduler.home.require()
         return self._builder
+
+    def _started(self, generation: Generation) -> TextStream:
+        self._base.scheduler.submit(generation)
+        return TextStream(generation)
 
     def close(self) -> None:
         """Let go of the base; its memory is freed when no other expert uses it."""

@@ -14,11 +14,14 @@ __all__ = [
     "GenerateOptions",
     "ScoreOptions",
     "check_answers",
-    "check_loading",
+    "check_flag",
+    "check_names",
     "check_options",
     "check_prompt",
     "check_prompts",
     "check_requests",
+    "check_text",
+    "check_whole",
     "options_of_rows",
 ]
 
@@ -121,8 +124,6 @@ class ScoreOptions(TypedDict, total=False):
 
 _MOST_ANSWERS = 1000  # each may take a forward pass
 
-_MOST_THREADS = 1024  # ONNX Runtime starts as many as it is told, until the memory is full
-
 # A value of these is a list itself; what is in it.
 _LISTS: dict[str, type | tuple[type, ...]] = {
     "messages": Mapping,
@@ -190,13 +191,7 @@ def check_options(options: Mapping[str, Any], of: type[Any] = GenerateOptions) -
     Raises:
         OptionTypeError: a name is no option, or a value has a wrong type.
     """
-    known = of.__annotations__
-    for name in options.keys() - known.keys():
-        near = get_close_matches(str(name), known, 1)
-        hint = f"; did you mean {near[0]}?" if near else f"; see help(hivellm_ort.{of.__name__})"
-        raise OptionTypeError(
-            f"{name}: no option of a {'score' if of is ScoreOptions else 'generation'}{hint}"
-        )
+    check_names(options, of, "a score" if of is ScoreOptions else "a generation")
     for name, value in options.items():
         _check(name, value, argument(name))
 
@@ -268,26 +263,56 @@ def check_requests(requests: object) -> None:
         check_prompt(prompt, f"requests[{index}]: the prompt")
 
 
-def check_loading(*, fallback: object, threads: object, prefix_cache_bytes: object) -> None:
-    """Check arguments of `Expert.load` that nothing else checks.
+def check_names(options: Mapping[str, Any], of: type[Any], what: str) -> None:
+    """Check that all options exist.
+
+    Args:
+        options: the options.
+        of: the typed dict that has them.
+        what: what they are options of, for the message.
 
     Raises:
-        OptionTypeError: one has a wrong type.
-        OptionError: a number is out of range.
+        OptionTypeError: a name is no option.
     """
-    if not isinstance(fallback, bool):
-        raise OptionTypeError(f"{argument('fallback')} is {_described(fallback)}: pass {_FLAG.wanted}")
-    limits = {"threads": (threads, 1, _MOST_THREADS), "prefix_cache_bytes": (prefix_cache_bytes, 0, None)}
-    for name, (value, least, most) in limits.items():
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise OptionTypeError(f"{argument(name)} is {_described(value)}: pass {_WHOLE.wanted}, or None")
-        if value < least or (most is not None and value > most):
-            upto = "" if most is None else f" to {most}"
-            raise OptionError(
-                f"{argument(name)} is {value}: it must be an integer from {least}{upto}, or None"
-            )
+    known = of.__annotations__
+    for name in options.keys() - known.keys():
+        near = get_close_matches(str(name), known, 1)
+        hint = f"; did you mean {near[0]}?" if near else f"; see help(hivellm_ort.{of.__name__})"
+        raise OptionTypeError(f"{name}: no option of {what}{hint}")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Check that an option is True or False. Raises OptionTypeError."""
+    if not isinstance(value, bool):
+        raise OptionTypeError(f"{argument(name)} is {_described(value)}: pass {_FLAG.wanted}")
+
+
+def check_text(name: str, value: object) -> None:
+    """Check that an option is a text or None. Raises OptionTypeError."""
+    if value is not None and not isinstance(value, str):
+        raise OptionTypeError(f"{argument(name)} is {_described(value)}: pass {_TEXT.wanted}, or None")
+
+
+def check_whole(name: str, value: object, least: int, most: int | None = None) -> None:
+    """Check that an option is None, or a whole number in a range.
+
+    Args:
+        name: of the option.
+        value: its value.
+        least: the least number.
+        most: the greatest number; None for any.
+
+    Raises:
+        OptionTypeError: it is no whole number.
+        OptionError: it is out of range.
+    """
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise OptionTypeError(f"{argument(name)} is {_described(value)}: pass {_WHOLE.wanted}, or None")
+    if value < least or (most is not None and value > most):
+        upto = "" if most is None else f" to {most}"
+        raise OptionError(f"{argument(name)} is {value}: it must be an integer from {least}{upto}, or None")
 
 
 def options_of_rows(options: Mapping[str, Any], rows: int) -> list[GenerateOptions]:

@@ -15,7 +15,7 @@ from hivellm_ort.cli.output import echo, echo_answer, input_is_a_terminal
 from hivellm_ort.cli.run import loading_options, text_or_file
 from hivellm_ort.errors import ExpertError, OptionError
 from hivellm_ort.expert import Expert
-from hivellm_ort.integrity import Policy
+from hivellm_ort.loading.options import LoadOptions
 
 __all__ = ["chat"]
 
@@ -46,12 +46,7 @@ def chat(
     tools: Any,
     max_tokens: int | None,
     temperature: float | None,
-    device: str | None,
-    provider_options: dict[str, str],
-    fallback: bool,
-    base: Path | None,
-    threads: int | None,
-    trust: Policy,
+    loading: LoadOptions,
 ) -> None:
     """Talk with the expert in PACKAGE. An empty line or end of input leaves; Ctrl-C stops an answer.
 
@@ -63,15 +58,7 @@ def chat(
         raise OptionError("standard input is closed: chat reads its questions there")
     failed = False
     turns: list[dict[str, str]] = []
-    with Expert.load(
-        package,
-        device=device,
-        provider_options=provider_options,
-        fallback=fallback,
-        base=base,
-        threads=threads,
-        trust=trust,
-    ) as expert:
+    with Expert.load(package, **loading) as expert:
         echo(f"{expert.name} on {expert.base.name} ({expert.base.precision})", err=True)
         while True:
             try:

@@ -9,9 +9,9 @@ import click
 
 from hivellm_ort.cli.files import NamedPath
 from hivellm_ort.cli.output import echo, json_option, print_json
-from hivellm_ort.integrity import Trust, check
+from hivellm_ort.integrity import Trust
 from hivellm_ort.loading.inspection import inspect as inspect_package
-from hivellm_ort.loading.opening import open_with_progress, read_manifest
+from hivellm_ort.loading.opening import open_with_progress, verify
 from hivellm_ort.package.store import Store
 from hivellm_ort.printable import printable
 
@@ -24,10 +24,8 @@ __all__ = ["inspect"]
 def inspect(package: Path, as_json: bool) -> None:
     """Show what PACKAGE is: expert, base, adapter, signature, decoding, files and warnings. Runs nothing of it."""
     with Store() as store:
-        opened = open_with_progress(package, store)
-        verdict = check(opened, Trust("off"), where=package)
-        manifest = read_manifest(opened)
-        info = {"package": package.name, **inspect_package(opened, manifest, verdict)}
+        found = verify(open_with_progress(package, store), package, Trust("off"))
+        info = {"package": package.name, **inspect_package(found.files, found.manifest, found.verdict)}
     if as_json:
         print_json(info)
         return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,6 +13,7 @@ from hivellm_ort.cli.files import NamedPath, read_text
 from hivellm_ort.cli.output import echo, echo_answer, json_option, print_json
 from hivellm_ort.expert import Expert
 from hivellm_ort.integrity import Policy
+from hivellm_ort.loading.options import LoadOptions
 from hivellm_ort.printable import printable
 
 __all__ = ["loading_options", "run", "text_or_file"]
@@ -71,8 +74,14 @@ def _name_and_value(_ctx: click.Context, param: click.Parameter, values: tuple[s
     return {name: value for name, _, value in pairs}
 
 
-def loading_options(command: Any) -> Any:
-    """The options of every command that loads an expert."""
+def loading_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of every command that loads an expert; the command gets them as `loading`, a `LoadOptions`."""
+
+    @functools.wraps(command)
+    def gathered(*arguments: Any, **options: Any) -> Any:
+        loading = {name: options.pop(name) for name in LoadOptions.__annotations__ if name in options}
+        return command(*arguments, loading=loading, **options)
+
     for option in (
         click.option(
             "--threads", type=click.IntRange(min=1), help="Threads; one per physical core by default."
@@ -95,8 +104,8 @@ def loading_options(command: Any) -> Any:
         ),
         click.option("--base", type=NamedPath(), help="Base bundle for a thin package."),
     ):
-        command = option(command)
-    return command
+        gathered = option(gathered)
+    return gathered
 
 
 @click.command()
@@ -128,12 +137,7 @@ def loading_options(command: Any) -> Any:
 def run(
     package: Path,
     prompt: str,
-    device: str | None,
-    provider_options: dict[str, str],
-    fallback: bool,
-    base: Path | None,
-    threads: int | None,
-    trust: Policy,
+    loading: LoadOptions,
     as_json: bool,
     no_grammar: bool,
     **options: Any,
@@ -144,15 +148,7 @@ def run(
             raise click.UsageError("--grammar and --no-grammar exclude each other")
         options["grammar"] = False
     options["choice"] = options["choice"] or None
-    with Expert.load(
-        package,
-        device=device,
-        provider_options=provider_options,
-        fallback=fallback,
-        base=base,
-        threads=threads,
-        trust=trust,
-    ) as expert:
+    with Expert.load(package, **loading) as expert:
         with expert.generate_stream(prompt, **options) as stream:
             for piece in stream:
                 if not as_json:

@@ -16,6 +16,7 @@ from hivellm_ort.errors import LoadError, argument
 from hivellm_ort.loading.bundles import Bundle
 from hivellm_ort.operators import operators_of
 from hivellm_ort.printable import printable
+from hivellm_ort.text.tokenizer_file import Recall
 
 __all__ = ["LARGEST_GRAPH", "check_graphs"]
 
@@ -55,38 +56,51 @@ _Operators = Mapping[bytes, Set[bytes]]
 _SETTINGS = b"ort_config"  # metadata from which ONNX Runtime may take a session's options
 
 
-def check_graphs(bundle: Bundle, names: Sequence[str] | None = None) -> None:
+def check_graphs(bundle: Bundle, names: Sequence[str] | None = None, *, recall: Recall | None = None) -> None:
     """Refuse a bundle with a graph that has anything which the exporter never writes for its target.
 
     Args:
         bundle: the bundle.
         names: files of the graphs; by default the one that runs, for the other is never opened.
+        recall: remembers which graphs have no fault; they are parsed only once then. None checks each time.
 
     Raises:
         LoadError: it has; the message names graph, node and operator.
     """
     config = bundle.config
+    target, cache = config.target, config.graph.cache_dtype
     for name in names or (ADAPTER_GRAPH if config.merged is None else BASE_GRAPH,):
         path = bundle.folder / name
         if not path.is_file():
             continue
         where = f"{name} of base bundle {printable(str(config.name))!r}"
-        operators = {
-            domain.encode(): {kind.encode() for kind in kinds}
-            for domain, kinds in operators_of(config.target, config.graph.cache_dtype).items()
-        }
-        fault = next(_faults(_read(path, where), operators), None)
-        if fault is not None:
-            raise LoadError(
-                f"{where}: {fault}, which no export for target {config.target!r} writes: it may run for ever, or "
-                "read files that are not its own. Export the base again; a package with such a graph loads where a "
-                f"key that you trust has signed it, or with {argument('trust', 'off')}"
-            )
+        content = _read(path, where)
+
+        def check(content: bytes = content, where: str = where) -> Mapping[str, float]:
+            _check(content, where, target, cache)
+            return {}
+
+        if recall is None:
+            check()
+        else:
+            recall(f"graph for {target} with {cache}", content, check)
 
 
-def _read(path: Path, where: str) -> Any:
-    from google.protobuf.message import DecodeError
+def _check(content: bytes, where: str, target: str, cache: str) -> None:
+    operators = {
+        domain.encode(): {kind.encode() for kind in kinds}
+        for domain, kinds in operators_of(target, cache).items()
+    }
+    fault = next(_faults(_parsed(content, where), operators), None)
+    if fault is not None:
+        raise LoadError(
+            f"{where}: {fault}, which no export for target {target!r} writes: it may run for ever, or "
+            "read files that are not its own. Export the base again; a package with such a graph loads where a "
+            f"key that you trust has signed it, or with {argument('trust', 'off')}"
+        )
 
+
+def _read(path: Path, where: str) -> bytes:
     try:
         size = path.stat().st_size
         if size > LARGEST_GRAPH:
@@ -94,11 +108,18 @@ def _read(path: Path, where: str) -> Any:
                 f"{where} has {size} bytes, at most {LARGEST_GRAPH} are allowed, for the weights belong into "
                 f"{WEIGHTS_FILE}: export it again"
             )
-        return _model_class().FromString(path.read_bytes())
-    except DecodeError as error:
-        raise LoadError(f"{where} is no ONNX graph, or a damaged one ({error}): export it again") from error
+        return path.read_bytes()
     except OSError as error:
         raise LoadError(f"{where} cannot be read: {error.strerror}") from error
+
+
+def _parsed(content: bytes, where: str) -> Any:
+    from google.protobuf.message import DecodeError
+
+    try:
+        return _model_class().FromString(content)
+    except DecodeError as error:
+        raise LoadError(f"{where} is no ONNX graph, or a damaged one ({error}): export it again") from error
 
 
 def _faults(model: Any, operators: _Operators) -> Iterator[str]:

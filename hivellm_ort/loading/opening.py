@@ -1,12 +1,15 @@
-"""Open a package, or the folder of a PEFT adapter as one, and show that it takes a while."""
+"""The first two stages of a load: a path becomes a package, and that a verified package."""
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 from hivellm_ort.adapters.files import ADAPTER_CONFIG
 from hivellm_ort.errors import AdapterError
+from hivellm_ort.integrity import Trust, Verdict
+from hivellm_ort.integrity import check as check_signature
 from hivellm_ort.loading.peft_folder import drafted_manifest
 from hivellm_ort.package.archive import DEFAULT_LIMITS, Limits
 from hivellm_ort.package.bundle_folders import FOLDER
@@ -16,9 +19,26 @@ from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
 from hivellm_ort.package.store import Store, UnpackedPackage, open_package
 from hivellm_ort.progress import progress_bar
 
-__all__ = ["open_with_progress", "read_manifest"]
+__all__ = ["VerifiedPackage", "open_with_progress", "read_manifest", "verify"]
 
 _LOG = logging.getLogger("hivellm_ort")
+
+
+@dataclass(frozen=True)
+class VerifiedPackage:
+    """A package that may be loaded.
+
+    Attributes:
+        path: the file or folder, as the caller named it.
+        files: its files; each is as it was recorded when it was unpacked.
+        verdict: what its signature is worth; the policy has let it pass.
+        manifest: its manifest.
+    """
+
+    path: Path
+    files: UnpackedPackage
+    verdict: Verdict
+    manifest: ExpertManifest
 
 
 def open_with_progress(
@@ -59,3 +79,19 @@ def read_manifest(package: UnpackedPackage) -> ExpertManifest:
     """
     path = package.root / MANIFEST
     return ExpertManifest.from_file(path) if path.is_file() else drafted_manifest(package.root)
+
+
+def verify(files: UnpackedPackage, path: Path, trust: Trust) -> VerifiedPackage:
+    """Check the signature of an opened package, and read its manifest.
+
+    Args:
+        files: the package, from `open_with_progress`.
+        path: what messages call it.
+        trust: the policy, and whose signatures count.
+
+    Raises:
+        IntegrityError: the policy refuses the package.
+        LoadError: it cannot be verified, or as `read_manifest`.
+    """
+    verdict = check_signature(files, trust, where=str(path))
+    return VerifiedPackage(path, files, verdict, read_manifest(files))

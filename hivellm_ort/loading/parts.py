@@ -1,4 +1,4 @@
-"""The parts of an expert: its base bundle, and its adapter in the form that is bound."""
+"""The third stage of a load: a verified package becomes the parts of an expert, adapter and base above all."""
 
 from __future__ import annotations
 
@@ -12,100 +12,113 @@ from hivellm_ort.adapters.prepare import Embeddings, prepare
 from hivellm_ort.adapters.prepared_adapter import PreparedAdapter
 from hivellm_ort.adapters.tensors import table_digest
 from hivellm_ort.contract import CONTRACT_VERSION
-from hivellm_ort.engine.devices import Device
 from hivellm_ort.errors import AdapterError, LoadError
+from hivellm_ort.grammar.grammar import Grammar
 from hivellm_ort.loading.adapter_files import AdapterFiles, find_adapter_files
 from hivellm_ort.loading.bases import bundles_beside, choose_base, find_thin_base, model_of
 from hivellm_ort.loading.bundles import Bundle, best_first
+from hivellm_ort.loading.grammars import find_grammar
+from hivellm_ort.loading.graph_check import check_graphs
+from hivellm_ort.loading.opening import VerifiedPackage
+from hivellm_ort.loading.options import LoadSettings
 from hivellm_ort.loading.own_tokenizer import TOKENIZER, check_tokenizer
 from hivellm_ort.package.bundle_folders import check_folders
 from hivellm_ort.package.filecheck import Check
-from hivellm_ort.package.manifest import BaseModelRef, ExpertManifest
+from hivellm_ort.package.manifest import BaseModelRef
 from hivellm_ort.package.store import Store, UnpackedPackage
+from hivellm_ort.text.template_source import TemplateSource, read_template_source
+from hivellm_ort.text.tokenizer_file import Recall
 
 __all__ = ["ExpertParts", "find_parts"]
 
 
 @dataclass(frozen=True)
 class ExpertParts:
-    """What is loaded for one expert.
+    """What an expert is made of; nothing of it is in a session yet.
 
     Attributes:
+        package: the package.
         bundle: the base bundle.
         adapter: the adapter; None where it is merged into the base.
         model: the base model of the manifest that the bundle is.
-        folder: where the expert's own chat template and tokenizer are, if it has any.
-        packaged: whether the bundle came in the expert's package, so that its signature is about it too.
+        template: the chat template that the expert brings; without a `file` where it brings none.
+        grammar: the grammar that the package brings; None without one.
+        recall: remembers what checks of files found; None where nothing that was recorded is believed.
     """
 
+    package: VerifiedPackage
     bundle: Bundle
     adapter: PreparedAdapter | None
     model: BaseModelRef
-    folder: Path
-    packaged: bool
+    template: TemplateSource
+    grammar: Grammar | None
+    recall: Recall | None
 
 
-def find_parts(
-    package: UnpackedPackage,
-    manifest: ExpertManifest,
-    store: Store,
-    base: Path | None = None,
-    check: Check = "size",
-    *,
-    device: Device = Device(),  # noqa: B008  immutable
-    beside: Path | None = None,
-) -> ExpertParts:
+def find_parts(package: VerifiedPackage, store: Store, settings: LoadSettings) -> ExpertParts:
     """Find the base of a package, and its adapter: as exported, or prepared now from its PEFT files.
 
     An adapter prepared here is kept in the store, named by the digests of its files and of the bundle.
 
     Args:
         package: the package.
-        manifest: its manifest.
         store: where bundles and prepared adapters are.
-        base: the bundle to use, as the caller asked; its target is then the one.
-        check: how the files of `base`, and of an adapter that was prepared before, are compared with their lists.
-        device: what the base shall run on, which decides between the targets of a package.
-        beside: the folder that the package is in, where a thin one looks for `base/` first.
+        settings: the bundle to use and its device, how files are compared, and which graphs are trusted.
 
     Raises:
-        IntegrityError: a file of `base` differs from its list.
-        LoadError: the adapter or the base is missing, or they do not fit each other.
+        IntegrityError: a file of the base differs from its list.
+        LoadError: the adapter or the base is missing, they do not fit each other, or the base has a graph that no
+            exporter writes.
         ProviderError: the device runs none of the targets that there are.
     """
-    own = _own_bundle(package, manifest, store, base, check, device)
-    packaged = own is not None and base is None
-    near = [] if own is not None or beside is None else bundles_beside(beside)
-    if package.adapter is not None:
-        adapter = PreparedAdapter.from_file(package.adapter, sha256=package.digest(package.adapter))
+    files, manifest = package.files, package.manifest
+    own = _own_bundle(package, store, settings)
+    near = [] if own is not None else bundles_beside(package.path.absolute().parent)
+    device, check = settings.device, settings.check
+    packaged = own is not None and settings.base is None
+    recall = store.recall if check == "size" else None
+    adapter, texts = None, files.root
+    if files.adapter is not None:
+        adapter = PreparedAdapter.from_file(files.adapter, sha256=files.digest(files.adapter))
         bundle = own or find_thin_base(adapter, store, device, near, check)
         if bundle.config.merged is not None:
             raise LoadError(f"{manifest.name}: the base bundle has another adapter merged in already")
-        return ExpertParts(bundle, adapter, model_of(bundle, manifest), package.root, packaged)
-    if base is None and own is not None and own.config.merged is not None:
-        return ExpertParts(own, None, model_of(own, manifest), package.root, packaged)
-    bundle, model = choose_base(manifest, store, device, own, near, check)
-    files = find_adapter_files(package, manifest, model)
-    return ExpertParts(bundle, _prepared(package, files, store, bundle, check), model, files.own, packaged)
+        model = model_of(bundle, manifest)
+    elif own is not None and packaged and own.config.merged is not None:
+        bundle, model = own, model_of(own, manifest)
+    else:
+        bundle, model = choose_base(manifest, store, device, own, near, check)
+        peft = find_adapter_files(files, manifest, model)
+        adapter, texts = _prepared(files, peft, store, bundle, check), peft.own
+    # A signature is about the package's own graphs only.
+    if settings.trust.policy != "off" and not (packaged and package.verdict.status == "verified"):
+        check_graphs(bundle, recall=recall)
+    grammar = find_grammar(files, manifest)
+    return ExpertParts(package, bundle, adapter, model, _template(texts), grammar, recall)
 
 
-def _own_bundle(
-    package: UnpackedPackage,
-    manifest: ExpertManifest,
-    store: Store,
-    base: Path | None,
-    check: Check,
-    device: Device,
-) -> Bundle | None:
+def _own_bundle(package: VerifiedPackage, store: Store, settings: LoadSettings) -> Bundle | None:
     """The bundle that the caller asked for, else the package's for the device; None where the package is thin."""
-    if base is not None:
-        bundle = Bundle.open(base)  # says better than a missing list that the folder is no bundle
-        check_folders([base], check)
+    files = package.files
+    if settings.base is not None:
+        bundle = Bundle.open(settings.base)  # says better than a missing list that the folder is no bundle
+        check_folders([settings.base], settings.check)
         return bundle
-    if not package.bundles:
+    if not files.bundles:
         return None
-    best = best_first([Bundle.open(folder) for folder in package.bundles], device, whose=manifest.name)[0]
-    return dataclasses.replace(best, folder=store.gathered(best.folder, package))
+    bundles = [Bundle.open(folder) for folder in files.bundles]
+    best = best_first(bundles, settings.device, whose=package.manifest.name)[0]
+    return dataclasses.replace(best, folder=store.gathered(best.folder, files))
+
+
+def _template(folder: Path) -> TemplateSource:
+    """The chat template in the expert's folder, its file named for messages."""
+    name = folder.resolve().name
+    try:
+        found = read_template_source(folder)
+    except LoadError as error:
+        raise LoadError(f"{name}/{error}") from error
+    return found if found.file is None else dataclasses.replace(found, file=f"{name}/{found.file}")
 
 
 def _prepared(

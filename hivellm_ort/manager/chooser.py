@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hivellm_ort.errors import OptionError, UnknownExpertError, argument
+from hivellm_ort.manager.entry import ExpertEntry
 from hivellm_ort.manager.registry import ExpertRegistry
-from hivellm_ort.manager.slots import Slot
 from hivellm_ort.text.messages import question_of
 
 if TYPE_CHECKING:
@@ -29,19 +29,20 @@ class ExpertChooser:
     def __init__(self, registry: ExpertRegistry, scorer: Scorer | None):
         self._registry = registry
         self._scorer = scorer
-        self._router: tuple[list[Slot], Router] | None = None  # of these experts
+        self._router: tuple[list[ExpertEntry], Router] | None = None  # of these experts
 
     def rank(self, prompt: str, tags: Tags | None) -> list[Route]:
         """The experts that fit a prompt, best first."""
         from hivellm_ort.routing import Candidate, Router  # slow to import
 
-        slots = self._registry.slots()
+        entries = self._registry.entries()
         made = self._router
-        if made is None or made[0] != slots:
+        if made is None or made[0] != entries:
             candidates = [
-                Candidate(slot.name, slot.manifest.routing, slot.manifest.capabilities) for slot in slots
+                Candidate(entry.name, entry.manifest.routing, entry.manifest.capabilities)
+                for entry in entries
             ]
-            self._router = made = (slots, Router(candidates, scorer=self._scorer))
+            self._router = made = (entries, Router(candidates, scorer=self._scorer))
         return made[1].rank(prompt, tags=tags)
 
     def best(
@@ -74,7 +75,7 @@ class ExpertChooser:
             return routes[0].name
         if not required:
             return None
-        known = ", ".join(repr(slot.name) for slot in self._registry.slots()) or "none"
+        known = ", ".join(repr(entry.name) for entry in self._registry.entries()) or "none"
         raise UnknownExpertError(
             f"no expert fits the prompt; loaded are: {known}. Name one, or take the base model with "
             f"{argument('or_base', True)}"

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from hivellm_ort.errors import OptionError, OptionTypeError
-from hivellm_ort.manager.slots import Slot
+from hivellm_ort.manager.entry import ExpertEntry
 from hivellm_ort.observability import EvictionReason
 from hivellm_ort.serving.base import Base
 
@@ -38,10 +38,10 @@ class MemoryLimits:
             if limit < 1:
                 raise OptionError(f"{name} is {limit!r}: it must be an integer from 1, or None")
 
-    def prefix_limits(self, slots: Collection[Slot], bases: Collection[Base]) -> dict[Base, int]:
+    def prefix_limits(self, entries: Collection[ExpertEntry], bases: Collection[Base]) -> dict[Base, int]:
         """How many bytes of prefixes bases may keep, for those that must keep fewer than they do. Only looks."""
         limits: dict[Base, int] = {}
-        over = self._excess(slots, bases)
+        over = self._excess(entries, bases)
         for base in bases:
             kept = base.engine.prefixes.nbytes
             if over > 0 and kept:
@@ -50,36 +50,36 @@ class MemoryLimits:
         return limits
 
     def next_eviction(
-        self, slots: Collection[Slot], bases: Collection[Base], keep: Slot | None = None
-    ) -> tuple[Slot | Base, EvictionReason] | None:
+        self, entries: Collection[ExpertEntry], bases: Collection[Base], keep: ExpertEntry | None = None
+    ) -> tuple[ExpertEntry | Base, EvictionReason] | None:
         """What is to leave memory, and why; None where the limits hold or nothing may go. Only looks.
 
         Args:
-            slots: all slots, those that were taken away and are still in use included.
+            entries: all entries, those that were taken away and are still in use included.
             bases: all bases.
-            keep: a slot that must not go.
+            keep: an entry that must not go.
         """
-        loaded = [slot for slot in slots if slot.expert is not None]
-        idle = [slot for slot in loaded if not slot.active and not slot.pins and slot is not keep]
-        oldest = min(idle, key=lambda slot: slot.last_used, default=None)
+        loaded = [entry for entry in entries if entry.expert is not None]
+        idle = [entry for entry in loaded if not entry.active and not entry.pins and entry is not keep]
+        oldest = min(idle, key=lambda entry: entry.last_used, default=None)
         if self.max_experts is not None and len(loaded) > self.max_experts and oldest is not None:
             return oldest, "count"
-        if self._excess(slots, bases) <= 0:
+        if self._excess(entries, bases) <= 0:
             return None
         if oldest is not None:
             return oldest, "memory"
-        used = {slot.base_sha256 for slot in slots if slot.expert is not None or slot.active}
+        used = {entry.base_sha256 for entry in entries if entry.expert is not None or entry.active}
         unused = [base for base in bases if base.config.sha256 not in used]
-        base = min(unused, key=lambda one: _last_used(one, slots), default=None)
+        base = min(unused, key=lambda one: _last_used(one, entries), default=None)
         return None if base is None else (base, "memory")
 
-    def _excess(self, slots: Collection[Slot], bases: Collection[Base]) -> int:
+    def _excess(self, entries: Collection[ExpertEntry], bases: Collection[Base]) -> int:
         """Bytes over the limit; 0 or less where it holds."""
         if self.max_bytes is None:
             return 0
-        used = sum(base.nbytes + base.cache_bytes for base in bases) + sum(slot.nbytes for slot in slots)
+        used = sum(base.nbytes + base.cache_bytes for base in bases) + sum(entry.nbytes for entry in entries)
         return used - self.max_bytes
 
 
-def _last_used(base: Base, slots: Collection[Slot]) -> float:
-    return max((slot.last_used for slot in slots if slot.base_sha256 == base.config.sha256), default=0.0)
+def _last_used(base: Base, entries: Collection[ExpertEntry]) -> float:
+    return max((entry.last_used for entry in entries if entry.base_sha256 == base.config.sha256), default=0.0)

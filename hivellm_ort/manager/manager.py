@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Final, Unpack
 
 from hivellm_ort.errors import LoadError, OptionError, OptionTypeError
 from hivellm_ort.expert import Expert
-from hivellm_ort.integrity import Policy, Trust
 from hivellm_ort.loading.opening import open_with_progress, read_manifest
+from hivellm_ort.loading.options import LoadOptions, LoadSettings, checked_path
 from hivellm_ort.manager.chooser import ExpertChooser
 from hivellm_ort.manager.constraints import check_constraints, check_replacement, in_load_order, needed_by
+from hivellm_ort.manager.entry import ExpertEntry
 from hivellm_ort.manager.info import ExpertInfo
 from hivellm_ort.manager.registry import ExpertRegistry
-from hivellm_ort.manager.reporting import RequestReporter
-from hivellm_ort.manager.slots import Slot
+from hivellm_ort.manager.requests import BASE, ManagedRequests, Prepared, check_name
 from hivellm_ort.observability import Events, Metrics
-from hivellm_ort.options import (
-    GenerateOptions,
-    ScoreOptions,
-    check_loading,
-    check_options,
-    check_prompt,
-    check_requests,
-    options_of_rows,
-)
-from hivellm_ort.package.archive import DEFAULT_LIMITS, Limits
+from hivellm_ort.options import GenerateOptions, ScoreOptions, check_prompt, check_requests, options_of_rows
 from hivellm_ort.package.manifest import ExpertManifest
-from hivellm_ort.package.store import Store
 from hivellm_ort.paths import StrPath
 from hivellm_ort.result import InferenceResult, ScoreResult
 from hivellm_ort.serving.batch import DEFAULT_BATCH_SIZE, run_all
-from hivellm_ort.serving.builder import RequestBuilder
-from hivellm_ort.serving.generation import Generation
-from hivellm_ort.serving.scheduler import Scheduler
 from hivellm_ort.serving.stream import AsyncTextStream, TextStream
 from hivellm_ort.serving.threads import refuse_to_wait
 from hivellm_ort.text.tokenizer import TextTokenizer
@@ -45,17 +31,6 @@ if TYPE_CHECKING:
     from hivellm_ort.routing import Route, Scorer, Tags
 
 __all__ = ["ExpertManager"]
-
-
-class _Loading(TypedDict):
-    device: str | None
-    provider_options: Mapping[str, str | int | float | bool] | None
-    fallback: bool
-    cache_dir: StrPath | None
-    threads: int | None
-    trust: Trust | Policy
-    limits: Limits
-    prefix_cache_bytes: int | None
 
 
 class ExpertManager:
@@ -75,14 +50,7 @@ class ExpertManager:
         memory_budget: most bytes of bases, adapters and caches; over it go kept prefixes, then adapters, then bases
             without adapters, the least recently used first. None for any number. Weights count as they are on disk.
         scorer: ranks experts for prompts without a name; by keywords, capabilities and hints by default.
-        device: for every expert, see `Expert.load`.
-        provider_options: see `Expert.load`.
-        fallback: see `Expert.load`.
-        cache_dir: see `Expert.load`.
-        threads: see `Expert.load`.
-        trust: see `Expert.load`.
-        limits: see `Expert.load`.
-        prefix_cache_bytes: see `Expert.load`.
+        options: for every expert, see `LoadOptions`; `load_expert` may give another `base`.
 
     Attributes:
         BASE: the name of the base model itself, without any expert.
@@ -90,7 +58,7 @@ class ExpertManager:
         metrics: counters and histograms of it.
     """
 
-    BASE: Final = "base"
+    BASE: Final = BASE
 
     def __init__(
         self,
@@ -98,31 +66,15 @@ class ExpertManager:
         max_loaded_experts: int | None = None,
         memory_budget: int | None = None,
         scorer: Scorer | None = None,
-        device: str | None = None,
-        provider_options: Mapping[str, str | int | float | bool] | None = None,
-        fallback: bool = False,
-        cache_dir: StrPath | None = None,
-        threads: int | None = None,
-        trust: Trust | Policy = "warn",
-        limits: Limits = DEFAULT_LIMITS,
-        prefix_cache_bytes: int | None = None,
+        **options: Unpack[LoadOptions],
     ):
-        check_loading(fallback=fallback, threads=threads, prefix_cache_bytes=prefix_cache_bytes)
-        self._loading = _Loading(
-            device=device,
-            provider_options=provider_options,
-            fallback=fallback,
-            cache_dir=cache_dir,
-            threads=threads,
-            trust=trust,
-            limits=limits,
-            prefix_cache_bytes=prefix_cache_bytes,
-        )
+        self._options = options
+        self._settings = LoadSettings.of(options)
         self.metrics = Metrics()
         self.events = Events(self.metrics)
         self._registry = ExpertRegistry(max_loaded_experts, memory_budget, self.events)
         self._chooser = ExpertChooser(self._registry, scorer)
-        self._running: set[Generation] = set()
+        self._requests = ManagedRequests(self._registry, self.events)
 
     def load_expert(
         self, name: str, path: StrPath, *, base: StrPath | None = None, replace: bool = False
@@ -132,7 +84,7 @@ class ExpertManager:
         Args:
             name: the name to ask it by.
             path: the package, or a folder as PEFT saves it.
-            base: as in `Expert.load`.
+            base: as in `LoadOptions`; that of the manager by default.
             replace: whether it may take the place of another; requests that run keep the one they began with, and
                 pins hold for the new one.
 
@@ -157,15 +109,15 @@ class ExpertManager:
             )
         self._registry.home.require()
         names = in_load_order({name: self._manifest(path) for name, path in packages.items()})
-        slots: list[Slot] = []
+        entries: list[ExpertEntry] = []
         try:
             # What is there already when one fails is in the list.
-            slots.extend(self._load(name, packages[name], base, replace=False) for name in names)
+            entries.extend(self._load(name, packages[name], base, replace=False) for name in names)
         except BaseException:
-            for slot in reversed(slots):
-                self._registry.discard(slot)
+            for entry in reversed(entries):
+                self._registry.discard(entry)
             raise
-        return [slot.info() for slot in slots]
+        return [entry.info() for entry in entries]
 
     def unload_expert(self, name: str) -> None:
         """Unload an expert; its answers that are being generated are finished.
@@ -175,18 +127,16 @@ class ExpertManager:
             LoadError: another loaded expert requires it.
         """
 
-        def check(slot: Slot, others: list[ExpertManifest]) -> None:
-            needing = needed_by(slot.manifest, others)
+        def check(entry: ExpertEntry, others: list[ExpertManifest]) -> None:
+            needing = needed_by(entry.manifest, others)
             if needing:
                 raise LoadError(f"{name!r} is required by {', '.join(map(repr, needing))}: unload that first")
 
-        self._registry.home.require()
-        self._registry.remove(name, check)
+        self._experts.remove(name, check)
 
     def list_loaded_experts(self) -> list[ExpertInfo]:
         """Every expert, in memory or evicted, in the order of loading."""
-        self._registry.home.require()
-        return self._registry.infos()
+        return self._experts.infos()
 
     def tokenizer(self, name: str) -> TextTokenizer:
         """The tokenizer of an expert's base, which stays valid when the expert is unloaded; see `Expert.tokenizer`.
@@ -196,7 +146,7 @@ class ExpertManager:
             LoadError: it was evicted, and its package cannot be loaded any more.
         """
         self._registry.home.require()
-        lease = self._registry.lease(name, hits=0)
+        lease = self._requests.lease(name, hits=0)
         try:
             return lease.expert.tokenizer
         finally:
@@ -209,8 +159,7 @@ class ExpertManager:
             UnknownExpertError: there is none of that name.
             LoadError: it was evicted, and its package cannot be loaded any more.
         """
-        self._registry.home.require()
-        self._registry.pin(name)
+        self._experts.pin(name)
 
     def unpin(self, name: str) -> None:
         """Take back a `pin`.
@@ -219,8 +168,7 @@ class ExpertManager:
             UnknownExpertError: there is none of that name.
             ValueError: it is not pinned.
         """
-        self._registry.home.require()
-        self._registry.unpin(name)
+        self._experts.unpin(name)
 
     def stats(self) -> dict[str, Any]:
         """What is in memory, in bytes, and what goes on, as JSON types.
@@ -228,8 +176,7 @@ class ExpertManager:
         `bytes` is `adapter_bytes` and, of every base, `bytes`, `key_value_bytes` and `prefix_bytes`. Adapters of
         experts that were unloaded or replaced count until their last answer has ended.
         """
-        self._registry.home.require()
-        return self._registry.stats()
+        return self._experts.stats()
 
     def route(self, prompt: str, *, tags: Tags | None = None) -> list[Route]:
         """The experts that fit a prompt, best first, with the reasons; see `hivellm_ort.routing`.
@@ -268,7 +215,7 @@ class ExpertManager:
         self._registry.home.require()
         check_prompt(prompt)
         name = self._chooser.best(prompt, messages, [system, schema], tags, required=not or_base)
-        return self.BASE if name is None else name
+        return BASE if name is None else name
 
     def generate(
         self,
@@ -288,7 +235,7 @@ class ExpertManager:
         Raises:
             UnknownExpertError: there is no expert of that name.
         """
-        return run_all([self._prepare(name, partial(_build, prompt, options), options)], 1)[0]
+        return run_all([self._requests.generation(name, prompt, options)], 1)[0]
 
     def generate_stream(
         self,
@@ -297,7 +244,7 @@ class ExpertManager:
         **options: Unpack[GenerateOptions],
     ) -> TextStream:
         """As `generate`, piece by piece; see `Expert.generate_stream`."""
-        scheduler, generation = self._prepare(name, partial(_build, prompt, options), options, stream=True)
+        scheduler, generation = self._requests.generation(name, prompt, options, stream=True)
         scheduler.submit(generation)
         return TextStream(generation)
 
@@ -309,9 +256,7 @@ class ExpertManager:
         Raises:
             UnknownExpertError: there is no expert of that name.
         """
-        scheduler, generation = self._prepare(
-            name, lambda builder: builder.build_score(prompt, answers, options), options, of=ScoreOptions
-        )
+        scheduler, generation = self._requests.score(name, prompt, answers, options)
         run_all([(scheduler, generation)], 1)
         return generation.score_result(answers)
 
@@ -338,10 +283,10 @@ class ExpertManager:
         """
         check_requests(requests)
         rows = options_of_rows(options, len(requests))
-        prepared: list[tuple[Scheduler, Generation]] = []
+        prepared: list[Prepared] = []
         try:
             for (name, prompt), own in zip(requests, rows, strict=True):
-                prepared.append(self._prepare(name, partial(_build, prompt, own), own))
+                prepared.append(self._requests.generation(name, prompt, own))
         except BaseException:
             for _, generation in prepared:
                 generation.end_before_start()
@@ -379,8 +324,7 @@ class ExpertManager:
         if not self._registry.home.here:
             return
         self._registry.closed = True  # from now on nothing begins, or it cancels itself
-        for generation in list(self._running):
-            generation.cancel()
+        self._requests.cancel_all()
         self._registry.close()
 
     def __enter__(self) -> ExpertManager:
@@ -391,68 +335,29 @@ class ExpertManager:
     ) -> None:
         self.close()
 
-    def _prepare(
-        self,
-        name: str,
-        build: Callable[[RequestBuilder], Generation],
-        options: GenerateOptions | ScoreOptions,
-        *,
-        of: type[Any] = GenerateOptions,
-        stream: bool = False,
-    ) -> tuple[Scheduler, Generation]:
-        """A generation that keeps its expert in memory until it ends, and the scheduler that is to run it."""
+    @property
+    def _experts(self) -> ExpertRegistry:
+        """The registry. Raises `InferenceError` in a process that was forked from the manager's."""
         self._registry.home.require()
-        _check_name(name)
-        check_options(options, of)
-        lease = self._registry.lease_any() if name == self.BASE else self._registry.lease(name)
-        try:
-            expert = lease.expert
-            base = name == self.BASE
-            generation = build(RequestBuilder.for_base(expert.shared_base) if base else expert.builder)
-            RequestReporter(
-                self.events,
-                generation,
-                expert=name,
-                options=options,
-                stream=stream,
-                lease=lease,
-                running=self._running,
-            )
-        except BaseException:
-            lease.release()
-            raise
-        if self._registry.closed:
-            generation.cancel()
-        return expert.shared_base.scheduler, generation
+        return self._registry
 
-    def _load(self, name: str, path: StrPath, base: StrPath | None, *, replace: bool) -> Slot:
-        _check_name(name)
-        if name == self.BASE:
-            raise OptionError(
-                f"{self.BASE!r} is the name of the base model: load the expert under another one"
-            )
+    def _load(self, name: str, path: StrPath, base: StrPath | None, *, replace: bool) -> ExpertEntry:
+        check_name(name)
+        if name == BASE:
+            raise OptionError(f"{BASE!r} is the name of the base model: load the expert under another one")
         self._registry.home.require()
-        slot = Slot.loaded(name, partial(Expert.load, path, base=base, **self._loading))
+        options: LoadOptions = self._options if base is None else {**self._options, "base": base}
+        entry = ExpertEntry.loaded(name, partial(Expert.load, path, **options))
 
-        def check(old: Slot | None, others: list[ExpertManifest]) -> None:
-            check_constraints(slot.manifest, others)
+        def check(old: ExpertEntry | None, others: list[ExpertManifest]) -> None:
+            check_constraints(entry.manifest, others)
             if old is not None:
-                check_replacement(old.manifest, slot.manifest, others)
+                check_replacement(old.manifest, entry.manifest, others)
 
-        self._registry.add(slot, replace=replace, check=check)
-        return slot
+        self._registry.add(entry, replace=replace, check=check)
+        return entry
 
     def _manifest(self, path: StrPath) -> ExpertManifest:
-        cache = self._loading["cache_dir"]
-        with Store(Path(cache) if cache is not None else None) as store:
-            package = open_with_progress(Path(path), store, limits=self._loading["limits"])
-            return read_manifest(package)
-
-
-def _check_name(name: object) -> None:
-    if not isinstance(name, str):
-        raise OptionTypeError(f"the name of the expert is {type(name).__name__}: pass a text (str)")
-
-
-def _build(prompt: str | None, options: GenerateOptions, builder: RequestBuilder) -> Generation:
-    return builder.build(prompt, options)
+        with self._settings.store() as store:
+            files = open_with_progress(checked_path(path, "path"), store, limits=self._settings.limits)
+            return read_manifest(files)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -12,11 +11,10 @@ from typing import Any, Literal
 from hivellm_ort.errors import InferenceError, LoadError, OptionError, UnknownExpertError
 from hivellm_ort.expert import Expert
 from hivellm_ort.forking import Home
+from hivellm_ort.manager.deferred import BackgroundWork, DeferredEvents
+from hivellm_ort.manager.entry import ExpertEntry, Lease
 from hivellm_ort.manager.eviction import MemoryLimits
 from hivellm_ort.manager.info import ExpertInfo, base_stats
-from hivellm_ort.manager.pending import PendingEvents
-from hivellm_ort.manager.slots import Lease, Slot
-from hivellm_ort.manager.workers import Workers
 from hivellm_ort.observability import (
     BaseFreed,
     BaseLoaded,
@@ -33,7 +31,13 @@ from hivellm_ort.serving.pool import BASES
 
 __all__ = ["ExpertRegistry"]
 
-_Gone = Literal["unused", "closed"]
+CheckEntry = Callable[[ExpertEntry | None, list[ExpertManifest]], None]
+"""Refuses, by raising, an entry in the place of another (if there is one) and beside other manifests."""
+
+CheckRemoval = Callable[[ExpertEntry, list[ExpertManifest]], None]
+"""Refuses, by raising, that an entry leaves the other manifests."""
+
+_FreeReason = Literal["unused", "closed"]
 
 
 class ExpertRegistry:
@@ -61,19 +65,19 @@ class ExpertRegistry:
         self._limits = MemoryLimits(max_experts, max_bytes)
         self._evictions = 0
         self._events = events
-        self._pending = PendingEvents(events)
+        self._deferred = DeferredEvents(events)
         self._changed = threading.Condition(threading.RLock())
-        self._slots: dict[str, Slot] = {}
-        self._leaving: set[Slot] = set()  # replaced or unloaded, and still in use
+        self._entries: dict[str, ExpertEntry] = {}
+        self._draining: set[ExpertEntry] = set()  # replaced or unloaded, with requests that run
         self._bases: dict[Base, Callable[[], None]] = {}  # and what takes back the listeners
         self._leases = 0
-        self._workers = Workers(self._changed)
-        self._room_wanted = False
+        self._background = BackgroundWork(self._changed)
+        self._eviction_wanted = False
 
-    def slots(self) -> list[Slot]:
-        """All slots, in the order of their names' first loading."""
+    def entries(self) -> list[ExpertEntry]:
+        """All entries, in the order of their names' first loading."""
         with self._changed:
-            return list(self._slots.values())
+            return list(self._entries.values())
 
     def bases(self) -> list[Base]:
         """The bases in memory."""
@@ -81,20 +85,20 @@ class ExpertRegistry:
             return list(self._bases)
 
     def infos(self) -> list[ExpertInfo]:
-        """All slots as a list shows them, all of one moment."""
+        """All entries as a list shows them, all of one moment."""
         with self._changed:
-            return [slot.info() for slot in self._slots.values()]
+            return [entry.info() for entry in self._entries.values()]
 
     def stats(self) -> dict[str, Any]:
         """See `ExpertManager.stats`."""
         with self._changed:
-            slots = list(self._slots.values())
+            entries = list(self._entries.values())
             bases = [base_stats(base) for base in self._bases]
-            adapters = sum(slot.nbytes for slot in self._present())
+            adapters = sum(entry.nbytes for entry in self._known())
             parts = ("bytes", "key_value_bytes", "prefix_bytes")
             return {
-                "experts": len(slots),
-                "loaded_experts": sum(slot.expert is not None for slot in slots),
+                "experts": len(entries),
+                "loaded_experts": sum(entry.expert is not None for entry in entries),
                 "max_loaded_experts": self._limits.max_experts,
                 "bytes": adapters + sum(base[name] for base in bases for name in parts),
                 "memory_budget": self._limits.max_bytes,
@@ -103,83 +107,79 @@ class ExpertRegistry:
                 "bases": bases,
             }
 
-    def get(self, name: str) -> Slot:
-        """The slot of a name.
+    def get(self, name: str) -> ExpertEntry:
+        """The entry of a name.
 
         Raises:
             UnknownExpertError: there is none.
         """
         with self._changed:
             try:
-                return self._slots[name]
+                return self._entries[name]
             except KeyError:
-                known = ", ".join(map(repr, self._slots)) or "none"
+                known = ", ".join(map(repr, self._entries)) or "none"
                 raise UnknownExpertError(f"no expert is loaded as {name!r}; loaded are: {known}") from None
 
-    def add(
-        self, slot: Slot, *, replace: bool, check: Callable[[Slot | None, list[ExpertManifest]], None]
-    ) -> None:
-        """Put a slot in the place of its name.
+    def add(self, entry: ExpertEntry, *, replace: bool, check: CheckEntry) -> None:
+        """Register an entry under its name.
 
         Args:
-            slot: with its expert in memory, which is closed if this fails.
+            entry: with its expert in memory, which is closed if this fails.
             replace: whether the name may be in use.
-            check: refuses the slot in the place of another, and beside the other manifests, by raising.
+            check: may refuse the entry.
 
         Raises:
             LoadError: the name is in use, or `check` refuses.
         """
         try:
             with self._changed:
-                old = self._put(slot, replace, check)
+                old = self._put(entry, replace, check)
         except BaseException:
-            if slot.expert is not None:
-                slot.expert.close()
+            if entry.expert is not None:
+                entry.expert.close()
             raise
         if old is not None:
-            self._retire([old])
-        self.make_room(keep=slot)
+            self._close_removed([old])
+        self.evict(keep=entry)
 
-    def _put(
-        self, slot: Slot, replace: bool, check: Callable[[Slot | None, list[ExpertManifest]], None]
-    ) -> Slot | None:
+    def _put(self, entry: ExpertEntry, replace: bool, check: CheckEntry) -> ExpertEntry | None:
         self._require_open()
-        old = self._slots.get(slot.name)
+        old = self._entries.get(entry.name)
         if old is not None and not replace:
             raise LoadError(
-                f"an expert is loaded as {slot.name!r} already: give replace=True, unload it first, or choose "
+                f"an expert is loaded as {entry.name!r} already: give replace=True, unload it first, or choose "
                 "another name"
             )
-        check(old, [other.manifest for other in self._slots.values() if other is not old])
+        check(old, [other.manifest for other in self._entries.values() if other is not old])
         if old is not None:
-            slot.pins = old.pins
-            self._leaving.add(old)
-        self._slots[slot.name] = slot
-        self._arrived(slot)
+            entry.pins = old.pins
+            self._draining.add(old)
+        self._entries[entry.name] = entry
+        self._note_loaded(entry)
         return old
 
-    def remove(self, name: str, check: Callable[[Slot, list[ExpertManifest]], None]) -> None:
-        """Take a slot away; requests that have its expert keep it until they end.
+    def remove(self, name: str, check: CheckRemoval) -> None:
+        """Take an entry away; requests that have its expert keep it until they end.
 
         Raises:
             UnknownExpertError: there is none of that name.
             LoadError: `check` refuses.
         """
         with self._changed:
-            slot = self.get(name)
-            check(slot, [other.manifest for other in self._slots.values() if other is not slot])
-            del self._slots[name]
-            self._leaving.add(slot)
-        self._retire([slot])
+            entry = self.get(name)
+            check(entry, [other.manifest for other in self._entries.values() if other is not entry])
+            del self._entries[name]
+            self._draining.add(entry)
+        self._close_removed([entry])
 
-    def discard(self, slot: Slot) -> None:
-        """Take a slot away if it is there still."""
+    def discard(self, entry: ExpertEntry) -> None:
+        """Take an entry away if it is there still."""
         with self._changed:
-            if not self._is_current(slot):
+            if not self._is_current(entry):
                 return
-            del self._slots[slot.name]
-            self._leaving.add(slot)
-        self._retire([slot])
+            del self._entries[entry.name]
+            self._draining.add(entry)
+        self._close_removed([entry])
 
     def lease(self, name: str, *, hits: int = 1) -> Lease:
         """An expert in memory, loaded again if it was evicted.
@@ -195,49 +195,26 @@ class ExpertRegistry:
         while True:
             with self._changed:
                 self._require_open()
-                slot = self.get(name)
-                slot.active += 1  # from now on it is not evicted
-                slot.hits += hits
+                entry = self.get(name)
+                entry.active += 1  # from now on it is not evicted
+                entry.hits += hits
                 self._leases += 1
             try:
-                expert = slot.expert or self._load_again(slot)
+                expert = entry.expert or self._load_again(entry)
             except BaseException:
-                self._give_back(slot)
+                self._released(entry)
                 raise
             if expert is not None:
-                return Lease(slot, expert, self._give_back)
-            self._give_back(slot)
-
-    def lease_any(self) -> Lease:
-        """Any expert, for requests to the base that all of them share.
-
-        Raises:
-            UnknownExpertError: there is none that has an adapter beside its base.
-            LoadError: they are of several bases.
-        """
-        while True:
-            slots = [slot for slot in self.slots() if slot.digest]
-            bases = {slot.base_sha256: slot.base for slot in slots}
-            if len(bases) > 1:
-                names = ", ".join(map(repr, bases.values()))
-                raise LoadError(
-                    f"the experts are of several bases ({names}), so there is no one to ask: name an expert"
-                )
-            if not slots:
-                raise UnknownExpertError(
-                    "no expert is loaded that has a base model beside it (a merged one has none): load one first"
-                )
-            loaded = next((slot for slot in slots if slot.expert is not None), slots[0])
-            with contextlib.suppress(UnknownExpertError):  # unloaded meanwhile
-                return self.lease(loaded.name, hits=0)
+                return Lease(entry, expert, self._released)
+            self._released(entry)
 
     def pin(self, name: str) -> None:
         """Load an expert if it was evicted, and add a pin. Raises as `lease`."""
         while True:
             lease = self.lease(name, hits=0)
             with self._changed:
-                current = self._is_current(lease.slot)
-                lease.slot.pins += current
+                current = self._is_current(lease.entry)
+                lease.entry.pins += current
             lease.release()
             if current:
                 return
@@ -250,72 +227,72 @@ class ExpertRegistry:
             ValueError: there are no pins left to take away.
         """
         with self._changed:
-            slot = self.get(name)
-            if not slot.pins:
+            entry = self.get(name)
+            if not entry.pins:
                 raise OptionError(f"{name!r} is not pinned")
-            slot.pins -= 1
-        self.make_room()
+            entry.pins -= 1
+        self.evict()
 
     def close(self) -> None:
         """Take everything away, after what is in use has been given back."""
         with self._changed:
             self.closed = True
-            self._changed.wait_for(lambda: not self._leases and self._workers.idle)
-            slots = list(self._slots.values())
-            self._slots.clear()
-            self._leaving.update(slots)
-        self._retire(slots, gone="closed")
+            self._changed.wait_for(lambda: not self._leases and self._background.idle)
+            entries = list(self._entries.values())
+            self._entries.clear()
+            self._draining.update(entries)
+        self._close_removed(entries, reason="closed")
 
-    def make_room(self, keep: Slot | None = None) -> None:
+    def evict(self, keep: ExpertEntry | None = None) -> None:
         """Evict until the limits hold, or nothing is left that may go.
 
         Args:
-            keep: a slot that was loaded just now and is not in use yet.
+            keep: an entry that was loaded just now and is not in use yet.
         """
         while True:
             with self._changed:
                 self._trim_prefixes()
-                found = self._limits.next_eviction(self._present(), self._bases, keep)
+                found = self._limits.next_eviction(self._known(), self._bases, keep)
                 if found is None:
                     break
                 one, reason = found
-                if isinstance(one, Slot):
+                if isinstance(one, ExpertEntry):
                     self._evictions += 1
                     size, expert = one.nbytes, one.take()
-                    self._pending.add(
+                    self._deferred.add(
                         ExpertEvicted(
                             expert=one.name, base=one.base, digest=one.digest, bytes=size, reason=reason
                         )
                     )
                 else:
-                    self._let_go(one, reason)
-            if isinstance(one, Slot):
+                    self._drop_base(one, reason)
+            if isinstance(one, ExpertEntry):
                 expert.close()
             else:
                 BASES.release(one)
-        self._pending.emit()
+        self._deferred.emit()
 
-    def _load_again(self, slot: Slot) -> Expert | None:
-        """The expert of an evicted slot; None where the slot was replaced or unloaded meanwhile."""
-        with slot.loading:
+    def _load_again(self, entry: ExpertEntry) -> Expert | None:
+        """The expert of an evicted entry; None where the entry was replaced or unloaded meanwhile."""
+        with entry.load_lock:
             with self._changed:
-                if slot.expert is not None or not self._is_current(slot):
-                    return slot.expert
-            expert = slot.load_again()
+                if entry.expert is not None or not self._is_current(entry):
+                    return entry.expert
+            expert = entry.load_again()
             with self._changed:
-                current = not self.closed and self._is_current(slot)
+                current = not self.closed and self._is_current(entry)
                 if current:
-                    slot.expert = expert
-                    self._arrived(slot)
+                    entry.expert = expert
+                    self._note_loaded(entry)
         if not current:
             expert.close()
             return None
-        self.make_room()
+        self.evict()
         return expert
 
-    def _arrived(self, slot: Slot) -> None:
+    def _note_loaded(self, entry: ExpertEntry) -> None:
         """Keep the base of an expert that is in memory now, whatever becomes of the expert."""
-        expert = slot.expert
+        expert = entry.expert
         if expert is None:
             return
         base = expert.shared_base
@@ -324,84 +301,86 @@ class ExpertRegistry:
             self._bases[base] = base.scheduler.follow(
                 partial(self._stepped, base.config.name), self._became_idle
             )
-            self._pending.add(
-                BaseLoaded(base=slot.base, digest=slot.base_sha256, bytes=base.nbytes, seconds=slot.seconds)
+            self._deferred.add(
+                BaseLoaded(
+                    base=entry.base, digest=entry.base_sha256, bytes=base.nbytes, seconds=entry.seconds
+                )
             )
-        self._pending.add(
-            ExpertLoaded(expert=slot.name, base=slot.base, digest=slot.digest, bytes=slot.nbytes)
+        self._deferred.add(
+            ExpertLoaded(expert=entry.name, base=entry.base, digest=entry.digest, bytes=entry.nbytes)
         )
 
-    def _give_back(self, slot: Slot) -> None:
+    def _released(self, entry: ExpertEntry) -> None:
         with self._changed:
-            slot.active -= 1
-            slot.last_used = time.time()
+            entry.active -= 1
+            entry.last_used = time.time()
             self._leases -= 1
             self._changed.notify_all()
-            if not slot.active and not self._is_current(slot):
-                self._workers.do(partial(self._retire, [slot]))
-            self._want_room()
+            if not entry.active and not self._is_current(entry):
+                self._background.start(partial(self._close_removed, [entry]))
+            self._evict_soon()
 
     def _stepped(self, base: str, rows: int, capacity: int, seconds: float, tokens: int) -> None:
         self._events.emit(StepDone(base=base, rows=rows, capacity=capacity, seconds=seconds, tokens=tokens))
 
     def _became_idle(self) -> None:
         with self._changed:
-            self._want_room()
+            self._evict_soon()
 
-    def _want_room(self) -> None:
-        """Have room made soon, if there is something to be gained."""
-        if self.closed or self._room_wanted:
+    def _evict_soon(self) -> None:
+        """Have another thread evict, if that gains something: this one has the lock, or answers requests."""
+        if self.closed or self._eviction_wanted:
             return
         self._trim_prefixes()
-        if self._limits.next_eviction(self._present(), self._bases) is not None:
-            self._room_wanted = True
-            self._workers.do(self._make_wanted_room)
+        if self._limits.next_eviction(self._known(), self._bases) is not None:
+            self._eviction_wanted = True
+            self._background.start(self._evict_as_wanted)
 
     def _trim_prefixes(self) -> None:
         """Drop kept prefixes where there are too many bytes."""
-        for base, limit in self._limits.prefix_limits(self._present(), self._bases).items():
+        for base, limit in self._limits.prefix_limits(self._known(), self._bases).items():
             base.engine.prefixes.shrink(limit)
 
-    def _make_wanted_room(self) -> None:
-        self._room_wanted = False
-        self.make_room()
+    def _evict_as_wanted(self) -> None:
+        self._eviction_wanted = False
+        self.evict()
 
-    def _retire(self, slots: list[Slot], gone: _Gone = "unused") -> None:
-        """Close the experts of slots that were taken away and are not in use, then bases that nobody needs."""
+    def _close_removed(self, entries: list[ExpertEntry], reason: _FreeReason = "unused") -> None:
+        """Close the experts of entries that were taken away and are not in use, then bases that nobody needs."""
         closing: list[Expert] = []
         with self._changed:
-            for slot in slots:
-                if slot.active:
+            for entry in entries:
+                if entry.active:
                     continue
-                self._leaving.discard(slot)
-                if slot.expert is not None:
-                    self._pending.add(
+                self._draining.discard(entry)
+                if entry.expert is not None:
+                    self._deferred.add(
                         ExpertUnloaded(
-                            expert=slot.name, base=slot.base, digest=slot.digest, bytes=slot.nbytes
+                            expert=entry.name, base=entry.base, digest=entry.digest, bytes=entry.nbytes
                         )
                     )
-                    closing.append(slot.take())
-            needed = {slot.base_sha256 for slot in self._present()}
+                    closing.append(entry.take())
+            needed = {entry.base_sha256 for entry in self._known()}
             bases = [base for base in self._bases if base.config.sha256 not in needed]
             for base in bases:
-                self._let_go(base, gone)
+                self._drop_base(base, reason)
         for expert in closing:
             expert.close()
         for base in bases:
             BASES.release(base)
-        self._pending.emit()
+        self._deferred.emit()
 
-    def _let_go(self, base: Base, reason: EvictionReason | _Gone) -> None:
+    def _drop_base(self, base: Base, reason: EvictionReason | _FreeReason) -> None:
         self._bases.pop(base)()
-        self._pending.add(
+        self._deferred.add(
             BaseFreed(base=base.config.name, digest=base.config.sha256, bytes=base.nbytes, reason=reason)
         )
 
-    def _present(self) -> list[Slot]:
-        return [*self._slots.values(), *self._leaving]
+    def _known(self) -> list[ExpertEntry]:
+        return [*self._entries.values(), *self._draining]
 
-    def _is_current(self, slot: Slot) -> bool:
-        return self._slots.get(slot.name) is slot
+    def _is_current(self, entry: ExpertEntry) -> bool:
+        return self._entries.get(entry.name) is entry
 
     def _require_open(self) -> None:
         if self.closed:

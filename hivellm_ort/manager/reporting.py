@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hivellm_ort.manager.slots import Lease
+from hivellm_ort.manager.entry import Lease
 from hivellm_ort.observability import (
     Events,
     FirstToken,
@@ -44,7 +44,7 @@ class RequestReporter:
         running: set[Generation],
     ):
         self._events = events
-        self._expert, self._base = expert, lease.slot.base
+        self._expert, self._base = expert, lease.entry.base
         self._lease, self._running = lease, running
         self._started = False
         sampling = {**generation.request.options, "stop": options.get("stop")}

@@ -6,7 +6,7 @@
            packages/<sha256>/index.json      what is in a package, beside files/ with its members
            bases/<sha256 of decoder.json>/   a base bundle
            adapters/<key>.safetensors        a prepared adapter, and <key>.json with its size and digest
-           records/                          digests of package files that were hashed before
+           records/                          digests of package files, and what checks of files found
            downloads/                        what the exporter fetched
            models/, trusted_keys.json        the user's own: never removed
            tmp/                              work in progress, of the process that holds .lock
@@ -81,7 +81,7 @@ class Layout:
         packages: Unpacked packages.
         bases: Base bundles.
         adapters: Prepared adapters.
-        records: Digests of package files.
+        records: Digests of package files, and what checks of files found.
         downloads: What the exporter fetched.
         models: Bundles that the user put there.
         scratch: Work in progress.

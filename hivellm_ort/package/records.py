@@ -1,8 +1,9 @@
-"""Digests of package files, remembered so that an unchanged file is not read again.
+"""What was found out about files, remembered so that it is not found out again.
 
-A record holds for one path while size, times and identity of the file there stay the same. None is made of a file
-that was changed within the last two seconds: another change in the same tick of its file system's clock would not
-show.
+A record of a digest holds for one path while size, times and identity of the file there stay the same. None is made
+of a file that was changed within the last two seconds: another change in the same tick of its file system's clock
+would not show. A record of a check holds for the bytes that were checked, wherever they are, and for one version of
+this package.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,12 @@ from hivellm_ort.jsonfiles.reading import read_json
 from hivellm_ort.package.archive import sha256_file
 from hivellm_ort.package.filecheck import is_digest
 from hivellm_ort.package.folders import write_file
+from hivellm_ort.version import __version__
 
-__all__ = ["MAX_RECORDS", "forget", "package_digest"]
+__all__ = ["MAX_RECORDS", "Found", "forget", "package_digest", "recall"]
+
+Found = Mapping[str, float]
+"""What a check found, as numbers by name; often nothing more than that there is no fault."""
 
 MAX_RECORDS = 512
 """Records kept; those written first go first."""
@@ -56,6 +62,29 @@ def forget(package: Path, records: Path) -> None:
     """Remove the record of a package file."""
     with contextlib.suppress(OSError):
         _record(package, records).unlink(missing_ok=True)
+
+
+def recall(what: str, content: bytes, find: Callable[[], Found], records: Path) -> Found:
+    """What a check of some bytes found: as recorded, or found now and recorded.
+
+    The record is named by the digest of the bytes, so it never speaks of others. What `find` raises is not recorded.
+
+    Args:
+        what: the check, with everything but the bytes that its result depends on.
+        content: what is checked.
+        find: the check.
+        records: folder of the records; one that cannot be written is no error.
+    """
+    key = "\n".join((__version__, what, hashlib.sha256(content).hexdigest()))
+    record = records / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
+    with contextlib.suppress(LoadError):
+        known = read_json(record)
+        if known.pop("check", None) == what and all(type(value) is float for value in known.values()):
+            return known
+    found = {name: float(value) for name, value in find().items()}
+    with contextlib.suppress(OSError):
+        _write(record, {"check": what, **found})
+    return found
 
 
 def _identity(package: Path) -> dict[str, int]:

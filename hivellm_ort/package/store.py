@@ -28,7 +28,7 @@ from hivellm_ort.package.links import check_folder
 from hivellm_ort.package.manifest import MANIFEST
 from hivellm_ort.package.prepared import SUFFIX, prepared_fault, write_prepared
 from hivellm_ort.package.pruning import clear, fit, prune
-from hivellm_ort.package.records import forget, package_digest
+from hivellm_ort.package.records import Found, forget, package_digest, recall
 from hivellm_ort.package.sizes import parse_size
 from hivellm_ort.package.unpacked import UnpackedPackage, add_bundle, add_package, find_package
 from hivellm_ort.paths import StrPath
@@ -203,6 +203,16 @@ class Store:
                     self._hold(path)
         self.note_use(path)
         return path
+
+    def recall(self, what: str, content: bytes, find: Callable[[], Found]) -> Found:
+        """What a check of some bytes found, remembered by their digest.
+
+        Args:
+            what: The check, with everything but the bytes that its result depends on.
+            content: What is checked.
+            find: The check. What it raises is not remembered.
+        """
+        return recall(what, content, find, self._layout.records)
 
     def note_use(self, path: StrPath) -> None:
         """Count a package, base or prepared adapter as used now.

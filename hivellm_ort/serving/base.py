@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from hivellm_ort.grammar.compiler import GrammarCompiler
 from hivellm_ort.jsonfiles.reading import Node, read_json
 from hivellm_ort.serving.scheduler import Scheduler
 from hivellm_ort.text.template import ChatTemplate
+from hivellm_ort.text.template_source import TemplateSource, read_template_source
 from hivellm_ort.text.tokenizer import TextTokenizer
+from hivellm_ort.text.tokenizer_file import Recall
 
 __all__ = ["Base"]
 
@@ -28,6 +31,7 @@ class Base:
         placement: where it runs.
         threads: intra-op threads; None leaves it to ONNX Runtime.
         prefix_cache_bytes: most bytes of keys and values that are kept of earlier prompts.
+        recall: remembers which tokenizers are within the limits; None checks each time.
 
     Attributes:
         engine: its sessions.
@@ -46,9 +50,11 @@ class Base:
         placement: Placement,
         threads: int | None,
         prefix_cache_bytes: int = PREFIX_CACHE_BYTES,
+        recall: Recall | None = None,
     ):
-        self.tokenizer = TextTokenizer.from_folder(folder)
-        self.template = ChatTemplate.from_folder(folder, self.tokenizer)
+        self.tokenizer = TextTokenizer.from_folder(folder, recall=recall)
+        self._template_source = read_template_source(folder)
+        self.template = ChatTemplate.from_source(self._template_source, self.tokenizer)
         self.eos_token_ids = _eos_token_ids(folder, config.architecture.vocab_size)
         self.grammars = GrammarCompiler(self.tokenizer.to_json, config.architecture.vocab_size)
         self.engine = Engine(folder, config, placement=placement, threads=threads)
@@ -60,6 +66,20 @@ class Base:
     def config(self) -> DecoderConfig:
         """The bundle's `decoder.json`."""
         return self.engine.config
+
+    def own_template(self, own: TemplateSource) -> ChatTemplate | None:
+        """The chat template that an expert brings, with the base's special tokens where it names none.
+
+        Returns:
+            The template; None where the expert brings none, or that of the base.
+
+        Raises:
+            LoadError: the template does not compile.
+        """
+        base = self._template_source
+        tokens = {**base.tokens, **own.tokens}
+        same = (own.source, own.tool_use, tokens) == (base.source, base.tool_use, base.tokens)
+        return None if own.file is None or same else ChatTemplate.from_source(replace(own, tokens=tokens))
 
     @cached_property
     def no_adapter(self) -> BoundAdapter | None:

@@ -14,6 +14,7 @@ from hivellm_ort.engine.session import PREFIX_CACHE_BYTES
 from hivellm_ort.errors import argument
 from hivellm_ort.forking import in_child
 from hivellm_ort.serving.base import Base
+from hivellm_ort.text.tokenizer_file import Recall
 
 __all__ = ["BASES", "BasePool"]
 
@@ -48,6 +49,7 @@ class BasePool:
         device: Device | None = None,
         threads: int | None = None,
         prefix_cache_bytes: int | None = None,
+        recall: Recall | None = None,
     ) -> Base:
         """The base of the bundle in `folder` with its `decoder.json`; call `release` once for each call of this.
 
@@ -58,6 +60,7 @@ class BasePool:
             threads: intra-op threads; None leaves it to ONNX Runtime.
             prefix_cache_bytes: most bytes that the base keeps of earlier prompts, 256 MiB by default. A base in
                 memory keeps its number, and another one is logged as a warning.
+            recall: as for `Base`.
 
         Raises:
             LoadError: the bundle cannot be used.
@@ -73,7 +76,12 @@ class BasePool:
                 if entry.base is None:
                     size = PREFIX_CACHE_BYTES if prefix_cache_bytes is None else prefix_cache_bytes
                     entry.base = Base(
-                        folder, config, placement=placement, threads=threads, prefix_cache_bytes=size
+                        folder,
+                        config,
+                        placement=placement,
+                        threads=threads,
+                        prefix_cache_bytes=size,
+                        recall=recall,
                     )
             _compare_prefix_cache(entry.base, prefix_cache_bytes)
         except BaseException:

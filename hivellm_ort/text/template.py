@@ -14,7 +14,13 @@ from hivellm_ort.errors import InferenceError, LoadError
 from hivellm_ort.text.budget import BUDGET, Budget, TemplateLimitError
 from hivellm_ort.text.forms import Conversation, Forms
 from hivellm_ort.text.guard import Guard
-from hivellm_ort.text.template_source import CHATML, CHATML_STOPS, MAX_SOURCE, read_template_source
+from hivellm_ort.text.template_source import (
+    CHATML,
+    CHATML_STOPS,
+    MAX_SOURCE,
+    TemplateSource,
+    read_template_source,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -106,20 +112,24 @@ class ChatTemplate:
         Raises:
             LoadError: If one of the files is unreadable or malformed, or the template does not compile.
         """
-        found = read_template_source(Path(folder))
+        return cls.from_source(read_template_source(Path(folder)), tokenizer)
+
+    @classmethod
+    def from_source(cls, found: TemplateSource, tokenizer: TextTokenizer | None = None) -> ChatTemplate:
+        """Compile what `read_template_source` found in a bundle. Arguments and errors are those of `from_folder`."""
+        eos_token = found.tokens.get("eos_token")
         if found.file is None:
             return cls(
                 f"{{{{ bos_token }}}}{CHATML}",
                 bos_token=(tokenizer and tokenizer.prefix) or None,
-                eos_token=found.tokens.get("eos_token"),
+                eos_token=eos_token,
                 stops=CHATML_STOPS,
                 built_in=True,
                 name="built-in ChatML template",
             )
-        bos_token, eos_token = found.tokens.pop("bos_token", None), found.tokens.pop("eos_token", None)
         return cls(
             found.source,
-            bos_token=bos_token,
+            bos_token=found.tokens.get("bos_token"),
             eos_token=eos_token,
             name=found.file,
             tokens=found.tokens,

@@ -17,7 +17,7 @@ from hivellm_ort.errors import ContextLengthError, InferenceError, LoadError
 from hivellm_ort.panics import panics_as
 from hivellm_ort.text.library_calls import decoded, encoded, failure
 from hivellm_ort.text.markers import LiteralEncoder, is_marker, replace_spans, restore_markers
-from hivellm_ort.text.tokenizer_file import parse_tokenizer
+from hivellm_ort.text.tokenizer_file import Recall, parse_tokenizer
 from hivellm_ort.text.tokenizer_limits import Work
 
 if TYPE_CHECKING:
@@ -111,11 +111,12 @@ class TextTokenizer:
         self._gathers_bytes = decoder is not None and decoder.decode(["<0x41>"]) == "A"
 
     @classmethod
-    def from_folder(cls, folder: StrPath) -> TextTokenizer:
+    def from_folder(cls, folder: StrPath, *, recall: Recall | None = None) -> TextTokenizer:
         """Read `tokenizer.json` in `folder`.
 
         Args:
             folder: The unpacked base bundle or expert package.
+            recall: As for `parse_tokenizer`.
 
         Raises:
             LoadError: If the file is missing, unreadable or not a tokenizer, or exceeds a limit
@@ -128,7 +129,7 @@ class TextTokenizer:
                 f"tokenizer.json: cannot be read ({error.strerror}); "
                 "export the base again, or unpack the package again"
             ) from error
-        tokenizer, work = parse_tokenizer(content)
+        tokenizer, work = parse_tokenizer(content, recall=recall)
         with panics_as(_load_failure):
             return cls(tokenizer, work=work)
 

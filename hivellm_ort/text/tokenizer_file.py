@@ -10,18 +10,22 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from hivellm_ort.errors import LoadError
 from hivellm_ort.panics import panics_as
 from hivellm_ort.printable import printable
-from hivellm_ort.text.tokenizer_limits import MAX_BYTES, Work, check_limits
+from hivellm_ort.text.tokenizer_limits import MAX_BYTES, MAX_GROWTH, Work, check_limits
 from hivellm_ort.textfile import decode_text
 
 if TYPE_CHECKING:
     import tokenizers  # type: ignore[import-untyped, unused-ignore]
 
-__all__ = ["Loaded", "parse_tokenizer"]
+__all__ = ["Loaded", "Recall", "parse_tokenizer"]
+
+Recall = Callable[[str, bytes, Callable[[], Mapping[str, float]]], Mapping[str, float]]
+"""Remembers what a check found: its name, the bytes, the check; see `Store.recall`."""
 
 _CURE = "export the base again, or update the tokenizers package"
 _MOST_SECONDS = 2.0  # for a probe, which takes some milliseconds
@@ -57,7 +61,7 @@ class Loaded(NamedTuple):
     work: Work
 
 
-def parse_tokenizer(content: bytes, name: str = "tokenizer.json") -> Loaded:
+def parse_tokenizer(content: bytes, name: str = "tokenizer.json", *, recall: Recall | None = None) -> Loaded:
     """Read a tokenizer that takes bounded time and memory for any text.
 
     Truncation and padding are switched off: a prompt is never cut or padded silently.
@@ -65,6 +69,7 @@ def parse_tokenizer(content: bytes, name: str = "tokenizer.json") -> Loaded:
     Args:
         content: The file, in UTF-8 or the encoding of its byte order mark.
         name: Of the file, for messages.
+        recall: Remembers which files are within the limits; they are read only once then. None checks each time.
 
     Raises:
         LoadError: It is no tokenizer, exceeds a limit of `tokenizer_limits`, or fails on a text.
@@ -73,11 +78,19 @@ def parse_tokenizer(content: bytes, name: str = "tokenizer.json") -> Loaded:
         raise LoadError(f"{name}: larger than {MAX_BYTES >> 20} MiB; use a tokenizer with fewer tokens")
     try:
         text = decode_text(content)
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise LoadError(f"{name}: not a tokenizer: no JSON ({error}); {_CURE}") from error
-    work = check_limits(document, name)
-    del document  # as large as the tokenizer
+    except ValueError as error:
+        raise _no_json(name, error) from error
+
+    def check() -> Mapping[str, float]:
+        try:
+            document = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise _no_json(name, error) from error
+        return check_limits(document, name)._asdict()
+
+    found = check() if recall is None else recall("tokenizer limits", content, check)
+    # A record without one of them was changed by someone: the worst is taken.
+    work = Work(max(found.get("growth", float(MAX_GROWTH)), 1.0), bool(found.get("square", True)))
     from tokenizers import Tokenizer
 
     def failed(words: str) -> LoadError:
@@ -96,6 +109,10 @@ def parse_tokenizer(content: bytes, name: str = "tokenizer.json") -> Loaded:
         tokenizer.no_padding()
         _probe(tokenizer, name)
     return Loaded(tokenizer, work)
+
+
+def _no_json(name: str, error: Exception) -> LoadError:
+    return LoadError(f"{name}: not a tokenizer: no JSON ({error}); {_CURE}")
 
 
 def _probe(tokenizer: tokenizers.Tokenizer, name: str) -> None:

@@ -18,12 +18,14 @@ from support.exporting import Refusal, contents
 
 from hivellm_export.pipeline import ExportReport, export
 from hivellm_export.plans import plan_bundles
-from hivellm_ort import Expert, ExportError, IntegrityError, LoadError, ProviderError
+from hivellm_ort import Expert, ExportError, IntegrityError, LoadError, ProviderError, Trust
 from hivellm_ort.cli.main import main
 from hivellm_ort.contract import ADAPTER_GRAPH, DECODER_JSON, WEIGHTS_FILE
 from hivellm_ort.engine.devices import Device
+from hivellm_ort.loading.opening import verify
+from hivellm_ort.loading.options import LoadSettings
 from hivellm_ort.loading.parts import ExpertParts, find_parts
-from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
+from hivellm_ort.package.manifest import MANIFEST
 from hivellm_ort.package.store import Store, open_package
 
 ModelFolder = Callable[[str], Path]
@@ -76,9 +78,9 @@ def unpacked(package: Path, folder: Path) -> Path:
 
 def parts_of(package: Path, cache: Path, **options: Any) -> ExpertParts:
     """What would be loaded."""
-    store = Store(cache)
-    opened = open_package(package, store)
-    return find_parts(opened, ExpertManifest.from_file(opened.root / MANIFEST), store, **options)
+    settings = LoadSettings(cache_dir=cache, trust=Trust("off"), **options)
+    store = settings.store()
+    return find_parts(verify(open_package(package, store), package, settings.trust), store, settings)
 
 
 @pytest.fixture
@@ -197,13 +199,14 @@ def test_thin(exported: Exported, tmp_path: Path) -> None:
 def test_thin_package_finds_the_base_for_the_device(exported: Exported, tmp_path: Path) -> None:
     """Of bundles at hand the device decides, and what it does not run does not count."""
     output, cache = exported("cpu=fp32", "dml=fp16", "portable=fp32", thin=True), tmp_path / "cache"
-    models = cache / "models" / "tiny"
+    models, package = cache / "models" / "tiny", tmp_path / "alone.expert"
+    shutil.copy(package_in(output), package)
 
     def found(*targets: str) -> str:
         shutil.rmtree(models, ignore_errors=True)
         for target in targets:
             shutil.copytree(output / "base" / target, models / target)
-        return parts_of(package_in(output), cache, device=Device("cpu")).bundle.config.target
+        return parts_of(package, cache, device=Device("cpu")).bundle.config.target
 
     assert "cpu" == found("portable", "cpu", "dml")
     assert "portable" == found("portable", "dml")

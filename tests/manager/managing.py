@@ -135,9 +135,9 @@ def at_rest(manager: ExpertManager) -> None:
         bases = registry.bases()
         return (
             not registry._leases
-            and not registry._workers._threads
-            and not registry._room_wanted
-            and not manager._running
+            and not registry._background._threads
+            and not registry._eviction_wanted
+            and not manager._requests.running
             and all(base.scheduler._idle and not base.scheduler.queued for base in bases)
         )
 

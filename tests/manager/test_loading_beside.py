@@ -10,7 +10,7 @@ import pytest
 from managing import at_rest, managed, until
 from support.running import PROMPT, Packages, held, slowed
 
-from hivellm_ort import ExpertManager
+from hivellm_ort import ExpertManager, LoadError
 from hivellm_ort.serving import pool
 from hivellm_ort.serving.scheduler import DEFAULT_ROWS
 
@@ -108,3 +108,13 @@ def test_a_prefix_cache_belongs_to_its_base(
         assert size == prefixes.max_bytes
         messages = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
         assert told == sum(f"is in memory with {size} bytes" in message for message in messages)
+
+
+def test_the_base_of_a_manager(packages: Packages) -> None:
+    """A manager has one base for all experts, and `load_expert` may give another."""
+    with managed(packages, base=packages.base) as manager:
+        info = manager.load_expert("folder", packages.lora_folder)
+        with pytest.raises(LoadError, match="missing"):
+            manager.load_expert("other", packages.lora_folder, base=packages.cache / "missing")
+        assert info.base_sha256 == held(manager, "folder").base.sha256
+        assert [info.name] == [one.name for one in manager.list_loaded_experts()]

@@ -70,7 +70,7 @@ def test_everything_at_once(
     pinned = [info.name for info in manager.list_loaded_experts() if info.pins]
     assert [] == pinned
     assert stats["loaded_experts"] <= 2
-    assert 0 == len(manager._registry._leaving)
+    assert 0 == len(manager._registry._draining)
     if budget is not None:
         assert stats["bytes"] <= budget
     for base in manager._registry.bases():

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 from package_samples import BASE, expert
 
+from hivellm_ort.errors import LoadError
 from hivellm_ort.package import records as records_module
 from hivellm_ort.package.archive import sha256_file
-from hivellm_ort.package.records import package_digest
+from hivellm_ort.package.records import Found, package_digest
 from hivellm_ort.package.store import Store
 
 
@@ -186,3 +187,49 @@ def test_records_that_cannot_be_written(
     later(10)
     (tmp_path / "file").write_bytes(b"")
     assert sha256_file(package) == package_digest(package, tmp_path / "file" / "records")
+
+
+def test_a_check_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a check found holds for its name, these bytes and this version of the package, in every process."""
+    calls: list[str] = []
+
+    def recalled(what: str = "limits", content: bytes = b"content", result: float = 2) -> Found:
+        def find() -> Found:
+            calls.append(what)
+            return {"growth": result}
+
+        return Store(tmp_path / "store").recall(what, content, find)
+
+    assert {"growth": 2} == recalled()
+    assert {"growth": 2} == recalled(result=3)
+    assert ["limits"] == calls
+    assert {"growth": 3} == recalled(content=b"other", result=3)
+    assert {"growth": 4} == recalled("more", result=4)
+    monkeypatch.setattr(records_module, "__version__", "99")
+    assert {"growth": 5} == recalled(result=5)
+    assert ["limits", "limits", "more", "limits"] == calls
+
+
+def test_what_a_check_refuses_is_not_remembered(tmp_path: Path) -> None:
+    """It is checked again, and refused again."""
+
+    def find() -> Found:
+        raise LoadError("too large")
+
+    for _ in range(2):
+        with pytest.raises(LoadError, match="too large"):
+            Store(tmp_path / "store").recall("limits", b"content", find)
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"check": "other"}', '{"check": "limits", "growth": "2"}'])
+def test_a_damaged_record_of_a_check(tmp_path: Path, text: str) -> None:
+    """It does not count, and is written anew; a store that cannot be written does no harm."""
+    store = Store(tmp_path / "store")
+    store.recall("limits", b"content", lambda: {"growth": 1})
+    (record,) = (tmp_path / "store" / "records").iterdir()
+    record.write_text(text)
+    assert {"growth": 2} == store.recall("limits", b"content", lambda: {"growth": 2})
+    assert {"growth": 2} == store.recall("limits", b"content", lambda: pytest.fail("checked again"))
+    (tmp_path / "file").touch()
+    assert {} == Store(tmp_path / "file").recall("limits", b"content", dict)

@@ -286,6 +286,6 @@ def test_what_cannot_be_loaded(
         answer(pack("dora", suffix="4"), cache, base=merged)
     with pytest.raises(LoadError, match="not a base bundle"):
         answer(pack("dora", suffix="5"), cache, base=tmp_path)
-    assert {"adapters", "packages"} >= {
+    assert {"adapters", "packages", "records"} >= {
         path.name for path in cache.iterdir() if path.is_dir() and any(path.iterdir())
     } - {"tmp", "blobs"}

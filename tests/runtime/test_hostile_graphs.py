@@ -218,6 +218,43 @@ def test_a_base_folder(
         assert 5 == expert.generate(PROMPT, max_tokens=5).completion_tokens
 
 
+def test_a_graph_is_parsed_once(
+    packages: Packages, bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was found sound is remembered by its bytes: another graph in its place is refused."""
+    base = Path(shutil.copytree(bundles["float32"], tmp_path / "bundle"))
+
+    def load(cache: str = "cache") -> None:
+        Expert.load(packages.lora_folder, base=base, cache_dir=tmp_path / cache, threads=1).close()
+
+    load()
+    with monkeypatch.context() as patch:
+        patch.setattr(graph_check, "_model_class", lambda: pytest.fail("parsed"))
+        load()
+        with pytest.raises(pytest.fail.Exception, match="parsed"):
+            load("other")
+    change_graphs(base, node("Loop", body=small_graph()))
+    for _ in range(2):
+        with pytest.raises(LoadError, match="operator 'Loop'"):
+            load()
+
+
+def test_nothing_is_remembered_where_a_signature_is_required(
+    packages: Packages, bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `trust="require"` every graph that the signature is not about is parsed with every load."""
+    key = generate_key(tmp_path / "publisher.key")
+    signed = sign(
+        packages.lora, tmp_path / "publisher.key", publisher="P", output=tmp_path / "signed.expert"
+    ).path
+    parse, parsed = graph_check._model_class, []
+    monkeypatch.setattr(graph_check, "_model_class", lambda: (parsed.append(1), parse())[1])
+    trust = Trust("require", keys={"publisher": key})
+    for _ in range(2):
+        Expert.load(signed, base=packages.base, cache_dir=tmp_path / "cache", trust=trust, threads=1).close()
+    assert 2 == len(parsed)
+
+
 def test_signatures(packages: Packages, tmp_path: Path, changed: Callable[..., Path]) -> None:
     """A package with such a graph loads where a trusted key has signed it; not unsigned, nor by an unknown key."""
     package = repacked(packages.lora, looping(3), tmp_path / "looping.expert")

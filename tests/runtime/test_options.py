@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from support.running import PROMPT, Packages, engine_of, greedy, prompt_ids
 
-from hivellm_ort import Expert, ExpertManager, GenerateOptions, OptionError, OptionTypeError
+from hivellm_ort import Expert, ExpertManager, GenerateOptions, LoadOptions, OptionError, OptionTypeError
 from hivellm_ort.options import check_options, options_of_rows
 from hivellm_ort.package.archive import extract
 
@@ -248,12 +248,11 @@ def test_every_option_has_a_type() -> None:
     check_options({"temperature": 1, "grammar": False, "stop": "x", "choice": ("a", "b")})
 
 
-def test_help_shows_every_option() -> None:
+@pytest.mark.parametrize("options", [GenerateOptions, LoadOptions])
+def test_help_shows_every_option(options: Any) -> None:
     """`help(GenerateOptions)` has a line of each, in the order of the annotations."""
-    text = pydoc.plain(pydoc.render_doc(GenerateOptions))
-    assert list(GenerateOptions.__annotations__) == re.findall(
-        r"^ \|      (\w+): [A-Z0-9]", text, re.MULTILINE
-    )
+    text = pydoc.plain(pydoc.render_doc(options))
+    assert list(options.__annotations__) == re.findall(r"^ \|      (\w+): [A-Z0-9\"]", text, re.MULTILINE)
 
 
 def test_wrong_requests(packages: Packages, lora: Expert) -> None:
@@ -293,15 +292,31 @@ def test_wrong_requests(packages: Packages, lora: Expert) -> None:
         ({"fallback": "no"}, OptionTypeError),
         ({"trust": True}, OptionTypeError),
         ({"limits": 5}, OptionTypeError),
+        ({"device": 5}, OptionTypeError),
+        ({"provider_options": [1]}, OptionTypeError),
+        ({"base": 5}, OptionTypeError),
+        ({"cache_dir": b"cache"}, OptionTypeError),
     ],
     ids=str,
 )
 def test_wrong_arguments_of_load(
     arguments: dict[str, Any], error: type[Exception], packages: Packages
 ) -> None:
-    """They are refused before anything is read."""
-    with pytest.raises(error, match=f"^{next(iter(arguments))} is "):
+    """An expert and a manager refuse them before anything is read."""
+    message = f"^{next(iter(arguments))} is "
+    with pytest.raises(error, match=message):
         Expert.load(packages.cache / "missing.expert", **arguments)
+    with pytest.raises(error, match=message):
+        ExpertManager(**arguments)
+
+
+def test_a_wrong_path_or_name_of_load() -> None:
+    """A path that is none, and an option that does not exist, are refused by their names."""
+    with pytest.raises(OptionTypeError, match=r"^path is int: pass a text"):
+        Expert.load(5)  # type: ignore[arg-type]
+    for load in (ExpertManager, lambda **options: Expert.load("missing.expert", **options)):
+        with pytest.raises(OptionTypeError, match=r"^devise: no option of loading; did you mean device"):
+            load(devise="cpu")
 
 
 def test_bias_beyond_the_vocabulary(lora: Expert) -> None:

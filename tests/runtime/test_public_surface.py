@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib
-import inspect
 import json
 import re
 import subprocess
@@ -16,7 +15,7 @@ import pytest
 from support.running import PROMPT, Packages
 
 import hivellm_ort
-from hivellm_ort import Expert, GenerateOptions
+from hivellm_ort import Expert, GenerateOptions, LoadOptions
 
 BUILD_TIME = {"torch", "transformers", "peft", "optimum", "onnx", "onnx_ir", "onnxscript", "hivellm_export"}
 # What each room may import of this package: a room knows only rooms below it. Lowest first.
@@ -36,32 +35,33 @@ ROOMS: dict[str, set[str]] = {
     "jsonfiles": {"errors", "filenames", "textfile"},
     "contract": {"errors", "filenames", "jsonfiles", "paths", "printable"},
     "adapters": {"contract", "errors", "jsonfiles", "paths"},
-    "package": {"contract", "errors", "filenames", "jsonfiles", "paths", "ranges", "textfile"},
-    "routing": {"errors", "package"},
     "observability": {"callbacks", "result"},
-    "integrity": {"errors", "filenames", "forking", "jsonfiles", "package", "paths", "textfile"},
     "text": {"errors", "jsonfiles", "panics", "paths", "printable", "textfile"},
     "engine": {"adapters", "contract", "errors"},
     "decoding": {"callbacks", "errors", "ranges", "result", "text"},
+    "operators": set(),
+    "progress": {"forking", "printable"},
+    "version": set(),
+    "package": {"contract", "errors", "filenames", "jsonfiles", "paths", "ranges", "textfile", "version"},
+    "routing": {"errors", "package"},
+    "integrity": {"errors", "filenames", "forking", "jsonfiles", "package", "paths", "textfile"},
     "serving": {
         "callbacks", "contract", "decoding", "engine", "errors", "forking", "grammar", "jsonfiles", "options",
         "package", "result", "text",
     },
-    "operators": set(),
-    "progress": {"forking", "printable"},
     "loading": {
-        "adapters", "contract", "engine", "errors", "filenames", "grammar", "integrity", "operators", "package",
-        "paths", "printable", "progress", "text", "textfile",
+        "adapters", "contract", "engine", "errors", "filenames", "grammar", "integrity", "operators", "options",
+        "package", "paths", "printable", "progress", "text", "textfile",
     },
-    "expert": {
-        "contract", "engine", "errors", "grammar", "integrity", "loading", "options", "package", "paths", "result",
-        "serving", "text",
-    },
+    "expert": {"contract", "engine", "errors", "loading", "options", "paths", "result", "serving", "text"},
     "manager": {
         "errors", "expert", "forking", "integrity", "loading", "observability", "options", "package", "paths",
         "result", "routing", "serving", "text",
     },
-    "__init__": {"errors", "expert", "grammar", "integrity", "manager", "options", "package", "result", "serving"},
+    "__init__": {
+        "errors", "expert", "grammar", "integrity", "loading", "manager", "options", "package", "result", "serving",
+        "version",
+    },
     "cli": {
         "__init__", "engine", "errors", "expert", "grammar", "integrity", "loading", "package", "printable",
         "progress", "text", "textfile",
@@ -161,6 +161,25 @@ def test_the_map_is_exact() -> None:
     ]
 
 
+# The stages of a load, first to last. What each of them uses stands before it.
+LOADING = [
+    "adapter_files", "bundles", "grammars", "own_tokenizer", "graph_check", "bases", "peft_folder", "folder_packing",
+    "inspection", "options", "opening", "parts",
+]  # fmt: skip
+
+
+def test_loading_goes_one_way() -> None:
+    """No file of `loading` imports one of a later stage, and only `Expert` runs the last."""
+    files = {path.stem: path for path in (ROOT / "loading").glob("*.py") if path.stem != "__init__"}
+    assert sorted(LOADING) == sorted(files)
+    dotted = "hivellm_ort.loading."
+    for name, path in files.items():
+        below = {found.removeprefix(dotted) for found in imports(path) if found.startswith(dotted)}
+        assert set() == below - set(LOADING[: LOADING.index(name)]), name
+    users = [path for path in FILES if f"{dotted}parts" in set(imports(path))]
+    assert [ROOT / "expert.py"] == users
+
+
 # What their checks refuse no user can bring about.
 INVARIANTS = {
     "adapters/prepared_adapter.py",
@@ -185,7 +204,7 @@ def test_errors_have_types_of_their_own() -> None:
 
 def test_messages_name_arguments_in_one_way() -> None:
     """Messages that commands show too write no argument as Python has it: `errors.argument` names it."""
-    names = {*GenerateOptions.__annotations__, *inspect.signature(Expert.load).parameters} - {"path"}
+    names = {*GenerateOptions.__annotations__, *LoadOptions.__annotations__}
     python = re.compile(rf"\b({'|'.join(sorted(names))})=")
     found = []
     for path in FILES:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,11 @@ from tokenizers import Regex, decoders, pre_tokenizers
 
 from hivellm_ort.errors import ContextLengthError, InferenceError, LoadError, OptionError
 from hivellm_ort.loading.own_tokenizer import read_tokenizer
-from hivellm_ort.text import patterns
+from hivellm_ort.text import patterns, tokenizer_file
 from hivellm_ort.text.patterns import form_of
 from hivellm_ort.text.tokenizer import TextTokenizer
 from hivellm_ort.text.tokenizer_file import parse_tokenizer
+from hivellm_ort.text.tokenizer_limits import Work
 
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
@@ -171,6 +173,27 @@ def test_long_patterns_are_read_at_once() -> None:
     assert patterns.MAX_PATTERN == len("[" + "a" * (patterns.MAX_PATTERN - 2) + "]")
     assert 1 == form_of("[" + "a" * (patterns.MAX_PATTERN - 2) + "]", "here").shortest
     assert time.monotonic() - start < 5
+
+
+def test_limits_are_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that was within the limits is not read as JSON again; a record that was changed counts as the worst."""
+    content = byte_level_tokenizer().to_str().encode()
+    known: dict[bytes, Mapping[str, float]] = {}
+
+    def recall(_: str, content: bytes, find: Callable[[], Mapping[str, float]]) -> Mapping[str, float]:
+        if content not in known:
+            known[content] = find()
+        return known[content]
+
+    first = parse_tokenizer(content, recall=recall).work
+    assert parse_tokenizer(content).work == first
+    monkeypatch.setattr(tokenizer_file, "check_limits", lambda *_: pytest.fail("checked again"))
+    assert first == parse_tokenizer(content, recall=recall).work
+    for record in ({}, {"growth": 0.0}):
+        known[content] = record
+        assert (
+            Work(record.get("growth", 256) or 1, square=True) == parse_tokenizer(content, recall=recall).work
+        )
 
 
 def test_truncation_and_padding_are_off(tmp_path: Path) -> None:

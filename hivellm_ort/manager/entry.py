@@ -1,4 +1,4 @@
-"""The experts of a manager by name, and who uses them."""
+"""An expert that a manager knows, in memory or evicted, and the leases of those who use it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from hivellm_ort.integrity import Verdict
 from hivellm_ort.manager.info import ExpertInfo
 from hivellm_ort.package.manifest import ExpertManifest
 
-__all__ = ["Lease", "Slot"]
+__all__ = ["ExpertEntry", "Lease"]
 
 
 @dataclass(eq=False)
-class Slot:
-    """One generation of a name: a package that was loaded under it. Another package has another slot.
+class ExpertEntry:
+    """A package that was loaded under a name. Another package under that name has another entry.
 
     Attributes:
         name: the name.
@@ -36,7 +36,7 @@ class Slot:
         active: leases that are out.
         hits: leases so far.
         last_used: `time.time()`.
-        loading: held while it is loaded again.
+        load_lock: held while it is loaded again.
     """
 
     name: str
@@ -54,11 +54,11 @@ class Slot:
     active: int = 0
     hits: int = 0
     last_used: float = field(default_factory=time.time)
-    loading: threading.Lock = field(default_factory=threading.Lock)
+    load_lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
-    def loaded(cls, name: str, load: Callable[[], Expert]) -> Slot:
-        """A slot with its expert in memory. Raises what `load` raises."""
+    def loaded(cls, name: str, load: Callable[[], Expert]) -> ExpertEntry:
+        """An entry with its expert in memory. Raises what `load` raises."""
         begin = time.perf_counter()
         expert = load()
         adapter = expert.adapter
@@ -84,7 +84,7 @@ class Slot:
         return expert
 
     def load_again(self) -> Expert:
-        """The expert of an evicted slot, which stays as it is.
+        """The expert of an evicted entry, which stays as it is.
 
         Raises:
             LoadError: the package cannot be loaded any more, or is not the same any more.
@@ -132,15 +132,15 @@ class Slot:
 class Lease:
     """Keeps an expert in memory until `release`, which any thread may call, and more than once."""
 
-    def __init__(self, slot: Slot, expert: Expert, give_back: Callable[[Slot], None]):
-        self.slot = slot
+    def __init__(self, entry: ExpertEntry, expert: Expert, released: Callable[[ExpertEntry], None]):
+        self.entry = entry
         self.expert = expert
-        self._give_back: Callable[[Slot], None] | None = give_back
+        self._released: Callable[[ExpertEntry], None] | None = released
         self._lock = threading.Lock()
 
     def release(self) -> None:
         """Let it be evicted again."""
         with self._lock:
-            give_back, self._give_back = self._give_back, None
-        if give_back is not None:
-            give_back(self.slot)
+            released, self._released = self._released, None
+        if released is not None:
+            released(self.entry)
