@@ -15,9 +15,8 @@ import click
 
 from hivellm_ort import __version__
 from hivellm_ort.cli.output import echo, json_option, print_json
-from hivellm_ort.engine.cpu import cpu_flags
-from hivellm_ort.engine.provider_table import PROVIDERS, TARGETS, trouble
-from hivellm_ort.engine.providers import distributions, import_onnxruntime
+from hivellm_ort.engine.environment import cpu_flags, distributions, import_onnxruntime, unavailable_reason
+from hivellm_ort.engine.providers import PROVIDERS, TARGETS
 from hivellm_ort.errors import LoadError, ProviderError
 from hivellm_ort.package.sizes import format_size
 from hivellm_ort.package.store import Store
@@ -87,7 +86,7 @@ def _without_folders(text: str) -> str:
 
 def _devices(error: str | None) -> dict[str, Any]:
     """What each device setting would do; `auto` by the target of the graphs."""
-    troubles = {name: error or trouble(provider) for name, provider in PROVIDERS.items()}
+    troubles = {name: error or unavailable_reason(provider) for name, provider in PROVIDERS.items()}
     auto = {
         target: next(
             (

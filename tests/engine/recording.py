@@ -17,8 +17,8 @@ import pytest
 
 from hivellm_ort.contract import GREEDY_OUTPUT, LOGITS, DecoderConfig
 from hivellm_ort.engine import session
-from hivellm_ort.engine.device_arrays import Memory
-from hivellm_ort.engine.placement import Placement
+from hivellm_ort.engine.devices import Placement
+from hivellm_ort.engine.ort_values import DeviceMemory
 
 ITEM = {"float32": 4, "float16": 2, "bfloat16": 2}
 """Bytes of the float types."""
@@ -309,14 +309,14 @@ class Recording:
 
         monkeypatch.setattr(session, "start_session", recorded)
         self.device: list[Any] = []
-        zeros = Memory.zeros
+        zeros = DeviceMemory.zeros
 
-        def noted(memory: Memory, shape: tuple[int, ...], storage: Any) -> Any:
+        def noted(memory: DeviceMemory, shape: tuple[int, ...], storage: Any) -> Any:
             value = zeros(memory, shape, storage)
             self.device.append(value)
             return value
 
-        monkeypatch.setattr(Memory, "zeros", noted)
+        monkeypatch.setattr(DeviceMemory, "zeros", noted)
 
     def note(self, run: Run) -> None:
         """Look at a run."""

@@ -11,11 +11,10 @@ import pytest
 from forms import CAPTURED, DEVICE, Bundles, course, difference, tokens
 from recording import Recording, Repetition
 
-from hivellm_ort.engine import cuda_graphs
+from hivellm_ort.engine import graph_capture
 from hivellm_ort.engine.decoder import Decoder
-from hivellm_ort.engine.devices import Device
-from hivellm_ort.engine.placement import Placement
-from hivellm_ort.engine.provider_table import CPU, PROVIDERS
+from hivellm_ort.engine.devices import Device, Placement
+from hivellm_ort.engine.providers import CPU, PROVIDERS
 from hivellm_ort.engine.session import Engine
 
 FORMS = [("cuda", "fp16"), ("cuda", "bf16"), ("cpu", "fp32")]
@@ -63,7 +62,7 @@ def greedy_answers(decoder: Decoder, adapters: dict[str, Any], *, chosen: bool) 
             )
             for one, score in zip(said, scores, strict=True):
                 one.append(int(score if scores.ndim == 1 else score.argmax()))
-        decoder.rest()
+        decoder.free_rows()
         found.extend(said)
 
     for name in ("lora", "dora", "lora", "none"):
@@ -141,7 +140,7 @@ def test_a_token_that_begins_a_row_is_a_prompt(bundles: Bundles, monkeypatch: py
 
 def test_too_many_recordings(bundles: Bundles, monkeypatch: pytest.MonkeyPatch) -> None:
     """They stay in the device's memory for ever, so that steps go on without at some number."""
-    monkeypatch.setattr(cuda_graphs, "_MOST", 2)
+    monkeypatch.setattr(graph_capture, "_MAX_GRAPHS", 2)
     plain = bundles.engine(*FORMS[0]).decoder(adapters=False)
     engine, recording, rules = recorded(FORMS[0], bundles, monkeypatch)
     decoder = engine.decoder(adapters=False)
@@ -166,7 +165,7 @@ def test_rests_record_nothing_anew(bundles: Bundles, monkeypatch: pytest.MonkeyP
             decoder.append(row, tokens(10, row))
         decoder.step([3, 4])
         decoder.append(0, [5])
-        decoder.rest()
+        decoder.free_rows()
     assert ([], 2) == (recording.faults, len(rules.recorded))
 
 
@@ -179,8 +178,8 @@ def test_forgotten_adapter(bundles: Bundles) -> None:
         decoder.append(row, tokens(20, row))
     decoder.append(0, [7])
     decoder.step([7, 8])
-    decoder.rest()
-    held: list[Any] = [weakref.ref(tensor) for tensor in adapters["lora"].own.values()]  # type: ignore[union-attr]
+    decoder.free_rows()
+    held: list[Any] = [weakref.ref(tensor) for tensor in adapters["lora"].own_inputs.values()]  # type: ignore[union-attr]
     decoder.release(adapters.pop("lora"))  # type: ignore[arg-type]
     gc.collect()
     assert [] == [one for one in held if one() is not None]
@@ -200,9 +199,9 @@ def test_forgotten_adapter(bundles: Bundles) -> None:
 def test_what_asks_for_it(options: dict[str, Any], expected: bool) -> None:
     """The option that CUDA is given decides; other providers have none."""
     given = Device.of("cuda", options).options
-    assert expected == Placement(PROVIDERS["cuda"], options=given).cuda_graph
-    assert not Placement(PROVIDERS["dml"], options=given).cuda_graph
-    assert not Placement(CPU).cuda_graph
+    assert expected == Placement(PROVIDERS["cuda"], options=given).graph_capture
+    assert not Placement(PROVIDERS["dml"], options=given).graph_capture
+    assert not Placement(CPU).graph_capture
 
 
 @pytest.mark.parametrize("form", [("portable", "fp32"), ("dml", "fp16")], ids="-".join)
