@@ -205,7 +205,7 @@ def _place(device: Device, provider: Provider, reason: str) -> Placement:
         if device.options:
             names = ", ".join(name for name, _ in device.options)
             raise ProviderError(
-                f"{argument('provider_options')} {names}: CPUExecutionProvider, which was chosen ({reason}), "
+                f"{argument('provider_options')} {names}: {provider.name}, which was chosen ({reason}), "
                 "takes none; leave them out, or name another device"
             )
         return Placement(CPU, reason=reason)
