@@ -33,7 +33,7 @@ CAPTURED = Placement(
     replace(CPU, memory="cpu", graph_capture_option="enable_cuda_graph"),
     options=(("enable_cuda_graph", "1"),),
 )
-"""The same as a device that records runs and repeats them, as CUDA does with CUDA graphs."""
+"""The same as a device that captures runs and replays them, as CUDA does with CUDA graphs."""
 
 
 class Bundles:
