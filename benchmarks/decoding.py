@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 from hivellm_ort import ExpertManager
-from hivellm_ort.engine import decoder as decoder_module
+from hivellm_ort.engine.forward_pass import ForwardPass
 
 EXPERTS = ("sql", "elastic", "json")
 TABLES = "\n".join(
@@ -151,7 +151,7 @@ def batch(manager: ExpertManager, rounds: int) -> dict[str, float]:
 def counted_runs() -> Iterator[list[float]]:
     """Seconds of every forward pass meanwhile."""
     runs: list[float] = []
-    original = decoder_module._Pass.run
+    original = ForwardPass.run
 
     def run(self: Any, *arguments: Any) -> Any:
         begin = time.perf_counter()
@@ -159,11 +159,11 @@ def counted_runs() -> Iterator[list[float]]:
         runs.append(time.perf_counter() - begin)
         return result
 
-    decoder_module._Pass.run = run  # type: ignore[method-assign]
+    ForwardPass.run = run  # type: ignore[method-assign]
     try:
         yield runs
     finally:
-        decoder_module._Pass.run = original  # type: ignore[method-assign]
+        ForwardPass.run = original  # type: ignore[method-assign]
 
 
 def overhead(manager: ExpertManager, rounds: int) -> dict[str, float]:

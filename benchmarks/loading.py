@@ -25,7 +25,7 @@ import functools, json, sys, time
 import numpy, safetensors, tqdm
 import hivellm_ort.serving.base, hivellm_ort.engine.session, hivellm_ort.expert
 from hivellm_ort import Expert
-from hivellm_ort.engine.providers import import_onnxruntime
+from hivellm_ort.engine.environment import import_onnxruntime
 
 import_onnxruntime()
 spent = {key: numpy.zeros(2) for key in ("open", "package", "base", "session")}

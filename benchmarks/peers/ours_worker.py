@@ -53,7 +53,7 @@ class Ours(Peer):
         for _ in range(new_tokens - 1):
             tokens.append(int(row.forward(tokens[-1:]).argmax()))
         end = time.perf_counter()
-        row.rest()
+        row.free_rows()
         return {"prefill_seconds": first - begin, "decode_seconds": end - first, "tokens": tokens}
 
     def add_adapter(self, name: str, kind: str, rank: int, modules: list[str]) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class Ours(Peer):
         for number in range(count):
             row.start(0, self.adapters[adapters[number % len(adapters)]], 256)
             seconds.append(row.swap_seconds)
-        row.rest()
+        row.free_rows()
         return {"seconds": seconds[len(adapters) :]}
 
     def batch(
@@ -106,7 +106,7 @@ class Ours(Peer):
         for _ in range(new_tokens - 1):
             tokens = row.step(tokens).argmax(axis=-1).tolist()
         seconds = time.perf_counter() - begin
-        row.rest()
+        row.free_rows()
         return {"seconds": seconds}
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -158,7 +158,7 @@ class Ours(Peer):
         row = self.row(False)
         row.start(0, None, len(ids))
         np.save(file, row.append(0, ids, wanted=len(ids)))
-        row.rest()
+        row.free_rows()
         return {}
 
 

@@ -15,9 +15,8 @@ import click
 
 from hivellm_ort import __version__
 from hivellm_ort.cli.output import echo, json_option, print_json
-from hivellm_ort.engine.cpu import cpu_flags
-from hivellm_ort.engine.provider_table import PROVIDERS, TARGETS, trouble
-from hivellm_ort.engine.providers import distributions, import_onnxruntime
+from hivellm_ort.engine.environment import cpu_flags, distributions, import_onnxruntime, unavailable_reason
+from hivellm_ort.engine.providers import PROVIDERS, TARGETS
 from hivellm_ort.errors import LoadError, ProviderError
 from hivellm_ort.package.sizes import format_size
 from hivellm_ort.package.store import Store
@@ -75,7 +74,7 @@ def _runtime() -> dict[str, Any]:
 
 
 def _without_folders(text: str) -> str:
-    """A message without where Python and the user's files are: a report is shown to others."""
+    """Remove the folders of Python and of the user from a message, because a report is shown to others."""
     folders = {*sysconfig.get_paths().values(), sys.prefix, sys.base_prefix}
     with contextlib.suppress(RuntimeError):  # a user without a home folder
         folders.add(str(Path.home()))
@@ -86,8 +85,8 @@ def _without_folders(text: str) -> str:
 
 
 def _devices(error: str | None) -> dict[str, Any]:
-    """What each device setting would do; `auto` by the target of the graphs."""
-    troubles = {name: error or trouble(provider) for name, provider in PROVIDERS.items()}
+    """Say what each value of `device` would do. `auto` depends on the target of the graphs."""
+    troubles = {name: error or unavailable_reason(provider) for name, provider in PROVIDERS.items()}
     auto = {
         target: next(
             (

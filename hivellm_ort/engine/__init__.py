@@ -1,1 +1,1 @@
-"""ONNX Runtime inside, numpy outside: sessions, cache buffers and adapter bindings."""
+"""Runs models: numpy arrays in and out, ONNX Runtime inside."""

@@ -1,18 +1,19 @@
-"""What a base's graphs can do where they run: the only thing that the decoder goes by."""
+"""What the graphs of a base allow on their device, and how a prompt is cut into runs that they allow."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from hivellm_ort.contract import DecoderConfig
-from hivellm_ort.engine.device_arrays import CACHE_TYPES, FLOAT_TYPES, ElementType, Memory
-from hivellm_ort.engine.kv_cache import CacheForm
-from hivellm_ort.engine.placement import Placement
-from hivellm_ort.engine.providers import import_onnxruntime
+from hivellm_ort.engine.devices import Placement
+from hivellm_ort.engine.environment import import_onnxruntime
+from hivellm_ort.engine.kv_cache import KVCacheSpec
+from hivellm_ort.engine.ort_values import CACHE_TYPES, FLOAT_TYPES, DeviceMemory, ElementType
 from hivellm_ort.errors import ProviderError
 
-__all__ = ["Capabilities"]
+__all__ = ["Capabilities", "Chunk"]
 
 _INPUTS = {"input_ids", "position_ids", "seqlens_k", "total_sequence_length", "logits_rows"}
 _SHAPES = {"batch_size", "sequence_length", "max_length", "rows"}
@@ -20,52 +21,77 @@ _UPDATES = ("in_place", "new_tokens")
 _INT8_CACHE = (1, 28)  # the first ONNX Runtime whose CPU provider has it
 
 
-@dataclass(frozen=True)
-class Capabilities:
-    """How the graphs of a bundle are run on one device.
+class Chunk(NamedTuple):
+    """The tokens of one run.
 
     Attributes:
-        batch: whether a run may have several rows; else each row has runs of its own.
-        append: whether a run may have several tokens on a row that is not empty.
-        buckets: the only numbers of tokens per row that a run may have, ascending, 1 among them; empty for any.
-        max_length: tokens of the cache, where the graph fixes that.
-        new_tokens: whether a run gives the keys and values of its own tokens only, to be copied into the cache;
-            else past and present are the same buffers.
-        one_logit: whether a run gives one row of logits only.
-        greedy: whether a run can give the most likely tokens in place of logits.
-        positions: whether the graph takes `position_ids`.
-        lengths: whether it takes `seqlens_k`.
-        total: shape of `total_sequence_length`; None where it takes none.
-        cache_type: type of keys and values.
-        memory: of the device, where adapters are kept, and keys and values unless `new_tokens`; None for the host.
-            What is bound from the host is copied to a device when it is bound, so it is bound anew for each run.
-        cuda_graph: whether the provider records runs and repeats them: every run then says which it is, or that it is
-            none (`engine.running`).
+        begin: The index of the first token.
+        end: The index behind the last token.
+        width: The tokens of the run. Those above `end - begin` are padding on the right.
+        logits_to_keep: How many of the last tokens give logits, at least one.
+    """
+
+    begin: int
+    end: int
+    width: int
+    logits_to_keep: int
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """How the graphs of a bundle can be run on one device. The decoder goes by nothing else.
+
+    Attributes:
+        batch: Whether a run may have several rows. Otherwise each row has runs of its own.
+        multi_token_append: Whether a run may have several tokens on a row that is not empty.
+        buckets: The only numbers of tokens per row that a run may have, ascending, with 1 among them. Empty means
+            any number.
+        max_length: The capacity of the cache in tokens, if the graph fixes it.
+        past_present_share_buffer: Whether past and present are the same buffers. Otherwise a run gives the keys and
+            values of its own tokens only, and they are copied into the cache.
+        one_logits_row: Whether a run gives logits of one token only.
+        greedy_output: Whether a run can give the most likely tokens in place of logits.
+        position_ids: Whether the graph takes `position_ids`.
+        seqlens_k: Whether the graph takes `seqlens_k`.
+        total_sequence_length: The shape of that input. None if the graph does not take it.
+        cache_type: The type of keys and values.
+        memory: The memory of the device, for adapters, and for keys and values if past and present share buffers.
+            None means the host. What is bound from the host is copied to a device when it is bound, so it is bound
+            anew for each run.
+        graph_capture: Whether the provider captures and replays runs. Every run then names its captured graph, or
+            says that it has none (`forward_pass.run_options`).
     """
 
     batch: bool
-    append: bool
+    multi_token_append: bool
     buckets: tuple[int, ...]
     max_length: int | None
-    new_tokens: bool
-    one_logit: bool
-    greedy: bool
-    positions: bool
-    lengths: bool
-    total: tuple[int, ...] | None
+    past_present_share_buffer: bool
+    one_logits_row: bool
+    greedy_output: bool
+    position_ids: bool
+    seqlens_k: bool
+    total_sequence_length: tuple[int, ...] | None
     cache_type: ElementType
-    memory: Memory | None
-    cuda_graph: bool
+    memory: DeviceMemory | None
+    graph_capture: bool
 
     @classmethod
     def of(cls, config: DecoderConfig, placement: Placement) -> Capabilities:
-        """Those of a base's graphs where they are placed.
+        """Read how the graphs of a base can be run.
+
+        Args:
+            config: The `decoder.json` of the base.
+            placement: The provider that runs it.
+
+        Returns:
+            The capabilities.
 
         Raises:
-            ProviderError: `decoder.json` asks for something that this version does not know; the message names
-                the field.
+            ProviderError: `decoder.json` asks for something that this version does not know. The message names the
+                field.
         """
-        form, read = config.graph, _Reader(config)
+        form, read = config.graph, _FormReader(config)
         for name, known in (("inputs", _INPUTS), ("shapes", _SHAPES)):
             found = getattr(form, name)
             if unknown := found.keys() - known:
@@ -85,30 +111,66 @@ class Capabilities:
         read.expect("total_sequence_length", [], [1])
         (rows,) = read.dimensions("logits_rows", 1)
         lengths = tuple(form.shapes.get("max_length", ()))
-        if len(lengths) > 1:  # the whole cache is made at once, in the one length that the graph has
+        if len(lengths) > 1:  # the whole cache is allocated at once, in the one length that the graph has
             read.refuse("shapes.max_length", list(lengths))
-        limit = lengths[0] if lengths else None
+        max_length = lengths[0] if lengths else None
         total, provider = form.inputs.get("total_sequence_length"), placement.provider
         return cls(
             batch=not batch,
-            append=form.multi_token_append,
-            buckets=tuple(size for size in buckets if limit is None or size <= limit),
-            max_length=limit,
-            new_tokens=form.cache_update == "new_tokens",
-            one_logit=bool(rows),
-            greedy=form.greedy_output,
-            positions="position_ids" in form.inputs,
-            lengths="seqlens_k" in form.inputs,
-            total=None if total is None else (1,) * len(total),
+            multi_token_append=form.multi_token_append,
+            buckets=tuple(size for size in buckets if max_length is None or size <= max_length),
+            max_length=max_length,
+            past_present_share_buffer=form.cache_update == "in_place",
+            one_logits_row=bool(rows),
+            greedy_output=form.greedy_output,
+            position_ids="position_ids" in form.inputs,
+            seqlens_k="seqlens_k" in form.inputs,
+            total_sequence_length=None if total is None else (1,) * len(total),
             cache_type=CACHE_TYPES[form.cache_dtype],
-            memory=Memory(provider.memory, placement.number) if provider.memory else None,
-            cuda_graph=placement.cuda_graph,
+            memory=DeviceMemory(provider.memory, placement.device_id) if provider.memory else None,
+            graph_capture=placement.graph_capture,
         )
 
     @property
-    def cache(self) -> CacheForm:
-        """What the buffers of keys and values are."""
-        return CacheForm(self.cache_type, None if self.new_tokens else self.memory, self.batch)
+    def kv_cache_spec(self) -> KVCacheSpec:
+        """The kind of buffers that keys and values need."""
+        memory = self.memory if self.past_present_share_buffer else None
+        return KVCacheSpec(self.cache_type, memory, contiguous_rows=self.batch)
+
+    def chunks(
+        self, count: int, *, length: int, capacity: int, logits_to_keep: int, max_chunk: int
+    ) -> Iterator[Chunk]:
+        """Cut tokens into the runs that append them to one row (chunked prefill).
+
+        Args:
+            count: How many tokens to read, at least one.
+            length: How many tokens the row has.
+            capacity: How many tokens the cache has room for, at least `length + count`.
+            logits_to_keep: How many of the last tokens need logits.
+            max_chunk: The most tokens of a run, if the graph takes any number. The last run may have more, if it
+                gives all the logits.
+
+        Yields:
+            The chunks, in order.
+        """
+        # Where a run gives one row of logits, each of the last tokens has a run of its own.
+        shared = count - logits_to_keep + 1 if self.one_logits_row else count
+        cut = shared - max(1 if self.one_logits_row else logits_to_keep, max_chunk)
+        begin = 0
+        while begin < count:
+            past, left = length + begin, shared - begin
+            if left < 1 or (past > 0 and not self.multi_token_append):
+                size = width = 1
+            elif self.buckets:
+                # Padding takes room as well, so near the end of the cache only small buckets fit.
+                fitting = [bucket for bucket in self.buckets if past + bucket <= capacity]
+                width = min((bucket for bucket in fitting if bucket >= left), default=max(fitting))
+                size = min(left, width)
+            else:
+                size = width = min(max_chunk, cut - begin) if begin < cut else left
+            end = begin + size
+            yield Chunk(begin, end, width, max(end - max(begin, count - logits_to_keep), 1))
+            begin = end
 
 
 def _check_runtime(config: DecoderConfig) -> None:
@@ -123,13 +185,13 @@ def _check_runtime(config: DecoderConfig) -> None:
 
 
 @dataclass(frozen=True)
-class _Reader:
-    """Reads what a form says, and refuses what a later version may mean by it."""
+class _FormReader:
+    """Reads the `graph` of a `decoder.json`, and refuses what only a later version understands."""
 
     config: DecoderConfig
 
     def dimensions(self, name: str, rank: int) -> list[tuple[int, ...]]:
-        """Of every dimension of an input the sizes that it may have, 1 among them; none for any size."""
+        """List the sizes that each dimension of an input may have, 1 among them. An empty list means any size."""
         form = self.config.graph
         shape = form.inputs.get(name)
         if shape is None or len(shape) != rank:
@@ -143,7 +205,7 @@ class _Reader:
         return found
 
     def expect(self, name: str, *shapes: list[str | int]) -> None:
-        """Refuse an input that is there and has none of these shapes."""
+        """Refuse an input that exists and has none of these shapes."""
         shape = self.config.graph.inputs.get(name, shapes[0])
         if list(shape) not in shapes:
             self.refuse(f"inputs.{name}", list(shape))

@@ -1,67 +1,63 @@
-"""Rows of generation on one session: appending to one of them, and stepping all at once."""
+"""Rows of tokens on one session: append tokens to one row, or one token to every row (a decode step)."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hivellm_ort.contract import DecoderConfig
-from hivellm_ort.engine.adapters import BoundAdapter, bind_values
+from hivellm_ort.engine.adapters import AdapterBatch, BoundAdapter
 from hivellm_ort.engine.capabilities import Capabilities
-from hivellm_ort.engine.cuda_graphs import CudaGraphSteps
-from hivellm_ort.engine.device_arrays import Tensor
-from hivellm_ort.engine.feeds import Feeds
-from hivellm_ort.engine.kv_cache import KVCache, NewTokens
-from hivellm_ort.engine.mixed import MixedAdapters
-from hivellm_ort.engine.pieces import pieces
-from hivellm_ort.engine.prefixes import PrefixCache
-from hivellm_ort.engine.running import run_bound, run_options, tokens_of_vocabulary
+from hivellm_ort.engine.forward_pass import ForwardPass, Scores
+from hivellm_ort.engine.graph_capture import CapturedSteps
+from hivellm_ort.engine.kv_cache import KVCache
+from hivellm_ort.engine.prefix_cache import PrefixCache
 from hivellm_ort.engine.watchdog import Watchdog
 from hivellm_ort.errors import ContextLengthError, InferenceError, InterruptedRunError
 
 __all__ = ["Decoder"]
 
-_GROWTH = 256  # cache capacities are multiples of this many tokens
-_KEPT_CAPACITY = 2048  # a larger cache is not kept while there is nothing to do
-# Tokens per forward pass of a prompt. Attention on the CPU computes what it then masks: the fewer, the less of that,
-# down to where products lose by it. A device wants many; the number bounds the activations' memory.
+_CAPACITY_STEP = 256  # the capacity of a cache is a multiple of this many tokens
+_MAX_IDLE_CAPACITY = 2048  # a larger cache is freed while there is nothing to do
+# The most tokens of a run of a prompt. Attention on the CPU computes scores that it then masks. Short runs waste less
+# of that, until matrix products become inefficient. A device is faster with long runs, and the number bounds the
+# memory of activations.
 _HOST_CHUNK, _DEVICE_CHUNK = 256, 1024
-_KEPT_BINDINGS = 4  # to change back to one of the last adapters is then no work
-_FEW_TOKENS = 8  # are read one by one behind a kept prefix; more of them sooner in one run from the start
-
-Scores = NDArray[Any]
-"""float32 [n, vocab], the logits of n positions; or int64 [n], their most likely tokens."""
+_MAX_ROW_PASSES = 4  # a swap back to one of the last adapters is then no work
+_FEW_TOKENS = (
+    8  # so many are read one by one behind a saved prefix; for more, one run of the whole prompt is faster
+)
 
 
 class Decoder:
-    """Rows of generation, each with a length and an adapter. Not safe to share between threads.
+    """Rows of tokens, each with a length and an adapter. Not safe to share between threads.
 
-    There are as many rows, and room for as many tokens, as were asked for since the last `rest`. GroupQueryAttention
-    appends several tokens to one row only: `append` runs on a view of that row's cache, `step` on all rows together,
-    one token each, or one after the other where a run has one row. Logits are overwritten by the next call.
+    A decoder has as many rows, and as much room, as were asked for since the last `free_rows`. GroupQueryAttention
+    appends several tokens to one row only: `append` runs on one row of the cache. `step` runs on all rows together,
+    one token each, or on one row after the other if the graph takes one row only. The next call overwrites logits.
 
-    Where nothing but the most likely token is wanted, `greedy`, and the graph gives it, only that is copied from a
-    device: of each position the first of the greatest logits. Of logits with NaN or infinities, which a sampler
-    refuses, a graph may give any token; -1 stands for what is none of the vocabulary.
+    With `greedy`, the graph chooses the most likely token if it can, and only that is copied from a device. Of equal
+    logits it takes the first. If logits have NaN or infinities, a graph may give any token, where a sampler refuses
+    them. -1 stands for a number beyond the vocabulary.
 
-    A run that fails or is ended leaves every row as long as it was; what it wrote behind that is overwritten. Of a
-    prompt that is read in several runs those that had ended count.
+    A run that fails or is ended leaves every row as long as it was. What it wrote is overwritten later. If a prompt
+    is read in several runs, those that were complete count.
 
     Args:
-        session: of ONNX Runtime.
-        config: the base bundle.
-        capabilities: what its graphs can do where the session runs them.
-        prefixes: what is kept of earlier rows.
-        watchdog: who may end runs, but for those that a device repeats from a recording; None for nobody.
+        session: An `onnxruntime.InferenceSession`.
+        config: The `decoder.json` of the base.
+        capabilities: What its graphs allow.
+        prefixes: The prefix cache of the base.
+        watchdog: Ends runs that nobody waits for, except replayed ones. None means that no run is ended.
 
     Attributes:
-        swap_seconds: time that the last `start` took to change to its adapter; 0.0 where it was that of the last run.
-        tokens_read: tokens that forward passes have read so far: of prompts, of answers, and guesses.
+        swap_seconds: The time that the last `start` took to bind its adapter. 0.0 if it was bound already.
+        tokens_read: How many tokens forward passes have read so far: of prompts, of answers, and guesses.
     """
 
     def __init__(
@@ -80,50 +76,56 @@ class Decoder:
         self._adapters: list[BoundAdapter | None] = []
         self._cache: KVCache | None = None
         self._session = session
-        # Of single rows; the one that was used last is at the end.
-        self._row_passes: dict[BoundAdapter | None, _Pass] = {}
-        self._batch_pass = _Pass(session, config, capabilities, watchdog)
-        self._cuda_graphs = (
-            CudaGraphSteps(session, config, capabilities, capabilities.memory)
-            if capabilities.cuda_graph
+        # The passes of single rows. The one that was used last is at the end.
+        self._row_passes: dict[BoundAdapter | None, ForwardPass] = {}
+        self._batch_pass = ForwardPass(session, config, capabilities, watchdog)
+        self._captured_steps = (
+            CapturedSteps(session, config, capabilities, capabilities.memory)
+            if capabilities.graph_capture
             and capabilities.memory is not None
             and capabilities.batch
-            and not capabilities.new_tokens
+            and capabilities.past_present_share_buffer
             else None
         )
-        self._mixed: MixedAdapters | None = None
-        self._mixed_rows: tuple[BoundAdapter, ...] = ()
+        self._adapter_batch: AdapterBatch | None = None
+        self._batch_rows: tuple[BoundAdapter, ...] = ()
 
     @property
     def capacity(self) -> int:
-        """Tokens a row has room for before the cache grows."""
+        """How many tokens a row has room for before the cache grows."""
         return self._cache.capacity if self._cache else 0
 
     @property
     def rows(self) -> int:
-        """How many rows there is room for."""
+        """How many rows there is room for before the cache grows."""
         return self._cache.rows if self._cache else 0
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the keys and values."""
+        """The bytes of keys and values."""
         return self._cache.nbytes if self._cache else 0
 
     def start(
         self, row: int, adapter: BoundAdapter | None, capacity: int, token_ids: Sequence[int] = ()
     ) -> int:
-        """Begin a row anew.
+        """Start a row anew.
+
+        Keys and values of the longest saved prefix of `token_ids` are copied, without its last two tokens. Quantised
+        kernels compute one token a little differently from several, and the answer must not depend on what is saved.
+        Nothing is copied if many tokens would be left to read one by one.
 
         Args:
-            row: the row; at most one after the rows begun before.
-            adapter: its adapter; None for the base alone.
-            capacity: tokens to have room for.
-            token_ids: what it is going to read; as many of them as another request has read are taken over, but
-                not the last two: quantised kernels compute one token a little differently from several, and the
-                answer must not depend on what is kept. None where many would be left to read one by one.
+            row: The row, at most one behind the rows started before.
+            adapter: Its adapter. None means the base alone.
+            capacity: How many tokens to have room for.
+            token_ids: The prompt.
 
         Returns:
-            How many tokens were taken over.
+            How many tokens of the prompt were copied.
+
+        Raises:
+            ContextLengthError: The capacity exceeds the context of the model.
+            OutOfMemoryError: The cache cannot grow, or the device has no room for the adapter.
         """
         if row == len(self._lengths):
             self._lengths.append(0)
@@ -139,64 +141,104 @@ class Decoder:
                 del self._lengths[row:], self._adapters[row:]
             raise
         saved, length = self._prefixes.find(_digest(adapter), token_ids[:-2])
-        many = not self._capabilities.append and len(token_ids) - length > _FEW_TOKENS
-        if saved is not None and self._cache is not None and not many:
-            self._cache.load(row, saved.block, length)
+        one_by_one = not self._capabilities.multi_token_append and len(token_ids) - length > _FEW_TOKENS
+        if saved is not None and self._cache is not None and not one_by_one:
+            self._cache.load(row, saved.keys_values, length)
             self._lengths[row] = length
         return self._lengths[row]
 
-    def append(self, row: int, token_ids: Sequence[int], wanted: int = 1, *, greedy: bool = False) -> Scores:
-        """Read tokens into one row; float32 [wanted, vocab], the logits after the last `wanted` of them.
+    def append(
+        self, row: int, token_ids: Sequence[int], logits_to_keep: int = 1, *, greedy: bool = False
+    ) -> Scores:
+        """Read tokens into one row.
 
-        With `greedy`, where the graph gives them, the most likely tokens in place of logits: int64 [wanted].
+        Args:
+            row: The row.
+            token_ids: The tokens.
+            logits_to_keep: How many of the last tokens give logits.
+            greedy: Whether the most likely tokens may replace logits.
+
+        Returns:
+            The logits after the last tokens, float32 [logits_to_keep, vocab]. With `greedy`, if the graph gives
+            them, the most likely tokens, int64 [logits_to_keep].
 
         Raises:
-            ContextLengthError: the row would exceed the model's context.
-            OutOfMemoryError: the cache cannot grow, or the pass cannot allocate.
-            InterruptedRunError: it was ended; the row has what its attribute `read` says.
+            ContextLengthError: The row would exceed the context of the model.
+            OutOfMemoryError: The cache cannot grow, or the pass cannot allocate memory.
+            InterruptedRunError: The watchdog ended a run. Its attribute `read` says how many tokens were read.
             InferenceError: ONNX Runtime fails.
         """
         length, count = self._lengths[row], len(token_ids)
         self._reserve(length + count)
-        one = self._row_pass(self._adapters[row])
-        if self._cuda_graphs is not None and row == 0 and count == 1 and length > 0:
-            repeated = self._repeated(one, token_ids, [length + 1], greedy=greedy)
-            if repeated is not None:
+        row_pass = self._row_pass(self._adapters[row])
+        if self._captured_steps is not None and row == 0 and count == 1 and length > 0:
+            scores = self._captured_step(row_pass, token_ids, [length + 1], greedy=greedy)
+            if scores is not None:
                 self._lengths[0] = length + 1
                 self.tokens_read += 1
-                return repeated
+                return scores
         try:
-            return self._append(one, row, token_ids, wanted, greedy=greedy)
+            return self._append(row_pass, row, token_ids, logits_to_keep, greedy=greedy)
         except InterruptedRunError as error:
             error.read = self._lengths[row] - length
             raise
 
-    def _append(self, one: _Pass, row: int, token_ids: Sequence[int], wanted: int, *, greedy: bool) -> Scores:
+    def _append(
+        self,
+        row_pass: ForwardPass,
+        row: int,
+        token_ids: Sequence[int],
+        logits_to_keep: int,
+        *,
+        greedy: bool,
+    ) -> Scores:
         length, count = self._lengths[row], len(token_ids)
-        found: list[Scores] = []
-        one.use_rows(self._cache, slice(row, row + 1))
-        longest = _HOST_CHUNK if self._capabilities.memory is None else _DEVICE_CHUNK
-        sizes = {"length": length, "capacity": self.capacity, "wanted": wanted, "longest": longest}
-        for piece in pieces(self._capabilities, count, **sizes):
-            if piece.begin and self._watchdog is not None:
-                self._watchdog.require_wanted()
-            tokens = token_ids[piece.begin : piece.end]
-            scores = one.run([tokens], [length + piece.end], piece.wanted, piece.width, greedy=greedy)
-            self._lengths[row] = length + piece.end
+        kept: list[Scores] = []
+        row_pass.bind_rows(self._cache, slice(row, row + 1))
+        max_chunk = _HOST_CHUNK if self._capabilities.memory is None else _DEVICE_CHUNK
+        for chunk in self._capabilities.chunks(
+            count, length=length, capacity=self.capacity, logits_to_keep=logits_to_keep, max_chunk=max_chunk
+        ):
+            if chunk.begin and self._watchdog is not None:
+                self._watchdog.raise_if_cancelled()
+            tokens = token_ids[chunk.begin : chunk.end]
+            scores = row_pass.run(
+                [tokens], [length + chunk.end], chunk.logits_to_keep, chunk.width, greedy=greedy
+            )
+            self._lengths[row] = length + chunk.end
             self.tokens_read += len(tokens)
-            if count - wanted < piece.end < count:
-                found.append(scores.copy())
-        return np.concatenate([*found, scores]) if found else scores
+            if count - logits_to_keep < chunk.end < count:
+                kept.append(scores.copy())
+        return np.concatenate([*kept, scores]) if kept else scores
 
     def forward(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
-        """Read tokens into the first row; float32 [vocab], the logits after the last."""
+        """Read tokens into the first row.
+
+        Args:
+            token_ids: The tokens.
+
+        Returns:
+            The logits after the last token, float32 [vocab].
+
+        Raises:
+            InferenceError: As for `append`.
+        """
         logits: NDArray[np.float32] = self.append(0, token_ids)[0]
         return logits
 
     def step(self, token_ids: Sequence[int], *, greedy: bool = False) -> Scores:
-        """Read one token into each of the first rows; float32 [len(token_ids), vocab].
+        """Read one token into each of the first rows.
 
-        With `greedy` int64 [len(token_ids)], and raises, as `append`.
+        Args:
+            token_ids: One token per row.
+            greedy: Whether the most likely tokens may replace logits.
+
+        Returns:
+            The logits, float32 [rows, vocab]. With `greedy`, if the graph gives them, the most likely tokens, int64
+            [rows].
+
+        Raises:
+            InferenceError: As for `append`.
         """
         count = len(token_ids)
         self._reserve(max(self._lengths[:count]) + 1)
@@ -209,94 +251,116 @@ class Decoder:
             except BaseException:
                 self._lengths = before
                 raise
-        self._use_adapters(self._adapters[:count])
+        self._bind_adapters(self._adapters[:count])
         lengths = [length + 1 for length in self._lengths[:count]]
-        scores = self._repeated(self._batch_pass, token_ids, lengths, greedy=greedy)
+        scores = self._captured_step(self._batch_pass, token_ids, lengths, greedy=greedy)
         if scores is None:
-            self._batch_pass.use_rows(self._cache, slice(0, count))
+            self._batch_pass.bind_rows(self._cache, slice(0, count))
             scores = self._batch_pass.run([[token] for token in token_ids], lengths, count, greedy=greedy)
         self._lengths[:count] = lengths
         self.tokens_read += count
         return scores
 
     def truncate(self, row: int, length: int) -> None:
-        """Forget the last tokens of a row."""
+        """Forget the last tokens of a row.
+
+        Args:
+            row: The row.
+            length: How many tokens stay.
+        """
         self._lengths[row] = length
 
     def move(self, source: int, target: int) -> None:
-        """Put a row in the place of another."""
+        """Copy a row over another row.
+
+        Args:
+            source: The row to copy from.
+            target: The row to copy to.
+        """
         if self._cache is not None:
             self._cache.move(source, target, self._lengths[source])
         self._lengths[target], self._adapters[target] = self._lengths[source], self._adapters[source]
 
-    def keep(self, row: int, token_ids: Sequence[int]) -> None:
-        """Offer what a row has read, the first of `token_ids`, to requests that begin alike."""
+    def save_prefix(self, row: int, token_ids: Sequence[int]) -> None:
+        """Put what a row has read into the prefix cache.
+
+        Args:
+            row: The row.
+            token_ids: The tokens of its request. The row may have read only the first of them.
+        """
         cache = self._cache
         if cache is not None:
             size = cache.nbytes // (cache.rows * cache.capacity)
             known = token_ids[: self._lengths[row]]
             adapter = _digest(self._adapters[row])
-            with contextlib.suppress(MemoryError):  # an answer is not worth less for not being kept
+            with contextlib.suppress(MemoryError):  # the answer is good without a saved prefix
                 self._prefixes.add(adapter, known, lambda length: cache.save(row, length), size)
 
-    def rest(self) -> None:
-        """Every row is free: give back the memory that many or long rows took."""
+    def free_rows(self) -> None:
+        """Free every row, and the memory that many or long rows took."""
         self._lengths.clear()
         self._adapters.clear()
-        # What is recorded is of one cache, and can be neither freed nor recorded again without end.
-        if self._cuda_graphs is None and (self.rows > 1 or self.capacity > _KEPT_CAPACITY):
+        # A captured step belongs to one cache. It cannot be freed, and not be captured again without end.
+        if self._captured_steps is None and (self.rows > 1 or self.capacity > _MAX_IDLE_CAPACITY):
             self._cache = None
             self._unbind()
 
     def release(self, adapter: BoundAdapter) -> None:
-        """Let go of an adapter that no row has any more, so that its memory can be freed."""
+        """Let go of an adapter that no row has any more, so that its memory can be freed.
+
+        Args:
+            adapter: The adapter.
+        """
         self._adapters = [None if one is adapter else one for one in self._adapters]
-        mixed = self._mixed is not None and adapter in self._mixed.adapters
-        if mixed or adapter in self._row_passes or adapter is self._batch_pass.adapter:
+        batched = self._adapter_batch is not None and adapter in self._adapter_batch.adapters
+        if batched or adapter in self._row_passes or adapter is self._batch_pass.adapter:
             self._unbind()
 
-    def _repeated(
-        self, one: _Pass, token_ids: Sequence[int], lengths: Sequence[int], *, greedy: bool
+    def _captured_step(
+        self, forward_pass: ForwardPass, token_ids: Sequence[int], lengths: Sequence[int], *, greedy: bool
     ) -> Scores | None:
-        """A step of the first rows by the device's recording, with the adapter of a pass; None where it has none."""
-        if self._cuda_graphs is None or self._cache is None:
+        """Run a captured step of the first rows, with the adapter of a pass. None if there is no captured step."""
+        if self._captured_steps is None or self._cache is None:
             return None
-        greedy = greedy and self._capabilities.greedy
-        return self._cuda_graphs.run(self._cache, one.values, token_ids, lengths, greedy=greedy)
+        greedy = greedy and self._capabilities.greedy_output
+        inputs = forward_pass.adapter_inputs
+        return self._captured_steps.run(self._cache, inputs, token_ids, lengths, greedy=greedy)
 
-    def _row_pass(self, adapter: BoundAdapter | None) -> _Pass:
-        """The binding of single rows with an adapter."""
-        one = self._row_passes.pop(adapter, None)
-        one = one or _Pass(self._session, self._config, self._capabilities, self._watchdog)
-        one.use_adapter(adapter)
-        self._row_passes[adapter] = one
-        if len(self._row_passes) > _KEPT_BINDINGS:
+    def _row_pass(self, adapter: BoundAdapter | None) -> ForwardPass:
+        """Get the pass of single rows with an adapter."""
+        row_pass = self._row_passes.pop(adapter, None)
+        row_pass = row_pass or ForwardPass(self._session, self._config, self._capabilities, self._watchdog)
+        row_pass.bind_adapter(adapter)
+        self._row_passes[adapter] = row_pass
+        if len(self._row_passes) > _MAX_ROW_PASSES:
             del self._row_passes[next(iter(self._row_passes))]
-        return one
+        return row_pass
 
     def _unbind(self) -> None:
         self._row_passes.clear()
-        self._batch_pass = _Pass(self._session, self._config, self._capabilities, self._watchdog)
-        self._mixed, self._mixed_rows = None, ()
+        self._batch_pass = ForwardPass(self._session, self._config, self._capabilities, self._watchdog)
+        self._adapter_batch, self._batch_rows = None, ()
 
-    def _use_adapters(self, adapters: Sequence[BoundAdapter | None]) -> None:
+    def _bind_adapters(self, adapters: Sequence[BoundAdapter | None]) -> None:
+        """Bind the adapters of the first rows to the batch pass."""
         first = adapters[0]
         if all(adapter is first for adapter in adapters):
-            self._batch_pass.use_adapter(first)
-            self._mixed_rows = ()
+            self._batch_pass.bind_adapter(first)
+            self._batch_rows = ()
             return
         rows = tuple(adapter for adapter in adapters if adapter is not None)
         if len(rows) < len(adapters):
             raise InferenceError("rows with and without an adapter cannot step together: answer them apart")
-        if rows == self._mixed_rows:
+        if rows == self._batch_rows:
             return
-        # Joining the weights takes milliseconds: what is joined stays while it has all that is needed.
-        if self._mixed is None or not set(rows) <= set(self._mixed.adapters):
-            self._mixed = MixedAdapters(tuple(dict.fromkeys(rows)), self._config)
-        self._batch_pass.use_values(self._mixed.values_for(rows))
-        self._mixed_rows = rows
+        # To join the weights takes milliseconds: a batch of adapters stays while it has all that are needed.
+        if self._adapter_batch is None or not set(rows) <= set(self._adapter_batch.adapters):
+            self._adapter_batch = AdapterBatch(tuple(dict.fromkeys(rows)), self._config)
+        self._batch_pass.bind_adapter_inputs(self._adapter_batch.inputs_for(rows))
+        self._batch_rows = rows
 
     def _reserve(self, tokens: int) -> None:
+        """Make the cache large enough for all rows, and for so many tokens per row."""
         rows, capacity = max(self.rows, 1), self.capacity
         if tokens <= capacity and len(self._lengths) <= rows:
             return
@@ -308,108 +372,19 @@ class Decoder:
             raise ContextLengthError(f"{tokens} tokens exceed the {fixed} that the base's graphs {why}")
         # Doubling keeps the copies of a long answer, and of many rows, linear.
         if tokens > capacity:
-            wanted = max(tokens, 2 * capacity if any(self._lengths) else 0)
-            capacity = fixed or min(-(-wanted // _GROWTH) * _GROWTH, limit)
+            needed = max(tokens, 2 * capacity if any(self._lengths) else 0)
+            capacity = fixed or min(-(-needed // _CAPACITY_STEP) * _CAPACITY_STEP, limit)
         while rows < len(self._lengths):
             rows *= 2
-        cache = KVCache(self._config.architecture, self._capabilities.cache, rows=rows, capacity=capacity)
+        spec = self._capabilities.kv_cache_spec
+        cache = KVCache(self._config.architecture, spec, rows=rows, capacity=capacity)
         if self._cache is not None:
             cache.copy_from(self._cache, self._lengths[: self._cache.rows])
         self._cache = cache
-        if self._cuda_graphs is not None:
-            self._cuda_graphs.clear()
+        if self._captured_steps is not None:
+            self._captured_steps.clear()
         while len(self._row_passes) > 1:  # they hold the smaller cache; the last one is the next to run
             del self._row_passes[next(iter(self._row_passes))]
-
-
-class _Pass:
-    """An IOBinding, and what is bound to it."""
-
-    def __init__(
-        self, session: Any, config: DecoderConfig, capabilities: Capabilities, watchdog: Watchdog | None
-    ):
-        self.adapter: BoundAdapter | None = None
-        self._session, self._config, self._capabilities, self._watchdog = (
-            session,
-            config,
-            capabilities,
-            watchdog,
-        )
-        self._binding = session.io_binding()
-        # Held as long as it is bound: ONNX Runtime keeps the address of an array, not the array.
-        self.values: Mapping[str, Tensor] = {}
-        self._cache: KVCache | None = None
-        self._rows = slice(0)
-        self._options = run_options()
-        self._bind_outputs(greedy=False)
-
-    def use_adapter(self, adapter: BoundAdapter | None) -> None:
-        """Bind an adapter."""
-        if adapter is not None and adapter is not self.adapter:
-            self.use_values(adapter.values)
-            self.adapter = adapter
-
-    def use_values(self, values: Mapping[str, Tensor]) -> None:
-        """Bind adapter inputs that are not those of one adapter."""
-        bind_values(self._binding, values, self.values, self._capabilities.memory)
-        self.values, self.adapter = values, None
-
-    def use_rows(self, cache: KVCache | None, rows: slice) -> None:
-        """Bind the keys and values of a run of rows."""
-        if cache is not None and (cache is not self._cache or rows != self._rows):
-            self._cache, self._rows = cache, rows
-            self._bind_cache()
-
-    def run(
-        self,
-        token_ids: Sequence[Sequence[int]],
-        lengths: Sequence[int],
-        wanted: int,
-        width: int = 1,
-        *,
-        greedy: bool,
-    ) -> Scores:
-        """One forward pass.
-
-        Args:
-            token_ids: for every row the same number of tokens.
-            lengths: of the rows, these tokens included.
-            wanted: how many positions at the end give logits.
-            width: tokens of the run, padding on the right included.
-            greedy: whether their most likely tokens do, where the graph gives them.
-        """
-        greedy = greedy and self._capabilities.greedy
-        if greedy is not self._greedy:
-            # What is bound is copied from the device: never both.
-            self._binding.clear_binding_outputs()
-            self._bind_outputs(greedy=greedy)
-            self._bind_cache()
-        count = len(token_ids[0])
-        begins = [length - count for length in lengths]
-        scores = self._feeds.fill(token_ids, begins, wanted, width)
-        if self._new is not None and self._cache is not None:
-            self._new.bind(self._binding, len(begins), width)
-            if self._capabilities.memory is not None:  # bound is a copy from before the cache was changed
-                self._bind_cache()
-        size = len(begins), count
-        position = max(lengths)
-        run_bound(self._session, self._binding, self._options, self._watchdog, size=size, position=position)
-        if self._new is not None and self._cache is not None:
-            self._new.add_to(self._cache, self._rows, begins, count)
-        if greedy:
-            return tokens_of_vocabulary(scores, self._config.architecture.vocab_size)
-        return scores
-
-    def _bind_outputs(self, *, greedy: bool) -> None:
-        """Have runs give logits, or tokens; no output may be bound."""
-        numbers, capabilities = self._config.architecture, self._capabilities
-        self._greedy = greedy
-        self._feeds = Feeds(self._binding, capabilities, numbers.vocab_size, greedy=greedy)
-        self._new = NewTokens(numbers, capabilities.cache_type) if capabilities.new_tokens else None
-
-    def _bind_cache(self) -> None:
-        if self._cache is not None:
-            self._cache.bind(self._binding, self._rows, in_place=self._new is None)
 
 
 def _digest(adapter: BoundAdapter | None) -> str:

@@ -1,4 +1,4 @@
-"""End a run of a session that nobody waits for any more, from a thread of its own."""
+"""Ends a run of a session that nobody waits for any more, from a thread of its own."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from hivellm_ort.errors import InterruptedRunError
 __all__ = ["END_SECONDS", "Watchdog"]
 
 END_SECONDS = 0.25
-"""A run ends at the latest so many seconds after it became unwanted, and after the operator that runs then."""
+"""A run ends at most so many seconds after its cancellation, plus the time of the operator that runs then."""
 
-_SHORT = 0.15  # seconds that a run is left alone: it ends by itself sooner than it could be repeated
-_TICK = 0.05
-_QUIET = 1.0  # seconds without a run until the thread sleeps: to wake it for every token would cost more
+_GRACE_SECONDS = 0.15  # a run is left alone so long: it ends by itself sooner than it could be repeated
+_TICK_SECONDS = 0.05
+_QUIET_SECONDS = 1.0  # without a run until the thread sleeps: to wake it for every token would cost more
 
 
-def _wanted() -> bool:
+def _never() -> bool:
     return False
 
 
 class Watchdog:
     """Watches the runs of one thread, which are one at a time.
 
-    Its own thread starts with the first run. It looks every 50 ms while there are runs, and sleeps while there are
-    none. A run that has begun less than 0.15 s ago is left alone.
+    The thread of the watchdog starts with the first run. It looks every 50 ms while there are runs, and sleeps while
+    there are none. It leaves a run alone that began less than 0.15 s ago.
 
     Args:
-        unwanted: whether the run is to end; asked by the watchdog's thread about a run that lasts longer than that,
-            and never again about a run that has ended. It must not wait.
+        cancelled: Whether the current run should end. The thread of the watchdog calls it for a run that lasts longer
+            than 0.15 s, and never for a run that has ended. It must not wait.
     """
 
-    def __init__(self, unwanted: Callable[[], bool]):
-        self._unwanted = unwanted
+    def __init__(self, cancelled: Callable[[], bool]):
+        self._cancelled = cancelled
         self._lock = threading.Lock()
-        self._options: Any = None  # of the run that goes on
+        self._options: Any = None  # of the current run
         self._begin = 0.0
-        self._ended = False  # whether the run that goes on is one that was ended
-        self._news = threading.Event()
+        self._terminated = False  # whether the current run was told to end
+        self._wake_up = threading.Event()
         self._awake = self._closed = False
         self._thread: threading.Thread | None = None
 
@@ -48,51 +48,50 @@ class Watchdog:
         """Run what is bound.
 
         Args:
-            session: of ONNX Runtime.
-            binding: an IOBinding of it.
-            options: RunOptions, which may be those of an earlier run of this thread.
+            session: An `onnxruntime.InferenceSession`.
+            binding: An `onnxruntime.IOBinding` of it.
+            options: The `onnxruntime.RunOptions`. They may be those of an earlier run of this thread.
 
         Raises:
-            InterruptedRunError: the run was ended.
-            Exception: what ONNX Runtime raises otherwise.
+            InterruptedRunError: The run was ended.
+            Exception: ONNX Runtime fails otherwise.
         """
-        self._begin = (
-            time.monotonic()
-        )  # before the options, by which the other thread sees that there is a run
+        # The time is set before the options: by the options the other thread sees that there is a run.
+        self._begin = time.monotonic()
         self._options = options
         if not self._awake:
             self._wake()
         try:
             session.run_with_iobinding(binding, options)
         except Exception as error:
-            if self._ended:
+            if self._terminated:
                 raise InterruptedRunError("a run was ended, for nobody waits for it any more") from error
             raise
         finally:
-            # Under the lock, so that the end is never meant for the next run.
+            # Under the lock, so that the other thread never terminates the next run by mistake.
             with self._lock:
                 self._options = None
-            if self._ended:
-                options.terminate = self._ended = False
+            if self._terminated:
+                options.terminate = self._terminated = False
 
-    def require_wanted(self) -> None:
-        """Refuse to go on between two runs that belong together.
+    def raise_if_cancelled(self) -> None:
+        """Check between two runs that belong together whether to go on.
 
         Raises:
-            InterruptedRunError: their result is not wanted any more.
+            InterruptedRunError: Nobody waits for their result any more.
         """
-        if self._asked():
+        if self._is_cancelled():
             raise InterruptedRunError("the next run is not wanted any more")
 
     def close(self) -> None:
-        """End the thread; there are no more runs."""
+        """End the thread. There must be no more runs."""
         self._closed = True
-        self._unwanted = _wanted  # what was asked may hold a whole base
-        self._news.set()
+        self._cancelled = _never  # the function may hold a whole base
+        self._wake_up.set()
 
     def _wake(self) -> None:
         self._awake = True
-        self._news.set()
+        self._wake_up.set()
         if self._thread is None:
             thread = threading.Thread(target=self._watch, name="hivellm_ort watchdog", daemon=True)
             thread.start()
@@ -100,32 +99,32 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._closed:
-            time.sleep(_TICK)
-            if self._options is not None and time.monotonic() - self._begin > _SHORT:
+            time.sleep(_TICK_SECONDS)
+            if self._options is not None and time.monotonic() - self._begin > _GRACE_SECONDS:
                 self._look()
-            elif self._options is None and time.monotonic() - self._begin > _QUIET:
+            elif self._options is None and time.monotonic() - self._begin > _QUIET_SECONDS:
                 self._sleep()
 
     def _look(self) -> None:
         begin = self._begin
-        if not self._asked():
+        if not self._is_cancelled():
             return
         with self._lock:
             # Another run may have begun meanwhile. Its time is set before its options.
             if self._options is not None and self._begin == begin:
-                self._ended = True
+                self._terminated = True
                 self._options.terminate = True
 
     def _sleep(self) -> None:
-        self._news.clear()
+        self._wake_up.clear()
         self._awake = False
         # A run that began before this line may have found the thread awake.
         if self._options is None and not self._closed:
-            self._news.wait()
+            self._wake_up.wait()
         self._awake = True
 
-    def _asked(self) -> bool:
+    def _is_cancelled(self) -> bool:
         try:
-            return self._unwanted()
-        except BaseException:  # whoever runs asks again, and is told
+            return self._cancelled()
+        except BaseException:  # the caller of the run asks again, and sees the error
             return True

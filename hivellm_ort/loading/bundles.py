@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hivellm_ort.contract import DECODER_JSON, DecoderConfig
-from hivellm_ort.engine.devices import Device
-from hivellm_ort.engine.placement import Placement, choose_placement, fallback_hint
-from hivellm_ort.engine.provider_table import CPU, PROVIDERS, trouble
+from hivellm_ort.engine.devices import Device, Placement, choose_placement, fallback_hint
+from hivellm_ort.engine.environment import unavailable_reason
+from hivellm_ort.engine.providers import CPU, PROVIDERS
 from hivellm_ort.errors import ProviderError
 from hivellm_ort.package.links import check_folder
 
@@ -72,7 +72,7 @@ def best_first(bundles: Sequence[Bundle], device: Device, *, whose: str, exact: 
         start, end = f"device {str(device)!r}: ", f"; {fallback_hint()}"
         causes = "; ".join(dict.fromkeys(fault.removeprefix(start).removesuffix(end) for fault in faults))
         end = end if any(fault.endswith(end) for fault in faults) else ""
-        if _is_missing(device) and not PROVIDERS[device.kind].targets.intersection(targets):
+        if _is_missing(device) and not set(PROVIDERS[device.kind].targets) & set(targets):
             raise ProviderError(f"{start}{causes}{end} ({whose} has graphs for {listed} only)")
         raise ProviderError(f"{start}{whose} has graphs for {listed}, which it does not run: {causes}{end}")
     found.sort(key=lambda pair: _rank(pair[0], pair[1], exact))
@@ -88,7 +88,7 @@ def best_first(bundles: Sequence[Bundle], device: Device, *, whose: str, exact: 
 
 def _is_missing(device: Device) -> bool:
     """Whether one device was asked for, and what is installed here has none of its kind or number."""
-    return device.kind != "auto" and trouble(PROVIDERS[device.kind], device.number) is not None
+    return device.kind != "auto" and unavailable_reason(PROVIDERS[device.kind], device.device_id) is not None
 
 
 def none_before(bundle: Bundle, device: Device) -> bool:
@@ -102,7 +102,7 @@ def none_before(bundle: Bundle, device: Device) -> bool:
         return bool(found)
     chosen = found[0][0].provider
     earlier = itertools.takewhile(lambda provider: provider is not chosen, PROVIDERS.values())
-    return all(trouble(provider) is not None for provider in earlier)
+    return all(unavailable_reason(provider) is not None for provider in earlier)
 
 
 def _placed(bundles: Sequence[Bundle], device: Device) -> tuple[list[tuple[Placement, Bundle]], list[str]]:
@@ -117,7 +117,7 @@ def _placed(bundles: Sequence[Bundle], device: Device) -> tuple[list[tuple[Place
 
 
 def _rank(placement: Placement, bundle: Bundle, exact: str) -> tuple[int, bool, bool, int, str]:
-    config, device = bundle.config, placement.provider.device
+    config, provider = bundle.config, placement.provider
     precision = _PREFERRED.index(config.precision) if config.precision in _PREFERRED else len(_PREFERRED)
-    order = list(PROVIDERS).index(device)
-    return order, config.sha256 != exact, config.target != device, precision, str(bundle.folder)
+    order = list(PROVIDERS).index(provider.device)
+    return order, config.sha256 != exact, config.target != provider.targets[0], precision, str(bundle.folder)

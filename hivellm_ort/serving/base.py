@@ -9,7 +9,7 @@ from pathlib import Path
 from hivellm_ort.contract import ADAPTER_GRAPH, BASE_GRAPH, WEIGHTS_FILE, DecoderConfig
 from hivellm_ort.decoding.bad_words import TokenTexts
 from hivellm_ort.engine.adapters import BoundAdapter
-from hivellm_ort.engine.placement import Placement
+from hivellm_ort.engine.devices import Placement
 from hivellm_ort.engine.session import PREFIX_CACHE_BYTES, Engine
 from hivellm_ort.grammar.compiler import GrammarCompiler
 from hivellm_ort.jsonfiles.reading import Node, read_json

@@ -56,7 +56,7 @@ class Loop:
                 yield generation, step
         if row.started and not row.failed:
             # Others may begin alike, and need not wait for the end of this answer.
-            self._model.keep(index, row.token_ids)
+            self._model.save_prefix(index, row.token_ids)
         if not row.finished:
             self._rows.append(row)
         self._remove_finished()
@@ -117,7 +117,7 @@ class Loop:
         for index in reversed(range(len(rows))):
             if rows[index].finished:
                 if not rows[index].failed:
-                    self._model.keep(index, rows[index].token_ids)
+                    self._model.save_prefix(index, rows[index].token_ids)
                 last = len(rows) - 1
                 if index != last:
                     self._model.move(last, index)

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hivellm_ort.contract import DecoderConfig
-from hivellm_ort.engine.devices import Device
-from hivellm_ort.engine.placement import Placement, choose_placement
+from hivellm_ort.engine.devices import Device, Placement, choose_placement
 from hivellm_ort.engine.session import PREFIX_CACHE_BYTES
 from hivellm_ort.errors import argument
 from hivellm_ort.forking import in_child

@@ -39,11 +39,11 @@ class Model(Protocol):
         """Begin a row anew, for these tokens; how many of them need not be read again."""
 
     def append(
-        self, row: int, token_ids: Sequence[int], wanted: int = 1, *, greedy: bool = False
+        self, row: int, token_ids: Sequence[int], logits_to_keep: int = 1, *, greedy: bool = False
     ) -> FloatArray | IntArray:
-        """Read tokens into a row; the logits after the last `wanted`, [wanted, vocab], until the next call.
+        """Read tokens into a row; the logits after the last ones, [logits_to_keep, vocab], until the next call.
 
-        With `greedy` it may give int64 [wanted] instead, of each position the most likely token, -1 for none.
+        With `greedy` it may give int64 [logits_to_keep] instead, of each position the most likely token, -1 for none.
         """
 
     def step(self, token_ids: Sequence[int], *, greedy: bool = False) -> FloatArray | IntArray:
@@ -58,8 +58,8 @@ class Model(Protocol):
     def move(self, source: int, target: int) -> None:
         """Put a row in the place of another."""
 
-    def keep(self, row: int, token_ids: Sequence[int]) -> None:
-        """Offer what a row has read to later requests."""
+    def save_prefix(self, row: int, token_ids: Sequence[int]) -> None:
+        """Put what a row has read into the prefix cache."""
 
 
 class Row:

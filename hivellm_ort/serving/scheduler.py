@@ -236,7 +236,7 @@ class Scheduler:
                     self._changed.wait()
                     continue
                 if self._decoder is not None:
-                    self._decoder.rest()
+                    self._decoder.free_rows()
                 self._idle = True
             for _, on_idle in self._followers:
                 _tell(on_idle)

@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterator
 import pytest
 from fake_runtimes import CPU, FakeRuntime, Install
 
-from hivellm_ort.engine import provider_table, providers
+from hivellm_ort.engine import environment, providers
 
 
 @pytest.fixture
 def fresh() -> Iterator[None]:
     """The search for ONNX Runtime is made anew in a test, and again after it."""
-    for cached in (providers.import_onnxruntime, providers.distributions):
+    for cached in (environment.import_onnxruntime, environment.distributions):
         cached.cache_clear()
     yield
-    for cached in (providers.import_onnxruntime, providers.distributions):
+    for cached in (environment.import_onnxruntime, environment.distributions):
         cached.cache_clear()
 
 
@@ -42,7 +42,7 @@ def runtime(installed: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> 
         fake = FakeRuntime([*offered, CPU])
         installed(distribution)
         monkeypatch.setitem(sys.modules, "onnxruntime", fake.module())
-        monkeypatch.setattr(provider_table, "cuda_devices", lambda: gpus)
+        monkeypatch.setattr(providers, "cuda_devices", lambda: gpus)
         return fake
 
     return install

@@ -28,7 +28,7 @@ from hivellm_ort.engine.devices import Device
 )
 def test_known_names(name: str | None, kind: str, number: int) -> None:
     """A name, with a number where there may be several."""
-    assert (kind, number) == (Device.of(name).kind, Device.of(name).number)
+    assert (kind, number) == (Device.of(name).kind, Device.of(name).device_id)
 
 
 @pytest.mark.parametrize(

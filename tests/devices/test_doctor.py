@@ -16,7 +16,7 @@ from fake_runtimes import CPU, CUDA, Install
 
 from hivellm_ort import __version__
 from hivellm_ort.cli.main import main
-from hivellm_ort.engine.cpu import cpu_flags
+from hivellm_ort.engine.environment import cpu_flags
 
 CPUINFO_X86 = (
     "processor\t: 0\nmodel name\t: a CPU\nflags\t\t: fpu avx2 avx512_vnni amx_int8\n\nprocessor\t: 1\n"

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from hivellm_ort import ProviderError
-from hivellm_ort.engine import nvidia
-from hivellm_ort.engine.providers import import_onnxruntime
+from hivellm_ort.engine import providers
+from hivellm_ort.engine.environment import import_onnxruntime
 
 Installed = Callable[..., None]
 
@@ -154,7 +154,7 @@ def test_anything_else(error: Exception, installed: Installed, broken: Callable[
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], None]]:
     """Make the NVIDIA driver's library be this."""
-    nvidia.cuda_devices.cache_clear()
+    providers.cuda_devices.cache_clear()
 
     def install(library: Any) -> None:
         def load(_: str) -> Any:
@@ -165,7 +165,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], None]]:
         monkeypatch.setattr("ctypes.CDLL", load)
 
     yield install
-    nvidia.cuda_devices.cache_clear()
+    providers.cuda_devices.cache_clear()
 
 
 class _Driver:
@@ -191,4 +191,4 @@ def test_what_the_driver_shows(
 ) -> None:
     """No library, a library that does not start, and a number of GPUs are told apart."""
     driver(library)
-    assert expected == nvidia.cuda_devices()
+    assert expected == providers.cuda_devices()

@@ -9,8 +9,7 @@ import pytest
 from fake_runtimes import COREML, CPU, CUDA, DML, Install, bundle
 
 from hivellm_ort import ProviderError
-from hivellm_ort.engine.devices import Device
-from hivellm_ort.engine.placement import choose_placement
+from hivellm_ort.engine.devices import Device, choose_placement
 
 
 @pytest.mark.parametrize(
@@ -49,7 +48,7 @@ def test_named_device(device: str, target: str, runtime: Install) -> None:
     """A device that runs the target's graphs is taken as it was named."""
     runtime(CUDA, DML, COREML, gpus=2)
     found = choose_placement(Device.of(device), bundle(target))
-    assert (device.partition(":")[0], Device.of(device).number) == (found.provider.device, found.number)
+    assert (device.partition(":")[0], Device.of(device).device_id) == (found.provider.device, found.device_id)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +71,7 @@ def test_graphs_for_another_provider(device: str, target: str, cure: str, runtim
     assert cure in str(caught.value)
     assert "fallback=True" in str(caught.value)
     allowed = choose_placement(Device.of(device, fallback=True), bundle(target))
-    assert (CPU, True) == (allowed.provider.name, allowed.instead)
+    assert (CPU, True) == (allowed.provider.name, allowed.is_fallback)
 
 
 def test_target_of_another_version() -> None:
@@ -98,7 +97,7 @@ def test_provider_that_is_not_there(
 ) -> None:
     """The message says what is installed and what to install, or where the provider exists."""
     runtime()
-    monkeypatch.setattr("hivellm_ort.engine.provider_table.sys.platform", system)
+    monkeypatch.setattr("hivellm_ort.engine.environment.sys.platform", system)
     with pytest.raises(ProviderError, match=message):
         choose_placement(Device.of(device), bundle(target))
 
@@ -166,8 +165,8 @@ def test_half_precision_on_a_cpu(
             with pytest.raises(ProviderError, match=f"computes in {dtype}"):
                 choose_placement(Device.of(device), config)
         else:
-            assert not choose_placement(Device.of(device), config).instead
-        assert refused == choose_placement(Device.of(device, fallback=True), config).instead
+            assert not choose_placement(Device.of(device), config).is_fallback
+        assert refused == choose_placement(Device.of(device, fallback=True), config).is_fallback
 
 
 def test_options_for_the_cpu(runtime: Install) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 from hivellm_ort.adapters.prepared_adapter import PreparedAdapter
 from hivellm_ort.engine.adapters import BoundAdapter
 from hivellm_ort.engine.decoder import Decoder
-from hivellm_ort.engine.placement import Placement
-from hivellm_ort.engine.provider_table import CPU
+from hivellm_ort.engine.devices import Placement
+from hivellm_ort.engine.providers import CPU
 from hivellm_ort.engine.session import Engine
 
 FORMS = [
@@ -30,9 +30,10 @@ DEVICE = Placement(replace(CPU, memory="cpu"))
 """The CPU as a device with memory of its own: buffers are OrtValues, bound whole or by their address."""
 
 CAPTURED = Placement(
-    replace(CPU, memory="cpu", recording="enable_cuda_graph"), options=(("enable_cuda_graph", "1"),)
+    replace(CPU, memory="cpu", graph_capture_option="enable_cuda_graph"),
+    options=(("enable_cuda_graph", "1"),),
 )
-"""The same as a device that records runs and repeats them, as CUDA does with CUDA graphs."""
+"""The same as a device that captures runs and replays them, as CUDA does with CUDA graphs."""
 
 
 class Bundles:
@@ -88,7 +89,7 @@ def course(decoder: Decoder, adapters: dict[str, BoundAdapter | None]) -> list[n
         note(decoder.append(0, [token]))
     assert 0 == decoder.start(1, dora, 400, long)
     note(decoder.append(1, long))
-    decoder.keep(1, long)
+    decoder.save_prefix(1, long)
     for seed in (5, 6):
         note(decoder.step(tokens(2, seed)))
     assert 0 == decoder.start(2, none, 100, middle)
@@ -96,7 +97,7 @@ def course(decoder: Decoder, adapters: dict[str, BoundAdapter | None]) -> list[n
     for seed in range(7, 11):
         note(decoder.step(tokens(3, seed)))
     guess = tokens(13, 11)
-    note(decoder.append(0, guess, wanted=len(guess)))
+    note(decoder.append(0, guess, logits_to_keep=len(guess)))
     read = len(short) + 8 + 2 + 4
     decoder.truncate(0, read + 4)  # three of the guess were right
     note(decoder.step(tokens(3, 12)))
@@ -110,10 +111,10 @@ def course(decoder: Decoder, adapters: dict[str, BoundAdapter | None]) -> list[n
     assert taken == 320
     note(decoder.append(2, again[taken:]))
     note(decoder.step(tokens(3, 18)))
-    decoder.rest()
+    decoder.free_rows()
     other = [*long[:100], *tokens(50, 19)]
     taken = decoder.start(0, dora, 200, other)
-    note(decoder.append(0, other[taken:], wanted=2))
+    note(decoder.append(0, other[taken:], logits_to_keep=2))
     note(decoder.append(0, tokens(1, 20)))
     return found
 

@@ -17,8 +17,8 @@ import pytest
 
 from hivellm_ort.contract import GREEDY_OUTPUT, LOGITS, DecoderConfig
 from hivellm_ort.engine import session
-from hivellm_ort.engine.device_arrays import Memory
-from hivellm_ort.engine.placement import Placement
+from hivellm_ort.engine.devices import Placement
+from hivellm_ort.engine.ort_values import DeviceMemory
 
 ITEM = {"float32": 4, "float16": 2, "bfloat16": 2}
 """Bytes of the float types."""
@@ -42,7 +42,7 @@ class Run:
         present: where new ones go, in the same order.
         output: what it gives besides, by name: where that goes.
         bound: everything that is bound, by name.
-        recording: number of the provider's recording that it is; None where the provider was told nothing.
+        graph_id: number of the captured graph that it is; None where the provider was told nothing.
         copied: small inputs that a device has copies of, made when they were bound.
     """
 
@@ -51,7 +51,7 @@ class Run:
     present: list[Buffer]
     output: dict[str, Buffer]
     bound: dict[str, Buffer] = field(default_factory=dict)
-    recording: int | None = None
+    graph_id: int | None = None
     copied: frozenset[str] = frozenset()
 
     @property
@@ -69,14 +69,14 @@ class Run:
         """Tokens that the longest row has before."""
         if "position_ids" in self.inputs:
             return int(self.inputs["position_ids"][:, 0].max())
-        if self.repeated:
+        if self.captured:
             return int(self.inputs["seqlens_k"].max()) + 1 - self.width
         return int(self.inputs["total_sequence_length"].max()) - self.width
 
     @property
-    def repeated(self) -> bool:
-        """Whether the provider records it, or repeats what it recorded."""
-        return self.recording is not None and self.recording >= 0
+    def captured(self) -> bool:
+        """Whether the provider captures it, or replays what it captured."""
+        return self.graph_id is not None and self.graph_id >= 0
 
     @property
     def capacity(self) -> int:
@@ -119,7 +119,7 @@ def _everywhere(run: Run, config: DecoderConfig) -> Iterator[str]:
             yield f"the graph has no {name}"
     if "seqlens_k" in inputs:
         ends = inputs["seqlens_k"] + 1
-        longest = run.capacity if run.repeated else run.begin + run.width
+        longest = run.capacity if run.captured else run.begin + run.width
         if inputs["total_sequence_length"].max() != longest:
             yield "total_sequence_length is not that of the longest row"
         if ends.max() > run.begin + run.width or ends.max() <= run.begin:
@@ -179,30 +179,30 @@ def portable(run: Run, config: DecoderConfig) -> Iterator[str]:
             yield "past and present overlap"
 
 
-class Repetition:
-    """The rules `batched`, and those of a provider that records runs and repeats them.
+class CaptureRules:
+    """The rules `batched`, and those of a provider that captures runs and replays them.
 
     Attributes:
-        recorded: by number the first run of each recording.
+        first_runs: the first run of each captured graph, by its number.
     """
 
     def __init__(self) -> None:
-        self.recorded: dict[int, Run] = {}
+        self.first_runs: dict[int, Run] = {}
 
     def __call__(self, run: Run, config: DecoderConfig) -> Iterator[str]:
         """See `Rules`."""
         yield from batched(run, config)
-        if run.recording is None:
-            yield "nothing says whether the run is to be recorded"
-        elif run.repeated:
-            yield from self._repeated(run, self.recorded.setdefault(run.recording, run))
+        if run.graph_id is None:
+            yield "nothing says whether the run is to be captured"
+        elif run.captured:
+            yield from self._captured(run, self.first_runs.setdefault(run.graph_id, run))
 
-    def _repeated(self, run: Run, first: Run) -> Iterator[str]:
+    def _captured(self, run: Run, first: Run) -> Iterator[str]:
         if run.width > 1 or run.begin == 0:
-            yield f"{run.width} tokens at {run.begin} are recorded"
+            yield f"{run.width} tokens at {run.begin} are captured"
         for name in sorted(run.bound.keys() | first.bound.keys()):
             if run.bound.get(name) != first.bound.get(name):
-                yield f"{name} is not where recording {run.recording} has it"
+                yield f"{name} is not where captured graph {run.graph_id} has it"
         # Read on the host, and so frozen.
         if run.copied != {"total_sequence_length"}:
             yield f"{sorted(run.copied)} are not where the device reads them"
@@ -278,7 +278,7 @@ class _Binding:
             present=[buffer for name, buffer in sorted(buffers.items()) if name.startswith("present.")],
             output={name: buffers[name] for name in (LOGITS, GREEDY_OUTPUT) if name in buffers},
             bound=buffers,
-            recording=number,
+            graph_id=number,
             copied=frozenset(self.copies),
         )
 
@@ -309,14 +309,14 @@ class Recording:
 
         monkeypatch.setattr(session, "start_session", recorded)
         self.device: list[Any] = []
-        zeros = Memory.zeros
+        zeros = DeviceMemory.zeros
 
-        def noted(memory: Memory, shape: tuple[int, ...], storage: Any) -> Any:
+        def noted(memory: DeviceMemory, shape: tuple[int, ...], storage: Any) -> Any:
             value = zeros(memory, shape, storage)
             self.device.append(value)
             return value
 
-        monkeypatch.setattr(Memory, "zeros", noted)
+        monkeypatch.setattr(DeviceMemory, "zeros", noted)
 
     def note(self, run: Run) -> None:
         """Look at a run."""

@@ -25,8 +25,8 @@ from hivellm_export.pipeline import export
 from hivellm_ort import Expert, ExpertManager, LoadError
 from hivellm_ort.contract import BASE_GRAPH, DECODER_JSON, GREEDY_OUTPUT, LOGITS, DecoderConfig
 from hivellm_ort.engine.capabilities import Capabilities
-from hivellm_ort.engine.placement import Placement
-from hivellm_ort.engine.provider_table import CPU
+from hivellm_ort.engine.devices import Placement
+from hivellm_ort.engine.providers import CPU
 from hivellm_ort.engine.session import Engine
 
 FORM = ("cuda", "fp16")
@@ -45,9 +45,9 @@ class Choosing:
         self._decoder, self._always = decoder, always
         self.asked: list[bool] = []
 
-    def append(self, row: int, token_ids: list[int], wanted: int = 1) -> np.ndarray:
+    def append(self, row: int, token_ids: list[int], logits_to_keep: int = 1) -> np.ndarray:
         """See `Decoder`."""
-        return self._decoder.append(row, token_ids, wanted, greedy=self._ask())
+        return self._decoder.append(row, token_ids, logits_to_keep, greedy=self._ask())
 
     def step(self, token_ids: list[int]) -> np.ndarray:
         """See `Decoder`."""
@@ -203,7 +203,7 @@ def load(
 
     def start(greedy: bool) -> Asked:
         def of(cls: type[Capabilities], *arguments: Any) -> Capabilities:
-            return dataclasses.replace(capabilities(cls, *arguments), greedy=greedy)
+            return dataclasses.replace(capabilities(cls, *arguments), greedy_output=greedy)
 
         monkeypatch.setattr(Capabilities, "of", classmethod(of))
         config = DecoderConfig.from_file(cuda["bundle"] / DECODER_JSON)

@@ -12,9 +12,9 @@ from forms import Bundles, tokens
 from hivellm_ort import ContextLengthError, InferenceError, LoadError, ProviderError
 from hivellm_ort.contract import DECODER_JSON, DecoderConfig
 from hivellm_ort.engine.capabilities import Capabilities
-from hivellm_ort.engine.device_arrays import Memory
-from hivellm_ort.engine.placement import Placement
-from hivellm_ort.engine.provider_table import CPU, PROVIDERS
+from hivellm_ort.engine.devices import Placement
+from hivellm_ort.engine.ort_values import DeviceMemory
+from hivellm_ort.engine.providers import CPU, PROVIDERS
 from hivellm_ort.engine.session import Engine
 
 Change = Callable[[DecoderConfig], DecoderConfig]
@@ -75,6 +75,19 @@ def test_input_that_is_missing(bundles: Bundles) -> None:
         Engine(folder, dataclasses.replace(config, graph=graph), placement=Placement(CPU))
 
 
+def essentials(found: Capabilities) -> tuple[Any, ...]:
+    """What the targets differ in."""
+    return (
+        found.batch,
+        found.multi_token_append,
+        found.buckets,
+        found.max_length,
+        found.past_present_share_buffer,
+        found.one_logits_row,
+        found.total_sequence_length,
+    )
+
+
 def test_capabilities_of_the_targets(bundles: Bundles) -> None:
     """What `decoder.json` says, and where the provider has its memory, is all that the decoder goes by."""
     found = {
@@ -90,21 +103,17 @@ def test_capabilities_of_the_targets(bundles: Bundles) -> None:
         }.items()
     }
     cpu, cuda, dml, coreml, other = found.values()
-    own = {"cache_type": cuda.cache_type, "memory": Memory("cuda", 1), "greedy": True}
+    own = {"cache_type": cuda.cache_type, "memory": DeviceMemory("cuda", 1), "greedy_output": True}
     assert cuda == dataclasses.replace(cpu, **own)
-    assert (True, True, (), None, False, False, ()) == (
-        cpu.batch, cpu.append, cpu.buckets, cpu.max_length, cpu.new_tokens, cpu.one_logit, cpu.total,
-    )  # fmt: skip
-    assert (False, False, (1, 64, 256, 512), 512, False, True, (1,)) == (
-        dml.batch, dml.append, dml.buckets, dml.max_length, dml.new_tokens, dml.one_logit, dml.total,
-    )  # fmt: skip
-    assert (False, True, (1, 16, 64, 256), 512, True, False, None) == (
-        coreml.batch, coreml.append, coreml.buckets, coreml.max_length, coreml.new_tokens, coreml.one_logit,
-        coreml.total,
-    )  # fmt: skip
-    assert [None, "cuda", "dml", None, "cuda"] == [can.memory and can.memory.device for can in found.values()]
+    assert (True, True, (), None, True, False, ()) == essentials(cpu)
+    assert (False, False, (1, 64, 256, 512), 512, True, True, (1,)) == essentials(dml)
+    assert (False, True, (1, 16, 64, 256), 512, False, False, None) == essentials(coreml)
+    assert [None, "cuda", "dml", None, "cuda"] == [
+        one.memory and one.memory.device_type for one in found.values()
+    ]
     assert [None, "cuda", "dml", None, None] == [
-        can.cache.memory and can.cache.memory.device for can in (cpu, cuda, dml, coreml, other)
+        spec.memory and spec.memory.device_type
+        for spec in (one.kv_cache_spec for one in (cpu, cuda, dml, coreml, other))
     ]
 
 

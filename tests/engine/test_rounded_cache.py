@@ -8,7 +8,7 @@ from forms import Bundles, tokens
 
 from hivellm_ort import ProviderError
 from hivellm_ort.engine.decoder import Decoder
-from hivellm_ort.engine.providers import import_onnxruntime
+from hivellm_ort.engine.environment import import_onnxruntime
 
 FORM = ("cpu", "fp32+int8")
 PROMPT = tokens(200, 1)
@@ -45,7 +45,7 @@ def test_a_kept_prefix(bundles: Bundles) -> None:
     """What is kept of a row is what another one would have read."""
     decoder, adapter = begun(bundles)
     whole = read(decoder, adapter)
-    decoder.keep(0, PROMPT)
+    decoder.save_prefix(0, PROMPT)
     taken = decoder.start(0, adapter, 220, PROMPT)  # type: ignore[arg-type]
     assert len(PROMPT) - 2 == taken
     logits = decoder.append(0, PROMPT[taken:])
@@ -61,7 +61,7 @@ def test_rows_together(bundles: Bundles) -> None:
         decoder.start(0, adapter, 220)  # type: ignore[arg-type]
         decoder.append(0, prompt)
         alone.append([decoder.append(0, [token])[0].copy() for token in tokens(4, 3)])
-    decoder.rest()
+    decoder.free_rows()
     for row, prompt in enumerate(prompts):
         decoder.start(row, adapter, 120)  # type: ignore[arg-type]
         decoder.append(row, prompt)

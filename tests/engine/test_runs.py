@@ -14,8 +14,8 @@ from recording import RULES, Buffer, Recording, Run
 from hivellm_ort import InferenceError
 from hivellm_ort.contract import DECODER_JSON, LOGITS, DecoderConfig
 from hivellm_ort.engine import decoder as decoding
-from hivellm_ort.engine.placement import Placement
-from hivellm_ort.engine.provider_table import CPU
+from hivellm_ort.engine.devices import Placement
+from hivellm_ort.engine.providers import CPU
 
 Record = Callable[[str, str], Recording]
 
@@ -119,7 +119,7 @@ def test_a_short_rest_behind_a_kept_prefix(bundles: Bundles, record: Record) -> 
     prompt = tokens(60, 1)
     decoder.start(0, None, 100, prompt)
     decoder.append(0, prompt)
-    decoder.keep(0, prompt)
+    decoder.save_prefix(0, prompt)
     for rest, taken in ((0, 58), (3, 60), (20, 0)):
         again = [*prompt, *tokens(rest, 2)]
         assert taken == decoder.start(0, None, 100, again)
@@ -259,7 +259,9 @@ def test_a_forbidden_run_of_the_decoder_is_recorded(
     """A decoder that takes DirectML for able to append is caught in the act."""
     recording = record("dml", "fp16")
     engine = bundles.engine("dml", "fp16")
-    monkeypatch.setattr(engine, "_capabilities", dataclasses.replace(engine._capabilities, append=True))
+    monkeypatch.setattr(
+        engine, "_capabilities", dataclasses.replace(engine._capabilities, multi_token_append=True)
+    )
     decoder = engine.decoder(adapters=False)
     decoder.start(0, None, 100)
     decoder.append(0, tokens(5, 1))

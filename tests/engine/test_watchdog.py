@@ -33,28 +33,28 @@ def options() -> SimpleNamespace:
     return SimpleNamespace(terminate=False)
 
 
-def test_an_unwanted_run_is_ended_in_time() -> None:
-    """A run that lasts is ended where it is not wanted, and its options serve again."""
+def test_a_cancelled_run_is_ended_in_time() -> None:
+    """A run that lasts is ended if it is cancelled, and its options serve again."""
     watchdog, shared = Watchdog(lambda: True), options()
     for _ in range(2):
         begin = time.monotonic()
         with pytest.raises(InterruptedRunError):
             watchdog.run(Session(30), None, shared)
-        assert module._SHORT < time.monotonic() - begin < module.END_SECONDS + 1
+        assert module._GRACE_SECONDS < time.monotonic() - begin < module.END_SECONDS + 1
         assert shared.terminate is False
     watchdog.close()
 
 
-def test_a_wanted_run_is_left_alone() -> None:
-    """A run that is wanted ends by itself; what it raises is its own."""
+def test_another_run_is_left_alone() -> None:
+    """A run that is not cancelled ends by itself; what it raises is its own."""
     asked: list[int] = []
 
-    def unwanted() -> bool:
+    def cancelled() -> bool:
         asked.append(1)
         return False
 
-    watchdog = Watchdog(unwanted)
-    watchdog.run(Session(module._SHORT + 0.2), None, options())
+    watchdog = Watchdog(cancelled)
+    watchdog.run(Session(module._GRACE_SECONDS + 0.2), None, options())
     assert [] != asked
     with pytest.raises(RuntimeError, match="Exiting"):
         watchdog.run(Session(30), None, SimpleNamespace(terminate=True))
@@ -63,7 +63,7 @@ def test_a_wanted_run_is_left_alone() -> None:
 
 def test_short_runs_are_never_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs that are short go on though nobody wants them, however many there are in a row."""
-    monkeypatch.setattr(module, "_SHORT", 30.0)
+    monkeypatch.setattr(module, "_GRACE_SECONDS", 30.0)
     watchdog = Watchdog(lambda: True)
     end = time.monotonic() + 0.3
     while time.monotonic() < end:
@@ -73,18 +73,18 @@ def test_short_runs_are_never_asked_about(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_the_end_of_a_run_is_not_meant_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that ends while the watchdog asks about it is over, and the next one goes on."""
-    monkeypatch.setattr(module, "_SHORT", 0.05)
+    monkeypatch.setattr(module, "_GRACE_SECONDS", 0.05)
     asked, answer = threading.Event(), threading.Event()
 
-    def unwanted() -> bool:
+    def cancelled() -> bool:
         asked.set()
         answer.wait()
         return True
 
-    watchdog, shared = Watchdog(unwanted), options()
+    watchdog, shared = Watchdog(cancelled), options()
     watchdog.run(Session(0.25), None, shared)
     assert asked.is_set()
-    monkeypatch.setattr(module, "_SHORT", 30.0)
+    monkeypatch.setattr(module, "_GRACE_SECONDS", 30.0)
     threading.Timer(0.05, answer.set).start()
     watchdog.run(Session(0.2), None, shared)
     assert shared.terminate is False
@@ -94,20 +94,20 @@ def test_the_end_of_a_run_is_not_meant_for_the_next(monkeypatch: pytest.MonkeyPa
 def test_who_cannot_say_does_not_want_it() -> None:
     """A function that raises ends the run: whoever runs asks again, and is told."""
 
-    def unwanted() -> bool:
+    def cancelled() -> bool:
         raise SystemExit("no answer")
 
-    watchdog = Watchdog(unwanted)
+    watchdog = Watchdog(cancelled)
     with pytest.raises(InterruptedRunError):
         watchdog.run(Session(30), None, options())
     with pytest.raises(InterruptedRunError):
-        watchdog.require_wanted()
+        watchdog.raise_if_cancelled()
     watchdog.close()
 
 
 def test_the_thread_sleeps_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread sleeps while there are no runs, wakes for the next one, and ends when it is told to."""
-    monkeypatch.setattr(module, "_QUIET", 0.1)
+    monkeypatch.setattr(module, "_QUIET_SECONDS", 0.1)
     watchdog = Watchdog(lambda: True)
     for _ in range(2):
         watchdog.run(Session(0.01), None, options())

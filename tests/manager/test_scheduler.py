@@ -18,6 +18,7 @@ from support.running import PROMPT, Packages, held, slowed
 
 from hivellm_ort import ExpertManager, InferenceError, OutOfMemoryError, TextStream
 from hivellm_ort.engine import decoder as decoder_module
+from hivellm_ort.engine.forward_pass import ForwardPass
 from hivellm_ort.serving.generation import Generation
 
 LONG: dict[str, Any] = {"max_tokens": 400, "prompt_lookup": False}
@@ -206,7 +207,7 @@ def test_failing_processor(manager: ExpertManager, error: type[BaseException]) -
 def test_failing_pass(manager: ExpertManager, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rows of a pass that fails get its error; those that come later, and those that wait, are answered."""
     expected = manager.generate("dora", PROMPT, max_tokens=10).tokens
-    original, broken = decoder_module._Pass.run, threading.Event()
+    original, broken = ForwardPass.run, threading.Event()
 
     def run(self: Any, token_ids: Any, *others: Any, **options: Any) -> Any:
         if len(token_ids) == 8 and not broken.is_set():
@@ -214,7 +215,7 @@ def test_failing_pass(manager: ExpertManager, monkeypatch: pytest.MonkeyPatch) -
             raise InferenceError("broken")
         return original(self, token_ids, *others, **options)
 
-    monkeypatch.setattr(decoder_module._Pass, "run", run)
+    monkeypatch.setattr(ForwardPass, "run", run)
     streams = [manager.generate_stream("dora", PROMPT, max_tokens=10, processors=[slowed]) for _ in range(10)]
     ends: list[str] = []
     for stream in streams:

@@ -192,7 +192,7 @@ def test_a_long_prompt_goes_on(expert: Expert) -> None:
     assert decoder is not None
     running = expert.generate_stream(PROMPT, **LONG)
     next(running)
-    runs, plain = [], watchdog.require_wanted
+    runs, plain = [], watchdog.raise_if_cancelled
 
     def third() -> None:
         """Cancel the other row between two runs."""
@@ -201,7 +201,7 @@ def test_a_long_prompt_goes_on(expert: Expert) -> None:
             running.cancel()
         plain()
 
-    watchdog.require_wanted = third  # type: ignore[method-assign]
+    watchdog.raise_if_cancelled = third  # type: ignore[method-assign]
     result = expert.generate(long, **OPTIONS)
     assert "cancelled" == (list(running), running.result.finish_reason)[1]
     # One question between every two runs, as without the end of the other: nothing was read again.

@@ -220,7 +220,7 @@ def test_growing_cache_changes_nothing(lora: Expert, monkeypatch: pytest.MonkeyP
     """A cache that grows many times gives the logits of one that is large from the start."""
     token_ids = prompt_ids(lora, PROMPT)
     large = list(greedy(lora, token_ids, steps=200, capacity=CONTEXT))
-    monkeypatch.setattr(decoder, "_GROWTH", 8)
+    monkeypatch.setattr(decoder, "_CAPACITY_STEP", 8)
     grown = list(greedy(lora, token_ids, steps=200, capacity=1))
     assert [token for token, _ in large] == [token for token, _ in grown]
     assert max(np.abs(a - b).max() for (_, a), (_, b) in zip(large, grown, strict=True)) < 1e-5

@@ -17,7 +17,7 @@ from support.earley import read
 from support.running import PROMPT, Packages, engine_of
 
 from hivellm_ort import Expert, ExpertManager, Grammar, GrammarError, InferenceError, LoadError
-from hivellm_ort.engine import decoder
+from hivellm_ort.engine.forward_pass import ForwardPass
 
 PLAN = {
     "type": "object",
@@ -133,13 +133,13 @@ def test_mixed_grammars_in_one_batch(manager: ExpertManager) -> None:
 def test_forced_tokens_save_passes(lora: Expert, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the grammar leaves no choice about is read together with what follows, in one pass."""
     passes: list[int] = []
-    run = decoder._Pass.run
+    run = ForwardPass.run
 
     def counted(self: Any, token_ids: Any, *rest: Any, **options: Any) -> Any:
         passes.append(len(token_ids[0]))
         return run(self, token_ids, *rest, **options)
 
-    monkeypatch.setattr("hivellm_ort.engine.decoder._Pass.run", counted)
+    monkeypatch.setattr(ForwardPass, "run", counted)
     result = lora.generate(PROMPT, json_schema=PLAN, max_tokens=200, prompt_lookup=False)
     assert result.forced_tokens > 20
     assert len(passes) == result.completion_tokens - result.forced_tokens
@@ -148,7 +148,7 @@ def test_forced_tokens_save_passes(lora: Expert, monkeypatch: pytest.MonkeyPatch
 
 def test_a_choice_of_one_is_not_even_read(lora: Expert, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where every token is forced no pass is needed."""
-    monkeypatch.setattr("hivellm_ort.engine.decoder._Pass.run", None)
+    monkeypatch.setattr(ForwardPass, "run", None)
     result = lora.generate(PROMPT, choice=["select from"])
     assert ("select from", "grammar", True) == (result.text, result.finish_reason, result.grammar_complete)
     assert result.completion_tokens == result.forced_tokens

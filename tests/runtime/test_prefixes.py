@@ -9,7 +9,7 @@ import pytest
 from support.running import PROMPT, Packages, engine_of, held
 
 from hivellm_ort import Expert, ExpertManager
-from hivellm_ort.engine.prefixes import PrefixCache
+from hivellm_ort.engine.prefix_cache import PrefixCache
 
 LONG = "select name, age and city from users where age is over thirty, " * 3
 OPTIONS: dict[str, Any] = {"temperature": 0, "max_tokens": 20}

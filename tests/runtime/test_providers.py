@@ -14,10 +14,10 @@ from support.running import PROMPT, Packages, engine_of, engines, held
 from hivellm_ort import Expert, ExpertManager, ProviderError
 from hivellm_ort.cli.main import main
 from hivellm_ort.contract import ADAPTER_GRAPH
-from hivellm_ort.engine.ort_session import start_session
-from hivellm_ort.engine.placement import Placement
-from hivellm_ort.engine.provider_table import Provider
-from hivellm_ort.engine.providers import distributions, import_onnxruntime
+from hivellm_ort.engine.devices import Placement
+from hivellm_ort.engine.environment import distributions, import_onnxruntime
+from hivellm_ort.engine.providers import Provider
+from hivellm_ort.engine.session import start_session
 
 
 @pytest.fixture

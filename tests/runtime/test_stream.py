@@ -11,7 +11,7 @@ import pytest
 from support.running import PROMPT, Packages, active, engine_of, slowed
 
 from hivellm_ort import Expert, InferenceError
-from hivellm_ort.engine import decoder
+from hivellm_ort.engine.forward_pass import ForwardPass
 
 
 def test_pieces_are_the_text(lora: Expert) -> None:
@@ -150,14 +150,14 @@ def test_error_in_the_middle(lora: Expert) -> None:
 def test_a_pass_that_fails(lora: Expert, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the model itself fails every request of that pass has the error, and later ones are answered."""
     expected = lora.generate(PROMPT, max_tokens=20)
-    run = decoder._Pass.run
+    run = ForwardPass.run
 
     def fail(self: Any, token_ids: Any, *rest: Any, **options: Any) -> Any:
         if len(token_ids) == 2:
             raise InferenceError("the pass failed")
         return run(self, token_ids, *rest, **options)
 
-    monkeypatch.setattr(decoder._Pass, "run", fail)
+    monkeypatch.setattr(ForwardPass, "run", fail)
     streams = [lora.generate_stream(PROMPT, max_tokens=20, processors=[slowed]) for _ in range(2)]
     for stream in streams:
         with pytest.raises(InferenceError, match="the pass failed"):

@@ -80,7 +80,7 @@ class Model:
         return logits.argmax(axis=-1) if greedy and self.chooses else logits
 
     def append(
-        self, row: int, token_ids: Sequence[int], wanted: int = 1, *, greedy: bool = False
+        self, row: int, token_ids: Sequence[int], logits_to_keep: int = 1, *, greedy: bool = False
     ) -> np.ndarray:
         """See `Model`."""
         self.passes.append(len(token_ids))
@@ -88,7 +88,7 @@ class Model:
         for token in token_ids:
             self.texts[row] += chr(token)
             texts.append(self.texts[row])
-        return self._scores(texts[-wanted:], greedy)
+        return self._scores(texts[-logits_to_keep:], greedy)
 
     def step(self, token_ids: Sequence[int], *, greedy: bool = False) -> np.ndarray:
         """See `Model`."""
@@ -105,7 +105,7 @@ class Model:
         """See `Model`."""
         self.texts[target] = self.texts[source]
 
-    def keep(self, row: int, token_ids: Sequence[int]) -> None:
+    def save_prefix(self, row: int, token_ids: Sequence[int]) -> None:
         """What it has read is the beginning of what the loop says it has."""
         text = "".join(map(chr, token_ids))
         assert text.startswith(self.texts[row])

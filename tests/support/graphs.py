@@ -40,7 +40,7 @@ class GraphRun:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        bound = {} if adapter is None else BoundAdapter(adapter, self.config).values
+        bound = {} if adapter is None else BoundAdapter(adapter, self.config).inputs
         self.adapter = {key: value.numpy().astype(dtype) for key, value in bound.items()}
         numbers = self.config.architecture
         (capacity,) = self.form.shapes.get("max_length", (64,))

@@ -90,9 +90,9 @@ def check_adapter(
     generator = torch.Generator().manual_seed(0)
     worst = 0.0
     for site in sites:
-        share, floor = _ALLOWED[bound.values[site.lora_A].kind.name]
+        share, floor = _ALLOWED[bound.inputs[site.lora_A].element_type.name]
         x = torch.randn(_ROWS, site.in_features, generator=generator)
-        values = {name: torch.from_numpy(bound.values[name].numpy()) for name in site.inputs}
+        values = {name: torch.from_numpy(bound.inputs[name].numpy()) for name in site.inputs}
         low = (x @ values[site.lora_A]) * values[site.gate]
         begin = 0
         for part in site.parts:

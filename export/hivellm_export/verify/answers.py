@@ -13,7 +13,7 @@ from transformers import DynamicCache
 
 from hivellm_ort.contract import DecoderConfig, past_names
 from hivellm_ort.engine.adapters import BoundAdapter
-from hivellm_ort.engine.device_arrays import CACHE_TYPES
+from hivellm_ort.engine.ort_values import CACHE_TYPES
 from hivellm_ort.engine.session import Engine
 
 __all__ = ["PROMPTS", "Answers", "Pass", "bundle_pass", "prompts", "reference_pass"]
@@ -148,12 +148,12 @@ def bundle_pass(
     begin = max(count - _STEPS, 1)
     logits = [decoder.append(0, token_ids[:begin], begin).copy()]
     logits += [decoder.step([token]).copy() for token in token_ids[begin:]]
-    decoder.keep(0, token_ids)
+    decoder.save_prefix(0, token_ids)
     saved, length = engine.prefixes.find("" if adapter is None else adapter.digest, token_ids)
     engine.prefixes.clear()
     cache = None
     if saved is not None and length == count:
-        cache = CACHE_TYPES[config.graph.cache_dtype].widen(saved.block)
+        cache = CACHE_TYPES[config.graph.cache_dtype].widen(saved.keys_values)
         numbers = config.architecture
         names = [name for layer in range(numbers.num_hidden_layers) for name in past_names(layer)]
         for values, name in zip(cache, names, strict=True):

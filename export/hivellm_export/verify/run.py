@@ -25,8 +25,7 @@ from hivellm_export.verify.weights import Array, BundleWeights, check_weights, c
 from hivellm_ort import Expert
 from hivellm_ort.contract import DECODER_JSON, DecoderConfig, Site
 from hivellm_ort.engine.adapters import BoundAdapter
-from hivellm_ort.engine.devices import Device
-from hivellm_ort.engine.placement import choose_placement
+from hivellm_ort.engine.devices import Device, choose_placement
 from hivellm_ort.engine.session import Engine
 from hivellm_ort.errors import ExpertError, ExportError, InferenceError
 from hivellm_ort.progress import progress_bar

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from hivellm_ort import AdapterError
 from hivellm_ort.adapters.prepared_adapter import PreparedAdapter, PreparedModule
 from hivellm_ort.engine.adapters import BoundAdapter
-from hivellm_ort.engine.device_arrays import FLOAT_TYPES, Memory, Tensor
+from hivellm_ort.engine.ort_values import FLOAT_TYPES, DeviceMemory, Tensor
 
 LARGEST = float(ml_dtypes.finfo(ml_dtypes.bfloat16).max)
 
@@ -37,15 +37,15 @@ def test_values_beyond_the_largest(name: str, value: float) -> None:
 
 
 @pytest.mark.parametrize("name", FLOAT_TYPES)
-@pytest.mark.parametrize("memory", [None, Memory("cpu")], ids=["host", "device"])
-def test_values_to_bind(name: str, memory: Memory | None) -> None:
+@pytest.mark.parametrize("memory", [None, DeviceMemory("cpu")], ids=["host", "device"])
+def test_values_to_bind(name: str, memory: DeviceMemory | None) -> None:
     """An OrtValue of the type, in each memory made once."""
     kind, values = FLOAT_TYPES[name], np.array([[1, -2.5, 0.125]], np.float32)
     tensor = Tensor(kind.cast(values), kind)
-    value = tensor.value(memory)
+    value = tensor.ort_value(memory)
     assert f"tensor({name.replace('32', '')})" == value.data_type()
     assert [1, 3] == list(value.shape())
-    assert value is tensor.value(memory)
+    assert value is tensor.ort_value(memory)
     assert np.array_equal(values, tensor.numpy())
 
 
@@ -58,9 +58,11 @@ def test_adapter_has_the_type_of_the_graph(form: tuple[str, str], bundles: Bundl
     found = bundles.adapters(*form, engine)["dora"]
     assert expected is not None
     assert found is not None
-    assert {engine.config.graph.adapter_dtype} == {tensor.kind.name for tensor in found.values.values()}
-    for name, tensor in found.values.items():
-        difference = np.abs(expected.values[name].numpy() - tensor.numpy()).max()
+    assert {engine.config.graph.adapter_dtype} == {
+        tensor.element_type.name for tensor in found.inputs.values()
+    }
+    for name, tensor in found.inputs.items():
+        difference = np.abs(expected.inputs[name].numpy() - tensor.numpy()).max()
         assert difference <= {"fp32": 0, "fp16": 2e-3, "bf16": 2e-2}[form[1]]
     if form[1] != "fp32":
         assert 0.5 == pytest.approx(found.nbytes / expected.nbytes, rel=0.1)

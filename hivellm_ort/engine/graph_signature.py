@@ -1,6 +1,7 @@
-"""Whether a session takes and gives what `decoder.json` says: names, types, shapes.
+"""Compare the inputs and outputs of a graph with `decoder.json`: names, types, shapes.
 
-ONNX Runtime compares what is bound with the graph's own inputs, but in the first run, and after the buffers are made.
+ONNX Runtime compares what is bound with the inputs of the graph, but only in the first run. By then all buffers are
+allocated.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from hivellm_ort.contract import (
     present_names,
 )
 
-__all__ = ["interface_fault"]
+__all__ = ["signature_fault"]
 
 _Size = int | str
-"""A number; or the name of a dimension that is free."""
+"""A number, or the name of a dimension that may have any."""
 
 _Values = Mapping[str, tuple[str, tuple[_Size, ...]]]
-"""Type, as ONNX Runtime names it, and shape by name."""
+"""The type, as ONNX Runtime names it, and the shape of each value by name."""
 
 _TYPES = {
     "float32": "tensor(float)",
@@ -33,13 +34,16 @@ _TYPES = {
 _INT32 = ("seqlens_k", "total_sequence_length")
 
 
-def interface_fault(session: Any, config: DecoderConfig, *, adapters: bool) -> str | None:
-    """What of a graph goes against `decoder.json`; None where nothing does.
+def signature_fault(session: Any, config: DecoderConfig, *, adapters: bool) -> str | None:
+    """Find a difference between a graph and `decoder.json`.
 
     Args:
-        session: of ONNX Runtime.
-        config: of its bundle.
-        adapters: whether the graph is to take adapter weights at every site.
+        session: An `onnxruntime.InferenceSession` of the graph.
+        config: The `decoder.json` of its bundle.
+        adapters: Whether the graph must take adapter weights at every site.
+
+    Returns:
+        What differs, as the end of a sentence about the graph. None if nothing differs.
     """
     return next(_faults(session, config, adapters=adapters), None)
 
@@ -52,24 +56,24 @@ def _faults(session: Any, config: DecoderConfig, *, adapters: bool) -> Iterator[
 
 
 def _differences(
-    what: str, found: Mapping[str, tuple[str, Sequence[Any]]], promised: _Values, *, exact: bool = True
+    role: str, found: Mapping[str, tuple[str, Sequence[Any]]], described: _Values, *, exact: bool = True
 ) -> Iterator[str]:
-    """Every difference.
+    """Find every difference.
 
-    Where not `exact`, the graph may have more than is promised, as of a later version, and a dimension that has a
-    number on one side may be free on the other.
+    Unless `exact`, the graph may have more values than `decoder.json` says, as in a later version, and a dimension
+    that is a number on one side may be free on the other.
     """
-    for name in promised:
+    for name in described:
         if name not in found:
-            yield f"has no {what} {name}, which decoder.json promises"
+            yield f"has no {role} {name}, which decoder.json promises"
     for name, (kind, shape) in found.items():
-        if name not in promised:
+        if name not in described:
             if exact:
-                yield f"has an {what} {name[:200]!a} that decoder.json does not tell of"
+                yield f"has an {role} {name[:200]!a} that decoder.json does not tell of"
             continue
-        wanted, sizes = promised[name]
+        wanted, sizes = described[name]
         if kind != wanted:
-            yield f"has {what} {name} of {kind}, decoder.json says {wanted}"
+            yield f"has {role} {name} of {kind}, decoder.json says {wanted}"
         alike = len(shape) == len(sizes) and all(
             one == other
             if isinstance(one, int) and isinstance(other, int)
@@ -77,7 +81,7 @@ def _differences(
             for one, other in zip(shape, sizes, strict=True)
         )
         if not alike:
-            yield f"has {what} {name} of shape {_shown(shape)}, decoder.json says {_shown(sizes)}"
+            yield f"has {role} {name} of shape {_shown(shape)}, decoder.json says {_shown(sizes)}"
 
 
 def _both_free(one: object, other: object) -> bool:
@@ -89,7 +93,7 @@ def _shown(shape: Sequence[Any]) -> str:
 
 
 def _size(config: DecoderConfig, name: _Size) -> _Size:
-    """A dimension as the graph has it: a number where only one value is allowed."""
+    """Get a dimension as the graph has it: a number if only one value is allowed."""
     sizes = config.graph.shapes.get(name, ()) if isinstance(name, str) else (name,)
     return sizes[0] if len(sizes) == 1 else str(name)
 

@@ -10,9 +10,8 @@ from fake_runtimes import COREML, CPU, CUDA, DML, Install, bundle
 
 from hivellm_ort import LoadError, ProviderError
 from hivellm_ort.contract import ADAPTER_GRAPH, DecoderConfig
-from hivellm_ort.engine import ort_session
-from hivellm_ort.engine.devices import Device
-from hivellm_ort.engine.placement import choose_placement
+from hivellm_ort.engine import session
+from hivellm_ort.engine.devices import Device, choose_placement
 from hivellm_ort.engine.session import Engine
 
 RECORD = "session.record_ep_graph_assignment_info"
@@ -34,12 +33,12 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def no_amx(monkeypatch: pytest.MonkeyPatch) -> None:
     """Options are the same on every machine."""
-    monkeypatch.setattr(ort_session, "cpu_flags", lambda: {"avx2": True})
+    monkeypatch.setattr(session, "cpu_flags", lambda: {"avx2": True})
 
 
 def test_amx(folder: Path, runtime: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     """8-bit products overflow nowhere in AMX, and the exact kernels are slower."""
-    monkeypatch.setattr(ort_session, "cpu_flags", lambda: {"amx_int8": True})
+    monkeypatch.setattr(session, "cpu_flags", lambda: {"amx_int8": True})
     fake = runtime()
     Engine(folder, bundle("cpu"))._session(True)
     assert {} == fake.calls[0]["options"].entries

@@ -1,4 +1,4 @@
-"""Keys and values of earlier requests, for requests that begin like them."""
+"""The prefix cache: keys and values of earlier requests, for later requests with the same first tokens."""
 
 from __future__ import annotations
 
@@ -10,30 +10,40 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hivellm_ort.engine.device_arrays import Array
+from hivellm_ort.engine.ort_values import Array
 
 __all__ = ["PrefixCache", "SavedPrefix"]
 
-_MIN_TOKENS = 16  # fewer are read faster than they are looked up and copied
+_MIN_TOKENS = 16  # fewer are computed faster than they are found and copied
 
 
 @dataclass(frozen=True, eq=False)
 class SavedPrefix:
-    """Tokens of a row, int32 [n], and their keys and values, [2 * layers, kv_heads, n, head_dim]."""
+    """The tokens of a row, with their keys and values.
+
+    Attributes:
+        adapter: The digest of the row's adapter.
+        token_ids: The tokens, int32 [n].
+        keys_values: Their keys and values, [2 * layers, kv_heads, n, head_dim].
+    """
 
     adapter: str
     token_ids: NDArray[np.int32]
-    block: Array
+    keys_values: Array
 
 
 class PrefixCache:
-    """What rows of one base have read, by adapter and tokens; the least recently used goes first.
+    """Saved prefixes of one base, by adapter and tokens. The least recently used one leaves first.
 
-    Keys and values depend on the base and on the adapter's weights, so an entry serves only the adapter with the
-    digest it was made with. Safe to use from any thread.
+    Keys and values depend on the base and on the adapter weights, so an entry serves only the adapter whose digest
+    it has. Safe to use from any thread.
 
     Args:
-        max_bytes: most bytes of all entries; 0 keeps nothing.
+        max_bytes: The most bytes of all entries. 0 keeps nothing.
+
+    Attributes:
+        max_bytes: The most bytes of all entries.
+        hits: How often a prefix was found.
     """
 
     def __init__(self, max_bytes: int):
@@ -45,11 +55,19 @@ class PrefixCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all entries."""
+        """The bytes of all entries."""
         return self._nbytes
 
     def find(self, adapter: str, token_ids: Sequence[int]) -> tuple[SavedPrefix | None, int]:
-        """The entry that begins with most of `token_ids`, and with how many; (None, 0) for too few."""
+        """Find the entry that shares the longest prefix with a prompt.
+
+        Args:
+            adapter: The digest of the adapter.
+            token_ids: The tokens of the prompt.
+
+        Returns:
+            The entry, and how many first tokens it shares. (None, 0) if they are too few to gain anything.
+        """
         with self._lock:
             key, length = self._longest(adapter, np.array(token_ids, np.int32))
             if length < _MIN_TOKENS:
@@ -59,13 +77,13 @@ class PrefixCache:
             return self._entries[key], length
 
     def add(self, adapter: str, token_ids: Sequence[int], save: Callable[[int], Array], size: int) -> None:
-        """Keep a row's tokens, unless an entry begins with all of them already.
+        """Save the tokens of a row, unless an entry begins with all of them.
 
         Args:
-            adapter: digest of the row's adapter.
-            token_ids: the tokens the row has read.
-            save: copies the keys and values of so many tokens.
-            size: bytes of one token's keys and values.
+            adapter: The digest of the row's adapter.
+            token_ids: The tokens that the row has read.
+            save: Takes a number of tokens. Returns a copy of the keys and values of so many first tokens.
+            size: The bytes of the keys and values of one token.
         """
         ids = np.array(token_ids, np.int32)
         if len(ids) < _MIN_TOKENS or size * len(ids) > self.max_bytes:
@@ -80,22 +98,34 @@ class PrefixCache:
             self._make_room(size * len(ids))
             entry = SavedPrefix(adapter, ids, save(len(ids)))
             self._entries[id(entry)] = entry
-            self._nbytes += entry.block.nbytes
+            self._nbytes += entry.keys_values.nbytes
 
     def resize(self, max_bytes: int) -> None:
-        """Change the budget; what does not fit any more is forgotten."""
+        """Change the limit, and remove what no longer fits.
+
+        Args:
+            max_bytes: The most bytes of all entries.
+        """
         with self._lock:
             self.max_bytes = max_bytes
             self._make_room(0)
 
     def shrink(self, nbytes: int) -> None:
-        """Forget the least recently used entries until there are no more bytes than these."""
+        """Remove the least recently used entries until the others fit.
+
+        Args:
+            nbytes: The most bytes that may be left.
+        """
         with self._lock:
             while self._entries and self._nbytes > nbytes:
                 self._remove(next(iter(self._entries)))
 
     def clear(self, adapter: str | None = None) -> None:
-        """Forget the entries of one adapter, or all."""
+        """Remove entries.
+
+        Args:
+            adapter: The digest of the adapter whose entries are removed. None removes all.
+        """
         with self._lock:
             for key in [k for k, entry in self._entries.items() if adapter in (None, entry.adapter)]:
                 self._remove(key)
@@ -116,4 +146,4 @@ class PrefixCache:
             self._remove(next(iter(self._entries)))
 
     def _remove(self, key: int) -> None:
-        self._nbytes -= self._entries.pop(key).block.nbytes
+        self._nbytes -= self._entries.pop(key).keys_values.nbytes
