@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from hivellm_export.target_support import TARGETS
+from hivellm_export.libraries import prepare_libraries
+from hivellm_export.targets import TARGETS
 from hivellm_ort.cli.files import NamedPath
 from hivellm_ort.cli.output import echo, json_option, print_json
-from hivellm_ort.errors import ExportError
 
 if TYPE_CHECKING:
     from hivellm_export.verify.report import Verification
 
-__all__ = ["export", "quiet_imports"]
+__all__ = ["export"]
 
 
 @click.command()
@@ -89,7 +87,7 @@ def export(
     Exit status: 0 when everything was written; 2 when an input is wrong, or verification fails, and nothing was.
     Where standard output cannot take the report it is 2 or 141, and all was written.
     """
-    quiet_imports()
+    prepare_libraries()
     from hivellm_export.pipeline import export as run
 
     report = run(
@@ -106,8 +104,6 @@ def export(
         tokenizer=tokenizer,
         verify=verify,
     )
-    if report.unverified and verify is None:
-        echo(f"not verified: {report.unverified}", err=True)
     if as_json:
         print_json(dataclasses.asdict(report))
         return
@@ -144,25 +140,3 @@ def _say(what: str, verification: Verification) -> None:
     echo(f"verified  {what}: {answers}, {verification.seconds:.1f} s")
     for omission in verification.omitted:
         echo(f"          {omission}")
-
-
-def quiet_imports() -> None:
-    """Check that the exporter's libraries are there; bars are for terminals, and warnings the command line's."""
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")
-    missing = [
-        name for name in ("torch", "transformers", "peft", "optimum", "onnx_ir", "gguf") if not _has(name)
-    ]
-    if missing:
-        raise ExportError(f"the exporter needs {', '.join(missing)}: pip install 'hivellm-ort[export]'")
-    from transformers.utils import logging as transformers_logging
-
-    # To the handler of the command line, which escapes what a model's files have in their texts.
-    transformers_logging.disable_default_handler()
-    transformers_logging.enable_propagation()
-
-
-def _has(name: str) -> bool:
-    from importlib.util import find_spec
-
-    return find_spec(name) is not None

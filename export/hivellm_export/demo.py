@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from hivellm_export.cli import quiet_imports
+from hivellm_export.libraries import prepare_libraries
 from hivellm_ort.cli.files import NamedPath
 from hivellm_ort.cli.output import echo, json_option, print_json
 from hivellm_ort.errors import ExportError
@@ -71,7 +71,7 @@ def demo(models: Path, output: Path | None, precision: str, as_json: bool) -> No
 
     Run it in a checkout of the repository, which holds the experts in models/.
     """
-    quiet_imports()
+    prepare_libraries()
     from hivellm_export.fetch import fetch_base
     from hivellm_export.pipeline import export
 

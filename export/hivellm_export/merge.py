@@ -20,8 +20,8 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.numpy import save_file
 from torch import nn
 
-from hivellm_export.source import BaseModel
-from hivellm_export.vocabulary import fit_vocabulary
+from hivellm_export.base_model import BaseModel
+from hivellm_export.merged_vocabulary import fit_vocabulary
 from hivellm_ort.adapters.config import NEUTRAL, check_fields
 from hivellm_ort.adapters.files import (
     ADAPTER_CONFIG,

@@ -11,17 +11,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hivellm_export.bundle import write_bundle
-from hivellm_export.lower import sites_of
+from hivellm_export.base_model import BaseModel, load_base
+from hivellm_export.graph.lower import sites_of
+from hivellm_export.graph.split_qkv import split_qkv
+from hivellm_export.graph.trace import trace_decoder
 from hivellm_export.merge import merge
-from hivellm_export.output_folder import built_beside
-from hivellm_export.package import ExpertSource, write_package
-from hivellm_export.plans import Plan, plan_bundles
-from hivellm_export.source import BaseModel, load_base
-from hivellm_export.trace import trace_decoder
-from hivellm_export.unpack import unpacked
-from hivellm_export.verify.estimate import too_long
-from hivellm_export.verify.report import Verification
+from hivellm_export.packaging.bundle import write_bundle
+from hivellm_export.packaging.output_folder import built_beside
+from hivellm_export.packaging.package import ExpertSource, write_package
+from hivellm_export.targets import Plan, plan_bundles
+from hivellm_export.verify.report import Verification, too_long
 from hivellm_export.verify.run import Made, verify
 from hivellm_ort.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from hivellm_ort.adapters.prepare import Embeddings, prepare
@@ -125,7 +124,7 @@ def export(
         output: the folder to write to.
         precision: of the weights, for several targets as `TARGET=PRECISION`; one or a list. A target has a default,
             and `auto` goes by the model's size and this machine's CPU.
-        target: what the graphs are for, one or several of `hivellm_export.target_support.TARGETS`.
+        target: what the graphs are for, one or several of `hivellm_export.targets.TARGETS`.
         context: tokens of the cache, for targets of fixed shapes.
         cache: type of keys and values of target `cpu`, `int8` or None for that of the precision.
         merged: fold the one expert into the weights.
@@ -180,7 +179,7 @@ def _export(
         with _naming(sources[0]):
             model, adapter_digest = merge(model, sources[0].folder)
     joined = trace_decoder(model.model)
-    traces = [joined if plan.target.packed else unpacked(joined) for plan in plans]
+    traces = [joined if plan.target.packed else split_qkv(joined) for plan in plans]
     sites = [sites_of(trace, model.has_bias) for trace in traces]
     # Before the weights, which take minutes: most mistakes are in an adapter. Whatever the target, it is the same.
     adapters = [None if merged else _prepared(source, model, sites[0]) for source in sources]

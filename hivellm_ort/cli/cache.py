@@ -83,7 +83,7 @@ def clear(yes: bool, as_json: bool) -> None:
     store = Store()
     before = store.listing().total_bytes
     if not yes:
-        if not _on_terminal():
+        if not input_is_a_terminal():
             raise OptionError(f"clear removes {format_size(before)} and cannot ask here: pass --yes")
         click.confirm(escaped(f"Remove {format_size(before)} from {store.root}?"), abort=True, err=True)
     in_use = store.clear()
@@ -93,10 +93,6 @@ def clear(yes: bool, as_json: bool) -> None:
         return
     left = f"; {in_use} in use were left ({format_size(after)})" if in_use else ""
     echo(f"freed {format_size(before - after)}{left}")
-
-
-def _on_terminal() -> bool:
-    return input_is_a_terminal()
 
 
 def _document(entry: StoreEntry) -> dict[str, Any]:

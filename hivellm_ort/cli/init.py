@@ -86,7 +86,7 @@ def init(
     defaults = {"name": expert_name(folder), "version": "0.1.0", "base": base_name(folder)}
     # Read before anything is asked: most mistakes are in an adapter.
     manifest_document(folder, name="", version="", base={"name": ""})
-    answers = _answers(told, defaults, ask=not as_json and _on_a_terminal())
+    answers = _answers(told, defaults, ask=not as_json and input_is_a_terminal())
     base = base_model(answers["base"])
     if prompt_template is not None:
         base["prompt_template"] = prompt_template
@@ -120,10 +120,6 @@ def init(
         echo(f"note: {note}", err=True)
     echo(f"{path}  {manifest.name} {manifest.version}")
     echo(f"next: hivellm-ort pack {folder} --strict")
-
-
-def _on_a_terminal() -> bool:
-    return input_is_a_terminal()
 
 
 def _answers(told: dict[str, Any], defaults: dict[str, str | None], *, ask: bool) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from support.exporting import Refusal, copied, edit_tensors
 from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from hivellm_export.config_fields import ACTIVATIONS, ARCHITECTURES, check_config
+from hivellm_export.base_model import load_base
+from hivellm_export.huggingface.config import ACTIVATIONS, ARCHITECTURES, check_config
+from hivellm_export.huggingface.rope import ROPE_TYPES
 from hivellm_export.pipeline import export
-from hivellm_export.rope_fields import ROPE_TYPES
-from hivellm_export.source import load_base
 from hivellm_ort.errors import ExportError, UnsupportedArchitectureError
 
 ModelFolder = Callable[[str], Path]

@@ -13,8 +13,8 @@ from reading import as_five_writes, assert_same_answers
 from support import tiny
 from support.exporting import copied
 
-from hivellm_export.rope_fields import read_rope
-from hivellm_export.source import load_base
+from hivellm_export.base_model import load_base
+from hivellm_export.huggingface.rope import read_rope
 from hivellm_ort.errors import ExportError, UnsupportedArchitectureError
 
 LLAMA3 = {

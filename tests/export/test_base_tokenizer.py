@@ -326,7 +326,7 @@ def test_tokenizer_model_alone(
     model_folder: ModelFolder, refused: Refusal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tokenizer.model that cannot be converted is named, with what to do."""
-    monkeypatch.setattr("hivellm_export.tokenizer_files.find_spec", lambda name: None)
+    monkeypatch.setattr("hivellm_export.huggingface.tokenizer.find_spec", lambda name: None)
     base = copied(model_folder("llama"), tmp_path / "base")
     (base / "tokenizer.json").unlink()
     (base / "tokenizer.model").write_bytes(b"no model")

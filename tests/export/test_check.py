@@ -11,8 +11,8 @@ import onnx_ir as ir
 import pytest
 from support.exporting import copied, edit_json
 
-from hivellm_export import bundle as bundles
-from hivellm_export.check import check_bundle, check_graph
+from hivellm_export.graph.rules import check_bundle, check_graph
+from hivellm_export.packaging import bundle as bundles
 from hivellm_export.pipeline import export
 from hivellm_ort import ExportError
 from hivellm_ort.contract import ADAPTER_GRAPH, BASE_GRAPH, DECODER_JSON, DecoderConfig

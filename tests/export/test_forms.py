@@ -13,9 +13,9 @@ from safetensors.numpy import load_file, save_file
 from support import tiny
 from support.exporting import Refusal, copied, edit_json
 
-from hivellm_export.check import check_bundle
+from hivellm_export.graph.rules import check_bundle
 from hivellm_export.pipeline import export
-from hivellm_export.target_support import TARGETS, choose_target
+from hivellm_export.targets import TARGETS, choose_target
 from hivellm_ort import ExportError
 from hivellm_ort.adapters.base_weights import BaseWeights
 from hivellm_ort.contract import ADAPTER_FILE, DECODER_JSON, WEIGHTS_FILE, DecoderConfig, GraphForm

@@ -289,7 +289,7 @@ def test_more_tokens_than_rows(refused: Refusal, tmp_path: Path) -> None:
 
 def test_more_rows_than_tokens(tmp_path: Path) -> None:
     """Rows without a token, as padded embeddings have them, are part of the model."""
-    from hivellm_export.source import load_base
+    from hivellm_export.base_model import load_base
 
     keys, tensors = parts()
     for name in ("token_embd.weight", "output.weight"):

@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from support.exporting import Refusal, contents
 
 from hivellm_export.pipeline import ExportReport, export
-from hivellm_export.plans import plan_bundles
+from hivellm_export.targets import plan_bundles
 from hivellm_ort import Expert, ExportError, IntegrityError, LoadError, ProviderError
 from hivellm_ort.cli.main import main
 from hivellm_ort.contract import ADAPTER_GRAPH, DECODER_JSON, WEIGHTS_FILE

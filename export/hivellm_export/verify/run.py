@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from hivellm_export.quiet import only_errors
-from hivellm_export.source import BaseModel
+from hivellm_export.base_model import BaseModel
+from hivellm_export.libraries import only_errors
 from hivellm_export.verify.adapters import check_adapter, load_peft, merged_by_peft
 from hivellm_export.verify.answers import PROMPTS, Answers, Pass, bundle_pass, prompts, reference_pass
 from hivellm_export.verify.report import Bound, Verification, bound_of

@@ -1,8 +1,8 @@
 """Read a base model's file a second time, without the exporter's own reading.
 
-The exporter reads a base through `hivellm_export.source`. What that reads wrong is wrong in PyTorch's model too, and
-no comparison of answers would show it. So weights and rotary embedding are taken from the files here once more: from
-safetensors and `config.json` of a folder, or from the tensors and keys of a GGUF file.
+`hivellm_export.base_model` reads a base for the export. A mistake there is in PyTorch's model too, so no comparison
+of answers shows it. This module reads weights and rotary embedding again: from safetensors and `config.json` of a
+folder, or from tensors and keys of a GGUF file.
 """
 
 from __future__ import annotations

@@ -56,7 +56,6 @@ class BundleWeights:
         self.normed_attention = any(
             node.op_type == "GroupQueryAttention" and any(node.inputs[_NORMS:]) for node in graph
         )
-        self._sites = sites
         if config.merged is None:
             _check_shared(self._values, ir.load(folder / ADAPTER_GRAPH).graph.initializers, where)
         numbers = config.architecture

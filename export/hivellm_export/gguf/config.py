@@ -1,0 +1,201 @@
+"""What a GGUF file says about the architecture, as the fields of a Hugging Face configuration.
+
+Every key of the architecture is read here, is known to change nothing, or is refused by name. What a key means is
+what llama.cpp makes of it (`llama-model.cpp`, `load_hparams`).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from hivellm_export.gguf.file import GgufFile
+from hivellm_ort.errors import ExportError, UnsupportedArchitectureError
+
+__all__ = ["GGUF_ARCHITECTURES", "read_config"]
+
+GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3")
+"""Values of `general.architecture`; llama.cpp's converter writes Mistral as `llama` too."""
+
+# Read by `read_config`, below the architecture's name.
+_READ = (
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "feed_forward_length",
+    "vocab_size",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.value_length",
+    "attention.layer_norm_rms_epsilon",
+    "attention.sliding_window",
+    "rope.freq_base",
+    "rope.dimension_count",
+    "rope.scale_linear",
+    "rope.scaling.type",
+    "rope.scaling.factor",
+    "rope.scaling.attn_factor",
+    "rope.scaling.original_context_length",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
+)
+# Known, and nothing is changed by them while they have one of these values; () is any value.
+_HARMLESS: dict[str, tuple[Any, ...]] = {
+    "rope.scaling.finetuned": (),
+    "rope.scaling.alpha": (0.0,),
+    "rope.scaling.yarn_log_multiplier": (0.0,),
+    "rope.scaling.yarn_ext_factor": (1.0, -1.0),
+    "rope.scaling.yarn_attn_factor": (1.0, -1.0),
+    "attention.causal": (True,),
+    "expert_count": (0,),
+    "expert_used_count": (0,),
+    "pooling_type": (0,),
+    # The layout of q and k that every file of this architecture has.
+    "tensor_data_layout": ("Meta AI original pth",),
+}
+
+
+def read_config(file: GgufFile) -> dict[str, Any]:
+    """The fields of a Hugging Face `config.json`, `model_type` among them; without those of the tokenizer.
+
+    Raises:
+        UnsupportedArchitectureError: the architecture, or a value of it, is not one that the exporter expresses.
+        ExportError: a key is missing or has a value of the wrong type.
+    """
+    kind = file.value("general.architecture", str)
+    if kind not in GGUF_ARCHITECTURES:
+        raise UnsupportedArchitectureError(
+            f"{file.name}: general.architecture {kind!r} is not supported; supported are "
+            f"{', '.join(GGUF_ARCHITECTURES)}"
+        )
+    _check_keys(file, kind)
+
+    def positive(name: str, default: Any = ...) -> int:
+        value = file.value(f"{kind}.{name}", int, default)
+        if value is not None and value < 1:
+            raise ExportError(f"{file.name}: {kind}.{name} is {value} and must be at least 1")
+        return value
+
+    heads, width = positive("attention.head_count"), positive("embedding_length")
+    head_dim = positive("attention.key_length", width // heads)
+    for name, default in (("attention.value_length", width // heads), ("rope.dimension_count", head_dim)):
+        if positive(name, default) != head_dim:
+            raise UnsupportedArchitectureError(
+                f"{file.name}: {kind}.{name} is {positive(name, default)} and the size of a head is {head_dim}: only "
+                "heads of one size that are rotated whole are supported"
+            )
+    context, layers, inner = (
+        positive(name) for name in ("context_length", "block_count", "feed_forward_length")
+    )
+    kv_heads = positive("attention.head_count_kv", heads)
+    window = file.value(f"{kind}.attention.sliding_window", int, 0)
+    rows = _shape(file, "token_embd.weight")[0]
+    if positive("vocab_size", rows) != rows:
+        raise ExportError(
+            f"{file.name}: {kind}.vocab_size is {positive('vocab_size')} and token_embd.weight has {rows} rows"
+        )
+    _check_shapes(
+        file,
+        kind,
+        {
+            "token_embd.weight": (rows, width),
+            f"blk.{layers - 1}.ffn_gate.weight": (inner, width),
+            f"blk.{layers - 1}.attn_q.weight": (heads * head_dim, width),
+            f"blk.{layers - 1}.attn_k.weight": (kv_heads * head_dim, width),
+        },
+    )
+    config: dict[str, Any] = {
+        "model_type": kind,
+        "vocab_size": rows,
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
+        "max_position_embeddings": context,
+        "rms_norm_eps": file.value(f"{kind}.attention.layer_norm_rms_epsilon", float),
+        "rope_theta": file.value(f"{kind}.rope.freq_base", float, 10000.0),
+        "rope_scaling": _rope_scaling(file, kind, context),
+        "tie_word_embeddings": "output.weight" not in file.tensors,
+        "hidden_act": "silu",
+    }
+    if kind != "qwen2":  # which always has biases on q, k and v, and never others
+        config["attention_bias"] = any(
+            name.startswith("blk.") and ".attn_" in name and name.endswith(".bias") for name in file.tensors
+        )
+    if kind == "llama":
+        config["mlp_bias"] = any(".ffn_" in name and name.endswith(".bias") for name in file.tensors)
+    if 0 < window < context:
+        if kind != "llama" or config["attention_bias"] or config["mlp_bias"]:
+            raise UnsupportedArchitectureError(
+                f"{file.name}: {kind}.attention.sliding_window is {window}: a window is supported for Mistral, whose "
+                "layers all have it, and not for this model"
+            )
+        config |= {"model_type": "mistral", "sliding_window": window}
+    return config
+
+
+def _check_keys(file: GgufFile, kind: str) -> None:
+    for key in file.keys:
+        if not key.startswith(f"{kind}."):
+            continue
+        name = key.removeprefix(f"{kind}.")
+        if name in _READ:
+            continue
+        if name not in _HARMLESS:
+            raise UnsupportedArchitectureError(
+                f"{file.name}: {key} is not a value that this exporter knows: the model may compute something that "
+                "it cannot express"
+            )
+        allowed = _HARMLESS[name]
+        value = file.value(key, type(allowed[0])) if allowed else None
+        if allowed and value not in allowed:
+            raise UnsupportedArchitectureError(f"{file.name}: {key} = {value!r} is not supported")
+
+
+def _rope_scaling(file: GgufFile, kind: str, context: int) -> dict[str, Any] | None:
+    """`rope_scaling` of the configuration; the tensor `rope_freqs.weight` is not a part of it."""
+    key = f"{kind}.rope.scaling"
+    factor = file.value(f"{key}.factor", float, file.value(f"{kind}.rope.scale_linear", float, 0.0)) or 1.0
+    form = file.value(f"{key}.type", str, "linear")  # llama.cpp's default: old files have a factor alone
+    attention = file.value(f"{key}.attn_factor", float, 1.0)
+    if not (math.isfinite(factor) and factor > 0):
+        raise ExportError(f"{file.name}: {key}.factor is {factor} and must be a number above 0")
+    if form not in ("none", "linear", "yarn"):
+        raise UnsupportedArchitectureError(
+            f"{file.name}: {key}.type {form!r} is not supported; supported are none, linear, yarn"
+        )
+    if attention != 1.0 and form != "yarn":
+        raise UnsupportedArchitectureError(f"{file.name}: {key}.attn_factor = {attention} needs type yarn")
+    if form == "none" or (factor == 1.0 and attention == 1.0):
+        return None
+    if form == "linear":
+        return {"rope_type": "linear", "factor": factor}
+    scaling = {
+        "rope_type": "yarn",
+        "factor": factor,
+        "original_max_position_embeddings": file.value(f"{key}.original_context_length", int, context),
+        "beta_fast": file.value(f"{key}.yarn_beta_fast", float, 32.0),
+        "beta_slow": file.value(f"{key}.yarn_beta_slow", float, 1.0),
+    }
+    if attention != 1.0:
+        scaling["attention_factor"] = attention * (1.0 + 0.1 * math.log(max(factor, 1.0)))
+    return scaling
+
+
+def _check_shapes(file: GgufFile, kind: str, wanted: dict[str, tuple[int, ...]]) -> None:
+    """Before a model is made of the values: a wrong one may ask for any amount of memory."""
+    for name, shape in wanted.items():
+        found = _shape(file, name)
+        if found != shape:
+            raise ExportError(
+                f"{file.name}: tensor {name} has shape {list(found)}, and the {kind}.* values make it {list(shape)}"
+            )
+
+
+def _shape(file: GgufFile, name: str) -> tuple[int, ...]:
+    if name not in file.tensors:
+        raise ExportError(f"{file.name}: tensor {name} is missing")
+    return tuple(int(size) for size in reversed(file.tensors[name].shape))
