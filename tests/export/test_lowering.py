@@ -39,6 +39,6 @@ def test_operator_without_handler(
         return trace
 
     monkeypatch.setattr(pipeline, "trace_decoder", with_gate)
-    kind, message = refused(model_folder("llama"), options=("--target", target))
+    kind, message = refused(model_folder("llama"), options=("--target", target, "--precision", "auto"))
     assert "ExportError" == kind
     assert f"{lowering} has no handler for the operator hivellm::Gate of the trace" in message
