@@ -28,12 +28,14 @@ _LIBRARIES = ("llguidance", "numpy", "tokenizers")
 
 
 @click.command()
-@json_option("Print everything as JSON.")
+@json_option("Print the report as JSON.")
 @click.pass_context
 def doctor(ctx: click.Context, as_json: bool) -> None:
-    """Say what this machine can run: ONNX Runtime, devices, CPU, libraries, the cache. Changes nothing.
+    """Show what this machine can run.
 
-    Exit status: 0 when experts can run here; 1 when something has to be repaired first.
+    Prints versions, ONNX Runtime and its devices, CPU features, libraries and the cache. Changes nothing.
+
+    Exit status: 0 if experts can run here; 1 if something must be repaired first.
     """
     report = _report()
     if as_json:
@@ -75,7 +77,7 @@ def _runtime() -> dict[str, Any]:
 
 
 def _without_folders(text: str) -> str:
-    """A message without where Python and the user's files are: a report is shown to others."""
+    """Remove folders of Python and of the user from a message: reports are shown to others."""
     folders = {*sysconfig.get_paths().values(), sys.prefix, sys.base_prefix}
     with contextlib.suppress(RuntimeError):  # a user without a home folder
         folders.add(str(Path.home()))
@@ -86,7 +88,7 @@ def _without_folders(text: str) -> str:
 
 
 def _devices(error: str | None) -> dict[str, Any]:
-    """What each device setting would do; `auto` by the target of the graphs."""
+    """Say what each device setting does; `auto` depends on the target of the graphs."""
     troubles = {name: error or trouble(provider) for name, provider in PROVIDERS.items()}
     auto = {
         target: next(
