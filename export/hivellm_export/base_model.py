@@ -35,11 +35,11 @@ class BaseModel:
     """A base model in memory.
 
     Attributes:
-        name: short name, from the folder's or file's name.
-        model: the Hugging Face model, float32, in evaluation mode.
-        tokenizer: its fast tokenizer.
-        source_sha256: digest of the weight files.
-        name_origin: where the name is from, empty where it is the folder's or file's own.
+        name: Short name, from the name of the folder or file.
+        model: The Hugging Face model, float32, in evaluation mode.
+        tokenizer: Its fast tokenizer.
+        source_sha256: Digest of the weight files.
+        name_origin: Where the name comes from; empty if from the folder or file itself.
     """
 
     name: str
@@ -50,7 +50,7 @@ class BaseModel:
 
     @property
     def architecture(self) -> Architecture:
-        """The numbers that go to `decoder.json`."""
+        """The architecture for `decoder.json`."""
         config = self.model.config
         return Architecture(
             model_type=config.model_type,
@@ -70,7 +70,7 @@ class BaseModel:
         return self.model.lm_head.weight is self.model.model.embed_tokens.weight
 
     def tensor(self, name: str) -> NDArray[np.float32]:
-        """A parameter by its Hugging Face name, float32; shares memory with the model."""
+        """A parameter by its name in transformers, float32. It shares memory with the model."""
         return self.model.get_parameter(name).detach().numpy()
 
     def has_bias(self, module: str) -> bool:
@@ -78,7 +78,7 @@ class BaseModel:
         return self.model.get_submodule(module).bias is not None
 
     def rotary(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Cosine and sine caches for every position, each float32 [max_position_embeddings, head_dim / 2]."""
+        """Cosine and sine tables, each float32 [max_position_embeddings, head_dim / 2]."""
         positions = torch.arange(self.model.config.max_position_embeddings)[None]
         with torch.no_grad():
             cos, sin = self.model.model.rotary_emb(torch.zeros(1), positions)
@@ -90,13 +90,14 @@ def load_base(path: Path, tokenizer: Path | None = None) -> BaseModel:
     """Load a Hugging Face folder or a `.gguf` file in float32.
 
     Args:
-        path: the folder or the file.
-        tokenizer: folder of the tokenizer to take instead of the base's own; it must fit the base.
+        path: The folder or file.
+        tokenizer: Folder of a tokenizer that replaces the base's own. It must fit the base.
 
     Raises:
-        UnsupportedArchitectureError: `model_type` is not in `ARCHITECTURES`, or the model uses a variant that the
-            graph does not express.
-        ExportError: the path is neither, its files cannot be read, or one is a link that leads out of the folder.
+        UnsupportedArchitectureError: `model_type` is not in `ARCHITECTURES`, or the graph cannot express a variant
+            that the model uses.
+        ExportError: The path is neither a folder nor a `.gguf` file, a file cannot be read, or a link leads out of
+            the folder.
     """
     for folder, sign in ((path, "config.json"), (tokenizer, "")):
         if folder is not None and folder.is_dir() and os.path.lexists(folder / sign):
@@ -111,7 +112,7 @@ def load_base(path: Path, tokenizer: Path | None = None) -> BaseModel:
 
 
 def _load_folder(path: Path, other: Path | None) -> BaseModel:
-    path = path.resolve()  # `.` has no name for messages
+    path = path.resolve()  # messages need a name, and `.` has none
     with only_errors(*_LOGGERS), _reading(path):
         folder = BaseFolder.open(path)
         model, info = folder.load_model(
@@ -138,7 +139,7 @@ def _load_gguf(path: Path, other: Path | None) -> BaseModel:
 
 
 def _check_weights(path: Path, model: nn.Module, info: dict[str, Any]) -> None:
-    """Transformers fills what is missing with random numbers and passes over what is too many; both are errors."""
+    """Refuse missing tensors, which transformers fills with random numbers, and unknown ones, which it ignores."""
     for kind, fault in (
         ("missing_keys", "is missing"),
         ("mismatched_keys", "has another shape than config.json says"),
@@ -154,7 +155,7 @@ def _check_weights(path: Path, model: nn.Module, info: dict[str, Any]) -> None:
 
 
 def _digest(files: list[Path]) -> str:
-    """SHA-256 of the one weight file, or of the files' digests in the order of their names."""
+    """SHA-256 of one weight file, or of the digests of several in the order of their names."""
     digests = [sha256_file(path) for path in files]
     return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
@@ -165,6 +166,6 @@ def _reading(path: Path, what: str = "base model") -> Iterator[None]:
         yield
     except ExpertError:
         raise
-    except Exception as error:  # transformers, safetensors, tokenizers and gguf raise whatever they meet
+    except Exception as error:  # transformers, safetensors, tokenizers and gguf raise errors of many types
         reason = " ".join(str(error).split())  # an error is one line
         raise ExportError(f"{path.name}: cannot be read as a {what}: {reason}") from error

@@ -1,4 +1,4 @@
-"""A merged base for an adapter that was trained with tokens of its own: its rows, and its tokenizer."""
+"""Merge an adapter that was trained with new tokens: the base gets their rows and the adapter's tokenizer."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 def fit_vocabulary(base: BaseModel, folder: Path, tensors: AdapterTensors, config: peft.PeftConfig) -> Any:
-    """Give the base the rows of embedding and LM head that the adapter was trained on.
+    """Give the base the rows of embedding and LM head that the adapter was trained with.
 
     Args:
-        base: its embedding and LM head are two tensors, and change in place.
-        folder: the adapter's.
-        tensors: its weights.
-        config: its configuration.
+        base: The base. Its embedding and LM head are two tensors, and change in place.
+        folder: The adapter's folder.
+        tensors: The adapter's weights.
+        config: The adapter's configuration.
 
     Returns:
-        The tokenizer for the merged base: the adapter's where it has other tokens, else the base's.
+        The tokenizer of the merged base: the adapter's if it has other tokens, else the base's.
 
     Raises:
-        BaseMismatchError: the adapter has rows for another vocabulary, and not all that a base of that one needs.
-        AdapterError: the adapter's tokenizer has other ids for the base's tokens.
+        BaseMismatchError: The adapter has another vocabulary, but not all rows for it.
+        AdapterError: The adapter's tokenizer gives tokens of the base other ids.
     """
     before, rows = base.model.lm_head.out_features, _rows(base, tensors, config)
     tables = {
         _EMBED: tensors.embeddings.get(_EMBED),
-        # A model with one table for both stores it once.
+        # PEFT stores a tied table once.
         _HEAD: tensors.embeddings.get(_HEAD, tensors.embeddings.get(_EMBED) if _is_tied(base) else None),
     }
     for name, values in tables.items():
@@ -91,7 +91,7 @@ def _rows(base: BaseModel, tensors: AdapterTensors, config: peft.PeftConfig) -> 
 def _check_new_rows(
     base: BaseModel, name: str, rows: int, tensors: AdapterTensors, config: peft.PeftConfig
 ) -> None:
-    """Check that the adapter has every row of a table that the base does not have."""
+    """Check that the adapter has every row of a table that the base lacks."""
     before = base.model.lm_head.out_features
     module = name.split(".")[-2]
     trained = _trained(config)
@@ -105,7 +105,7 @@ def _check_new_rows(
 
 
 def _trained(config: peft.PeftConfig) -> Mapping[str, list[int]]:
-    """Indices of `trainable_token_indices` by module; a list is for the embedding."""
+    """The indices in `trainable_token_indices`, by module. A list is for the embedding."""
     value = getattr(config, "trainable_token_indices", None) or getattr(config, "token_indices", None) or {}
     return value if isinstance(value, dict) else {"embed_tokens": list(value)}
 

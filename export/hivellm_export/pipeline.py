@@ -1,4 +1,4 @@
-"""One export from start to end: everything is made in a folder beside the output, and moved when it is whole."""
+"""One export from start to end. Everything is made in a folder beside the output, and moved there at the end."""
 
 from __future__ import annotations
 
@@ -40,9 +40,17 @@ _BASE_FOLDER = "base"
 
 @dataclass(frozen=True)
 class PackageReport:
-    """One package that was written: sizes in bytes, digests in hex; `kind` is the adapter's.
+    """One package that was written.
 
-    `verification` has one for each bundle of the export, and none where the export was not verified.
+    Attributes:
+        name: Name of the expert.
+        version: Version of the expert.
+        file: Name of the file in the output folder.
+        size: Size in bytes.
+        sha256: Digest of the file, hex.
+        kind: Kind of the adapter, or `merged`.
+        rank: Rank of the adapter; 0 if merged.
+        verification: One for each bundle of the export; empty if the export was not verified.
     """
 
     name: str
@@ -60,13 +68,13 @@ class BundleReport:
     """One base bundle that was made.
 
     Attributes:
-        target: what its graphs are for.
-        precision: of its weights.
-        cache: type of keys and values.
-        sha256: its digest.
-        folder: its place within the output; None where it is only in packages.
-        reason: why this precision; empty where it was asked for.
-        verification: how its answers compare with transformers'; None where the export was not verified.
+        target: Target of its graphs.
+        precision: Precision of its weights.
+        cache: Type of keys and values.
+        sha256: Its digest, hex.
+        folder: Its folder within the output; None if it is only inside packages.
+        reason: Why this precision was chosen; empty if it was given.
+        verification: How its answers compare with those of transformers; None if the export was not verified.
     """
 
     target: str
@@ -80,11 +88,18 @@ class BundleReport:
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export made: of each base one bundle for every target.
+    """What an export has made.
 
-    `base_origin` says where the name `base` is from; empty where it is the folder's or file's own. `unverified` says
-    why it was not verified; it is empty where it was. `seconds` is all of the time, and `verify_seconds` what of it
-    verification took.
+    Attributes:
+        output: The output folder.
+        base: Name of the base model.
+        source_sha256: Digest of the base's weight files, hex.
+        bundles: One for each target.
+        packages: One for each expert.
+        seconds: Duration of the export.
+        base_origin: Where the name `base` comes from; empty if from the folder or file itself.
+        unverified: Why the export was not verified; empty if it was.
+        verify_seconds: Duration of the verification, part of `seconds`.
     """
 
     output: str
@@ -115,28 +130,30 @@ def export(
 ) -> ExportReport:
     """Export `base` and `experts` to `output`.
 
-    Without experts `output` becomes the base bundle. With experts it holds one package each, and with `thin`
-    also the bundle they need, in `base/`. Of several targets each bundle is in a folder called as its target.
+    Without experts, `output` becomes the base bundle. With experts, it holds a package for each, and with `thin` also
+    the base bundle, in `base/`. With several targets, each bundle is in a folder with the name of its target.
 
     Args:
-        base: a Hugging Face folder or a `.gguf` file.
-        experts: folders, each with a manifest and a PEFT adapter.
-        output: the folder to write to.
-        precision: of the weights, for several targets as `TARGET=PRECISION`; one or a list. A target has a default,
-            and `auto` goes by the model's size and this machine's CPU.
-        target: what the graphs are for, one or several of `hivellm_export.targets.TARGETS`.
-        context: tokens of the cache, for targets of fixed shapes.
-        cache: type of keys and values of target `cpu`, `int8` or None for that of the precision.
-        merged: fold the one expert into the weights.
-        thin: leave the bundle out of the packages.
-        force: replace what `output` holds of the same names.
-        tokenizer: folder of the tokenizer to take instead of the base's own; it must fit the base.
-        verify: compare what was made with transformers, PEFT and the files of the base before it is written; None
-            does so where it is expected to take under a minute.
+        base: A Hugging Face folder or a `.gguf` file.
+        experts: Folders, each with a manifest and a PEFT adapter.
+        output: The folder to write to.
+        precision: Precision of the weights, one or a list; with several targets as `TARGET=PRECISION`. `auto` chooses
+            by model size and this machine's CPU. None is the default of each target.
+        target: One or several of `hivellm_export.targets.TARGETS`.
+        context: Length of the cache in tokens, for targets with fixed shapes.
+        cache: Type of keys and values of target `cpu`: `int8`, or None for that of the precision.
+        merged: Merge the one expert into the weights.
+        thin: Write packages without the bundle.
+        force: Replace files of the same names in `output`.
+        tokenizer: Folder of a tokenizer that replaces the base's own. It must fit the base.
+        verify: Compare the export with transformers, PEFT and the files of the base before it is written. None does
+            so if this is expected to take under a minute.
+
+    Returns:
+        What was made.
 
     Raises:
-        ExpertError: an input is wrong, what was made does not stand verification, or `output` is in use; nothing is
-            written then.
+        ExpertError: An input is wrong, verification fails, or `output` is in use. Then nothing is written.
     """
     begin = time.perf_counter()
     base, output = Path(base), Path(output)
@@ -174,14 +191,14 @@ def _export(
     products, bundles = work / "products", work / "bundles"
     adapter_digest = None
     forms = [plan.form(model.architecture) for plan in plans]
-    before = copy.deepcopy(model.model) if merged and checked else None  # a merge changes it in place
+    before = copy.deepcopy(model.model) if merged and checked else None  # the merge changes it in place
     if merged:
         with _naming(sources[0]):
             model, adapter_digest = merge(model, sources[0].folder)
     joined = trace_decoder(model.model)
     traces = [joined if plan.target.packed else split_qkv(joined) for plan in plans]
     sites = [sites_of(trace, model.has_bias) for trace in traces]
-    # Before the weights, which take minutes: most mistakes are in an adapter. Whatever the target, it is the same.
+    # Before the weights, which take minutes: most mistakes are in adapters. All targets share a prepared adapter.
     adapters = [None if merged else _prepared(source, model, sites[0]) for source in sources]
     made = []
     for plan, form, trace, own in zip(plans, forms, traces, sites, strict=True):
@@ -259,7 +276,7 @@ def _prepared(source: ExpertSource, model: BaseModel, sites: Sequence[Site]) -> 
 
 
 def _place(made: list[BundleReport], bundles: Path, place: Path) -> list[BundleReport]:
-    """Move bundles to where they belong in `products`: the only one, or a folder of several."""
+    """Move the bundle, or the folder of several, to its place in `products`."""
     root = place.relative_to(bundles.parent / "products")
     if place.is_dir():
         place.rmdir()
@@ -282,7 +299,7 @@ def _check_names(sources: list[ExpertSource]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise ExportError(
-                f"two experts would both be written to {name}: give them different names or versions"
+                f"two experts would be written to {name}: give them different names or versions"
             )
 
 
@@ -292,7 +309,7 @@ def _listed(values: str | Sequence[str]) -> list[str]:
 
 @contextlib.contextmanager
 def _naming(source: ExpertSource) -> Iterator[None]:
-    """Put the expert's folder before errors about it: an export may have several."""
+    """Put the expert's folder before errors about its adapter: an export may have several experts."""
     try:
         yield
     except AdapterError as error:

@@ -13,24 +13,24 @@ from hivellm_ort.operators import DOMAIN_MS
 __all__ = ["AUTO", "TARGETS", "Plan", "Precision", "Target", "choose_target", "graph_form", "plan_bundles"]
 
 AUTO = "auto"
-"""The precision that goes by the model's size and this machine's CPU."""
+"""The precision that is chosen by model size and this machine's CPU."""
 
 _LARGE = 2_000_000_000  # parameters; SmolLM2-135M loses 0.28 nats a token in int4
 _EIGHT_BIT_PRODUCTS = ("amx_int8", "avx512_vnni", "avx_vnni", "i8mm", "asimddp")
 
-_CONTEXT = 2048  # tokens of a cache of fixed length, unless the model has fewer or --context says otherwise
+_CONTEXT = 2048  # tokens of a cache with a fixed length, unless the model has fewer or --context is given
 
 
 @dataclass(frozen=True)
 class Precision:
-    """How weights are kept.
+    """How weights are stored.
 
     Attributes:
-        name: as in `decoder.json`.
-        dtype: float type of activations, caches, adapter inputs and of weights that are not quantised.
-        bits: of the projections; 0 where they are floats.
-        head_bits: of embedding and LM head; 0 where they are floats.
-        activation_bits: of what the projections multiply, one scale per token; 0 where that are floats.
+        name: As in `decoder.json`.
+        dtype: Float type of activations, caches, adapter inputs and weights that are not quantised.
+        bits: Bits of projections; 0 for floats.
+        head_bits: Bits of embedding and LM head; 0 for floats.
+        activation_bits: Bits of the inputs of projections, with one scale per token; 0 for floats.
     """
 
     name: str
@@ -42,16 +42,16 @@ class Precision:
 
 @dataclass(frozen=True)
 class Target:
-    """A kind of runtime that graphs are lowered for.
+    """A kind of runtime that graphs are made for.
 
     Attributes:
-        name: as in `decoder.json`.
-        precisions: by name, the default first.
-        opsets: version of each operator domain.
-        packed: whether q, k and v are one product and one adapter site.
-        buckets: allowed tokens per row and run, as far as the cache is long; empty where shapes are free.
-        whole_prompt: whether the cache's length is a bucket too: a prompt must then be read in one run.
-        form: what of `GraphForm` differs from `cpu`, besides types, opsets and shapes.
+        name: As in `decoder.json`.
+        precisions: By name, the default first.
+        opsets: Version of each operator domain.
+        packed: Whether q, k and v are one product and one adapter site.
+        buckets: Allowed numbers of tokens per row and run, up to the length of the cache; empty if shapes are free.
+        whole_prompt: Whether the length of the cache is a bucket too. Then a prompt is read in one run.
+        form: Fields of `GraphForm` that differ from `cpu`, besides types, opsets and shapes.
     """
 
     name: str
@@ -126,22 +126,22 @@ TARGETS = {target.name: target for target in _TARGETS}
 def choose_target(
     name: str, precision: str | None = None, context: int | None = None
 ) -> tuple[Target, Precision]:
-    """The target and the precision of an export.
+    """Find a target and its precision.
 
     Args:
-        name: of the target.
-        precision: by name; None is the target's default.
-        context: tokens of the cache, None where not asked for.
+        name: The target.
+        precision: The precision; None for the target's default.
+        context: Length of the cache in tokens; None if not given.
 
     Raises:
-        ExportError: there is no such target, it has no such precision, or its cache has no fixed length.
+        ExportError: There is no such target, it has no such precision, or its cache has no fixed length.
     """
     target = TARGETS.get(name)
     if target is None:
         raise ExportError(f"--target {name} is not known: choose one of {', '.join(TARGETS)}")
     if context is not None and not target.buckets:
         raise ExportError(
-            f"--context {context} is for targets of fixed shapes; {name} takes any length: leave it out"
+            f"--context {context} is for targets with fixed shapes; {name} takes any length: leave it out"
         )
     if precision is None:
         return target, next(iter(target.precisions.values()))
@@ -164,11 +164,12 @@ def graph_form(
     """The form of the graphs of one export.
 
     Args:
-        target: from `choose_target`.
-        precision: from `choose_target`.
-        architecture: of the base model.
-        context: tokens of the cache, for targets of fixed shapes only; None is 2048 or what the model has.
-        cache: type of keys and values, `int8` or None for that of the precision.
+        target: From `choose_target`.
+        precision: From `choose_target`.
+        architecture: Of the base model.
+        context: Length of the cache in tokens, only for targets with fixed shapes; None for 2048, or the model's own
+            if less.
+        cache: Type of keys and values: `int8`, or None for that of the precision.
 
     Raises:
         ExportError: `context` does not fit the model.
@@ -196,15 +197,15 @@ def graph_form(
 
 @dataclass(frozen=True)
 class Plan:
-    """One bundle that is to be made.
+    """One bundle of an export.
 
     Attributes:
-        target: what its graphs are for.
-        precision: of its weights; the target's default as long as `automatic` is not settled.
-        context: tokens of the cache, for targets of fixed shapes.
-        cache: type of keys and values, `int8` or None for that of the precision.
-        automatic: whether the precision is to be chosen.
-        reason: why this one, where it was chosen.
+        target: Target of its graphs.
+        precision: Precision of its weights. While `automatic` is true, this is the target's default.
+        context: Length of the cache in tokens, for targets with fixed shapes.
+        cache: Type of keys and values: `int8`, or None for that of the precision.
+        automatic: Whether `settled` must still choose the precision.
+        reason: Why this precision was chosen; empty if it was given.
     """
 
     target: Target
@@ -215,7 +216,12 @@ class Plan:
     reason: str = ""
 
     def settled(self, parameters: int, flags: Mapping[str, bool]) -> Plan:
-        """With a precision for a model of so many parameters, on a CPU with these instructions."""
+        """Choose the precision, if it is automatic.
+
+        Args:
+            parameters: Number of parameters of the model.
+            flags: Instruction sets of the CPU, from `cpu_flags`.
+        """
         if not self.automatic:
             return self
         name, reason = self.precision.name, f"the default of target {self.target.name}"
@@ -239,10 +245,10 @@ class Plan:
         return replace(self, precision=self.target.precisions[name], automatic=False, reason=reason)
 
     def form(self, architecture: Architecture) -> GraphForm:
-        """The form of its graphs.
+        """The form of the graphs.
 
         Raises:
-            ExportError: the context does not fit the model.
+            ExportError: The context does not fit the model.
         """
         return graph_form(self.target, self.precision, architecture, self.context, self.cache)
 
@@ -253,22 +259,22 @@ def plan_bundles(
     context: int | None = None,
     cache: str | None = None,
 ) -> tuple[Plan, ...]:
-    """The bundles of an export, in the order of `TARGETS` however they were asked for.
+    """Plan the bundles of an export, in the order of `TARGETS`.
 
     Args:
-        targets: names of targets, each once.
-        precisions: `TARGET=PRECISION`, or `PRECISION` alone where there is one target; `auto` goes by model and
-            CPU. A target that has none gets its default.
-        context: tokens of the cache, for the targets of fixed shapes among them.
-        cache: type of keys and values, `int8` or None for that of the precision; for target `cpu` alone.
+        targets: Names of targets, each once.
+        precisions: `TARGET=PRECISION`, or `PRECISION` if there is one target. `auto` chooses by model size and CPU. A
+            target without one gets its default.
+        context: Length of the cache in tokens, for the targets with fixed shapes.
+        cache: Type of keys and values of target `cpu`: `int8`, or None for that of the precision.
 
     Raises:
-        ExportError: a target is not known or doubled, a precision is doubled or not one of its target, none of
-            the targets has a cache of fixed length, or one that `cache` is for is not among them.
+        ExportError: A target is unknown or given twice; a precision is given twice, or its target lacks it; `context`
+            is given without a target of fixed shapes, or `cache` without target `cpu`.
     """
     for name in targets:
         if targets.count(name) > 1:
-            raise ExportError(f"--target {name} is there twice: a package has one bundle for a target")
+            raise ExportError(f"--target {name} is given twice: a package has one bundle per target")
     if cache is not None and "cpu" not in targets:
         raise ExportError(
             f"--cache {cache} is for target cpu, and this export is for {', '.join(targets)}: leave it out, or add "
@@ -278,7 +284,7 @@ def plan_bundles(
     fixed = [name for name in targets if name in TARGETS and TARGETS[name].buckets]
     plans = []
     for name in sorted(targets, key=[*TARGETS, *targets].index):
-        # Where no target has fixed shapes, the first one says so.
+        # If no target has fixed shapes, the first target reports it.
         own = context if name in fixed or not fixed else None
         automatic = chosen.get(name) == AUTO
         target, precision = choose_target(name, None if automatic else chosen.get(name), own)
@@ -293,13 +299,13 @@ def _by_target(targets: Sequence[str], precisions: Sequence[str]) -> dict[str, s
         if not equals:
             if len(targets) != 1:
                 raise ExportError(
-                    f"--precision {text}: there are several targets, {', '.join(targets)}: say for which, as in "
+                    f"--precision {text}: this export has several targets, {', '.join(targets)}: name one, as in "
                     f"--precision {targets[0]}={text}"
                 )
             name = targets[0]
         if name not in targets:
             raise ExportError(
-                f"--precision {text}: {name} is none of the targets of this export, {', '.join(targets)}: add "
+                f"--precision {text}: {name} is not a target of this export, which are {', '.join(targets)}: add "
                 f"--target {name}, or leave it out"
             )
         if name in chosen:

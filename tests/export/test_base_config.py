@@ -263,7 +263,7 @@ def test_head_beside_tied_embeddings(model_folder: ModelFolder, refused: Refusal
     edit_tensors(base / "model.safetensors", lambda t: t.update({"lm_head.weight": t[table] + np.float32(1)}))
     found, message = refused(base)
     assert "ExportError" == found
-    assert message.startswith("config.json: tie_word_embeddings is true, and lm_head.weight")
+    assert message.startswith("config.json: tie_word_embeddings is true, but lm_head.weight")
 
 
 def test_head_that_the_operator_cannot_rotate(refused: Refusal, tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_head_that_the_operator_cannot_rotate(refused: Refusal, tmp_path: Path) 
     base = tiny.save_model(tmp_path / "base", "mistral", head_dim=24)
     found, message = refused(base)
     assert "ExportError" == found
-    assert "this model's head_dim is 24: use --target portable" in message
+    assert "head_dim of this model is 24: use --target portable" in message
     export(base, [], tmp_path / "portable", target="portable", precision="fp32")
 
 

@@ -114,7 +114,7 @@ def test_context_fixes_the_cache(model_folder: ModelFolder, tmp_path: Path) -> N
 
 def test_context_within_the_window(model_folder: ModelFolder, tmp_path: Path) -> None:
     """DirectML's attention has no window; a cache that is not longer needs none."""
-    with pytest.raises(ExportError, match=r"looks back 8 tokens.*--context 8"):
+    with pytest.raises(ExportError, match=r"attends to the last 8 tokens.*--context 8"):
         export(model_folder("mistral"), [], tmp_path / "out", target="dml")
     export(model_folder("mistral"), [], tmp_path / "out", target="dml", context=8)
 

@@ -1,7 +1,7 @@
-"""What a GGUF file says about the architecture, as the fields of a Hugging Face configuration.
+"""The architecture keys of a GGUF file, converted to fields of a Hugging Face configuration.
 
-Every key of the architecture is read here, is known to change nothing, or is refused by name. What a key means is
-what llama.cpp makes of it (`llama-model.cpp`, `load_hparams`).
+Each key is read, or is known to change nothing, or is refused by name. Keys have the meaning that llama.cpp gives
+them (`llama-model.cpp`, `load_hparams`).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from hivellm_ort.errors import ExportError, UnsupportedArchitectureError
 __all__ = ["GGUF_ARCHITECTURES", "read_config"]
 
 GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3")
-"""Values of `general.architecture`; llama.cpp's converter writes Mistral as `llama` too."""
+"""Supported values of `general.architecture`. llama.cpp's converter writes Mistral as `llama`."""
 
-# Read by `read_config`, below the architecture's name.
+# Keys that `read_config` reads, below the name of the architecture.
 _READ = (
     "block_count",
     "context_length",
@@ -40,7 +40,7 @@ _READ = (
     "rope.scaling.yarn_beta_fast",
     "rope.scaling.yarn_beta_slow",
 )
-# Known, and nothing is changed by them while they have one of these values; () is any value.
+# Keys that change nothing with one of these values; () allows any value.
 _HARMLESS: dict[str, tuple[Any, ...]] = {
     "rope.scaling.finetuned": (),
     "rope.scaling.alpha": (0.0,),
@@ -51,17 +51,17 @@ _HARMLESS: dict[str, tuple[Any, ...]] = {
     "expert_count": (0,),
     "expert_used_count": (0,),
     "pooling_type": (0,),
-    # The layout of q and k that every file of this architecture has.
+    # The order of rows in q and k that every file of this architecture has.
     "tensor_data_layout": ("Meta AI original pth",),
 }
 
 
 def read_config(file: GgufFile) -> dict[str, Any]:
-    """The fields of a Hugging Face `config.json`, `model_type` among them; without those of the tokenizer.
+    """Read the fields of a Hugging Face `config.json`, with `model_type` and without those of the tokenizer.
 
     Raises:
-        UnsupportedArchitectureError: the architecture, or a value of it, is not one that the exporter expresses.
-        ExportError: a key is missing or has a value of the wrong type.
+        UnsupportedArchitectureError: The exporter cannot express the architecture or one of its values.
+        ExportError: A key is missing or has a value of the wrong type.
     """
     kind = file.value("general.architecture", str)
     if kind not in GGUF_ARCHITECTURES:
@@ -82,8 +82,8 @@ def read_config(file: GgufFile) -> dict[str, Any]:
     for name, default in (("attention.value_length", width // heads), ("rope.dimension_count", head_dim)):
         if positive(name, default) != head_dim:
             raise UnsupportedArchitectureError(
-                f"{file.name}: {kind}.{name} is {positive(name, default)} and the size of a head is {head_dim}: only "
-                "heads of one size that are rotated whole are supported"
+                f"{file.name}: {kind}.{name} is {positive(name, default)}, but heads have the size {head_dim}: only "
+                "heads of one size with full rotation are supported"
             )
     context, layers, inner = (
         positive(name) for name in ("context_length", "block_count", "feed_forward_length")
@@ -93,7 +93,7 @@ def read_config(file: GgufFile) -> dict[str, Any]:
     rows = _shape(file, "token_embd.weight")[0]
     if positive("vocab_size", rows) != rows:
         raise ExportError(
-            f"{file.name}: {kind}.vocab_size is {positive('vocab_size')} and token_embd.weight has {rows} rows"
+            f"{file.name}: {kind}.vocab_size is {positive('vocab_size')}, but token_embd.weight has {rows} rows"
         )
     _check_shapes(
         file,
@@ -121,7 +121,7 @@ def read_config(file: GgufFile) -> dict[str, Any]:
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "hidden_act": "silu",
     }
-    if kind != "qwen2":  # which always has biases on q, k and v, and never others
+    if kind != "qwen2":  # Qwen2 always has biases on q, k and v, and no others
         config["attention_bias"] = any(
             name.startswith("blk.") and ".attn_" in name and name.endswith(".bias") for name in file.tensors
         )
@@ -130,8 +130,8 @@ def read_config(file: GgufFile) -> dict[str, Any]:
     if 0 < window < context:
         if kind != "llama" or config["attention_bias"] or config["mlp_bias"]:
             raise UnsupportedArchitectureError(
-                f"{file.name}: {kind}.attention.sliding_window is {window}: a window is supported for Mistral, whose "
-                "layers all have it, and not for this model"
+                f"{file.name}: {kind}.attention.sliding_window is {window}: only Mistral's windows, which all layers "
+                "have, are supported"
             )
         config |= {"model_type": "mistral", "sliding_window": window}
     return config
@@ -146,8 +146,8 @@ def _check_keys(file: GgufFile, kind: str) -> None:
             continue
         if name not in _HARMLESS:
             raise UnsupportedArchitectureError(
-                f"{file.name}: {key} is not a value that this exporter knows: the model may compute something that "
-                "it cannot express"
+                f"{file.name}: the exporter does not know {key}: the model may compute something that it cannot "
+                "express"
             )
         allowed = _HARMLESS[name]
         value = file.value(key, type(allowed[0])) if allowed else None
@@ -156,10 +156,10 @@ def _check_keys(file: GgufFile, kind: str) -> None:
 
 
 def _rope_scaling(file: GgufFile, kind: str, context: int) -> dict[str, Any] | None:
-    """`rope_scaling` of the configuration; the tensor `rope_freqs.weight` is not a part of it."""
+    """`rope_scaling` of the configuration. The tensor `rope_freqs.weight` is not part of it."""
     key = f"{kind}.rope.scaling"
     factor = file.value(f"{key}.factor", float, file.value(f"{kind}.rope.scale_linear", float, 0.0)) or 1.0
-    form = file.value(f"{key}.type", str, "linear")  # llama.cpp's default: old files have a factor alone
+    form = file.value(f"{key}.type", str, "linear")  # llama.cpp's default: old files have only a factor
     attention = file.value(f"{key}.attn_factor", float, 1.0)
     if not (math.isfinite(factor) and factor > 0):
         raise ExportError(f"{file.name}: {key}.factor is {factor} and must be a number above 0")
@@ -186,12 +186,12 @@ def _rope_scaling(file: GgufFile, kind: str, context: int) -> dict[str, Any] | N
 
 
 def _check_shapes(file: GgufFile, kind: str, wanted: dict[str, tuple[int, ...]]) -> None:
-    """Before a model is made of the values: a wrong one may ask for any amount of memory."""
+    """Check shapes before a model is made: a wrong value could need any amount of memory."""
     for name, shape in wanted.items():
         found = _shape(file, name)
         if found != shape:
             raise ExportError(
-                f"{file.name}: tensor {name} has shape {list(found)}, and the {kind}.* values make it {list(shape)}"
+                f"{file.name}: tensor {name} has shape {list(found)}, but the {kind}.* keys require {list(shape)}"
             )
 
 

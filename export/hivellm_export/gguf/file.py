@@ -1,4 +1,4 @@
-"""Open a GGUF file, whole or in parts, with the `gguf` library; values by key, their types checked."""
+"""Open a GGUF file, or a model in several, with the `gguf` library. Types of values are checked."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _Kind = TypeVar("_Kind", str, int, float, bool, list[Any])
 
 
 class _Reader(gguf.GGUFReader):
-    """The library's reader, which says where a file ends too early, and which tensor has a type it does not know."""
+    """The library's reader, with clear errors for files that end too early and for unknown quantisation types."""
 
     def _get(self, offset: Any, dtype: Any, count: Any = 1, override_order: Any = None) -> NDArray[Any]:
-        # A plain array: taking slices of a memory map is several times slower, and vocabularies have 500,000 of them.
+        # A plain array: slices of a memory map are several times slower, and a vocabulary needs 500,000 of them.
         data = self.__dict__.setdefault("_plain", np.asarray(self.data))
         begin, kind = int(offset), np.dtype(dtype)
         end = begin + kind.itemsize * int(count)
         if end > data.size:
             raise ValueError(
-                f"the file ends at byte {data.size}, and {end} are needed: it is damaged or not complete"
+                f"the file ends at byte {data.size}, but {end} are needed: it is damaged or incomplete"
             )
         return data[begin:end].view(kind.newbyteorder(override_order or self.byte_order))
 
@@ -47,16 +47,16 @@ class GgufFile:
     """The metadata and tensors of one model.
 
     Args:
-        path: the file, or the first part of a model in several files.
+        path: The file, or the first part of a model in several files.
 
     Attributes:
-        name: the file's name, for messages.
-        paths: all files, in order.
-        keys: every metadata key of the first file.
-        tensors: name to the library's `ReaderTensor`, of all files; nothing is read before it is used.
+        name: Name of the file, for messages.
+        paths: All files, in order.
+        keys: Every metadata key of the first file.
+        tensors: By name, the library's `ReaderTensor` of all files. Data is read when it is used.
 
     Raises:
-        ExportError: a file is damaged, a part is missing, or the file holds no model.
+        ExportError: A file is damaged, a part is missing, or the file holds no model.
     """
 
     def __init__(self, path: Path) -> None:
@@ -68,8 +68,8 @@ class GgufFile:
         count = self.value("split.count", int, 0) or 1
         if count != len(self.paths):
             raise ExportError(
-                f"{self.name}: split.count is {count}, and the file's name makes it {len(self.paths)}: give the "
-                f"parts their names back, …-00001-of-{count:05}.gguf"
+                f"{self.name}: split.count is {count}, but the file's name says {len(self.paths)}: rename the parts "
+                f"to …-00001-of-{count:05}.gguf"
             )
         self.tensors: dict[str, gguf.ReaderTensor] = {}
         for reader, part in zip(readers, self.paths, strict=True):
@@ -84,21 +84,26 @@ class GgufFile:
     def _opened(self, path: Path) -> _Reader:
         try:
             reader = _Reader(path)
-        except Exception as error:  # the library raises what numpy and the file's bytes happen to cause
+        except Exception as error:  # the library raises errors of many types
             reason = str(error).replace("\n", " ") or type(error).__name__
             raise ExportError(f"{path.name}: cannot be read as a base model: {reason}") from error
         if reader.byte_order != "I":
             raise ExportError(
-                f"{path.name}: its bytes are in the other order than this machine's, and the gguf package cannot "
-                "dequantise them: convert it with gguf-convert-endian"
+                f"{path.name}: it has another byte order than this machine, and the gguf package cannot dequantise "
+                "it: convert it with gguf-convert-endian"
             )
         return reader
 
     def value(self, key: str, kind: type[_Kind], default: Any = ...) -> _Kind:
-        """The value of `key`, which must be of `kind`; an integer is also a float, a list is taken as it is.
+        """Read a metadata value.
+
+        Args:
+            key: The key.
+            kind: The value's type. Integers are accepted as floats; items of lists are not checked.
+            default: Value if the key is missing; without a default this is an error.
 
         Raises:
-            ExportError: the key is missing and there is no default, or its value is of another type.
+            ExportError: The key is missing, or its value has another type.
         """
         field = self._fields.get(key)
         if field is None:
@@ -110,7 +115,7 @@ class GgufFile:
         except ValueError as error:  # text that is not UTF-8
             raise ExportError(f"{self.name}: {key} cannot be read: {error}") from error
         if kind is not list and isinstance(value, list) and len(set(value)) == 1:
-            value = value[0]  # one value for all layers
+            value = value[0]  # the same value for all layers
         if kind is float and type(value) in (int, float):
             # The shortest decimal of a float32: 1e-06 and not 9.999999974752427e-07.
             return float(str(np.float32(value)))  # type: ignore[return-value]
@@ -123,30 +128,30 @@ class GgufFile:
         return value
 
     def array(self, name: str) -> NDArray[np.float32]:
-        """A tensor in float32, in the order of dimensions of PyTorch; dequantised where it has to be.
+        """Read a tensor in float32, dequantised, with dimensions in the order of PyTorch.
 
         Raises:
-            ExportError: the `gguf` library cannot dequantise its type, or a value is NaN or infinite.
+            ExportError: The `gguf` library cannot dequantise its type, or a value is NaN or infinite.
         """
         tensor = self.tensors[name]
         try:
             values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
         except NotImplementedError as error:
             raise ExportError(
-                f"{self.name}: tensor {name} is of type {tensor.tensor_type.name}, which gguf {_version()} cannot "
-                "dequantise: take a file of another quantisation"
+                f"{self.name}: tensor {name} has the type {tensor.tensor_type.name}, which gguf {_version()} cannot "
+                "dequantise: use a file with another quantisation"
             ) from error
-        values = np.array(values, np.float32)  # a copy in the machine's byte order, not the file's pages
+        values = np.array(values, np.float32)  # a copy, not pages of the file
         if not np.isfinite(values).all():
             raise ExportError(f"{self.name}: tensor {name} holds NaN or infinity")
         return values
 
 
 def parts_of(path: Path) -> list[Path]:
-    """The file itself, or all parts of a model of which it is the first.
+    """The file, or all parts of a model whose first part it is.
 
     Raises:
-        ExportError: it is another part than the first, or a part is missing.
+        ExportError: The file is a later part, or a part is missing.
     """
     found = _PART.fullmatch(path.name)
     if found is None:

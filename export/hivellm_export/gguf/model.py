@@ -1,4 +1,4 @@
-"""A base model from a GGUF file."""
+"""A base model from a GGUF file: name, weights, and tokenizer."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from hivellm_ort.errors import ExportError
 __all__ = ["GgufBase", "check_fit", "read_gguf", "short_name"]
 
 _PART = re.compile(r"-\d{5}-of-\d{5}$")
-# Quantisations as llama.cpp and those who publish files write them, and marks that stand before or beside them:
-# UD (Unsloth), i1 and imat (made with an importance matrix).
+# Quantisations, as llama.cpp and publishers of files write them, and marks beside them: UD (Unsloth), i1 and imat
+# (made with an importance matrix).
 _STORAGE = re.compile(
     r"(?:^|[-._])(?:I?Q[1-8](?:_[0-9A-Z]{1,3})*|TQ[12]_0|(?:B?F|FP)16|FP?(?:8|32|64)|(?:MX|NV)FP4(?:_MOE)?|UD|i1|i?mat"
     r"|imatrix|GGUF)$",
@@ -35,13 +35,13 @@ _NO_NAME = ("", "ggml-model", "model", "ggml-vocab")
 
 @dataclass(frozen=True)
 class GgufBase:
-    """What a GGUF file holds.
+    """The contents of a GGUF file.
 
     Attributes:
-        name: short name.
-        model: the Hugging Face model in float32, its end tokens in `config` and `generation_config`.
-        tokenizer: the file's own fast tokenizer, or the one that was given.
-        files: the file, or all its parts.
+        name: Short name.
+        model: The Hugging Face model in float32. Its `config` and `generation_config` have the end tokens.
+        tokenizer: The file's own fast tokenizer, or the given one.
+        files: The file, or all parts of a model in several files.
     """
 
     name: str
@@ -51,23 +51,23 @@ class GgufBase:
 
 
 def read_gguf(path: Path, tokenizer_folder: Path | None = None) -> GgufBase:
-    """Read a `.gguf` file, or a model in several of which `path` is the first.
+    """Read a `.gguf` file.
 
     Args:
-        path: the file.
-        tokenizer_folder: a Hugging Face folder whose tokenizer is taken instead of the file's own, whose settings are
-            then not read; it must give every token the file's id. Without a chat template it gets the file's.
+        path: The file, or the first part of a model in several files.
+        tokenizer_folder: A Hugging Face folder whose tokenizer replaces the file's own. Every token must have the
+            same id as in the file. If it has no chat template, that of the file is used.
 
     Raises:
-        UnsupportedArchitectureError: the model computes something that the exporter does not express.
-        ExportError: the file is damaged, not complete, or says what the exporter does not know.
+        UnsupportedArchitectureError: The exporter cannot express the model.
+        ExportError: The file is damaged or incomplete, or has a key that the exporter does not know.
     """
     file = GgufFile(path)
     config = check_config(read_config(file), file.name)
     count = len(read_tokens(file))
     if count > config["vocab_size"]:
         raise ExportError(
-            f"{file.name}: tokenizer.ggml.tokens has {count} tokens, and token_embd.weight has "
+            f"{file.name}: tokenizer.ggml.tokens has {count} tokens, but token_embd.weight only "
             f"{config['vocab_size']} rows"
         )
     # Before the weights, which take longest.
@@ -84,10 +84,10 @@ def read_gguf(path: Path, tokenizer_folder: Path | None = None) -> GgufBase:
 
 
 def short_name(file: GgufFile) -> str:
-    """The file's name without the part, the quantisation and the suffix; `Qwen3-0.6B-Q8_0.gguf` is `Qwen3-0.6B`.
+    """Make a short name from the file's name, without part, quantisation and suffix.
 
-    If nothing is left of it, as of `Q4_K_M.gguf`, the name is made of `general.basename` and what belongs to it, else
-    it is `general.name`, else that of the folder.
+    `Qwen3-0.6B-Q8_0.gguf` is `Qwen3-0.6B`. If nothing is left, as for `Q4_K_M.gguf`, the name is made from
+    `general.basename` and its relatives, else from `general.name`, else it is the name of the folder.
     """
     path = file.paths[0]
     name = _PART.sub("", path.name[: -len(path.suffix)])
@@ -106,33 +106,38 @@ def short_name(file: GgufFile) -> str:
 
 
 def check_fit(tokenizer: Any, folder: Path, file: GgufFile) -> None:
-    """Refuse a tokenizer that gives a token another id than `file` does, or has other tokens for begin and end.
+    """Check that a tokenizer has the ids of `file`, and the same begin and end tokens.
+
+    Args:
+        tokenizer: The tokenizer.
+        folder: Its folder, for messages.
+        file: The GGUF file.
 
     Raises:
-        ExportError: with the first id that differs and both texts.
+        ExportError: An id differs. The message has the first one and both texts.
     """
     texts = {i: token for token, i in tokenizer.get_vocab().items()}
     added = tokenizer.added_tokens_decoder
     for i, wanted in enumerate(read_tokens(file)):
         found = texts.get(i)
         if found is None and wanted.startswith(("[PAD", "[EMPTY_")):
-            continue  # the file's filling of rows that no token has
-        # llama.cpp's converter writes blanks for the signs that stand for them in added tokens.
+            continue  # the file fills rows without a token with such texts
+        # In added tokens, llama.cpp's converter writes spaces for the signs that stand for them.
         if found != wanted and not (
             i in added and found and found.replace("▁", " ") == wanted.replace("▁", " ")
         ):
             raise ExportError(
-                f"{folder}: token {i} is {found!r}, and in {file.name} it is {wanted!r}: it is the tokenizer of "
+                f"{folder}: token {i} is {found!r}, but {wanted!r} in {file.name}: this is the tokenizer of "
                 "another model"
             )
     begin, ends = begin_id(file), end_ids(file)
     if tokenizer.bos_token_id is not None and begin is not None and tokenizer.bos_token_id != begin:
         raise ExportError(
-            f"{folder}: bos_token is {tokenizer.bos_token_id}, and tokenizer.ggml.bos_token_id of {file.name} is "
+            f"{folder}: bos_token is {tokenizer.bos_token_id}, but tokenizer.ggml.bos_token_id of {file.name} is "
             f"{begin}"
         )
     if tokenizer.eos_token_id is not None and ends and tokenizer.eos_token_id not in ends:
         raise ExportError(
-            f"{folder}: eos_token is {tokenizer.eos_token_id}, and the tokens that end an answer of {file.name} are "
+            f"{folder}: eos_token is {tokenizer.eos_token_id}, but the end tokens of {file.name} are "
             f"{', '.join(map(str, ends))}"
         )

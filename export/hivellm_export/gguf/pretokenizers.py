@@ -1,8 +1,8 @@
-"""How llama.cpp cuts a text into words before it merges bytes, by `tokenizer.ggml.pre`.
+"""How llama.cpp splits a text into words before it merges bytes, by `tokenizer.ggml.pre`.
 
-The names and what they stand for are those of `llama-vocab.cpp`, commit 0c1e57098; here are the ones that
-Llama, Mistral, Qwen2 and Qwen3 models come with. The expressions give llama.cpp's words, which for `tekken`,
-`gpt-4o` and `deepseek-llm` are not in every text those of the original tokenizer.
+Names and meanings are those of `llama-vocab.cpp`, commit 0c1e57098. This table has the names that Llama, Mistral,
+Qwen2 and Qwen3 models use. The expressions give the words of llama.cpp. For `tekken`, `gpt-4o` and `deepseek-llm`
+these differ from the original tokenizer in some texts.
 """
 
 # ruff: noqa: RUF001 - ranges of characters of many scripts
@@ -15,12 +15,12 @@ __all__ = ["PRE_TOKENIZERS", "PreTokenizer"]
 
 @dataclass(frozen=True)
 class PreTokenizer:
-    """Expressions that cut one after the other: each match is a piece, and so is what is between two matches.
+    """Regular expressions that split a text, one after the other. Matches and the text between them are pieces.
 
     Attributes:
-        expressions: for the regular expressions of `tokenizers` (Oniguruma).
-        whole_words: whether a word that is a token is taken as it is, without merges.
-        add_bos: whether the beginning token goes before a text if the file does not say.
+        expressions: In the syntax of `tokenizers` (Oniguruma).
+        whole_words: Whether a word that is a token is used without merges.
+        add_bos: Whether the begin token is put before a text, if the file does not say so.
     """
 
     expressions: tuple[str, ...]
@@ -40,7 +40,7 @@ def _words(letters: str, numbers: str, tail: str = r"[\r\n]*") -> str:
 _LETTERS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 _LLAMA3 = _words(_LETTERS, r"\p{N}{1,3}")
 _QWEN2 = _words(_LETTERS, r"\p{N}")
-# llama.cpp knows no case beyond ASCII: every other letter is of both.
+# llama.cpp knows upper and lower case only in ASCII: other letters are both.
 _UPPER, _LOWER = r"(?:(?=\p{L})[^a-z])", r"(?:(?=\p{L})[^A-Z])"
 _CASED = tuple(rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}{first}{_LOWER}{second}" for first, second in ("*+", "+*"))
 _TEKKEN = rf"{'|'.join(_CASED)}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
@@ -57,11 +57,11 @@ _DEEPSEEK_V3 = (
     r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|"
     + _SPACES,
 )
-_CJK = r"[[一-龥ࠀ-一가-퟿]&&[^\s]]+"  # white space in this range is white space only
+_CJK = r"[[一-龥ࠀ-一가-퟿]&&[^\s]]+"  # this range has white space, which must not match
 _DEEPSEEK_CODER = (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK, r"\p{N}")
 _DEFAULT = (r"[\p{P}$+<=>^~|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")
 
-# The letters with case, as the original tokenizer lists them.
+# Letters with upper and lower case, as the original tokenizer lists them.
 _DEEPSEEK_LETTERS = (
     "A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅ"
     "ὐ-ὗὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-"

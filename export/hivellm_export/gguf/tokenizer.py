@@ -1,4 +1,4 @@
-"""A fast tokenizer, of the `tokenizers` library, that gives the ids llama.cpp gives for the same GGUF file."""
+"""Make a fast tokenizer from a GGUF file, with the same ids as llama.cpp."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _BLANK = "▁"
 
 
 def read_tokenizer(file: GgufFile) -> PreTrainedTokenizerFast:
-    """The file's tokenizer with its chat templates.
+    """Make the tokenizer of a file, with its chat templates.
 
     Raises:
-        ExportError: the file describes one that cannot be made; the message names the key.
+        ExportError: The tokenizer cannot be made. The message names the key.
     """
     vocabulary = read_vocabulary(file)
     make = _of_bytes if vocabulary.model == "gpt2" else _of_characters
@@ -43,7 +43,7 @@ def read_tokenizer(file: GgufFile) -> PreTrainedTokenizerFast:
         tokenizer_object=tokenizer,
         clean_up_tokenization_spaces=False,
         chat_template=read_template(file),
-        # A token that is not special to llama.cpp would become so by being named here.
+        # Naming a token here would make it special, so only those that are special in llama.cpp are named.
         **{name: tokens[i] for name, i in names.items() if i in vocabulary.added},
     )
 
@@ -57,7 +57,7 @@ def _of_bytes(vocabulary: Vocabulary, _: str) -> Tokenizer:
     cuts = [pre_tokenizers.Split(Regex(expression), "isolated") for expression in vocabulary.pre.expressions]
     alphabet = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     missing = "".join(sorted(set(pre_tokenizers.ByteLevel.alphabet()) - ids.keys()))
-    # A byte without a token is left out; without this cut what is before it would be merged with what is after it.
+    # Bytes without a token are left out. This cut prevents merges across them.
     gaps = [pre_tokenizers.Split(Regex(f"[{re.escape(missing)}]"), "removed")] if missing else []
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*cuts, alphabet, *gaps])
     tokenizer.decoder = decoders.ByteLevel()
@@ -87,10 +87,10 @@ def _of_characters(vocabulary: Vocabulary, name: str) -> Tokenizer:
 
 
 def _merges_by_score(vocabulary: Vocabulary, ids: dict[str, int], name: str) -> list[tuple[str, str]]:
-    """Every way to make a token of two, the highest score first: SentencePiece's order as merges.
+    """Convert SentencePiece scores to merges: every way to make a token of two others, the highest score first.
 
-    Of equal scores llama.cpp takes the leftmost pair, which no list of merges can say. A run of one character comes
-    out right when the longer token is first; any other pair of tokens that may compete is an error.
+    If scores are equal, llama.cpp merges the leftmost pair. A list of merges cannot express this. Runs of one
+    character are correct if the longer token is first. Any other tokens of equal score that may compete are an error.
     """
     ways: list[tuple[float, int, int, str, str]] = []
     equal: defaultdict[float, dict[str, None]] = defaultdict(dict)
@@ -108,7 +108,7 @@ def _merges_by_score(vocabulary: Vocabulary, ids: dict[str, int], name: str) -> 
 
 
 def _check_order(tokens: list[str], vocabulary: Vocabulary, ids: dict[str, int], name: str) -> None:
-    """Refuse tokens of one score of which one may end with the part that another begins with."""
+    """Refuse two tokens with one score if one ends with a part that the other begins with."""
     begins: dict[str, str] = {}
     for token in tokens:
         for cut in range(1, len(token)):
@@ -120,12 +120,12 @@ def _check_order(tokens: list[str], vocabulary: Vocabulary, ids: dict[str, int],
             if other is not None and other != token:
                 raise ExportError(
                     f"{name}: tokenizer.ggml.scores: tokens {ids[token]} ({token!r}) and {ids[other]} ({other!r}) "
-                    f"have one score, {vocabulary.scores[ids[token]]}, so no order of merges is right: {OPTION}"
+                    f"have the same score, {vocabulary.scores[ids[token]]}, so no order of merges is right: {OPTION}"
                 )
 
 
 def _frame(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
-    """What goes before and after a text."""
+    """Add the begin and end tokens of a text, if the file asks for them."""
     ends = [
         (vocabulary.tokens[i], i) if add and i is not None else None
         for add, i in ((vocabulary.add_bos, vocabulary.bos), (vocabulary.add_eos, vocabulary.eos))

@@ -1,6 +1,6 @@
-"""The tokenizer that a GGUF file describes: tokens, their types, and what goes before and after a text.
+"""Read the tokenizer keys of a GGUF file: tokens, their types, merges or scores, begin and end tokens.
 
-What is not in the file is what llama.cpp takes instead (`llama-vocab.cpp`), or is refused by its key.
+If a key is missing, the default is that of llama.cpp (`llama-vocab.cpp`), or the key is required.
 """
 
 # ruff: noqa: RUF001 - DeepSeek writes its tokens with these bars
@@ -29,7 +29,7 @@ __all__ = [
 OPTION = "give the model's original tokenizer with --tokenizer FOLDER"
 _MODELS = ("gpt2", "llama")
 _PREFIX = "tokenizer.ggml."
-# Any value of these changes nothing in this package's tokenizers: infilling is not one of their tasks.
+# Keys that change nothing here with any value: infilling is not supported.
 _HARMLESS = {
     *("token_type_count", "seperator_token_id", "mask_token_id", "cls_token_id", "add_sep_token"),
     *(f"fim_{name}_token_id" for name in ("pre", "suf", "mid", "pad", "rep", "sep")),
@@ -40,13 +40,13 @@ _READ = {
     *("add_space_prefix", "remove_extra_whitespaces"),
     *(f"{name}_token_id" for name in ("bos", "eos", "eot", "eom", "unknown", "padding")),
 }
-# llama.cpp ends an answer at these, whatever the file says of them, and reads them as special tokens.
+# llama.cpp ends an answer at these, and treats them as special tokens, whatever their types in the file.
 _ENDS = {
     *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>"),
     *("<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<eos>"),
     *("<end_of_turn>", "<end_of_utterance>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~["),
 }
-# The same of the marks for infilling, of each kind for which the file names no token.
+# llama.cpp treats these marks for infilling as special too, if the file names no token of the kind.
 _INFILLING = {
     "pre": "<|fim_prefix|> <fim-prefix> <fim_prefix> <｜fim▁begin｜> <PRE> ▁<PRE> <|code_prefix|> <|prefix|>",
     "suf": "<|fim_suffix|> <fim-suffix> <fim_suffix> <｜fim▁hole｜> <SUF> ▁<SUF> <|code_suffix|> <|suffix|>",
@@ -74,19 +74,23 @@ _ADDED = (Kind.CONTROL, Kind.UNKNOWN, Kind.USER_DEFINED)
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A file's tokenizer, checked.
+    """The checked tokenizer keys of a file.
 
     Attributes:
-        model: `gpt2`, merges of bytes, or `llama`, merges of characters by score (SentencePiece).
-        tokens: text of each token, by id; all different.
-        kinds: their types, as llama.cpp corrects them.
-        merges: of `gpt2`, pairs in order.
-        scores: of `llama`, one for each token; the pair whose token has the highest is merged first.
-        pre: of `gpt2`, how words are cut.
-        bos, eos, unknown, padding: ids, None if there is none.
-        add_bos, add_eos: whether bos goes before a text and eos after it.
-        space_prefix: of `llama`, whether a blank goes before each text between special tokens.
-        strips: ids of the added tokens that take the white space after them.
+        model: `gpt2` merges bytes; `llama` merges characters by score (SentencePiece).
+        tokens: Text of each token, by id; all different.
+        kinds: Types of the tokens, as llama.cpp corrects them.
+        merges: For `gpt2`: pairs in order.
+        scores: For `llama`: a score for each token. The pair with the highest score of its token is merged first.
+        pre: For `gpt2`: how a text is split into words.
+        bos: Id of the begin token; None if there is none.
+        eos: Id of the end token; None if there is none.
+        unknown: Id of the unknown token; None if there is none.
+        padding: Id of the padding token; None if there is none.
+        add_bos: Whether `bos` is put before a text.
+        add_eos: Whether `eos` is put after a text.
+        space_prefix: For `llama`: whether a space is put before each text between special tokens.
+        strips: Ids of added tokens that remove the white space after them.
     """
 
     model: str
@@ -106,7 +110,7 @@ class Vocabulary:
 
     @cached_property
     def added(self) -> dict[int, bool]:
-        """Ids of the tokens that are found in a text before anything else; whether each is special."""
+        """Ids of tokens that are found in a text before it is split, and whether each is special."""
         return {i: kind is not Kind.USER_DEFINED for i, kind in enumerate(self.kinds) if kind in _ADDED}
 
 
@@ -114,7 +118,7 @@ def read_vocabulary(file: GgufFile) -> Vocabulary:
     """Read and check the keys `tokenizer.ggml.*`.
 
     Raises:
-        ExportError: a key is missing, malformed, or says what the exporter cannot do; the message says which.
+        ExportError: A key is missing, malformed or not supported. The message names it.
     """
     model = file.value(f"{_PREFIX}model", str)
     if model not in _MODELS:
@@ -123,7 +127,7 @@ def read_vocabulary(file: GgufFile) -> Vocabulary:
         )
     for key in file.keys:
         if key.startswith(_PREFIX) and key.removeprefix(_PREFIX) not in _READ | _HARMLESS:
-            raise ExportError(f"{file.name}: {key} is not a value that this exporter knows: {OPTION}")
+            raise ExportError(f"{file.name}: the exporter does not know {key}: {OPTION}")
     for name in ("remove_extra_whitespaces", *(("add_space_prefix",) if model == "gpt2" else ())):
         if file.value(f"{_PREFIX}{name}", bool, False):
             raise ExportError(f"{file.name}: {_PREFIX}{name} is not supported with {model}: {OPTION}")
@@ -141,8 +145,8 @@ def read_vocabulary(file: GgufFile) -> Vocabulary:
         token_id = ids[name]
         if token_id is not None and kinds[token_id] not in _ADDED:
             raise ExportError(
-                f"{file.name}: {_PREFIX}{name}_token_id is {token_id}, {tokens[token_id]!r}, and token_type says "
-                f"that this is no special token: {OPTION}"
+                f"{file.name}: {_PREFIX}{name}_token_id is {token_id}, {tokens[token_id]!r}, but by token_type this "
+                f"is not a special token: {OPTION}"
             )
     adds = {
         "bos": file.value(f"{_PREFIX}add_bos_token", bool, sentences or (pre is not None and pre.add_bos)),
@@ -151,7 +155,7 @@ def read_vocabulary(file: GgufFile) -> Vocabulary:
     for name, add in adds.items():
         if add and ids[name] is None:
             raise ExportError(
-                f"{file.name}: {_PREFIX}{name}_token_id is missing, and it is added to every text: {OPTION}"
+                f"{file.name}: {_PREFIX}{name}_token_id is missing, but it must be added to every text: {OPTION}"
             )
     return Vocabulary(
         model=model,
@@ -169,21 +173,21 @@ def read_vocabulary(file: GgufFile) -> Vocabulary:
 
 
 def end_ids(file: GgufFile) -> list[int]:
-    """Ids at which an answer ends: eos, eot, eom, and the control tokens that end one for llama.cpp by their text.
+    """Ids that end an answer: eos, eot, eom, and control tokens whose texts end one in llama.cpp.
 
     Raises:
-        ExportError: a key is malformed or not the id of a token.
+        ExportError: A key is malformed, or not the id of a token.
     """
     tokens = read_tokens(file)
     kinds = file.value(f"{_PREFIX}token_type", list, [])
     named = (_id(file, f"{name}_token_id", len(tokens), None) for name in ("eos", "eot", "eom"))
-    pairs = enumerate(zip(tokens, kinds, strict=False))  # what is wrong with the lengths is said elsewhere
+    pairs = enumerate(zip(tokens, kinds, strict=False))  # `read_vocabulary` reports wrong lengths
     written = (i for i, (token, kind) in pairs if kind == Kind.CONTROL and token in _ENDS)
     return sorted({i for i in (*named, *written) if i is not None})
 
 
 def read_template(file: GgufFile) -> str | dict[str, str] | None:
-    """The chat template; several by their names where there are more, the usual one under `default`."""
+    """The chat template; if there are several, a dictionary with the usual one as `default`."""
     prefix = "tokenizer.chat_template"
     keys = [key for key in file.keys if key.startswith(f"{prefix}.")]
     found = {key.removeprefix(f"{prefix}."): file.value(key, str) for key in keys}
@@ -192,12 +196,12 @@ def read_template(file: GgufFile) -> str | dict[str, str] | None:
 
 
 def read_tokens(file: GgufFile) -> list[str]:
-    """Texts of the tokens by id, unchecked; one without a text gets llama.cpp's name for it."""
+    """Texts of the tokens by id, unchecked. A token without a text gets llama.cpp's name for it."""
     return [token or f"[EMPTY_{i}]" for i, token in enumerate(_list(file, f"{_PREFIX}tokens", str))]
 
 
 def begin_id(file: GgufFile) -> int | None:
-    """Id of the beginning token, None if the file names none."""
+    """Id of the begin token; None if the file names none."""
     default = 1 if file.value(f"{_PREFIX}model", str, None) == "llama" else None
     return _id(file, "bos_token_id", len(read_tokens(file)), default)
 
@@ -234,7 +238,7 @@ def _pre(file: GgufFile) -> PreTokenizer:
     key = f"{_PREFIX}pre"
     name = file.value(key, str, None)
     if name is None:
-        raise ExportError(f"{file.name}: {key} is missing, so it is unknown how words are cut: {OPTION}")
+        raise ExportError(f"{file.name}: {key} is missing, so it is unknown how words are split: {OPTION}")
     if name not in PRE_TOKENIZERS:
         raise ExportError(
             f"{file.name}: {key} {name!r} is not supported; supported are {', '.join(sorted(PRE_TOKENIZERS))}: "
@@ -245,13 +249,13 @@ def _pre(file: GgufFile) -> PreTokenizer:
 
 def _merges(file: GgufFile, tokens: set[str]) -> list[tuple[str, str]]:
     key = f"{_PREFIX}merges"
-    merges: dict[tuple[str, str], None] = {}  # llama.cpp keeps the first of two that are equal
+    merges: dict[tuple[str, str], None] = {}  # of two equal merges, llama.cpp keeps the first
     for i, text in enumerate(_list(file, key, str)):
         left, _, right = text[1:].partition(" ")
         pair = (text[:1] + left, right)
         if not {*pair, "".join(pair)} <= tokens:
             raise ExportError(
-                f"{file.name}: {key}[{i}], {text!r}, is not two tokens that make a third: {OPTION}"
+                f"{file.name}: {key}[{i}], {text!r}, is not two tokens that form a third: {OPTION}"
             )
         merges[pair] = None
     return list(merges)
@@ -264,12 +268,12 @@ def _scores(file: GgufFile, count: int) -> list[float]:
 def _id(file: GgufFile, name: str, count: int, default: int | None) -> int | None:
     found = file.value(f"{_PREFIX}{name}", int, default if default is not None and default < count else None)
     if found is not None and not 0 <= found < count:
-        raise ExportError(f"{file.name}: {_PREFIX}{name} is {found}, and there are {count} tokens: {OPTION}")
+        raise ExportError(f"{file.name}: {_PREFIX}{name} is {found}, but there are {count} tokens: {OPTION}")
     return found
 
 
 def _strips(file: GgufFile, tokens: list[str], kinds: list[Kind]) -> frozenset[int]:
-    """llama.cpp knows one family by the model's name whose special tokens take the white space after them."""
+    """Ids of special tokens that remove white space after them: in llama.cpp only for Phi-3, by its name."""
     name = file.value("general.name", str, "").lower()
     if "phi-3" not in name and "phi3" not in name:
         return frozenset()

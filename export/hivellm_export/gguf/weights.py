@@ -1,4 +1,4 @@
-"""The weights of a GGUF file in a Hugging Face model."""
+"""Load the weights of a GGUF file into a Hugging Face model."""
 
 from __future__ import annotations
 
@@ -21,10 +21,17 @@ _ROPE_FACTORS = "rope_freqs.weight"
 
 
 def read_model(file: GgufFile, config: dict[str, Any]) -> nn.Module:
-    """The model of `config` (see `gguf_config.read_config`) in float32, with the weights of `file`.
+    """Make the model and load its weights.
+
+    Args:
+        file: The GGUF file.
+        config: From `hivellm_export.gguf.config.read_config`, checked by `check_config`.
+
+    Returns:
+        The model in float32.
 
     Raises:
-        ExportError: a tensor is missing, belongs to no module, has another shape or a type that cannot be read.
+        ExportError: A tensor is missing, belongs to no module, or has a wrong shape or a type that cannot be read.
     """
     kind = file.value("general.architecture", str)
     settings = transformers.AutoConfig.for_model(**config)
@@ -32,7 +39,7 @@ def read_model(file: GgufFile, config: dict[str, Any]) -> nn.Module:
         model = transformers.AutoModelForCausalLM.from_config(
             settings, dtype=torch.float32, attn_implementation="eager"
         )
-    model.tie_weights()  # which comes with the initialisation that was left out
+    model.tie_weights()  # normally part of the initialisation, which was skipped
     places = _places(model, kind, config)
     factors = file.tensors.keys() & {_ROPE_FACTORS} if kind == "llama" else set()
     for name in file.tensors:
@@ -47,7 +54,7 @@ def read_model(file: GgufFile, config: dict[str, Any]) -> nn.Module:
         wanted = tuple(parameters[place].shape)
         if found != wanted:
             raise ExportError(
-                f"{file.name}: tensor {name} has shape {list(found)}, and the {kind}.* values make it {list(wanted)}"
+                f"{file.name}: tensor {name} has shape {list(found)}, but the {kind}.* keys require {list(wanted)}"
             )
         values = file.array(name)
         if kind == "llama" and ".attn_q." in name:
@@ -55,7 +62,7 @@ def read_model(file: GgufFile, config: dict[str, Any]) -> nn.Module:
         elif kind == "llama" and ".attn_k." in name:
             values = _halves(values, config["num_key_value_heads"])
         state[place] = torch.from_numpy(values)
-    model.load_state_dict(state, strict=False, assign=True)  # every parameter has a place: see `_places`
+    model.load_state_dict(state, strict=False, assign=True)  # `_places` has every parameter
     model.tie_weights()
     if factors:
         _divide_frequencies(model, file)
@@ -63,11 +70,11 @@ def read_model(file: GgufFile, config: dict[str, Any]) -> nn.Module:
 
 
 def _places(model: nn.Module, kind: str, config: dict[str, Any]) -> dict[str, str]:
-    """The name in the file to the model's name, for every parameter."""
+    """For every parameter, its name in the file and its name in the model."""
     architecture = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == kind)
     names = gguf.get_tensor_name_map(architecture, config["num_hidden_layers"])
     places = {}
-    for parameter, _ in model.named_parameters():  # a tied head is the embedding, and named once
+    for parameter, _ in model.named_parameters():  # a tied head is the embedding, and listed once
         name = names.get_name(parameter, try_suffixes=(".weight", ".bias"))
         if name is None:
             raise ExportError(f"gguf has no name for {parameter}: update the gguf package")
@@ -76,19 +83,19 @@ def _places(model: nn.Module, kind: str, config: dict[str, Any]) -> dict[str, st
 
 
 def _halves(values: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
-    """Rows of q or k from llama.cpp's order, pairs that are rotated together, to that of two halves of a head."""
+    """Reorder rows of q or k: llama.cpp has rotated pairs side by side, transformers in two halves of a head."""
     pairs = values.reshape(heads, -1, 2, *values.shape[1:])
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(values.shape)
 
 
 def _divide_frequencies(model: nn.Module, file: GgufFile) -> None:
-    """Divide the inverse frequencies by the factors of Llama 3.1 and later, which the file has as a tensor."""
+    """Divide the inverse frequencies by the factors of Llama 3.1 and later, a tensor of the file."""
     rotary = model.model.rotary_emb
     factors = torch.from_numpy(file.array(_ROPE_FACTORS))
     if factors.shape != rotary.inv_freq.shape or not (factors > 0).all():
         raise ExportError(
             f"{file.name}: tensor {_ROPE_FACTORS} must hold {rotary.inv_freq.numel()} numbers above 0, one for each "
-            "pair of a head"
+            "pair of channels"
         )
     rotary.inv_freq = rotary.inv_freq / factors
     rotary.original_inv_freq = rotary.inv_freq

@@ -1,13 +1,11 @@
-"""Lowerings to ONNX Runtime's own operators: CPU, CUDA and DirectML.
+"""Lowerings to contrib operators of ONNX Runtime, for the CPU, CUDA and DirectML providers.
 
-`cpu`: float32 activations, GroupQueryAttention with the rotary embedding inside, SkipSimplifiedLayerNormalization
-for residual and norm together, MatMulNBits with accuracy level 4 (int8 activations) for quantised weights.
-
-`cuda`: the same in float16 or bfloat16, with the norms of query and key inside GroupQueryAttention, and MatMulNBits
-that computes in the graph's type.
-
-`dml`: float16, fixed shapes. DirectML's GroupQueryAttention reads query, key, value and lengths only, so norms and
-rotary embedding are operators before it, and q, k and v come from products of their own.
+* `cpu`: float32 activations. GroupQueryAttention computes the rotary embedding. SkipSimplifiedLayerNormalization
+  computes residual sum and norm. Quantised weights use MatMulNBits with accuracy level 4 (int8 activations).
+* `cuda`: float16 or bfloat16. GroupQueryAttention also computes the norms of query and key. MatMulNBits computes in
+  the graph's type.
+* `dml`: float16 and fixed shapes. DirectML's GroupQueryAttention reads only query, key, value and lengths. So norms
+  and rotary embedding are operators before it, and q, k and v are products of their own.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ class ContribLowering(Lowering):
     _rows: ir.Value | None = None
 
     def rms_norm(self, node: ir.Node) -> tuple[ir.Value, ...]:
-        """To SimplifiedLayerNormalization; with the residual sum before it to the fused operator."""
+        """To SimplifiedLayerNormalization, or to the fused operator if a residual sum is before it."""
         weight = self.vector(text_of(node, "weight"))
         epsilon = node.attributes["epsilon"].as_float()
         x = node.inputs[0]
@@ -41,7 +39,7 @@ class ContribLowering(Lowering):
             return (
                 self.op("SimplifiedLayerNormalization", x, weight, axis=-1, epsilon=epsilon, stash_type=1),
             )
-        # The residual sum is an output of the fused operator too: later layers read it from there.
+        # The fused operator also gives the residual sum, which later layers use.
         normed, _, _, total = self.op(
             "SkipSimplifiedLayerNormalization",
             *add.inputs,
@@ -85,7 +83,7 @@ class ContribLowering(Lowering):
         return self._rows
 
     def attended(self, node: ir.Node, *inputs: ir.Value | None, **attributes: Any) -> tuple[ir.Value, ...]:
-        """GroupQueryAttention for the placeholder `node`: its result as [T, H], and present key and value."""
+        """Add GroupQueryAttention for the placeholder `node`: the result [T, H], and present key and value."""
         attended, *present = self.op(
             "GroupQueryAttention",
             *inputs,
@@ -101,7 +99,7 @@ class ContribLowering(Lowering):
         return self.op("Reshape", attended, self.constant([-1, width])), *present
 
     def window(self, node: ir.Node) -> int:
-        """Positions that a token sees, itself included; -1 for all."""
+        """Number of positions that a token attends to, itself included; -1 for all."""
         return node.attributes["sliding_window"].as_int() or -1
 
 
@@ -111,7 +109,7 @@ class CpuLowering(ContribLowering):
     _cached: CachedAttention | None = None
 
     def begin(self) -> None:
-        """Forget the shapes of the trace's inner values, which have a name of their own for every size."""
+        """Remove the shapes of inner values, whose dimensions the trace has named; prepare the 8-bit cache."""
         for node in self.graph:
             for value in node.outputs:
                 if not value.is_graph_output():
@@ -122,7 +120,7 @@ class CpuLowering(ContribLowering):
             self._cached = CachedAttention(self, self.cache_scales, windows)
 
     def attention(self, node: ir.Node) -> tuple[ir.Value, ...]:
-        """On keys and values of 8 bits where the cache has them."""
+        """To GroupQueryAttention, or to attention on 8-bit keys and values if the cache holds these."""
         if self._cached is None:
             return super().attention(node)
         qkv, input_ids = node.inputs[:-5], node.inputs[-5]
@@ -136,7 +134,7 @@ class CudaLowering(ContribLowering):
     accuracy_level = 0
 
     def begin(self) -> None:
-        """Take the form's types; note the norms that the attention computes."""
+        """Apply the types of the form."""
         apply_form(self.graph, self.config)
         self._norms: dict[ir.Value, tuple[ir.Value, float]] = {}
 
@@ -147,7 +145,7 @@ class CudaLowering(ContribLowering):
         return (node.inputs[0],)
 
     def attended(self, node: ir.Node, *inputs: ir.Value | None, **attributes: Any) -> tuple[ir.Value, ...]:
-        """The same with the norms of query and key, inputs 14 and 15, where the model has them."""
+        """Add GroupQueryAttention with the norms of query and key, inputs 14 and 15, if the model has them."""
         norms = [self._norms[value] for value in node.inputs[:2] if value in self._norms]
         if norms:
             inputs = (*inputs, *[None] * (14 - len(inputs)), *(weight for weight, _ in norms))
@@ -156,14 +154,14 @@ class CudaLowering(ContribLowering):
 
 
 class DmlLowering(ContribLowering):
-    """For the DirectML provider; the trace has q, k and v apart."""
+    """For the DirectML provider. The trace has q, k and v split."""
 
     def begin(self) -> None:
-        """Take the form's types and shapes."""
+        """Apply the types and shapes of the form."""
         apply_form(self.graph, self.config)
 
     def attention(self, node: ir.Node) -> tuple[ir.Value, ...]:
-        """To RotaryEmbedding, and GroupQueryAttention without it; q, k and v come apart."""
+        """To RotaryEmbedding, and GroupQueryAttention without it."""
         *qkv, _, past_key, past_value, seqlens_k, total = node.inputs
         numbers = self.config.architecture
         heads = (numbers.num_attention_heads, numbers.num_key_value_heads, numbers.num_key_value_heads)
@@ -185,11 +183,11 @@ class DmlLowering(ContribLowering):
         return self.attended(node, query, key, value, past_key, past_value, seqlens_k, total, do_rotary=0)
 
     def window(self, node: ir.Node) -> int:
-        """DirectML has no window, which matters only where the cache is longer."""
+        """DirectML's attention has no window. This matters only if the cache is longer than the window."""
         window, (length,) = node.attributes["sliding_window"].as_int(), self.form.shapes["max_length"]
         if 0 < window < length:
             raise ExportError(
-                f"--target dml: the model looks back {window} tokens, and DirectML's attention over all {length} of "
-                f"the cache: export with --context {window}, or for another --target"
+                f"--target dml: the model attends to the last {window} tokens, DirectML to all {length} of the "
+                f"cache: use --context {window}, or another --target"
             )
         return -1

@@ -1,9 +1,9 @@
-"""Attention on keys and values of 8 bits, for the CPU.
+"""Attention on keys and values in 8 bits, for the CPU.
 
-`GroupQueryAttention` reads caches of int8 with a scale per channel. Where a token looks back on many that takes half
-the time of floats, but for a prompt two and a half times as long. So every layer has an `If`: few tokens take the
-operator, a prompt takes the products that it is made of, on keys and values that are rounded and put into the cache
-before. Both read nothing but the cache, so a token's result does not depend on how what is before it was cut into
+`GroupQueryAttention` reads int8 caches with a scale per channel. For one token after a long context it takes half the
+time of float caches. For a prompt it takes two and a half times as long. So every layer has an `If`: few tokens use
+the operator; a prompt uses plain products, after its keys and values were rounded and stored in the cache. Both
+branches read only the cache. So the result of a token does not depend on how the tokens before it were divided into
 runs.
 """
 
@@ -21,21 +21,21 @@ from hivellm_ort.operators import DOMAIN_MS
 
 __all__ = ["CachedAttention"]
 
-_TILE = 128  # the first tokens of a run, that need no scores for the keys of those behind them
+_TILE = 128  # the first tokens of a run, which need no scores for keys of later tokens
 _ALL = np.iinfo(np.int64).max
-_PROMPT = 8  # tokens of one row from which on products are faster
-# Below the first token's score, which every token sees: e ** -70 of a weight is nothing, but not so small that CPUs
-# take their slow way for it, as they do for what masked scores would give.
+_PROMPT = 8  # from this number of tokens in one row, products are faster
+# Masked scores are this far below the score of the first token, which every token sees. e ** -70 adds nothing to a
+# sum. It is not a denormal number, which CPUs compute slowly.
 _FAR = 70
 
 
 class CachedAttention:
-    """Lowers the attention placeholders of one graph.
+    """Lowers the attention of one graph with an int8 cache.
 
     Args:
-        lowering: of the graph.
-        scales: of keys and values, float32 [kv_heads, head_dim] by input.
-        windows: every sliding window of the model; -1 for none.
+        lowering: The lowering of the graph.
+        scales: Scales of keys and values, float32 [kv_heads, head_dim] by graph input.
+        windows: Every sliding window of the model; -1 for none.
     """
 
     def __init__(self, lowering: Lowering, scales: Mapping[str, Array], windows: Sequence[int]):
@@ -50,13 +50,13 @@ class CachedAttention:
     def attended(
         self, node: ir.Node, operands: Sequence[ir.Value], *, window: int, rows: ir.Value
     ) -> Sequence[ir.Value]:
-        """The results of a placeholder.
+        """Lower one `Attention`.
 
         Args:
-            node: the placeholder.
+            node: The placeholder.
             operands: q, k and v, each [T, …], or one value with the three side by side.
-            window: positions that a token sees, itself included; -1 for all.
-            rows: int64 [3], the shape of operands of three dimensions.
+            window: Number of positions that a token attends to, itself included; -1 for all.
+            rows: int64 [3], the shape of operands in three dimensions.
 
         Returns:
             The result as [T, H], and present key and value.
@@ -100,7 +100,7 @@ class CachedAttention:
         names: tuple[str, str],
         window: int,
     ) -> ir.Graph:
-        """The branch for many tokens of one row."""
+        """Make the branch for many tokens of one row."""
         many, shared = _Branch(prefix), self._shared
         heads, group, width = self._heads, self._group, self._width
         past = node.inputs[-4:-2]
@@ -120,7 +120,7 @@ class CachedAttention:
         )
         present, tokens = [], []
         for name, fresh, cache in zip(names, (key, operands[2]), past, strict=True):
-            # QuantizeLinear has one scale or one axis of them: here it is 1.
+            # QuantizeLinear takes one scale, or scales along one axis. Here the scale is 1, after a division.
             finer = many.op("Div", fresh, self._constant(f"{name}.scale", self._scales[name].reshape(-1)))
             stored = many.op("QuantizeLinear", finer, shared["one"], shared["zero"])
             stored = many.op("Reshape", stored, self._shape(1, -1, heads, width))
@@ -128,7 +128,7 @@ class CachedAttention:
             seen = many.op("Slice", present[-1], self._shape(0), shared["end.1"], self._shape(2))
             seen = many.op("DequantizeLinear", seen, shared["one"], shared["zero"])
             tokens.append(many.op("Reshape", seen, self._shape(heads, -1, width)))
-        # The scales of keys go with the queries, those of values with the result: there are fewer of them.
+        # Scales of keys multiply the queries, scales of values the result: these are smaller than keys and values.
         scale = node.attributes["scale"].as_float()
         by_group = self._shape(-1, heads, group, width)
         key_scale, value_scale = (
@@ -153,16 +153,16 @@ class CachedAttention:
         scale: float,
         window: int,
     ) -> ir.Value:
-        """What the first `_TILE` tokens take from the keys that they see, or the others from all.
+        """Attention of one tile of queries.
 
         Args:
-            many: the branch.
-            tile: 0 or 1.
+            many: The branch.
+            tile: 0 for the first `_TILE` tokens, which attend only to keys up to theirs; 1 for the others.
             query: [kv_heads, tokens, group * head_dim].
             key: [kv_heads, positions, head_dim].
-            value: as `key`.
-            scale: of scores.
-            window: positions that a token sees; -1 for all.
+            value: [kv_heads, positions, head_dim].
+            scale: Factor of scores.
+            window: Number of positions that a token attends to; -1 for all.
         """
         shared, axis = self._shared, self._shape(1)
         query = many.op("Slice", query, *self._rows(tile), axis)
@@ -186,11 +186,11 @@ class CachedAttention:
         return result
 
     def _rows(self, tile: int) -> tuple[ir.Value, ir.Value]:
-        """Begin and end of a tile's tokens within the run."""
+        """First token of a tile within the run, and the one after its last."""
         return (self._shape(_TILE), self._shape(_ALL)) if tile else (self._shape(0), self._shape(_TILE))
 
     def _share(self, input_ids: ir.Value, total: ir.Value) -> None:
-        """What all layers need: whether this run is a prompt, and then its places and masks."""
+        """Compute once for all layers: whether the run is a prompt, and for a prompt its positions and masks."""
         op = self._lowering.op
         shared = self._shared
         shared["one"] = self._constant("cache.one", np.array(1, np.float32))
@@ -256,7 +256,7 @@ class CachedAttention:
         return outputs
 
     def _constant(self, name: str, values: np.ndarray) -> ir.Value:
-        """A small tensor, in the graph itself."""
+        """Add a small tensor, stored in the graph file."""
         return self._lowering.initializer(ir.tensor(values, name=name))
 
     def _shape(self, *sizes: int) -> ir.Value:
@@ -267,7 +267,7 @@ class CachedAttention:
 
 
 class _Branch:
-    """Nodes of one branch of `If`; their values have names of their own in the whole graph."""
+    """The nodes of one branch of an `If`. Names of values are unique in the whole graph."""
 
     def __init__(self, prefix: str):
         self._prefix = prefix
@@ -276,7 +276,7 @@ class _Branch:
     def op(
         self, op_type: str, *inputs: ir.Value | None, domain: str = "", outputs: int = 1, **attributes: Any
     ) -> Any:
-        """Add a node; its output, or all of them where there are several."""
+        """Add a node; returns its output, or a list if there are several."""
         name = f"{self._prefix}.{op_type}.{len(self._nodes)}"
         values = [ir.Value(name=f"{name}.{i}") for i in range(outputs)]
         self._nodes.append(
@@ -285,5 +285,5 @@ class _Branch:
         return values[0] if outputs == 1 else values
 
     def graph(self, *outputs: ir.Value) -> ir.Graph:
-        """The branch, with these outputs."""
+        """The branch as a graph with these outputs."""
         return ir.Graph([], list(outputs), nodes=self._nodes, name=self._prefix)

@@ -26,7 +26,7 @@ _LOWERINGS: dict[str, type[Lowering]] = {
 
 
 def sites_of(trace: ir.Model, has_bias: Callable[[str], bool]) -> tuple[Site, ...]:
-    """The adapter sites of a trace: every linear placeholder but the LM head."""
+    """The adapter sites of a trace: every `Linear` except the LM head."""
     sites = []
     for node in linear_nodes(trace.graph):
         name = text_of(node, "site")
@@ -47,19 +47,22 @@ def lower(
     cache_scales: Mapping[str, NDArray[np.float32]],
     name: str,
 ) -> ir.Model:
-    """Lower `trace` for the target of `config`; the trace itself is left as it is.
+    """Lower a copy of `trace` for the target of `config`.
 
     Args:
-        trace: from `trace_decoder`, its projections unpacked where the target wants that.
-        weights: where the weights go; two graphs of one bundle share it.
-        config: sites, numbers and form of the bundle; its files are not known yet.
-        adapters: whether the graph takes adapter weights at its sites.
-        rotary: cosine and sine caches, each float32 [max_position_embeddings, head_dim / 2].
-        cache_scales: of keys and values in 8 bits, float32 [kv_heads, head_dim] by input; else empty.
-        name: the graph's name.
+        trace: From `trace_decoder`, and `split_qkv` for targets that need it.
+        weights: Where the weights are written. The two graphs of a bundle share it.
+        config: Sites, architecture and form of the bundle. Its list of files is still empty.
+        adapters: Whether the graph has inputs for adapter weights at its sites.
+        rotary: Cosine and sine tables, each float32 [max_position_embeddings, head_dim / 2].
+        cache_scales: For keys and values in 8 bits: scales float32 [kv_heads, head_dim] by graph input. Else empty.
+        name: Name of the graph.
+
+    Returns:
+        The ONNX model. Its weights are external tensors in the file of `weights`.
 
     Raises:
-        ExportError: the model has something that the target cannot express.
+        ExportError: The target cannot express a part of the model.
     """
     model = trace.clone()
     rows = config.graph.shapes.get("max_length", (None,))[0]
@@ -77,7 +80,7 @@ def lower(
 
 
 def _add_greedy_output(graph: ir.Graph) -> None:
-    """Give the most likely tokens as well, the first of equal ones, as numpy has it."""
+    """Add an output with the most likely token of each row; of equal ones the first, as numpy's argmax."""
     logits = next(value for value in graph.outputs if value.name == LOGITS)
     node = ir.node("ArgMax", [logits], {"axis": -1, "keepdims": 0, "select_last_index": 0}, name="ArgMax.0")
     (token_ids,) = node.outputs

@@ -29,12 +29,12 @@ class Lowering(ABC):
     """Replaces the placeholders of a trace by operators. Each target has a subclass, with norms and attention.
 
     Args:
-        graph: of a copy of the trace; it is changed.
-        weights: where the weights go.
-        config: sites, numbers and form of the bundle; its files are not known yet.
-        adapters: whether the graph takes adapter weights at its sites.
-        rotary: cosine and sine caches, each float32 [positions, head_dim / 2].
-        cache_scales: of keys and values in 8 bits, float32 [kv_heads, head_dim] by input; else empty.
+        graph: A copy of the trace, changed in place.
+        weights: Where the weights are written.
+        config: Sites, architecture and form of the bundle. Its list of files is still empty.
+        adapters: Whether the graph has inputs for adapter weights at its sites.
+        rotary: Cosine and sine tables, each float32 [positions, head_dim / 2].
+        cache_scales: For keys and values in 8 bits: scales float32 [kv_heads, head_dim] by graph input. Else empty.
     """
 
     accuracy_level = 4
@@ -53,16 +53,16 @@ class Lowering(ABC):
         self.sites = {site.name: site for site in config.sites}
         self.rotary, self.cache_scales = rotary, cache_scales
         self.dtype = FLOAT_TYPES[config.graph.activation_dtype]
-        self.at: ir.Node  # new nodes go before this one
+        self.at: ir.Node  # new nodes are inserted before this one
 
     @property
     def form(self) -> GraphForm:
-        """How the graph is to be run."""
+        """How a runtime must run the graph."""
         return self.config.graph
 
     @property
     def positions(self) -> ir.Value:
-        """The input `position_ids`, of targets that have it."""
+        """The input `position_ids`, for targets that have it."""
         return next(value for value in self.graph.inputs if value.name == "position_ids")
 
     def handlers(self) -> dict[str, Handler]:
@@ -120,12 +120,12 @@ class Lowering(ABC):
 
     @property
     def tokens(self) -> int | str:
-        """T, the rows of hidden states."""
+        """T, the number of rows of hidden states, or its name in the graph."""
         return "sequence_length" if dimension(self.config, "batch_size") == 1 else "tokens"
 
     @abstractmethod
     def begin(self) -> None:
-        """Make the trace's inputs and values those of the target."""
+        """Adapt inputs and values of the trace to the target, before any placeholder is lowered."""
 
     def op(
         self,
@@ -136,10 +136,20 @@ class Lowering(ABC):
         width: int | str | None = None,
         **attributes: Any,
     ) -> Any:
-        """Add a node; its output, or all of them where there are several.
+        """Add a node to the graph.
 
-        With `width` the output is [tokens, width]. ONNX Runtime makes up a name for every size that it cannot infer,
-        as after a product with a vector per adapter, and loading takes seconds where it has hundreds of them.
+        Args:
+            op_type: The operator.
+            inputs: Its inputs; None for one that is left out.
+            domain: The operator's domain.
+            outputs: How many outputs it has.
+            width: The output's second dimension: the shape [tokens, width] is then stated. ONNX Runtime invents a
+                name for every dimension that it cannot infer, for example after a product with a vector per adapter.
+                With hundreds of such names loading takes seconds.
+            attributes: Its attributes.
+
+        Returns:
+            The output, or a sequence of them if there are several.
         """
         node = ir.node(op_type, list(inputs), domain=domain, attributes=attributes, num_outputs=outputs)
         if width is not None:
@@ -149,7 +159,7 @@ class Lowering(ABC):
         return node.outputs[0] if outputs == 1 else node.outputs
 
     def initializer(self, tensor: ir.TensorProtocol) -> ir.Value:
-        """The tensor as a value of the graph, which has it once."""
+        """Add a tensor to the graph, once for each name."""
         assert tensor.name
         if tensor.name not in self.graph.initializers:
             value = ir.Value(
@@ -159,23 +169,23 @@ class Lowering(ABC):
         return self.graph.initializers[tensor.name]
 
     def constant(self, values: Sequence[int]) -> ir.Value:
-        """An int64 vector."""
+        """Add an int64 vector."""
         name = "constant." + "_".join(map(str, values))
         return self.initializer(ir.tensor(np.array(values, dtype=np.int64), name=name))
 
     def input(self, name: str, shape: tuple[int | str, ...]) -> ir.Value:
-        """A new graph input of the adapters' float type."""
+        """Add a graph input with the float type of adapters."""
         dtype = FLOAT_TYPES[self.form.adapter_dtype]
         value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
         self.graph.inputs.append(value)
         return value
 
     def vector(self, name: str) -> ir.Value:
-        """A weight of one dimension, as it is."""
+        """Add a weight of one dimension, unchanged."""
         return self.initializer(self.weights.vector(name))
 
     def rotary_caches(self) -> list[ir.Value]:
-        """Cosines and sines, each [positions, head_dim / 2]."""
+        """Add the cosines and the sines, each [positions, head_dim / 2]."""
         return [
             self.initializer(self.weights.vector(f"rotary.{name}", partial(np.asarray, cache)))
             for name, cache in zip(("cos", "sin"), self.rotary, strict=True)
@@ -239,16 +249,16 @@ class Lowering(ABC):
         return self.op("Gemm", x, weight, transB=1)
 
     def _dynamic_matmul(self, x: ir.Value, matrix: Matrix, columns: int, width: int) -> ir.Value:
-        """8-bit activations, symmetric around 128 with one scale per token, times 8-bit weights.
+        """Multiply 8-bit activations by 8-bit weights; activations have one scale per token and the zero point 128.
 
-        A token's result does not depend on what else is in the pass: sums of integers are exact.
+        Sums of integers are exact, so the result of a token does not depend on other tokens of the pass.
         """
         assert matrix.smoothing is not None
         assert matrix.scales is not None
         step = self.initializer(ir.tensor(np.array(1 / 127, np.float32), name="activation.scale"))
         zero = self.initializer(ir.tensor(np.array(128, np.uint8), name="activation.zero_point"))
         key = x, self.initializer(matrix.smoothing)
-        if key not in self._activations:  # gate and up have one input
+        if key not in self._activations:  # gate_proj and up_proj have the same input
             x = self.op("Mul", *key, width=columns)
             largest = self.op("ReduceMax", self.op("Abs", x), self.constant([-1]), keepdims=1, width=1)
             x = self.op("QuantizeLinear", self.op("Div", x, largest, width=columns), step, zero)
@@ -270,11 +280,11 @@ class Lowering(ABC):
         return y
 
     def _added(self, low: ir.Value, lora_B: ir.Value, y: ir.Value) -> ir.Value:
-        """`low lora_B + y`: Gemm adds while it multiplies, one node less than MatMul and Add."""
+        """`low lora_B + y`. Gemm adds while it multiplies: one node instead of MatMul and Add."""
         return self.op("Gemm", low, lora_B, y)
 
     def _remove_unused(self) -> None:
-        """Residual sums that a norm has taken over, what led only to them, and inputs that the target has not."""
+        """Remove nodes that nothing uses, such as residual sums inside fused norms, and unused inputs."""
         outputs = set(self.graph.outputs)
         for node in reversed(tuple(self.graph)):
             if not any(value.uses() or value in outputs for value in node.outputs):
@@ -285,7 +295,7 @@ class Lowering(ABC):
 
 
 def _siblings(graph: ir.Graph) -> dict[str, tuple[str, ...]]:
-    """By site, the modules of all sites that have the same input."""
+    """For each site, the modules of all sites with the same input."""
     sites: dict[ir.Value, list[ir.Node]] = {}
     for node in linear_nodes(graph):
         sites.setdefault(node.inputs[0], []).append(node)

@@ -1,12 +1,12 @@
 """Lowering to standard ONNX operators, for CoreML and any other runtime.
 
-The cache has a fixed length and is only read: keys and values of the new tokens are outputs, which the runtime copies
-into its buffers. So nothing is scattered and no cache is copied inside the graph. Attention adds masks made of
-`position_ids`: a token sees the cache before the run's first position, and of the run what is not after it. Norms
-and masks are computed in float32, the rest in the graph's type.
+The cache has a fixed length, and the graph only reads it. Keys and values of the new tokens are outputs, which the
+runtime copies into its buffers. So the graph needs no scatter and copies no cache. Attention adds masks made from
+`position_ids`: a token sees the cache before the first position of the run, and the tokens of the run up to itself.
+Norms and masks are computed in float32, the rest in the type of the graph.
 
-Operators and their limits are those of CoreML's ML programs: no Where, no Gemm with a variable B, constant Slice
-and Split.
+The operators are those of CoreML's ML programs, with their limits: no Where, no Gemm with a variable B, only constant
+Slice and Split.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from hivellm_export.graph.shapes import apply_form
 __all__ = ["PortableLowering"]
 
 _FLOAT = ir.DataType.FLOAT
-_HIDDEN = 1e4  # subtracted from scores that a token must not see: vanishes in softmax, and fits float16
+_HIDDEN = 1e4  # subtracted from scores of hidden positions: their softmax is 0, and it fits float16
 _END = np.iinfo(np.int64).max
 
 
 class PortableLowering(Lowering):
-    """For any runtime; the trace has q, k and v apart."""
+    """For any runtime. The trace has q, k and v split."""
 
     def begin(self) -> None:
-        """Take the form's types and shapes."""
+        """Apply the types and shapes of the form."""
         apply_form(self.graph, self.config)
         (self._length,) = self.form.shapes["max_length"]
         self._positions: tuple[ir.Value, ir.Value, ir.Value, ir.Value] | None = None
         self._masks: dict[int, tuple[ir.Value, ir.Value]] = {}
 
     def rms_norm(self, node: ir.Node) -> tuple[ir.Value, ...]:
-        """In float32, whatever the type of the graph."""
+        """To standard operators in float32, whatever the type of the graph."""
         return (self._normed(node.inputs[0], node),)
 
     def head_rms_norm(self, node: ir.Node) -> tuple[ir.Value, ...]:
-        """The same for each head."""
+        """To the same operators on each head."""
         head_dim = node.attributes["head_dim"].as_int()
         width = node.attributes["width"].as_int()
         heads = self.op("Reshape", node.inputs[0], self.constant([-1, width // head_dim, head_dim]))
@@ -56,7 +56,7 @@ class PortableLowering(Lowering):
         return self.op("Mul", self._cast(self.op("Div", x, root), self.dtype), weight)
 
     def attention(self, node: ir.Node) -> tuple[ir.Value, ...]:
-        """To products, masks and a softmax; present key and value are those of the new tokens only."""
+        """To products, masks and a softmax. Present key and value hold only the new tokens."""
         query, key, value, _, past_key, past_value, _, _ = node.inputs
         numbers = self.config.architecture
         heads, kv_heads, size = (
@@ -94,7 +94,7 @@ class PortableLowering(Lowering):
         )
 
     def _rotated(self, x: ir.Value, heads: int) -> ir.Value:
-        """Heads [S, heads, head_dim] with the rotary embedding of their positions."""
+        """Apply the rotary embedding: [S, heads * head_dim] to [S, heads, head_dim]."""
         cos, sin, _, _ = self._at_positions()
         size = self.config.architecture.head_dim
         x = self.op("Reshape", x, self.constant([-1, heads, size]))
@@ -107,7 +107,7 @@ class PortableLowering(Lowering):
         )
 
     def _at_positions(self) -> tuple[ir.Value, ir.Value, ir.Value, ir.Value]:
-        """Cosines and sines [S, 1, head_dim / 2]; the positions as float32 [S, 1] and [1, S]."""
+        """Cosines and sines of the run, [S, 1, head_dim / 2], and its positions as float32 [S, 1] and [1, S]."""
         if self._positions is None:
             positions = self.positions
             rows = self.op("Reshape", positions, self.constant([-1]))
@@ -121,10 +121,10 @@ class PortableLowering(Lowering):
         return self._positions
 
     def _masks_for(self, window: int) -> tuple[ir.Value, ir.Value]:
-        """What is added to scores of the cache [S or 1, max_length] and of the run [S, S].
+        """Masks that are added to scores: of the cache [S or 1, max_length], and of the run [S, S].
 
         Args:
-            window: positions that a token sees, itself included; 0 for all.
+            window: Number of positions that a token attends to, itself included; 0 for all.
         """
         if window not in self._masks:
             _, _, rows, columns = self._at_positions()
@@ -140,7 +140,7 @@ class PortableLowering(Lowering):
         return self._masks[window]
 
     def _hidden(self, distance: ir.Value) -> ir.Value:
-        """0 where a whole number is not negative, else -_HIDDEN."""
+        """Map whole numbers: 0 and above to 0, negative ones to -_HIDDEN."""
         clipped = self.op("Clip", distance, self._number(-1.0), self._number(0.0))
         return self.op("Mul", clipped, self._number(_HIDDEN))
 
@@ -148,7 +148,7 @@ class PortableLowering(Lowering):
         return self.op("Transpose", self.op("Reshape", x, self.constant(shape)), perm=list(order))
 
     def _slice(self, x: ir.Value, begin: int, end: int) -> ir.Value:
-        """Of the last dimension."""
+        """Slice the last dimension."""
         return self.op("Slice", x, *(self.constant([i]) for i in (begin, end, -1)))
 
     def _cast(self, x: ir.Value, dtype: ir.DataType) -> ir.Value:

@@ -1,7 +1,7 @@
-"""Check the graphs of a bundle against the rules of their target, which may not be at hand to run them.
+"""Check the graphs of a bundle against the rules of their target, without a device that runs them.
 
-Every error names the graph, the node, input or tensor, and the rule. The lists of operators are the contract's,
-in `hivellm_ort.operators`.
+Every error names the graph, the node, input or tensor, and the rule. The lists of operators are those of the
+contract, in `hivellm_ort.operators`.
 """
 
 from __future__ import annotations
@@ -45,13 +45,14 @@ _INT32 = ("seqlens_k", "total_sequence_length")
 
 @dataclass(frozen=True)
 class _Rules:
-    """What one target allows.
+    """The rules of one target.
 
     Attributes:
-        opsets: the newest version by domain.
-        scalars: whether inputs of rank zero are allowed.
-        mixed: whether float32 values are allowed inside a graph of another float type, as far as no matrix is.
-        attention: attributes of GroupQueryAttention that may have one value only; q, k and v are then apart.
+        opsets: Newest allowed version by operator domain.
+        scalars: Whether inputs without dimensions are allowed.
+        mixed: Whether a graph of another float type may hold float32 values, except matrices.
+        attention: Attributes of GroupQueryAttention with only one allowed value. If there are any, q, k and v must be
+            split.
     """
 
     opsets: Mapping[str, int]
@@ -69,10 +70,16 @@ _RULES = {
 
 
 def check_bundle(folder: StrPath) -> DecoderConfig:
-    """Check every graph of the bundle in `folder`; its `decoder.json`, read.
+    """Check every graph of a bundle.
+
+    Args:
+        folder: The bundle's folder.
+
+    Returns:
+        Its `decoder.json`.
 
     Raises:
-        ExportError: a graph breaks a rule of the bundle's target.
+        ExportError: A graph breaks a rule of the target, or the runtime would refuse it.
         ManifestError: `decoder.json` is wrong.
     """
     folder = Path(folder)
@@ -91,12 +98,12 @@ def check_graph(model: ir.Model, config: DecoderConfig, *, adapters: bool) -> No
     """Check one graph.
 
     Args:
-        model: the graph.
-        config: of its bundle.
-        adapters: whether it is to take adapter weights at every site.
+        model: The graph.
+        config: `decoder.json` of its bundle.
+        adapters: Whether it must have adapter inputs at every site.
 
     Raises:
-        ExportError: the target is unknown, or the graph breaks one of its rules.
+        ExportError: The target is unknown, or the graph breaks one of its rules.
     """
     if config.target not in _RULES:
         raise ExportError(f"{DECODER_JSON}: target {config.target!r} is not known")
@@ -114,7 +121,7 @@ class _Checker:
     adapters: bool
 
     def faults(self) -> Iterator[str]:
-        """Every fault, with its place and rule."""
+        """Every fault with its place and rule."""
         yield from self._opsets()
         yield from self._operators()
         yield from self._inputs()
@@ -123,7 +130,7 @@ class _Checker:
         yield from self._attention()
 
     def _expected_inputs(self) -> dict[str, tuple[ir.DataType, tuple[int | str, ...]]]:
-        """Type and shape by name."""
+        """Type and shape of each input, by name."""
         form, config = self.config.graph, self.config
         cache, adapter = CACHE_TYPES[form.cache_dtype], FLOAT_TYPES[form.adapter_dtype]
         inputs = {
@@ -155,7 +162,7 @@ class _Checker:
                 operator = f"{node.domain or 'ai.onnx'}::{node.op_type}"
                 yield f"node {_name(node)}: rule operator: the target has no {operator}"
             if not branches and any(attribute.type in _SUBGRAPHS for attribute in node.attributes.values()):
-                yield f"node {_name(node)}: rule operator: no graphs inside of nodes"
+                yield f"node {_name(node)}: rule operator: the target has no subgraphs"
 
     def _inputs(self) -> Iterator[str]:
         expected = self._expected_inputs()
@@ -168,7 +175,7 @@ class _Checker:
                 yield f"input {name}: rule input: neither {DECODER_JSON} nor the contract has it"
                 continue
             if not value.uses():
-                yield f"input {name}: rule input: no node takes it"
+                yield f"input {name}: rule input: no node uses it"
             dtype, shape = expected[name]
             if value.dtype != dtype:
                 yield f"input {name}: rule dtype: is {value.dtype}, not {dtype}"
@@ -186,7 +193,7 @@ class _Checker:
             expected[GREEDY_OUTPUT] = (ir.DataType.INT64, (rows,))
         found = {str(value.name): value for value in self.model.graph.outputs}
         for name in sorted(expected.keys() ^ found.keys()):
-            yield f"output {name}: rule output: {'is missing' if name in expected else 'the contract has it not'}"
+            yield f"output {name}: rule output: {'is missing' if name in expected else 'is not in the contract'}"
         for name, (dtype, shape) in expected.items():
             if found[name].dtype != dtype:
                 yield f"output {name}: rule dtype: is {found[name].dtype}, not {dtype}"
@@ -217,28 +224,28 @@ class _Checker:
             size = self.config.architecture.head_dim
             if size % 16 and node.attributes.get_int("do_rotary", 0):
                 yield (
-                    f"node {_name(node)}: rule attention: rotated heads have a multiple of 16 channels in ONNX "
-                    f"Runtime, this model's head_dim is {size}: use --target portable"
+                    f"node {_name(node)}: rule attention: ONNX Runtime rotates heads with a multiple of 16 "
+                    f"channels, and head_dim of this model is {size}: use --target portable"
                 )
             inputs = [value is not None for value in node.inputs] + [False] * 16
             normed = inputs[14] or inputs[15]
             if normed and self.config.target != "cuda":
-                yield f"node {_name(node)}: rule attention: the target has no norms of query and key in it"
+                yield f"node {_name(node)}: rule attention: the target's attention has no norms of query and key"
             if self.config.target == "cuda" and self.config.graph.activation_dtype == "float32":
-                yield f"node {_name(node)}: rule attention: the target has none in float32"
+                yield f"node {_name(node)}: rule attention: the target has no attention in float32"
             if self.rules.attention and not (inputs[1] and inputs[2]):
-                yield f"node {_name(node)}: rule attention: the target wants query, key and value apart"
+                yield f"node {_name(node)}: rule attention: the target needs query, key and value split"
             for attribute, only in self.rules.attention.items():
                 found = node.attributes.get_int(attribute, only)
                 if found != only:
-                    yield f"node {_name(node)}: rule attention: {attribute} is {found}, the target knows only {only}"
+                    yield f"node {_name(node)}: rule attention: {attribute} is {found}, the target allows only {only}"
 
 
 def _shape_faults(
     what: str, value: ir.Value, expected: tuple[int | str, ...], *, scalars: bool
 ) -> Iterator[str]:
     if value.shape is None:
-        yield f"{what}: rule shape: has none"
+        yield f"{what}: rule shape: has no shape"
         return
     shape = tuple(size if isinstance(size, int) else size.value for size in value.shape)
     if not shape and not scalars:

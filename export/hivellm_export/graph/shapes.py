@@ -1,4 +1,4 @@
-"""Give a trace the float type, the inputs and the shapes that its target promises."""
+"""Types and shapes of a graph's inputs and outputs, as `decoder.json` states them."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ CACHE_TYPES = {**FLOAT_TYPES, "int8": ir.DataType.INT8}
 
 
 def dimension(config: DecoderConfig, name: str) -> int | str:
-    """A named dimension as the graph has it: a number where the form allows only one value."""
+    """A dimension as the graph states it: a number if the form allows only one value, else its name."""
     values = config.graph.shapes.get(name, ())
     return values[0] if len(values) == 1 else name
 
 
 def cache_shape(config: DecoderConfig, length: str = "max_length") -> tuple[int | str, ...]:
-    """Shape of keys or values of `length` positions."""
+    """Shape of keys or values with `length` positions."""
     numbers = config.architecture
     batch, size = dimension(config, "batch_size"), dimension(config, length)
     return (batch, numbers.num_key_value_heads, size, numbers.head_dim)
 
 
 def present_shape(config: DecoderConfig) -> tuple[int | str, ...]:
-    """Shape of what a run gives as present key or value."""
+    """Shape of a present key or value, an output of a run."""
     new_only = config.graph.cache_update == "new_tokens"
     return cache_shape(config, "sequence_length" if new_only else "max_length")
 
 
 def site_shapes(config: DecoderConfig, site: Site) -> dict[str, tuple[int | str, ...]]:
-    """The adapter inputs of a site with their shapes."""
+    """Shapes of the adapter inputs of a site, by name."""
     rank, width = f"{site.name}.rank", site.out_features
-    # A gate or a vector per token tells rows apart; where there is one row, there is one adapter.
+    # Rows of a batch may have different adapters, so gates and vectors have a row for each token.
     one = dimension(config, "batch_size") == 1
     rows, gates = (1, 1) if one else ("gate_rows", f"{site.name}.gate")
     shapes: dict[str, tuple[int | str, ...]] = {
@@ -55,10 +55,10 @@ def site_shapes(config: DecoderConfig, site: Site) -> dict[str, tuple[int | str,
 
 
 def apply_form(graph: ir.Graph, config: DecoderConfig) -> None:
-    """Set types and shapes of inputs, outputs and values of a trace; the trace is float32 with free shapes.
+    """Set types and shapes of a trace, which is float32 with free shapes, to those of its target.
 
-    Inner values lose their shapes: they were those of the trace. Types are set anew and never changed, because the
-    copies of a trace share them.
+    Inner values lose their shapes, which only hold for the trace. Type objects are replaced and not changed: copies
+    of a trace share them.
     """
     form, layers = config.graph, range(config.architecture.num_hidden_layers)
     activations, cache = FLOAT_TYPES[form.activation_dtype], CACHE_TYPES[form.cache_dtype]

@@ -1,4 +1,4 @@
-"""Take joined projections of a trace apart, for targets whose attention wants query, key and value by themselves."""
+"""Split the joined projection of query, key and value, for targets whose attention needs them apart."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ __all__ = ["split_qkv"]
 
 
 def split_qkv(trace: ir.Model) -> ir.Model:
-    """A copy of `trace` in which every linear placeholder has one module, which is then its site.
+    """Copy `trace` so that every `Linear` has one module, which is also its site.
 
-    Three outputs go where the joined one went: to the `Split` behind it, which disappears, or to the attention.
+    The three new outputs replace the joined one. If a `Split` used it, the `Split` is removed; else the attention
+    takes the three outputs.
     """
     model = trace.clone()
     for node in tuple(linear_nodes(model.graph)):

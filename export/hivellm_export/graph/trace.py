@@ -39,10 +39,14 @@ def _placeholder(
     *inputs: torch.Tensor,
     outputs: tuple[tuple[int, int, tuple[int, ...]], ...],
 ) -> Any:
-    """Record one placeholder node.
+    """Record one placeholder.
 
-    Each of `outputs` is (i, n, sizes): a float32 tensor whose shape is the first n dimensions of input i, then
-    `sizes`.
+    Args:
+        op_type: The placeholder.
+        attributes: Its attributes, with the suffixes of PyTorch's exporter (`_s`, `_i`, `_f`).
+        inputs: Its inputs.
+        outputs: For each output (i, n, sizes): a float32 tensor, with the first n dimensions of input i, then
+            `sizes`.
     """
 
     class Placeholder(torch.autograd.Function):
@@ -84,7 +88,7 @@ def _rms_norm(x: torch.Tensor, name: str, norm: nn.Module, head_dim: int | None 
 
 @dataclass
 class _Inputs:
-    """What attention needs besides its hidden states; rides in the place of Hugging Face's cache object."""
+    """Inputs of attention besides hidden states; passed through the layers as `past_key_values`."""
 
     input_ids: torch.Tensor
     past: list[tuple[torch.Tensor, torch.Tensor]]
@@ -98,7 +102,7 @@ def _attention_forward(index: int, attention: nn.Module) -> Callable[..., Any]:
     config = attention.config
     heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, attention.head_dim
     sizes = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim]
-    # Qwen decides by layer, Mistral has one window for all, Llama none.
+    # Qwen has a window per layer, Mistral one for all layers, Llama none.
     window = getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
     attributes = {
         "width_i": heads * head_dim,
@@ -144,7 +148,7 @@ def _mlp_forward(index: int, mlp: nn.Module) -> Callable[[torch.Tensor], torch.T
 
 @contextlib.contextmanager
 def _patched(model: nn.Module) -> Iterator[None]:
-    """Replace the leaves of `model` while tracing, and put them back."""
+    """Replace the leaves of `model` while it is traced."""
     patches: list[tuple[nn.Module, Callable[..., Any]]] = []
     for i, layer in enumerate(model.model.layers):
         patches.append((layer.self_attn, _attention_forward(i, layer.self_attn)))
@@ -165,9 +169,9 @@ def _patched(model: nn.Module) -> Iterator[None]:
 
 
 class _Decoder(nn.Module):
-    """The contract's inputs and outputs around a Hugging Face decoder.
+    """A Hugging Face decoder with the inputs and outputs of the contract.
 
-    The wrapped model is kept in a tuple, so that its parameters are not this module's: nothing is exported.
+    The model is kept in a tuple. So its parameters do not belong to this module, and none is exported.
     """
 
     def __init__(self, model: nn.Module):
@@ -204,7 +208,7 @@ class _Decoder(nn.Module):
 
 
 class _DecoderOnnxConfig(OnnxConfig):
-    """Inputs and outputs of contract v1 for Optimum's `export_pytorch`."""
+    """Inputs and outputs of the contract, for `export_pytorch` of Optimum."""
 
     NORMALIZED_CONFIG_CLASS = NormalizedTextConfig
 
@@ -247,12 +251,16 @@ class _DecoderOnnxConfig(OnnxConfig):
 
 
 def trace_decoder(model: nn.Module) -> ir.Model:
-    """Trace `model` (a Hugging Face causal decoder, any device or precision) into placeholder operators.
+    """Trace a model into placeholder operators.
 
-    Returns a graph without weights whose inputs and outputs are those of contract v1 without adapters.
+    Args:
+        model: A Hugging Face causal decoder of a supported architecture.
+
+    Returns:
+        A graph without weights and adapters, with the inputs and outputs of the contract.
     """
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), only_errors("torch.onnx"):
-        # The tracer warns about shapes made static and about operators it does not know: ours, on purpose.
+        # The tracer warns about constant shapes and unknown operators. Both are intended here.
         warnings.simplefilter("ignore")
         path = Path(folder) / "trace.onnx"
         config = _DecoderOnnxConfig(model.config, task="text-generation")

@@ -1,10 +1,13 @@
-"""Which fields of a `config.json` the exporter understands, family by family; any other one is refused.
+"""The fields of a `config.json` that the exporter knows, for each family. Any other field is refused by name.
 
-A field is honoured (it reaches the graph), harmless (it changes no logits), fixed (only the value that means "off" or
-"as this family has it" is taken), or unknown. Unknown fields are refused by name, because the next one that changes
-the computation would otherwise be lost without a word. Only null is taken for them: it says that the field is unused.
+A field is one of these:
 
-Sources: the configuration and model classes of transformers 4.57.6 and 5.24.0, and what training tools add.
+* honoured: it changes the graph.
+* harmless: it changes no logits.
+* fixed: only values are accepted that mean "off", or what the family always does.
+* unknown: it may change the computation, so only null is accepted, which means unused.
+
+Sources: the configuration and model classes of transformers 4.57.6 and 5.24.0, and fields that training tools add.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ _CLASSES = {
     "qwen3": ("Qwen3ForCausalLM",),
 }
 
-# Training, bookkeeping, the form of transformers' own outputs, and defaults for sampling, which a request states.
+# For training and bookkeeping, outputs of transformers, and defaults for sampling, which requests set themselves.
 _HARMLESS = (
     "_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal", "_commit_hash",
     "_flash_attn_2_enabled", "_from_model_config", "_name_or_path", "attention_dropout",
@@ -52,7 +55,7 @@ _HARMLESS = (
     "unsloth_fixed", "unsloth_version", "use_bfloat16", "use_cache",
 )  # fmt: skip
 
-# Only these values: they say what the graph does anyway.
+# Only these values are accepted: they describe what the graph does anyway.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "add_cross_attention": (False,),
     "attention_bias": (False,),
@@ -67,7 +70,7 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "use_sliding_window": (False,),
 }
 _FIXED_BY_FAMILY: dict[str, dict[str, tuple[Any, ...]]] = {
-    # Its queries, keys and values have biases whatever this says; a tensor that is missing is refused later.
+    # Queries, keys and values always have biases. A missing tensor is refused later.
     "qwen2": {"attention_bias": (True,)},
 }
 
@@ -75,18 +78,18 @@ _Check = Callable[[Any, str], Any]
 
 
 def check_config(document: Mapping[str, Any], where: str = "config.json") -> dict[str, Any]:
-    """Check every field of a base model's configuration, and return what matters as transformers 4.57 reads it.
+    """Check every field of a base model's configuration.
 
     Args:
-        document: a `config.json` as any transformers version writes it, or what stands for one.
-        where: the file, for messages.
+        document: A `config.json` of any transformers version, or the same from another source.
+        where: Name of the file, for messages.
 
     Returns:
-        Keyword arguments for the family's configuration class, with `model_type` and `head_dim` filled in.
+        Keyword arguments for the family's configuration class in transformers 4.57, with `model_type` and `head_dim`.
 
     Raises:
-        UnsupportedArchitectureError: the family, or a field or value that the graph does not express.
-        ExportError: a value is none that the field can have, or a needed one is missing.
+        UnsupportedArchitectureError: The graph cannot express the family, a field or a value.
+        ExportError: A field has an invalid value, or a required one is missing.
     """
     family = document.get("model_type")
     if family not in ARCHITECTURES:
@@ -111,8 +114,8 @@ def check_config(document: Mapping[str, Any], where: str = "config.json") -> dic
         else:
             label = name if name.isprintable() else shown(name)
             raise UnsupportedArchitectureError(
-                f"{where}: {label} = {shown(value)} is a field that the exporter does not know, and it may change "
-                f"what {family} computes: use a newer exporter, or remove the field if it changes nothing"
+                f"{where}: {label} = {shown(value)} is a field that the exporter does not know. It may change what "
+                f"{family} computes: use a newer exporter, or remove the field if it changes nothing"
             )
     for name in _NEEDED:
         if config.get(name) is None:
@@ -130,15 +133,18 @@ def check_config(document: Mapping[str, Any], where: str = "config.json") -> dic
 
 
 def checked_token_ids(value: Any, name: str, vocab_size: int) -> list[int]:
-    """The ids of a field that holds one token id, a list of them, or null.
+    """Check a field with one token id, a list of them, or null.
 
     Args:
-        value: what the field holds.
-        name: file and field, for messages.
-        vocab_size: every id is below it.
+        value: Value of the field.
+        name: File and field, for messages.
+        vocab_size: Upper limit of ids, exclusive.
+
+    Returns:
+        The ids; empty for null.
 
     Raises:
-        ExportError: the value is something else.
+        ExportError: The value is something else.
     """
     ids = value if isinstance(value, list) else [] if value is None else [value]
     for token_id in ids:
@@ -150,7 +156,7 @@ def checked_token_ids(value: Any, name: str, vocab_size: int) -> list[int]:
 
 
 def _check_code(document: Mapping[str, Any], family: str, where: str) -> None:
-    """What makes the folder another model than its `model_type` says."""
+    """Refuse fields that make the model another one than `model_type` says."""
     classes = document.get("architectures")
     if classes is not None and (
         not isinstance(classes, list) or set(map(str, classes)) - {*_CLASSES[family]}
@@ -161,8 +167,8 @@ def _check_code(document: Mapping[str, Any], family: str, where: str) -> None:
         )
     if document.get("auto_map"):
         raise UnsupportedArchitectureError(
-            f"{where}: auto_map = {shown(document['auto_map'])} names code of the folder's own, which is never run: "
-            f"use a model that transformers has itself, or remove the field if the code computes what {family} does"
+            f"{where}: auto_map = {shown(document['auto_map'])} names code in the folder, which is never run: use a "
+            f"model that is part of transformers, or remove the field if the code computes the same as {family}"
         )
     quantised = document.get("quantization_config")
     if quantised:
@@ -198,7 +204,7 @@ def _check_heads(config: dict[str, Any], document: Mapping[str, Any], where: str
 
 
 def _check_layers(config: dict[str, Any], document: Mapping[str, Any], where: str) -> None:
-    """Two fields may say again which layers have a sliding window; where they say something else, neither is sure."""
+    """Refuse fields that contradict each other about the sliding window of layers."""
     always = config["model_type"] == "mistral" and config.get("sliding_window", _WINDOW) is not None
     if always and document.get("use_sliding_window") is False:
         raise UnsupportedArchitectureError(
@@ -241,7 +247,7 @@ def _whole(value: Any, name: str, most: int = 1 << 31) -> int:
 
 
 def _layers(value: Any, name: str) -> int:
-    return _whole(value, name, 10_000)  # transformers makes lists of that length
+    return _whole(value, name, 10_000)  # transformers makes lists of this length
 
 
 def _whole_or_none(value: Any, name: str) -> int | None:
@@ -304,13 +310,13 @@ _HONOURED: dict[str, dict[str, _Check]] = {
     "qwen2": {**_ALL, **_WINDOWED},
     "qwen3": {**_ALL, **_WINDOWED, "attention_bias": _flag},
 }
-# Read by functions of their own.
+# Read by other functions.
 _ELSEWHERE = (
     *ROPE_FIELDS, "architectures", "auto_map", "layer_types", "max_window_layers", "model_type",
     "quantization_config",
 )  # fmt: skip
 _NEEDED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-# What the configuration classes have where the file is silent.
+# Defaults of the configuration classes.
 _POSITIONS = {"llama": 2048, "mistral": 131_072, "qwen2": 32_768, "qwen3": 32_768}
 _KEY_VALUE_HEADS = {"mistral": 8, "qwen2": 32, "qwen3": 32}
 _QWEN3_HEAD_DIM = 128

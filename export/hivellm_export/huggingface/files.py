@@ -1,4 +1,7 @@
-"""Links in a base model's folder: they may lead to files of the folder, and of the hub's cache that holds it."""
+"""The files of a base model's folder: links that may be followed, JSON and text.
+
+A link may lead to a file of the same folder, or of the hub's cache that holds the folder.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,13 @@ _LONGEST = 100
 
 
 def check_links(folder: Path) -> None:
-    """Refuse what is below a base model's or tokenizer's folder and leads out of it, or is no file.
+    """Refuse links out of the folder of a base model or tokenizer, and special files in it.
 
-    The hub's cache keeps the files of `models--ORG--NAME/snapshots/COMMIT` as links to `models--ORG--NAME/blobs`:
+    The hub's cache stores the files of `models--ORG--NAME/snapshots/COMMIT` as links to `models--ORG--NAME/blobs`:
     these are allowed.
 
     Raises:
-        ExportError: there is such a link, a named pipe, a device or a socket; the message names it.
+        ExportError: There is such a link, a named pipe, a device or a socket. The message names it.
     """
     try:
         check_folder(folder, _judge(folder))
@@ -32,10 +35,10 @@ def check_links(folder: Path) -> None:
 
 
 def check_link(path: Path) -> None:
-    """Refuse one file that is a link, as `check_links` does for all of a folder.
+    """Check one file as `check_links` checks a folder.
 
     Raises:
-        ExportError: it leads out of its folder.
+        ExportError: The file is a link out of its folder.
     """
     fault = _judge(path.parent)(path) if path.is_symlink() else None
     if fault is not None:
@@ -44,14 +47,14 @@ def check_link(path: Path) -> None:
 
 def _judge(folder: Path) -> Callable[[Path], str | None]:
     own = folder.resolve()
-    # Of a snapshot in the hub's cache, or a folder in one.
+    # For a snapshot in the hub's cache, or a folder below one.
     above = (path.parent for path in own.parents if path.name == "snapshots")
     repository = next((path for path in above if path.name.startswith("models--")), None)
 
     def judge(link: Path) -> str | None:
         try:
             target = link.resolve(strict=True)
-        except (OSError, RuntimeError):  # a circle is one or the other, by the version of Python
+        except (OSError, RuntimeError):  # for a circle, the type depends on the version of Python
             return "leads nowhere: remove it, or put the file there"
         if target.is_relative_to(own):
             return None
@@ -63,24 +66,24 @@ def _judge(folder: Path) -> Callable[[Path], str | None]:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file, in UTF-8 or as its byte order mark says.
+    """Read a text file in UTF-8, or in the encoding of its byte order mark.
 
     Raises:
-        ExportError: it cannot be read, or is no text.
+        ExportError: The file cannot be read, or is not text.
     """
     try:
         return decode_text(path.read_bytes())
     except OSError as error:
         raise ExportError(f"{path.name}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise ExportError(f"{path.name}: not a text in UTF-8 ({error}): save it as such") from error
+        raise ExportError(f"{path.name}: not UTF-8 ({error}): save it as UTF-8") from error
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
+    """Read a file that holds a JSON object.
 
     Raises:
-        ExportError: as `read_text`, or it is no JSON object.
+        ExportError: The file cannot be read, or holds something else.
     """
     try:
         document = json.loads(read_text(path))
@@ -92,6 +95,6 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def shown(value: Any) -> str:
-    """A value of a file, as Python writes it, on one line of a message: at most 100 characters."""
+    """Write a value from a file for a message: as Python does, at most 100 characters."""
     text = repr(value)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"

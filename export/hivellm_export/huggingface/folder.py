@@ -1,4 +1,4 @@
-"""A Hugging Face folder in memory: configuration, weights and tokenizer, each file read once and checked by name."""
+"""A Hugging Face folder: its configuration, weights, tokenizer and name."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ _HEAD, _TABLE = "lm_head.weight", "model.embed_tokens.weight"
 
 @dataclass(frozen=True)
 class BaseFolder:
-    """A base model's folder whose small files are checked; weights and tokenizer are loaded on demand.
+    """A base model's folder. Its small files are checked; weights and tokenizer are loaded on demand.
 
     Attributes:
-        path: the folder.
-        document: its `config.json`.
-        config: the fields of it that matter, as transformers 4.57 reads them.
-        weights: the weight files, in the order of their names.
-        eos_token_ids: the ids of `generation_config.json` that end an answer; nothing else of that file is kept,
-            for how to sample is what a request says.
+        path: The folder.
+        document: Its `config.json`.
+        config: Its fields that change the computation, as transformers 4.57 reads them.
+        weights: The weight files, in the order of their names.
+        eos_token_ids: Ids that end an answer, from `generation_config.json`. Its settings for sampling are not used:
+            requests have their own.
     """
 
     path: Path
@@ -51,8 +51,8 @@ class BaseFolder:
         """Check the small files of `path`.
 
         Raises:
-            UnsupportedArchitectureError: a family, field or value of `config.json` is not supported.
-            ExportError: a file is missing or malformed, or the folder is that of an adapter.
+            UnsupportedArchitectureError: A family, field or value of `config.json` is not supported.
+            ExportError: A file is missing or malformed, or the folder is that of an adapter.
         """
         document = read_object(path / _CONFIG)
         config = check_config(document)
@@ -69,24 +69,27 @@ class BaseFolder:
 
     @property
     def name(self) -> tuple[str, str]:
-        """The model's name and where it is from, as `folder_name` finds them."""
+        """The model's name and its origin, from `folder_name`."""
         return folder_name(self.path, self.document)
 
     def load_model(self, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
-        """The model, and what transformers found missing or too much.
+        """Load the model.
 
         Args:
-            options: for `from_pretrained`.
+            options: Options of `from_pretrained`.
+
+        Returns:
+            The model, and what transformers reports about missing and unknown tensors.
 
         Raises:
-            ExportError: the weights contradict `config.json`.
+            ExportError: The weights contradict `config.json`.
         """
         config = transformers.AutoConfig.for_model(**self.config)
         tensors = _tensors(self.weights)
         if config.tie_word_embeddings and not _same(tensors.get(_HEAD), tensors.get(_TABLE)):
             raise ExportError(
-                f"{_CONFIG}: tie_word_embeddings is true, and {_HEAD} is another tensor than {_TABLE}: set it to "
-                "false if the model has a head of its own"
+                f"{_CONFIG}: tie_word_embeddings is true, but {_HEAD} differs from {_TABLE}: set it to false if the "
+                "model has its own head"
             )
         kind = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
         model, info = kind.from_pretrained(None, config=config, state_dict=tensors, **options)
@@ -95,12 +98,12 @@ class BaseFolder:
         return model, info
 
     def load_tokenizer(self, config: Any) -> Any:
-        """The tokenizer; see `hivellm_export.huggingface.tokenizer.load_tokenizer`."""
+        """Load the tokenizer, with `hivellm_export.huggingface.tokenizer.load_tokenizer`."""
         return load_tokenizer(self.path, config)
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The files transformers loads, in the order of their names: one, or the shards that the index lists."""
+    """The weight files in the order of their names: one, or the shards that the index lists."""
     if (folder / _SINGLE).is_file():
         return [folder / _SINGLE]
     if not (folder / _INDEX).is_file():
@@ -136,14 +139,18 @@ def _same(one: torch.Tensor | None, two: torch.Tensor | None) -> bool:
 
 
 def folder_name(folder: Path, config: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the name of the model in `folder`, and where it is from; the latter is empty for the folder's own name.
+    """Find the name of the model in a folder.
 
-    Links and `.` are resolved. Of `models--ORG--NAME/snapshots/COMMIT`, the hub's cache, it is `NAME`. A folder that
-    is called like a commit somewhere else takes the last part of `_name_or_path`, else the name of the folder above.
+    This is the folder's own name, after links and `.` are resolved. For the hub's cache,
+    `models--ORG--NAME/snapshots/COMMIT`, it is `NAME`. Another folder that is named by a digest takes the last part
+    of `_name_or_path`, or else the name of the folder above.
 
     Args:
-        folder: a folder that exists.
-        config: its `config.json`.
+        folder: An existing folder.
+        config: Its `config.json`.
+
+    Returns:
+        The name, and where it comes from; the latter is empty for the folder's own name.
     """
     path = folder.resolve()
     cached = _repository(path.parts)
@@ -157,9 +164,12 @@ def folder_name(folder: Path, config: Mapping[str, Any]) -> tuple[str, str]:
         parts = PurePosixPath(original.replace("\\", "/")).parts
         name = _repository(parts) or parts[-1]
         if not _DIGEST.fullmatch(name):
-            return name, "_name_or_path of config.json, for the folder is named by a digest"
+            return name, "_name_or_path of config.json, because the folder is named by a digest"
     above = next((part for part in reversed(path.parent.parts) if part not in ("snapshots", path.anchor)), "")
-    return above or path.name, "the folder above, for its own is named by a digest" if above else ""
+    return (
+        above or path.name,
+        "the folder above, because the folder itself is named by a digest" if above else "",
+    )
 
 
 def _repository(parts: tuple[str, ...]) -> str | None:

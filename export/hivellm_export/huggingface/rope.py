@@ -1,13 +1,14 @@
-"""The rotary embedding of a `config.json`, in any transformers version's spelling, as transformers 4.57 reads it.
+"""The rotary embedding (RoPE) of a `config.json` of any transformers version, converted to the fields of 4.57.
 
-Version 4 writes `rope_theta` and `rope_scaling`, version 5 one `rope_parameters` with everything in it. The graph has
-a table of cosines and sines, one row for each position, so what depends on the length of a text cannot be exported:
+Version 4 writes `rope_theta` and `rope_scaling`, version 5 one field `rope_parameters`. The graph has one table of
+cosines and sines, with a row for each position. So a type whose frequencies depend on the length of a text can be
+exported only within limits:
 
-* `dynamic` changes its frequencies beyond `max_position_embeddings`, where the table ends, so it is exact.
-* `longrope` changes them beyond `original_max_position_embeddings`, for every position at once, so it is exact only
-  where `max_position_embeddings` is not greater.
+* `dynamic` changes them beyond `max_position_embeddings`. The table ends there, so it is exact.
+* `longrope` changes them for all positions if a text is longer than `original_max_position_embeddings`. It is exact
+  only if `max_position_embeddings` is not greater.
 
-Sources: `modeling_rope_utils.py` of transformers 4.57.6 and 5.24.0, whose formulas are the same.
+Sources: `modeling_rope_utils.py` of transformers 4.57.6 and 5.24.0, with the same formulas.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ ROPE_FIELDS = (
 """The fields of a `config.json` that `read_rope` reads."""
 
 _ORIGINAL = "original_max_position_embeddings"
-# What each type needs, and what it may have beside `rope_type` and `rope_theta`.
+# Required and optional fields of each type, besides `rope_type` and `rope_theta`.
 _NEEDED: dict[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
@@ -53,22 +54,25 @@ ROPE_TYPES = tuple(_NEEDED)
 _LISTS = ("short_factor", "long_factor")
 _ZERO_IS_NONE = ("mscale", "mscale_all_dim")
 _LAYER_TYPES = ("full_attention", "sliding_attention")
-_THETA = 10_000.0  # of every family, where no field says it
+_THETA = 10_000.0  # the default of every family
 
 
 def read_rope(document: Mapping[str, Any], *, head_dim: int, positions: int, where: str) -> dict[str, Any]:
-    """Return `rope_theta` and `rope_scaling` as transformers 4.57 reads them.
+    """Read `rope_theta` and `rope_scaling`.
 
     Args:
-        document: a `config.json`; what is not in `ROPE_FIELDS` is not looked at.
-        head_dim: channels of one attention head.
+        document: A `config.json`. Only `ROPE_FIELDS` are read.
+        head_dim: Number of channels of an attention head.
         positions: `max_position_embeddings`.
-        where: the file, for messages.
+        where: Name of the file, for messages.
+
+    Returns:
+        `rope_theta` and `rope_scaling`, as transformers 4.57 needs them.
 
     Raises:
-        UnsupportedArchitectureError: a type or field that a table of positions cannot express, or fields that
-            contradict each other.
-        ExportError: a value is no number, or one that a type needs is missing.
+        UnsupportedArchitectureError: A table of positions cannot express a type or field, or fields contradict each
+            other.
+        ExportError: A value is not a number, or a required one is missing.
     """
     name, rope = _found(document, where)
     theta = _agreed(rope.pop("rope_theta", None), document.get("rope_theta"), f"{name}.rope_theta", where)
@@ -84,8 +88,8 @@ def read_rope(document: Mapping[str, Any], *, head_dim: int, positions: int, whe
         if key not in known:
             label = key if key.isprintable() else shown(key)
             raise UnsupportedArchitectureError(
-                f"{where}: {name}.{label} = {shown(value)} is not a field of rope_type {shown(kind)}; "
-                f"it has {', '.join(sorted(known)) or 'none'}"
+                f"{where}: {name}.{label} = {shown(value)} is not a field of rope_type {shown(kind)}, "
+                f"which has {', '.join(sorted(known)) or 'none'}"
             )
     for key in _NEEDED[kind]:
         if rope.get(key) is None:
@@ -95,15 +99,15 @@ def read_rope(document: Mapping[str, Any], *, head_dim: int, positions: int, whe
         original = _agreed(rope.get(_ORIGINAL), outer, f"{name}.{_ORIGINAL}", where)
         if outer is not None and kind == "yarn" and rope.get(_ORIGINAL) is None:
             raise UnsupportedArchitectureError(
-                f"{where}: {_ORIGINAL} {shown(outer)} is beside {name} and not in it, where transformers 4 and 5 "
-                f"read it differently: write it into {name}"
+                f"{where}: {_ORIGINAL} {shown(outer)} is beside {name}, where transformers 4 and 5 read it "
+                f"differently: write it into {name}"
             )
         rope[_ORIGINAL] = _whole(positions if original is None else original, f"{name}.{_ORIGINAL}", where)
     else:
         for value in (rope.get(_ORIGINAL), outer):
             if value not in (None, positions):
                 raise UnsupportedArchitectureError(
-                    f"{where}: {_ORIGINAL} {shown(value)} means nothing to rope_type {shown(kind)}, which goes by "
+                    f"{where}: {_ORIGINAL} {shown(value)} has no meaning for rope_type {shown(kind)}, which uses "
                     f"max_position_embeddings {positions}: leave it out"
                 )
     if kind == "default":
@@ -118,7 +122,7 @@ def read_rope(document: Mapping[str, Any], *, head_dim: int, positions: int, whe
 
 
 def _found(document: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
-    """The field that describes the rotary embedding, and a copy of it without what is null."""
+    """Find the field of the rotary embedding: its name, and a copy without null values."""
     forms: dict[str, dict[str, Any]] = {}
     for name in ("rope_parameters", "rope_scaling"):
         value = document.get(name)
@@ -146,7 +150,7 @@ def _spelled_alike(form: Mapping[str, Any], document: Mapping[str, Any]) -> dict
 
 
 def _of_all_layers(value: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]:
-    """What holds for every layer: transformers 5 may key it by the layers' type."""
+    """The parameters of all layers. Transformers 5 may write them for each type of layer."""
     layers = [key for key in value if key in _LAYER_TYPES]
     if not layers:
         return value
@@ -174,9 +178,8 @@ def _longrope(rope: dict[str, Any], name: str, head_dim: int, positions: int, wh
     original = rope.pop(_ORIGINAL)
     if original < positions:
         raise UnsupportedArchitectureError(
-            f"{where}: {name} type 'longrope' changes every position's frequencies once a text is longer than "
-            f"{_ORIGINAL} {original}, and max_position_embeddings is {positions}: not supported, the graph has one "
-            "table of positions"
+            f"{where}: {name} type 'longrope' is not supported with max_position_embeddings {positions}: it changes "
+            f"the frequencies for texts longer than {_ORIGINAL} {original}, and the graph has one table of positions"
         )
     for key in _LISTS:
         values = rope[key]
@@ -185,18 +188,18 @@ def _longrope(rope: dict[str, Any], name: str, head_dim: int, positions: int, wh
         for value in values:
             _number(value, f"{name}.{key}", where)
     if rope.get("attention_factor") is None:
-        # Versions 4 and 5 derive it from different fields as soon as there is a factor.
+        # With a factor, versions 4 and 5 compute it from different fields.
         if rope.get("factor") not in (None, 1):
             raise UnsupportedArchitectureError(
                 f"{where}: {name}.factor {shown(rope['factor'])} beside max_position_embeddings {positions} and "
-                f"{_ORIGINAL} {original} says nothing certain: write attention_factor into {name}"
+                f"{_ORIGINAL} {original} is ambiguous: write attention_factor into {name}"
             )
         rope["attention_factor"] = 1.0
     return {**rope, "factor": 1.0}
 
 
 def _agreed(one: Any, two: Any, name: str, where: str) -> Any:
-    """The value that is given once, or twice alike."""
+    """The value, given in one place or equal in both."""
     if one is not None and two is not None and one != two:
         raise UnsupportedArchitectureError(
             f"{where}: {name} is both {shown(one)} and {shown(two)}: leave one of them out"

@@ -1,10 +1,10 @@
 """The tokenizer of a base model's folder, as any transformers version writes it.
 
-A `tokenizer.json` is complete, so it is read as it is, whatever class `tokenizer_config.json` names: transformers 5
-writes classes that version 4 does not have. What that file says beside it (special tokens, templates) is put into
-version 4's words first. Where the two contradict each other, nobody knows which ids the model was trained on.
+`tokenizer.json` is complete: it is read as it is, whatever class `tokenizer_config.json` names. Transformers 5 writes
+classes that version 4 does not have. Other settings of that file (special tokens, templates) are first renamed as in
+version 4. If the two files contradict each other, the export is refused: the ids of the training are not known.
 
-Nothing of the folder is run, and no file outside of it is read.
+No code of the folder is run, and no file outside of it is read.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _CONFIG, _TOKENIZER = "tokenizer_config.json", "tokenizer.json"
 _MODEL = "config.json"
 _TEMPLATE, _TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 _SPECIAL = ("special_tokens_map.json", "added_tokens.json")
-# Paths and switches of transformers' own: a value from the folder would point it at other files.
+# Internal settings of transformers: values from the folder could make it read other files.
 _DROPPED = (
     "auto_map", "backend", "chat_template", "fast_tokenizer_files", "from_slow", "is_local", "local_files_only",
     "merges_file", "model_specific_special_tokens", "name_or_path", "tokenizer_class", "tokenizer_file",
@@ -43,12 +43,12 @@ def load_tokenizer(folder: Path, config: Any) -> Any:
     """Load the fast tokenizer of a Hugging Face folder.
 
     Args:
-        folder: with `tokenizer.json`, or with `vocab.json` and `merges.txt`, or with `tokenizer.model`, which needs
+        folder: A folder with `tokenizer.json`, or `vocab.json` and `merges.txt`, or `tokenizer.model`. The last needs
             the package sentencepiece.
-        config: the model's configuration object, which decides the class where no file does.
+        config: The model's configuration object. It decides the class if no file does.
 
     Raises:
-        ExportError: a file is missing or malformed, or two of them contradict each other.
+        ExportError: A file is missing or malformed, or two files contradict each other.
     """
     document = read_object(folder / _MODEL) if (folder / _MODEL).is_file() else {}
     settings = read_object(folder / _CONFIG) if (folder / _CONFIG).is_file() else {}
@@ -85,15 +85,21 @@ def load_tokenizer(folder: Path, config: Any) -> Any:
 
 
 def check_size(tokenizer: Any, folder: Path, name: str, rows: int) -> None:
-    """Refuse a tokenizer that has more tokens than the model `name` has rows in its embedding.
+    """Check that a tokenizer has no more tokens than a model has rows in its embedding.
+
+    Args:
+        tokenizer: The tokenizer.
+        folder: Its folder, for messages.
+        name: The model, for messages.
+        rows: Rows of the embedding.
 
     Raises:
-        ExportError: with both numbers.
+        ExportError: It has more tokens.
     """
     last = max(tokenizer.get_vocab().values(), default=-1)
     if last >= rows:
         raise ExportError(
-            f"{folder}: the tokenizer has a token {last}, and the embedding of {name} has {rows} rows: it is the "
+            f"{folder}: the tokenizer has a token {last}, but the embedding of {name} has {rows} rows: this is the "
             "tokenizer of another model"
         )
 
@@ -103,9 +109,9 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
     if name is not None and not isinstance(name, str):
         raise ExportError(f"{_CONFIG}: tokenizer_class must be a text, it is {shown(name)}")
     for key, why in (
-        ("auto_map", "names code of the folder's own, which is never run"),
-        ("split_special_tokens", "splits special tokens, which no tokenizer.json can say"),
-        ("fast_tokenizer_files", "names another file for each version of transformers"),
+        ("auto_map", "names code in the folder, which is never run"),
+        ("split_special_tokens", "splits special tokens, which tokenizer.json cannot express"),
+        ("fast_tokenizer_files", "names a different file for each version of transformers"),
     ):
         if settings.get(key):
             raise ExportError(
@@ -128,13 +134,13 @@ def _check_vocabulary(folder: Path, complete: Mapping[str, Any] | None) -> None:
         )
     if find_spec("sentencepiece") is None:
         raise ExportError(
-            f"tokenizer.model: {_TOKENIZER} is missing, and to convert this file needs sentencepiece: pip install "
+            f"tokenizer.model: {_TOKENIZER} is missing, and converting this file needs sentencepiece: pip install "
             f"sentencepiece, or save the tokenizer with transformers, which writes {_TOKENIZER}"
         )
 
 
 def _class_of(settings: Mapping[str, Any], document: Mapping[str, Any], config: Any) -> Any:
-    """The fast class of transformers 4 that the folder names, None for one that it does not have."""
+    """The fast class that the folder names; None if transformers 4 does not have it."""
     name = settings.get("tokenizer_class") or document.get("tokenizer_class")
     if not isinstance(name, str):
         return TOKENIZER_MAPPING[type(config)][1]
@@ -146,7 +152,7 @@ def _class_of(settings: Mapping[str, Any], document: Mapping[str, Any], config: 
 
 
 def _in_old_words(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings in version 4's words: there a list of extra special tokens has another name, a dictionary has not."""
+    """Rename settings as in version 4, where lists of extra special tokens have another name."""
     staged = {key: value for key, value in settings.items() if key not in _DROPPED}
     extra = staged.pop("extra_special_tokens", None)
     named = settings.get("model_specific_special_tokens")
@@ -166,7 +172,7 @@ def _in_old_words(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _templates(folder: Path, settings: Mapping[str, Any]) -> str | dict[str, str] | None:
-    """The chat template, or several by name; files go before `tokenizer_config.json`, as in transformers."""
+    """The chat template, or several by name. As in transformers, files override `tokenizer_config.json`."""
     found: dict[str, Any] = {}
     if (folder / _TEMPLATE).is_file():
         found["default"] = read_text(folder / _TEMPLATE)
@@ -178,8 +184,8 @@ def _templates(folder: Path, settings: Mapping[str, Any]) -> str | dict[str, str
         found = _named(settings.get("chat_template"), where)
     if found and "default" not in found:
         raise ExportError(
-            f"{where}: no template is called default, only {', '.join(sorted(map(str, found)))}: say which is meant, "
-            f"as {_TEMPLATE}"
+            f"{where}: no template is named default, only {', '.join(sorted(map(str, found)))}: save the one to "
+            f"use as {_TEMPLATE}"
         )
     for name, text in found.items():
         if not text.strip():
@@ -204,32 +210,32 @@ def _named(value: Any, where: str) -> dict[str, Any]:
 
 
 def _keep_prefix_space(staged: dict[str, Any], complete: Mapping[str, Any], known: Any) -> None:
-    """Keep version 4 from changing the file's own setting: there it has a default, in version 5 the file decides."""
+    """Keep the setting of `tokenizer.json`, which version 4 would replace by a default."""
     asked = staged.pop("add_prefix_space", None)
     own = _prefix_space(complete)
     plain = known in (None, transformers.PreTrainedTokenizerFast)
     steps = complete.get("pre_tokenizer")
     if own is None or (plain and isinstance(steps, dict) and steps.get("type") == "Sequence"):
-        return  # no version looks into a sequence
+        return  # no version changes it inside a sequence
     if asked is not None and asked != own:
         raise ExportError(
-            f"{_CONFIG}: add_prefix_space is {json.dumps(asked)}, and {_TOKENIZER} says {json.dumps(own)}: correct "
+            f"{_CONFIG}: add_prefix_space is {json.dumps(asked)}, but {json.dumps(own)} in {_TOKENIZER}: correct "
             "the one that is wrong"
         )
     if not own or not isinstance(steps, dict) or steps.get("type") != "ByteLevel":
         return
     if asked is None and known is not None:
         raise ExportError(
-            f"{_TOKENIZER}: its pre_tokenizer adds a space before a text, where transformers 4 and 5 differ: write "
-            f"add_prefix_space, true or false, into {_CONFIG}"
+            f"{_TOKENIZER}: its pre_tokenizer adds a space before a text, which transformers 4 and 5 handle "
+            f"differently: write add_prefix_space, true or false, into {_CONFIG}"
         )
-    # To classes of sentencepiece any value says that the tokenizer is to be built anew from tokenizer.model.
+    # With any value, classes of sentencepiece build the tokenizer anew from tokenizer.model.
     if plain or not str(known.vocab_files_names.get("vocab_file")).endswith(".model"):
         staged["add_prefix_space"] = own
 
 
 def _prefix_space(complete: Mapping[str, Any]) -> bool | None:
-    """Whether a `tokenizer.json` puts a space before a text; None where it does not say."""
+    """Whether a `tokenizer.json` puts a space before a text; None if it does not say."""
     for step in _steps(complete.get("normalizer"), "normalizers"):
         if step.get("type") == "Prepend":
             return True
@@ -263,14 +269,14 @@ def _stage_vocabulary(folder: Path, stage: Path, complete: Mapping[str, Any] | N
 
 
 def _check_unchanged(path: Path, tokenizer: Any) -> None:
-    """Classes of transformers rebuild parts of a tokenizer from what they know of their own model."""
+    """Check that the class of transformers kept all parts: some classes rebuild parts for their own model."""
     own = json.loads(parse_tokenizer(path.read_bytes()).tokenizer.to_str())
     loaded = json.loads(tokenizer.backend_tokenizer.to_str())
     for part in _PARTS:
         if own[part] != loaded[part]:
             raise ExportError(
-                f"{_TOKENIZER}: its {part} is another one than that of {type(tokenizer).__name__}, the class in "
-                f"{_CONFIG}: write PreTrainedTokenizerFast there if {_TOKENIZER} is right"
+                f"{_TOKENIZER}: its {part} differs from that of {type(tokenizer).__name__}, the class in {_CONFIG}: "
+                f"write PreTrainedTokenizerFast there if {_TOKENIZER} is right"
             )
 
 

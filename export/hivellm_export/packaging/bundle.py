@@ -52,17 +52,20 @@ def write_bundle(
     """Write the bundle of `base` into the empty `folder`.
 
     Args:
-        base: the model.
-        folder: an empty folder.
-        trace: from `trace_decoder(base.model)`, unpacked where the target wants that.
-        sites: from `sites_of(trace, …)`.
-        precision: of the weights.
-        target: what the graphs are for.
-        form: from `graph_form`.
-        merged: digest of the adapter that was folded in, None where adapters are to be swapped.
+        base: The model.
+        folder: An empty folder.
+        trace: From `trace_decoder(base.model)`, and `split_qkv` for targets that need it.
+        sites: From `sites_of(trace, …)`.
+        precision: Precision of the weights.
+        target: Target of the graphs.
+        form: From `graph_form`.
+        merged: Digest of the adapter that was merged; None for a base that takes adapters.
+
+    Returns:
+        The bundle's `decoder.json`.
 
     Raises:
-        ExportError: the model does not go with the target, or a graph breaks a rule of it.
+        ExportError: The target cannot express the model, or a graph breaks a rule of the target.
     """
     graphs = {BASE_GRAPH: False} if merged else {BASE_GRAPH: False, ADAPTER_GRAPH: True}
     config = DecoderConfig(
@@ -104,7 +107,7 @@ def write_bundle(
     for name, model in models.items():
         ir.save(model, folder / name)
     _write_tokenizer(base, folder)
-    # Before contract 1.3 `weights` was always float32: an older runtime must not read anything else from it.
+    # Before contract 1.3 `weights` was always float32. An older runtime must not find other types there.
     float32 = precision.dtype == "float32"
     files = {
         path.name: FileRecord(path.stat().st_size, sha256_file(path)) for path in sorted(folder.iterdir())
@@ -134,7 +137,7 @@ def _counted(
 
 def _write_tokenizer(base: BaseModel, folder: Path) -> None:
     with tempfile.TemporaryDirectory() as temporary:
-        # Several templates stay together in tokenizer_config.json: a runtime may choose by name.
+        # Several templates stay in tokenizer_config.json, where a runtime may choose one by name.
         several = isinstance(base.tokenizer.chat_template, dict)
         base.tokenizer.save_pretrained(temporary, save_jinja_files=not several)
         for name in _TOKENIZER_FILES:

@@ -1,4 +1,4 @@
-"""Where an export works, and how what it made gets its place: one at a time, and whole."""
+"""The output folder: an export works beside it, and moves complete results there, one export at a time."""
 
 from __future__ import annotations
 
@@ -18,15 +18,20 @@ __all__ = ["built_beside"]
 
 @contextlib.contextmanager
 def built_beside(output: Path, *, force: bool) -> Iterator[Path]:
-    """A working folder whose `products` replace what `output` holds of the same names, if nothing goes wrong.
+    """Give a working folder. At the end, what is in its `products` moves to `output`.
 
-    It is `.<name>.export` beside the output, and locked. What a killed export left there is removed by the next one.
+    The working folder is in `.<name>.export` beside the output, which is locked. If a killed export left one, the
+    next export removes it.
+
+    Args:
+        output: The output folder.
+        force: Whether to replace files of the same names in an output folder that is not empty.
 
     Raises:
-        ExportError: another export writes to `output`, it holds something and `force` is not given, or it cannot be
-            written. It is as it was then.
+        ExportError: Another export writes to `output`, it is not empty and `force` is false, or it cannot be written.
+            Then nothing in it was changed.
     """
-    place = Path(os.path.realpath(output))  # two names of one folder are one output
+    place = Path(os.path.realpath(output))  # two paths may name one folder
     made = [folder for folder in (place.parent, *place.parent.parents) if not folder.exists()]
     beside = place.parent / f".{place.name}.export"
     lock = FileLock(beside / "lock", timeout=0)
@@ -41,7 +46,7 @@ def built_beside(output: Path, *, force: bool) -> Iterator[Path]:
             _release(lock, beside)
     except BaseException:
         for folder in (beside, *made):
-            with contextlib.suppress(OSError):  # in use by another export, or by anybody
+            with contextlib.suppress(OSError):  # another export or program uses it
                 folder.rmdir()
         raise
 
@@ -62,19 +67,19 @@ def _locked(output: Path, place: Path, work: Path, force: bool) -> Iterator[Path
 def _as_export_errors(output: Path) -> Iterator[None]:
     try:
         yield
-    except ExpertError:  # some are errors of the system too
+    except ExpertError:  # some are also OSErrors
         raise
     except Timeout as error:
         raise ExportError(
             f"{output}: another export writes there now: wait until it ends, or choose another --output"
         ) from error
-    except (OSError, NotImplementedError) as error:  # the latter from a file system without locks
+    except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
         reason = getattr(error, "strerror", None) or error
         raise ExportError(f"{output}: cannot be written: {reason}") from error
 
 
 def _release(lock: FileLock, beside: Path) -> None:
-    """Release the lock and remove its file: before that where the system can, so that it is never another's."""
+    """Release the lock and remove its file. The file goes first if possible: later it may be another export's."""
     file = beside / "lock"
     with contextlib.suppress(OSError):
         file.unlink()
@@ -84,11 +89,11 @@ def _release(lock: FileLock, beside: Path) -> None:
 
 
 def _move(products: Path, place: Path, replaced: Path) -> None:
-    """Give products their place so that, wherever a kill stops it, each is the old one, the new one, or missing.
+    """Move products to their place. If the process is killed, each is the old one, the new one, or missing.
 
-    A bundle is several files: without `decoder.json`, which goes first and comes last, they are none.
+    A bundle is several files, and no bundle without `decoder.json`: this is removed first and written last.
     """
-    with contextlib.suppress(OSError):  # it holds something
+    with contextlib.suppress(OSError):  # not empty
         place.rmdir()
     if not place.exists():
         products.rename(place)

@@ -1,4 +1,4 @@
-"""An expert's source folder, and the `.expert` package made of it."""
+"""An expert's folder, and the `.expert` package that is made from it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["ExpertSource", "write_package"]
 
 @dataclass(frozen=True)
 class ExpertSource:
-    """A folder with `manifest.json`, the PEFT adapter and, where there are, grammar, README and licence."""
+    """A folder with `manifest.json` and a PEFT adapter; grammar, README and licence are optional."""
 
     folder: Path
     manifest: ExpertManifest
@@ -33,8 +33,8 @@ class ExpertSource:
 
         Raises:
             ManifestError: `manifest.json` is missing or wrong.
-            AdapterError: the adapter's files are missing.
-            IntegrityError: the folder holds a link, a device or the like.
+            AdapterError: A file of the adapter is missing.
+            IntegrityError: The folder holds a link, a device or another special file.
         """
         folder = Path(folder)
         if folder.is_dir():
@@ -50,16 +50,23 @@ class ExpertSource:
 
     @property
     def package_name(self) -> str:
-        """`<name>-<base>.v<version>.expert`, the base being the one the manifest names first."""
+        """`<name>-<base>.v<version>.expert`, with the first base of the manifest."""
         return self.manifest.package_filename(self.manifest.base_models[0].short_name)
 
     def check_base(self, source_sha256: str) -> None:
-        """Raise `BaseMismatchError` if the manifest pins other base weights."""
+        """Check the base that the manifest pins, if it pins one.
+
+        Args:
+            source_sha256: Digest of the base's weight files.
+
+        Raises:
+            BaseMismatchError: The manifest pins another digest.
+        """
         pins = [base.sha256 for base in self.manifest.base_models if base.sha256]
         if pins and source_sha256 not in pins:
             raise BaseMismatchError(
-                f"{self.folder.name}/{MANIFEST}: /base_models/0/sha256 is {pins[0][:12]}…, the base given has "
-                f"weights {source_sha256[:12]}…: the adapter belongs to another base model"
+                f"{self.folder.name}/{MANIFEST}: /base_models/0/sha256 is {pins[0][:12]}…, the given base has "
+                f"{source_sha256[:12]}…: the adapter belongs to another base model"
             )
 
 
@@ -69,11 +76,11 @@ def write_package(
     """Write a package.
 
     Args:
-        path: the file to write.
-        source: the expert.
-        adapter: its prepared adapter; None where it is merged into the bundles.
-        bundles: folders of the bundles that go into the package, of several each called as its target; none for a
-            thin package.
+        path: The file to write.
+        source: The expert.
+        adapter: Its prepared adapter; None if it is merged into the bundles.
+        bundles: Folders of the bundles in the package. If there are several, each has the name of its target. Empty
+            for a package without a base.
     """
     members = root_members(source.folder, source.manifest)
     if adapter is not None:
@@ -81,5 +88,5 @@ def write_package(
     members += bundle_members_of(bundles)
     total = sum(len(data) if isinstance(data, bytes) else data.stat().st_size for _, data in members)
     with progress_bar(path.name, total) as progress:
-        # Weights hardly compress: a higher level takes longer and gains nothing.
+        # Weights hardly compress. A higher level takes longer and gains nothing.
         write(path, members, compresslevel=1, progress=progress)

@@ -1,4 +1,4 @@
-"""How large a model's values get, measured on a little text of many kinds."""
+"""Measure how large a model's values become, on a short text of many kinds."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from hivellm_ort.contract import past_names
 
 __all__ = ["activation_ranges", "cache_scales"]
 
-# Room above what this text needs, for other texts and for adapters: what is beyond is cut off.
+# Room above the measured values, for other texts and for adapters. Larger values are clipped.
 _KEY_ROOM, _VALUE_ROOM = 1.5, 2.0
-_LEAST = 0.01  # of a head's largest value: a channel that this text leaves at zero is not always zero
+_LEAST = 0.01  # of the largest value of a head: a channel that is zero for this text may not be for others
 
 _TEXT = """\
 SELECT u.name, COUNT(*) AS orders FROM users u JOIN orders o ON o.user_id = u.id
@@ -39,7 +39,7 @@ quality in 1998; rivers in the north were cleaner than anyone had expected. ¿Cu
 
 
 def activation_ranges(base: BaseModel) -> dict[str, NDArray[np.float32]]:
-    """The largest magnitude of every input of every projection in the decoder layers, float32 [K] by module."""
+    """The largest magnitude of each input of each projection in the decoder layers, float32 [K] by module."""
     ranges: dict[str, torch.Tensor] = {}
 
     def note(name: str, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -61,10 +61,10 @@ def activation_ranges(base: BaseModel) -> dict[str, NDArray[np.float32]]:
 
 
 def cache_scales(base: BaseModel) -> dict[str, NDArray[np.float32]]:
-    """Scales for keys and values in 8 bits, float32 [kv_heads, head_dim] by the name of the graph's input.
+    """Scales for keys and values in 8 bits, float32 [kv_heads, head_dim] by graph input.
 
-    A key's channels are rotated in pairs, by angles that grow with its position: both have the scale of the length
-    of the two together, which no position changes.
+    The channels of a key are rotated in pairs, by an angle that depends on the position. So both channels of a pair
+    have one scale: that of the length of the pair, which a rotation does not change.
     """
     cache = DynamicCache()
     with torch.no_grad():

@@ -1,8 +1,8 @@
-"""Quantisation of one weight matrix, [N, K] as in PyTorch.
+"""Quantise one weight matrix, [N, K] as in PyTorch.
 
-By block, in the layout of `com.microsoft::MatMulNBits` (ONNX Runtime, ContribOperators): each run of values along K
-has one scale and, where asymmetric, one zero point. By channel, for products with 8-bit activations: one scale per
-output.
+* By block, in the layout of `com.microsoft::MatMulNBits` (ONNX Runtime, ContribOperators): each block of values along
+  K has one scale and, if asymmetric, one zero point.
+* By channel, for products with 8-bit activations: each output has one scale.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from onnxruntime.quantization.neural_compressor.weight_only import quant_tensor_
 __all__ = ["Quantized", "QuantizedChannels", "block_size", "quantize", "quantize_channels", "smoothing"]
 
 _SMALLEST_BLOCK = 32
-# 8 bits lose next to nothing with larger blocks, and products with several rows gain a fifth.
+# With 8 bits, larger blocks lose almost nothing, and products with several rows are a fifth faster.
 _LARGEST_BLOCK = {8: 128, 4: 32}
 _MIGRATION = (
     0.6  # share of the activations' unevenness that goes to the weights; best of 0.3 to 0.8 on SmolLM2
@@ -30,9 +30,13 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Quantized:
-    """`blob` uint8 [N, K / block, block * bits / 8], `scales` float32 [N, K / block], `zero_points` packed uint8.
+    """A matrix that was quantised by block.
 
-    Without zero points the zero is 2 ** (bits - 1).
+    Attributes:
+        bits: Bits of a value.
+        blob: The packed values, uint8 [N, K / block, block * bits / 8].
+        scales: float32 [N, K / block].
+        zero_points: Packed uint8; None means 2 ** (bits - 1) everywhere.
     """
 
     bits: int
@@ -43,21 +47,30 @@ class Quantized:
 
 @dataclass(frozen=True)
 class QuantizedChannels:
-    """`values` int8 [K, N] and `scales` float32 [N]: W[n, k] = values[k, n] * scales[n] * smoothing[k]."""
+    """A matrix that was quantised by channel: W[n, k] = values[k, n] * scales[n] * smoothing[k].
+
+    Attributes:
+        values: int8 [K, N].
+        scales: float32 [N].
+    """
 
     values: NDArray[np.int8]
     scales: Array
 
 
 def smoothing(activations: Array, weights: Array) -> Array:
-    """What the activations are to be multiplied by, float32 [K], and the columns of the weights divided by.
+    """Factors that make activations easier to quantise, at the cost of the weights.
 
-    Columns whose activations are large are made larger, and the activations smaller by as much: what 8 bits lose is
-    then shared between the two. SmoothQuant (Xiao et al., 2022), equation 4, with an exponent of 0.6.
+    Activations are multiplied by the factors, and columns of weights divided by them. So large activations become
+    smaller, and both lose about as much with 8 bits. SmoothQuant (Xiao et al., 2022), equation 4, with an exponent of
+    0.6.
 
     Args:
-        activations: float32 [K], the largest magnitude of each input.
-        weights: float32 [K], the largest magnitude of each column, of all matrices that have this input.
+        activations: Largest magnitude of each input, float32 [K].
+        weights: Largest magnitude of each column in all matrices with this input, float32 [K].
+
+    Returns:
+        The factors, float32 [K]; their geometric mean is 1.
     """
     wanted = np.maximum(weights, _LEAST) ** (1 - _MIGRATION)
     given = np.maximum(activations, _LEAST) ** _MIGRATION
@@ -66,7 +79,7 @@ def smoothing(activations: Array, weights: Array) -> Array:
 
 
 def quantize_channels(weight: Array, smoothing: Array) -> QuantizedChannels:
-    """Quantise `weight` float32 [N, K], divided by `smoothing` float32 [K], to 8 bits, one scale per output."""
+    """Quantise `weight` float32 [N, K], divided by `smoothing` float32 [K], to 8 bits with a scale per output."""
     smoothed = weight / smoothing
     scales = np.abs(smoothed).max(axis=1) / np.float32(127)
     safe = np.where(scales == 0, np.float32(1), scales)
@@ -75,7 +88,7 @@ def quantize_channels(weight: Array, smoothing: Array) -> QuantizedChannels:
 
 
 def block_size(columns: int, bits: int) -> int:
-    """Values along K that share a scale: the largest size that divides K, or the smallest, which pads it."""
+    """Number of values along K that share a scale: the largest size that divides K, or the smallest, with padding."""
     size = _LARGEST_BLOCK[bits]
     while size > _SMALLEST_BLOCK and columns % size:
         size //= 2
@@ -83,10 +96,10 @@ def block_size(columns: int, bits: int) -> int:
 
 
 def quantize(weight: Array, bits: int) -> Quantized:
-    """Quantise `weight` float32 [N, K]; K is padded with zeros to a multiple of its `block_size`.
+    """Quantise `weight` float32 [N, K] by block. K is padded with zeros to a multiple of `block_size`.
 
-    8 bits: symmetric round to nearest. 4 bits: symmetric round to nearest or k-quant (asymmetric, scale and zero
-    point searched for the least weighted error), whichever restores this matrix with the smaller squared error.
+    8 bits use symmetric rounding to nearest. 4 bits use either that or k-quant, whichever has the smaller squared
+    error for this matrix. K-quant is asymmetric: it searches the scale and zero point with the least weighted error.
     """
     rows, columns = weight.shape
     block = block_size(columns, bits)
@@ -122,7 +135,7 @@ def _chunked(method: Callable[[Array], _Result], flat: Array) -> _Result:
 
 def _round_to_nearest(data: Array, bits: int) -> _Result:
     zero = 1 << (bits - 1)
-    # The value of largest magnitude lands on -zero: one more step than the positive side has (as GGML's Q4_0).
+    # The value of largest magnitude becomes -zero: that side has one more step (as in GGML's Q4_0).
     extreme = np.take_along_axis(data, np.abs(data).argmax(axis=1)[:, None], axis=1)
     scales = (extreme / -zero).astype(np.float32)
     safe = np.where(scales == 0, np.float32(1), scales)
@@ -132,7 +145,7 @@ def _round_to_nearest(data: Array, bits: int) -> _Result:
 
 
 def _k_quant(data: Array) -> _Result:
-    with np.errstate(divide="ignore", invalid="ignore"):  # a block of equal values divides by zero
+    with np.errstate(divide="ignore", invalid="ignore"):  # a block of equal values causes a division by zero
         values, scales, zeros = quant_tensor_k_quant_cpu(data, num_bits=4, group_size=data.shape[1])
     values = np.nan_to_num(values).astype(np.uint8)
     scales = scales.astype(np.float32)
@@ -141,6 +154,6 @@ def _k_quant(data: Array) -> _Result:
 
 
 def _pack(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Two 4-bit values a byte along the last axis, the first in the low half."""
+    """Pack two 4-bit values into a byte along the last axis, the first in the low half."""
     high: NDArray[np.uint8] = values[..., 1::2] << np.uint8(4)
     return values[..., ::2] | high

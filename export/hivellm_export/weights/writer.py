@@ -1,7 +1,7 @@
-"""The one external-data file of a bundle, and the tensors that graphs take from it.
+"""Write `weights.bin`, the one external-data file of a bundle.
 
-Tensors are quantised and written one at a time, so an export holds the model and one matrix, never two models.
-Graphs that ask for the same tensor get the same bytes.
+Tensors are quantised and written one at a time, so memory holds the model and one more matrix. The graphs of a bundle
+share the tensors in the file.
 """
 
 from __future__ import annotations
@@ -29,15 +29,22 @@ FLOAT_TYPES = {
 }
 """By their names in `decoder.json`."""
 
-ALIGNMENT = 4096  # a memory page, so that ONNX Runtime can map tensors instead of reading them
+ALIGNMENT = 4096  # one memory page, so that ONNX Runtime can map tensors instead of reading them
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """A weight as the graph's operators want it.
+    """A weight matrix in the form that an operator needs.
 
-    `bits` is 0 for floats, which are stored [K, N] if `transposed`, else [N, K]. Else `block` values along K share a
-    scale, or with `smoothing` all of them, and the values are int8 [K, N] for 8-bit activations.
+    Attributes:
+        bits: Bits of a value; 0 for floats.
+        weight: The values. Floats are [K, N] if `transposed`, else [N, K]. Quantised by block: as
+            `Quantized.blob`. For 8-bit activations: int8 [K, N].
+        scales: Of quantised values: one per block, or one per output for 8-bit activations.
+        zero_points: Of asymmetric blocks; None if symmetric.
+        transposed: Whether floats are stored [K, N].
+        block: Number of values along K that share a scale; 0 for floats and for 8-bit activations.
+        smoothing: For 8-bit activations, the factors of the inputs, float32 [K]; else None.
     """
 
     bits: int
@@ -50,14 +57,14 @@ class Matrix:
 
 
 class WeightWriter:
-    """Writes `weights.bin` in `folder` from `tensor(name)`, float32 arrays by their Hugging Face names.
+    """Writes `weights.bin` and gives the tensors of graphs.
 
     Args:
-        folder: where the file goes.
-        tensor: gives a weight as float32 [N, K] or [N].
-        precision: bits of the projections, of embedding and LM head, and the float type of everything else.
-        tied: whether embedding and LM head are one tensor.
-        ranges: by linear module, the largest magnitude of each input, float32 [K]; for 8-bit activations only.
+        folder: Folder of the file, which must not exist yet.
+        tensor: Gives a weight by its name in transformers, float32 [N, K] or [N].
+        precision: Bits of projections, embedding and LM head, and the float type of everything else.
+        tied: Whether embedding and LM head are one tensor.
+        ranges: For 8-bit activations: by linear module, the largest magnitude of each input, float32 [K].
     """
 
     def __init__(
@@ -81,15 +88,15 @@ class WeightWriter:
         self._quantized: dict[str, Matrix] = {}
 
     def close(self) -> None:
-        """Finish the file."""
+        """Close the file. No tensor can be added later."""
         self._file.close()
 
     def vector(self, name: str, make: Callable[[], NDArray[np.float32]] | None = None) -> ir.ExternalTensor:
-        """The tensor `name` as it is (a norm's weight, a bias), or what `make()` gives under that name."""
+        """A tensor that is not quantised: the weight `name` (a norm, a bias), or what `make()` gives, as `name`."""
         return self._once(name, make or (lambda: self._tensor(name)))
 
     def bias(self, site: Site) -> ir.ExternalTensor:
-        """The biases of a site's parts side by side, zeros where a part has none."""
+        """The biases of a site, side by side; zeros for parts without a bias."""
         return self.vector(
             f"{site.name}.base_bias",
             lambda: np.concatenate(
@@ -101,10 +108,13 @@ class WeightWriter:
         )
 
     def linear(self, modules: tuple[str, ...], siblings: tuple[str, ...] = ()) -> Matrix:
-        """The weights of linear `modules` that share an input, stacked along N.
+        """The weights of linear modules with one input, stacked along N.
 
-        Floats come as [K, N] for MatMul; the LM head as [N, K], to share the embedding's bytes where tied. For 8-bit
-        activations `siblings` are all modules with that input, which is then quantised once for all.
+        Floats are [K, N] for MatMul. The LM head is [N, K], to share the bytes of a tied embedding.
+
+        Args:
+            modules: Names in transformers.
+            siblings: For 8-bit activations: all modules with this input, which is quantised once for all of them.
         """
         if modules == ("lm_head",):
             return self._head()
@@ -117,7 +127,7 @@ class WeightWriter:
         return Matrix(0, weight, transposed=True)
 
     def stored(self, site: Site) -> StoredWeights:
-        """Where a site's weights are in the file."""
+        """Offsets of a site's weights in the file, for `decoder.json`."""
         matrix = self.linear(tuple(part.module for part in site.parts))
         return StoredWeights(
             weight=_offset(matrix.weight),
@@ -130,7 +140,7 @@ class WeightWriter:
         )
 
     def embedding(self) -> Matrix:
-        """The token embedding [V, H], as GatherBlockQuantized or Gather want it."""
+        """The token embedding [V, H], for GatherBlockQuantized or Gather."""
         name = "model.embed_tokens"
         if not self._head_bits:
             return Matrix(0, self._once(name, lambda: self._tensor(f"{name}.weight")))
@@ -204,15 +214,15 @@ class WeightWriter:
         return self._cache[name]
 
     def _stored_form(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
-        """Contiguous, and floats in the type of the bundle."""
+        """Make an array contiguous, and convert floats to the type of the bundle."""
         if array.dtype != np.float32 or self._dtype == np.float32:
             return np.ascontiguousarray(array)
         with np.errstate(over="ignore"):  # reported below, by name
             half = np.ascontiguousarray(array, dtype=self._dtype)
         if not np.isfinite(half).all():
             raise ExportError(
-                f"tensor {name} has values beyond the range of {self._dtype}: export with --target cuda --precision "
-                "bf16, or in fp32 or int8 for another target"
+                f"tensor {name} has values beyond the range of {self._dtype}: use --target cuda --precision "
+                "bf16, or fp32 or int8 for another target"
             )
         return half
 
