@@ -305,7 +305,7 @@ def _by_target(targets: Sequence[str], precisions: Sequence[str]) -> dict[str, s
             name = targets[0]
         if name not in targets:
             raise ExportError(
-                f"--precision {text}: {name} is not a target of this export, which are {', '.join(targets)}: add "
+                f"--precision {text}: {name} is not a target of this export ({', '.join(targets)}): add "
                 f"--target {name}, or leave it out"
             )
         if name in chosen:

@@ -146,7 +146,7 @@ def test_default_precision(target: str) -> None:
             "--target cpu --precision fp16",
             "use int8 or w8a8 or int4 or fp32, or --target cuda or dml or portable",
         ),
-        ("--context 64", "--context 64 is for targets of fixed shapes; cpu takes any length: leave it out"),
+        ("--context 64", "--context 64 is for targets with fixed shapes; cpu takes any length: leave it out"),
         ("--target portable --context 129", "--context 129: the model has 128 positions; use 2 to 128"),
     ],
 )

@@ -357,10 +357,10 @@ def test_command(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--target cpu --target cpu", "--target cpu is there twice"),
+        ("--target cpu --target cpu", "--target cpu is given twice"),
         (
             "--target cpu --target portable --precision fp32",
-            "there are several targets, cpu, portable: say for which",
+            "this export has several targets, cpu, portable: name one",
         ),
         (
             "--target cpu --target dml --precision dml=fp32",
@@ -368,12 +368,12 @@ def test_command(
         ),
         (
             "--target cpu --precision portable=fp16",
-            "portable is none of the targets of this export, cpu: add --target",
+            "portable is not a target of this export (cpu): add --target",
         ),
         ("--target cpu --precision cpu=int8 --precision int4", "int8 and int4 are both for target cpu"),
         ("--target cpu --precision =int4", "--precision =int4: "),
         ("--target cpu --precision cpu=", "--target cpu has no --precision "),
-        ("--target cpu --target cuda --context 64", "--context 64 is for targets of fixed shapes"),
+        ("--target cpu --target cuda --context 64", "--context 64 is for targets with fixed shapes"),
         (
             "--target cpu --target dml --context 129 --precision cpu=fp32",
             "--context 129: the model has 128 positions",

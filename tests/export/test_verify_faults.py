@@ -168,7 +168,7 @@ def test_keys_that_are_not_turned(
     monkeypatch.setattr(Lowering, "op", interleaved)
     message = found(refused, model_folder("qwen3"))
     assert "answers differ from transformers': model.layers.0 (keys by " in message
-    assert message.endswith("as with a wrong rotary embedding or norm of keys")
+    assert message.endswith("so look at the rotary embedding and the norm of keys")
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora", "adalora"])
@@ -240,7 +240,9 @@ def test_final_norm_of_the_graph(
 
     monkeypatch.setattr(Lowering, "linear", scaled)
     message = found(refused, model_folder("llama"), options=("--verify", "--precision", "fp32"))
-    assert message.endswith("keys and values of all layers agree, so look behind them, down to lm_head")
+    assert message.endswith(
+        "keys and values of all layers agree, so look at what follows them, up to lm_head"
+    )
 
 
 def test_norm_that_is_dropped(
