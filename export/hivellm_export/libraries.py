@@ -23,7 +23,7 @@ def prepare_libraries() -> None:
     which escapes control characters in the texts of a model.
 
     Raises:
-        ExportError: a library is not installed.
+        ExportError: A library is not installed.
     """
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")
@@ -41,7 +41,7 @@ def only_errors(*names: str) -> Iterator[None]:
     """Hide warnings of some loggers for a while.
 
     Args:
-        names: the loggers' names. Their errors are still logged.
+        names: Names of the loggers. Their errors are still logged.
     """
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]

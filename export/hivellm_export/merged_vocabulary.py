@@ -98,7 +98,7 @@ def _check_new_rows(
     own = set(trained.get(module, trained.get("embed_tokens", ()) if _is_tied(base) else ()))
     if name not in tensors.arrays and (rows - before > len(own) or not own.issuperset(range(before, rows))):
         raise BaseMismatchError(
-            f"{ADAPTER_CONFIG}: the adapter was trained with a vocabulary of {rows}, the base's has {before}, and "
+            f"{ADAPTER_CONFIG}: the adapter was trained with a vocabulary of {rows}, the base has {before}, and "
             f"{ADAPTER_WEIGHTS} does not have the rows of {module} for it: save the adapter again with "
             "save_embedding_layers=True"
         )

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from hivellm_export.packaging.output_folder import built_beside
 from hivellm_export.packaging.package import ExpertSource, write_package
 from hivellm_export.targets import Plan, plan_bundles
 from hivellm_export.verify.report import Verification, too_long
-from hivellm_export.verify.run import Made, verify
+from hivellm_export.verify.run import Exported, verify
 from hivellm_ort.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from hivellm_ort.adapters.prepare import Embeddings, prepare
 from hivellm_ort.adapters.prepared_adapter import PreparedAdapter
@@ -172,37 +171,48 @@ def export(
         unverified = too_long(count, len(plans), len(sources)) if verify is None else ""
         if verify is False:
             unverified = "it was switched off"
-        checked = None if unverified else functools.partial(Made, source=base, tokenizer=tokenizer)
-        report = _export(model, sources, work, plans, merged=merged, thin=thin, checked=checked)
-        report = dataclasses.replace(report, unverified=unverified)
+        report = _export(
+            model,
+            sources,
+            work,
+            plans,
+            merged=merged,
+            thin=thin,
+            unverified=unverified,
+            source=base,
+            tokenizer=tokenizer,
+        )
     return dataclasses.replace(report, output=str(output), seconds=time.perf_counter() - begin)
 
 
 def _export(
     model: BaseModel,
-    sources: list[ExpertSource],
+    experts: list[ExpertSource],
     work: Path,
     plans: Sequence[Plan],
     *,
     merged: bool,
     thin: bool,
-    checked: Callable[..., Made] | None,
+    unverified: str,
+    source: Path,
+    tokenizer: Path | None,
 ) -> ExportReport:
-    products, bundles = work / "products", work / "bundles"
-    adapter_digest = None
+    """Make everything in `work`. At the end `work/products` holds what belongs to the output."""
+    products = work / "products"
     forms = [plan.form(model.architecture) for plan in plans]
-    before = copy.deepcopy(model.model) if merged and checked else None  # the merge changes it in place
+    unmerged = copy.deepcopy(model.model) if merged and not unverified else None  # a merge changes the model
+    digest = None
     if merged:
-        with _naming(sources[0]):
-            model, adapter_digest = merge(model, sources[0].folder)
+        with _naming(experts[0]):
+            model, digest = merge(model, experts[0].folder)
     joined = trace_decoder(model.model)
     traces = [joined if plan.target.packed else split_qkv(joined) for plan in plans]
     sites = [sites_of(trace, model.has_bias) for trace in traces]
     # Before the weights, which take minutes: most mistakes are in adapters. All targets share a prepared adapter.
-    adapters = [None if merged else _prepared(source, model, sites[0]) for source in sources]
-    made = []
-    for plan, form, trace, own in zip(plans, forms, traces, sites, strict=True):
-        folder = bundles / plan.target.name
+    adapters = [None if merged else _prepared(expert, model, sites[0]) for expert in experts]
+    folders = [work / "bundles" / plan.target.name for plan in plans]
+    bundles = []
+    for plan, form, trace, own, folder in zip(plans, forms, traces, sites, folders, strict=True):
         folder.mkdir(parents=True)
         config = write_bundle(
             model,
@@ -212,60 +222,60 @@ def _export(
             precision=plan.precision,
             target=plan.target,
             form=form,
-            merged=adapter_digest,
+            merged=digest,
         )
         cache = config.graph.cache_dtype
-        made.append(BundleReport(config.target, config.precision, cache, config.sha256, None, plan.reason))
-    folders = [bundles / bundle.target for bundle in made]
+        bundles.append(BundleReport(config.target, config.precision, cache, config.sha256, None, plan.reason))
     products.mkdir()
-    packages = []
-    for source, adapter in zip(sources, adapters, strict=True):
-        content, kind, rank = None, "merged", 0
-        if adapter is not None:
-            content = dataclasses.replace(adapter, base_sha256=made[0].sha256).to_bytes()
-            kind, rank = adapter.kind, adapter.rank
-        path = products / source.package_name
-        write_package(path, source, adapter=content, bundles=() if thin else folders)
-        packages.append(_package_report(source, path, kind, rank))
+    packages = [
+        _packaged(expert, adapter, products, base_sha256=bundles[0].sha256, bundles=() if thin else folders)
+        for expert, adapter in zip(experts, adapters, strict=True)
+    ]
     begin = time.perf_counter()
-    if checked is not None:
-        verified = verify(
-            checked(
+    if not unverified:
+        of_bundles, of_packages = verify(
+            Exported(
                 base=model,
+                source=source,
+                tokenizer=tokenizer,
                 bundles=list(zip(folders, sites, strict=True)),
-                experts=[(source.folder, products / source.package_name) for source in sources],
-                before=before,
+                experts=[(expert.folder, products / expert.package_name) for expert in experts],
+                unmerged=unmerged,
                 thin=thin,
             )
         )
-        made = [
-            dataclasses.replace(one, verification=own) for one, own in zip(made, verified[0], strict=True)
+        bundles = [
+            dataclasses.replace(one, verification=found)
+            for one, found in zip(bundles, of_bundles, strict=True)
         ]
         packages = [
-            dataclasses.replace(one, verification=own) for one, own in zip(packages, verified[1], strict=True)
+            dataclasses.replace(one, verification=found)
+            for one, found in zip(packages, of_packages, strict=True)
         ]
     seconds = time.perf_counter() - begin
     if not packages:
-        made = _place(made, bundles, products)
+        bundles = _moved(bundles, folders, products, ".")
     elif thin:
-        made = _place(made, bundles, products / _BASE_FOLDER)
+        bundles = _moved(bundles, folders, products, _BASE_FOLDER)
     return ExportReport(
         output="",
         base=model.name,
         source_sha256=model.source_sha256,
-        bundles=made,
+        bundles=bundles,
         packages=packages,
         base_origin=model.name_origin,
+        unverified=unverified,
         verify_seconds=seconds,
     )
 
 
-def _prepared(source: ExpertSource, model: BaseModel, sites: Sequence[Site]) -> PreparedAdapter:
-    with _naming(source):
-        check_tokenizer(source.folder, model.tokenizer.backend_tokenizer)
+def _prepared(expert: ExpertSource, model: BaseModel, sites: Sequence[Site]) -> PreparedAdapter:
+    """Convert the expert's adapter to inputs of the graph."""
+    with _naming(expert):
+        check_tokenizer(expert.folder, model.tokenizer.backend_tokenizer)
         return prepare(
-            source.folder / ADAPTER_CONFIG,
-            source.folder / ADAPTER_WEIGHTS,
+            expert.folder / ADAPTER_CONFIG,
+            expert.folder / ADAPTER_WEIGHTS,
             sites=sites,
             tensor=model.tensor,
             source_sha256=model.source_sha256,
@@ -275,23 +285,35 @@ def _prepared(source: ExpertSource, model: BaseModel, sites: Sequence[Site]) -> 
         )
 
 
-def _place(made: list[BundleReport], bundles: Path, place: Path) -> list[BundleReport]:
-    """Move the bundle, or the folder of several, to its place in `products`."""
-    root = place.relative_to(bundles.parent / "products")
+def _packaged(
+    expert: ExpertSource,
+    adapter: PreparedAdapter | None,
+    products: Path,
+    *,
+    base_sha256: str,
+    bundles: Sequence[Path],
+) -> PackageReport:
+    """Write the expert's package; without an adapter, its bundles have the expert merged in."""
+    content, kind, rank = None, "merged", 0
+    if adapter is not None:
+        content = dataclasses.replace(adapter, base_sha256=base_sha256).to_bytes()
+        kind, rank = adapter.kind, adapter.rank
+    path = products / expert.package_name
+    write_package(path, expert, adapter=content, bundles=bundles)
+    name, version = expert.manifest.name, expert.manifest.version
+    return PackageReport(name, version, path.name, path.stat().st_size, sha256_file(path), kind, rank)
+
+
+def _moved(bundles: list[BundleReport], folders: list[Path], products: Path, name: str) -> list[BundleReport]:
+    """Move the bundle, or the folder of several, to `products/name`."""
+    place = products / name
     if place.is_dir():
         place.rmdir()
-    (bundles / made[0].target if len(made) == 1 else bundles).rename(place)
-    return [
-        dataclasses.replace(one, folder=(root if len(made) == 1 else root / one.target).as_posix())
-        for one in made
-    ]
-
-
-def _package_report(source: ExpertSource, path: Path, kind: str, rank: int) -> PackageReport:
-    manifest = source.manifest
-    return PackageReport(
-        manifest.name, manifest.version, path.name, path.stat().st_size, sha256_file(path), kind, rank
-    )
+    if len(bundles) == 1:
+        folders[0].rename(place)
+        return [dataclasses.replace(bundles[0], folder=name)]
+    folders[0].parent.rename(place)
+    return [dataclasses.replace(one, folder=(Path(name) / one.target).as_posix()) for one in bundles]
 
 
 def _check_names(sources: list[ExpertSource]) -> None:

@@ -91,7 +91,7 @@ class Lowering(ABC):
         """Lower every placeholder, then remove the nodes and inputs that nothing uses.
 
         Raises:
-            ExportError: the trace has a placeholder without a handler.
+            ExportError: The trace has a placeholder without a handler.
         """
         self.begin()
         self._siblings = _siblings(self.graph)

@@ -186,7 +186,7 @@ def _check_heads(config: dict[str, Any], document: Mapping[str, Any], where: str
     groups = heads if groups is None else groups
     if heads % groups:
         raise ExportError(
-            f"{where}: num_attention_heads {heads} is no multiple of num_key_value_heads {groups}"
+            f"{where}: num_attention_heads {heads} is not a multiple of num_key_value_heads {groups}"
         )
     config["num_key_value_heads"] = groups
     if config.get("head_dim") is None:
@@ -199,7 +199,7 @@ def _check_heads(config: dict[str, Any], document: Mapping[str, Any], where: str
     if config["head_dim"] < 2 or config["head_dim"] % 2:
         raise ExportError(
             f"{where}: head_dim {config['head_dim']} (or hidden_size / num_attention_heads) must be an even number: "
-            "rotary embeddings turn pairs of channels"
+            "rotary embeddings rotate pairs of channels"
         )
 
 

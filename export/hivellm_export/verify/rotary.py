@@ -44,7 +44,7 @@ def check_rotary(
     frequencies, factor = computed
     if cos.shape[1] != len(frequencies):
         raise ExportError(
-            f"{where}: the rotary embedding turns {2 * cos.shape[1]} dimensions, {facts.where} says "
+            f"{where}: the rotary embedding rotates {2 * cos.shape[1]} dimensions, {facts.where} says "
             f"{2 * len(frequencies)}"
         )
     angles = np.arange(len(cos), dtype=np.float64)[:, None] * frequencies

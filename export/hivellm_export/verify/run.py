@@ -33,7 +33,7 @@ from hivellm_ort.progress import progress_bar
 from hivellm_ort.text.tokenizer import TextTokenizer
 from hivellm_ort.textfile import decode_text
 
-__all__ = ["Made", "verify"]
+__all__ = ["Exported", "verify"]
 
 _REFERENCES = "references.jsonl"  # prompts that the author of an expert has recorded
 _EXAMPLES = 2
@@ -46,7 +46,7 @@ Results = tuple[list[Verification], list[list[Verification]]]
 
 
 @dataclass(frozen=True)
-class Made:
+class Exported:
     """The results of an export, and their sources.
 
     Attributes:
@@ -55,7 +55,7 @@ class Made:
         tokenizer: The folder of `--tokenizer`; None if not given.
         bundles: Folder and sites of each bundle.
         experts: Folder and package of each expert.
-        before: The model before the expert was merged; verification changes it. None if nothing was merged.
+        unmerged: The model before the expert was merged; verification changes it. None if nothing was merged.
         thin: Whether the packages have no bundle.
     """
 
@@ -64,11 +64,11 @@ class Made:
     tokenizer: Path | None
     bundles: Sequence[tuple[Path, Sequence[Site]]]
     experts: Sequence[tuple[Path, Path]]
-    before: nn.Module | None
+    unmerged: nn.Module | None
     thin: bool
 
 
-def verify(made: Made) -> Results:
+def verify(exported: Exported) -> Results:
     """Verify an export. Its files are read and not changed.
 
     Tokenizers, rotary embeddings and weights are compared with the files of the source. Effects of adapters on
@@ -80,15 +80,17 @@ def verify(made: Made) -> Results:
     Raises:
         ExportError: A difference is above the bound of the precision. The message names what differs.
     """
-    count = sum(parameter.numel() for parameter in made.base.model.parameters())
-    steps = len(made.bundles) * (2 + len(made.experts))  # reading all weights counts as much as the prompts
+    count = sum(parameter.numel() for parameter in exported.base.model.parameters())
+    steps = len(exported.bundles) * (
+        2 + len(exported.experts)
+    )  # reading all weights counts as much as the prompts
     with (
         only_errors("hivellm_ort"),  # warnings about unsigned packages and the CPU as fallback
         tempfile.TemporaryDirectory() as cache,
         progress_bar("verifying", steps * count, unit="w") as progress,
     ):
-        verifier = _Verifier(made, Path(cache), progress, count)
-        return verifier.swapped() if made.before is None else verifier.merged(made.before)
+        verifier = _Verifier(exported, Path(cache), progress, count)
+        return verifier.swapped() if exported.unmerged is None else verifier.merged(exported.unmerged)
 
 
 @dataclass(frozen=True)
@@ -136,50 +138,50 @@ class _Verifier:
     """Verifies one export.
 
     Args:
-        made: The export.
+        exported: The export.
         cache: An empty folder to unpack packages to.
         progress: Called with the progress, in numbers of weights.
         count: Number of weights of the model.
     """
 
-    def __init__(self, made: Made, cache: Path, progress: Callable[[int], object], count: int):
-        self._made, self._cache = made, cache
+    def __init__(self, exported: Exported, cache: Path, progress: Callable[[int], object], count: int):
+        self._exported, self._cache = exported, cache
         self._progress, self._count = progress, count
-        self._source = open_source(made.source)
+        self._source = open_source(exported.source)
         self._bundles = [
             _Bundle(folder, DecoderConfig.from_file(folder / DECODER_JSON), sites)
-            for folder, sites in made.bundles
+            for folder, sites in exported.bundles
         ]
 
     def swapped(self) -> Results:
         """Verify bundles that take adapters, and the experts on them."""
-        made = self._made
+        exported = self._exported
         names = self._source.names() - ({_HEAD} if self._source.tied else set())
-        bundles, reference = [], _Reference(made.base.model)
+        bundles, reference = [], _Reference(exported.base.model)
         for bundle in self._bundles:
             begin = time.perf_counter()
             omitted = self._tables(bundle)
-            worst = self._weights(bundle, names, self._source.tensor, made.source.name)
+            worst = self._weights(bundle, names, self._source.tensor, exported.source.name)
             answers = self._answers(bundle, reference, PROMPTS, omitted)
             bundles.append(bundle.verification(answers, worst, omitted, begin))
-        return bundles, [self._expert(folder, package) for folder, package in made.experts]
+        return bundles, [self._expert(folder, package) for folder, package in exported.experts]
 
-    def merged(self, before: nn.Module) -> Results:
+    def merged(self, unmerged: nn.Module) -> Results:
         """Verify bundles with the one expert merged in."""
-        made, source = self._made, self._source
-        folder, package = made.experts[0]
-        for name, parameter in before.named_parameters():
+        exported, source = self._exported, self._source
+        folder, package = exported.experts[0]
+        for name, parameter in unmerged.named_parameters():
             if name in source.names() and not (name == _HEAD and source.tied):
-                values, file = parameter.detach().numpy(), made.source.name
+                values, file = parameter.detach().numpy(), exported.source.name
                 compare(
                     source.tensor(name), values, _EXACT, name=name, where="the base in memory", source=file
                 )
         if (
-            before.lm_head.weight is before.model.embed_tokens.weight
+            unmerged.lm_head.weight is unmerged.model.embed_tokens.weight
         ):  # an adapter may change only one of the two
-            before.lm_head.weight = nn.Parameter(before.lm_head.weight.detach().clone())
-        adapted, told = self._peft(before, folder)
-        model = made.base.model if adapted is None else merged_by_peft(adapted)
+            unmerged.lm_head.weight = nn.Parameter(unmerged.lm_head.weight.detach().clone())
+        adapted, told = self._peft(unmerged, folder)
+        model = exported.base.model if adapted is None else merged_by_peft(adapted)
         tensors = {name: parameter.detach().numpy() for name, parameter in model.named_parameters()}
         where = "the merged model in memory" if adapted is None else f"PEFT's merge of {folder.name}"
         own = [folder] if (folder / "tokenizer.json").is_file() else []
@@ -196,7 +198,7 @@ class _Verifier:
     def _expert(self, folder: Path, package: Path) -> list[Verification]:
         """Verify an expert on each bundle."""
         begin, results = time.perf_counter(), []
-        adapted, told = self._peft(self._made.base.model, folder)
+        adapted, told = self._peft(self._exported.base.model, folder)
         try:
             reference = None if adapted is None else _Reference(adapted)
             for bundle in self._bundles:
@@ -217,7 +219,10 @@ class _Verifier:
     def _tables(self, bundle: _Bundle, *tokenizers: Path) -> list[str]:
         """Compare rotary embedding and tokenizer; returns what could not be compared."""
         dtype, weights = bundle.config.graph.activation_dtype, bundle.weights
-        folders = [self._made.tokenizer, None if isinstance(self._source, GgufSource) else self._made.source]
+        folders = [
+            self._exported.tokenizer,
+            None if isinstance(self._source, GgufSource) else self._exported.source,
+        ]
         tokenizers += tuple(folder for folder in folders if folder is not None)
         told = (
             check_tokenizer(bundle.tokenizer, self._source, tokenizers, where=bundle.where),
@@ -267,8 +272,8 @@ class _Verifier:
 
     def _peft(self, model: nn.Module, folder: Path) -> tuple[Any, list[str]]:
         """Load an adapter with PEFT; or None, and the reason."""
-        merged = self._made.before is not None
-        if merged and model.lm_head.out_features != self._made.base.model.lm_head.out_features:
+        merged = self._exported.unmerged is not None
+        if merged and model.lm_head.out_features != self._exported.base.model.lm_head.out_features:
             return None, [f"adapter: not compared; {folder.name} has its own vocabulary"]
         try:
             return load_peft(model, folder, tables=merged), []
@@ -294,7 +299,7 @@ class _Verifier:
         device = Device(
             "cpu", fallback=True
         )  # for graphs of other targets, and for types that are slow on a CPU
-        alone = len(self._bundles) == 1 and not self._made.thin
+        alone = len(self._bundles) == 1 and not self._exported.thin
         try:
             if config.target not in _OWN and bundle.weights.normed_attention:
                 raise InferenceError("attention of the CPU provider has no norms of query and key")

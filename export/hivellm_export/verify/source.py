@@ -197,7 +197,7 @@ class GgufSource:
         return "lm_head.weight" not in self._tensors
 
     def rotary(self) -> RotaryFacts:
-        """Its rotary embedding."""
+        """The rotary embedding."""
         heads = int(self.key("{}.attention.head_count"))
         width = self.key("{}.rope.dimension_count") or self.key("{}.attention.key_length")
         width = int(width or self.key("{}.embedding_length") // heads)
