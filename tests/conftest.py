@@ -23,5 +23,5 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def _exports_not_verified() -> Iterator[None]:
     """Exports are verified where a test asks for it, with `verify=True`: hundreds of them would take minutes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hivellm_export.verify.estimate.MOST_SECONDS", 0.0)
+        patch.setattr("hivellm_export.verify.report.MOST_SECONDS", 0.0)
         yield

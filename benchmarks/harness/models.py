@@ -150,7 +150,7 @@ def _made(folder: Path, key: dict[str, Any], only_ready: bool, build: Callable[[
 
 
 def _ours_key(precision: str) -> dict[str, Any]:
-    files = sorted((ROOT / "export" / "hivellm_export").glob("*.py"))
+    files = sorted((ROOT / "export" / "hivellm_export").rglob("*.py"))
     code = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
     return {"exporter": code, "precision": precision}
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 import transformers
 
+from hivellm_export.base_model import load_base
 from hivellm_export.merge import merge
-from hivellm_export.source import load_base
 
 
 def save_tokenizer(gguf: Path, folder: Path) -> None:

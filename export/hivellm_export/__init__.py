@@ -1,9 +1,8 @@
-"""Build-time exporter: a base model and PEFT experts to ONNX graphs and `.expert` packages.
+"""The exporter: turns a base model and PEFT experts into ONNX graphs and `.expert` packages.
 
-Rooms, top to bottom: `cli` and `demo` are commands; `verify` compares what was made with what it was made from;
-`package` writes `.expert` files; `bundle` writes a base bundle; `lower`, `quantize` and `weights` turn a trace into a
-graph for one execution provider; `trace` runs Optimum; `merge` folds an adapter into the weights; `source` reads base
-models.
+`pipeline` is one export from start to end. It reads the base (`base_model`, `huggingface`, `gguf`), merges an adapter
+if asked (`merge`), traces and lowers the model (`graph`, `weights`), writes the files (`packaging`) and compares them
+with their sources (`verify`). `cli` and `demo` are the commands.
 
-Needs the `export` extra (PyTorch, transformers, PEFT, Optimum, onnx); the runtime never imports it.
+It needs the `export` extra: PyTorch, transformers, PEFT, Optimum and onnx. The runtime never imports it.
 """

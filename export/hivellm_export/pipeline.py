@@ -1,28 +1,26 @@
-"""One export from start to end: everything is made in a folder beside the output, and moved when it is whole."""
+"""One export from start to end. Everything is made in a folder beside the output, and moved there at the end."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import dataclasses
-import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hivellm_export.bundle import write_bundle
-from hivellm_export.lower import sites_of
+from hivellm_export.base_model import BaseModel, load_base
+from hivellm_export.graph.lower import sites_of
+from hivellm_export.graph.split_qkv import split_qkv
+from hivellm_export.graph.trace import trace_decoder
 from hivellm_export.merge import merge
-from hivellm_export.output_folder import built_beside
-from hivellm_export.package import ExpertSource, write_package
-from hivellm_export.plans import Plan, plan_bundles
-from hivellm_export.source import BaseModel, load_base
-from hivellm_export.trace import trace_decoder
-from hivellm_export.unpack import unpacked
-from hivellm_export.verify.estimate import too_long
-from hivellm_export.verify.report import Verification
-from hivellm_export.verify.run import Made, verify
+from hivellm_export.packaging.bundle import write_bundle
+from hivellm_export.packaging.output_folder import built_beside
+from hivellm_export.packaging.package import ExpertSource, write_package
+from hivellm_export.targets import Plan, plan_bundles
+from hivellm_export.verify.report import Verification, too_long
+from hivellm_export.verify.run import Exported, verify
 from hivellm_ort.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from hivellm_ort.adapters.prepare import Embeddings, prepare
 from hivellm_ort.adapters.prepared_adapter import PreparedAdapter
@@ -41,9 +39,17 @@ _BASE_FOLDER = "base"
 
 @dataclass(frozen=True)
 class PackageReport:
-    """One package that was written: sizes in bytes, digests in hex; `kind` is the adapter's.
+    """One package that was written.
 
-    `verification` has one for each bundle of the export, and none where the export was not verified.
+    Attributes:
+        name: Name of the expert.
+        version: Version of the expert.
+        file: Name of the file in the output folder.
+        size: Size in bytes.
+        sha256: Digest of the file, hex.
+        kind: Kind of the adapter, or `merged`.
+        rank: Rank of the adapter; 0 if merged.
+        verification: One for each bundle of the export; empty if the export was not verified.
     """
 
     name: str
@@ -61,13 +67,13 @@ class BundleReport:
     """One base bundle that was made.
 
     Attributes:
-        target: what its graphs are for.
-        precision: of its weights.
-        cache: type of keys and values.
-        sha256: its digest.
-        folder: its place within the output; None where it is only in packages.
-        reason: why this precision; empty where it was asked for.
-        verification: how its answers compare with transformers'; None where the export was not verified.
+        target: Target of its graphs.
+        precision: Precision of its weights.
+        cache: Type of keys and values.
+        sha256: Its digest, hex.
+        folder: Its folder within the output; None if it is only inside packages.
+        reason: Why this precision was chosen; empty if it was given.
+        verification: How its answers compare with those of transformers; None if the export was not verified.
     """
 
     target: str
@@ -81,11 +87,18 @@ class BundleReport:
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export made: of each base one bundle for every target.
+    """What an export has made.
 
-    `base_origin` says where the name `base` is from; empty where it is the folder's or file's own. `unverified` says
-    why it was not verified; it is empty where it was. `seconds` is all of the time, and `verify_seconds` what of it
-    verification took.
+    Attributes:
+        output: The output folder.
+        base: Name of the base model.
+        source_sha256: Digest of the base's weight files, hex.
+        bundles: One for each target.
+        packages: One for each expert.
+        seconds: Duration of the export.
+        base_origin: Where the name `base` comes from; empty if from the folder or file itself.
+        unverified: Why the export was not verified; empty if it was.
+        verify_seconds: Duration of the verification, part of `seconds`.
     """
 
     output: str
@@ -116,28 +129,30 @@ def export(
 ) -> ExportReport:
     """Export `base` and `experts` to `output`.
 
-    Without experts `output` becomes the base bundle. With experts it holds one package each, and with `thin`
-    also the bundle they need, in `base/`. Of several targets each bundle is in a folder called as its target.
+    Without experts, `output` becomes the base bundle. With experts, it holds a package for each, and with `thin` also
+    the base bundle, in `base/`. With several targets, each bundle is in a folder with the name of its target.
 
     Args:
-        base: a Hugging Face folder or a `.gguf` file.
-        experts: folders, each with a manifest and a PEFT adapter.
-        output: the folder to write to.
-        precision: of the weights, for several targets as `TARGET=PRECISION`; one or a list. A target has a default,
-            and `auto` goes by the model's size and this machine's CPU.
-        target: what the graphs are for, one or several of `hivellm_export.target_support.TARGETS`.
-        context: tokens of the cache, for targets of fixed shapes.
-        cache: type of keys and values of target `cpu`, `int8` or None for that of the precision.
-        merged: fold the one expert into the weights.
-        thin: leave the bundle out of the packages.
-        force: replace what `output` holds of the same names.
-        tokenizer: folder of the tokenizer to take instead of the base's own; it must fit the base.
-        verify: compare what was made with transformers, PEFT and the files of the base before it is written; None
-            does so where it is expected to take under a minute.
+        base: A Hugging Face folder or a `.gguf` file.
+        experts: Folders, each with a manifest and a PEFT adapter.
+        output: The folder to write to.
+        precision: Precision of the weights, one or a list; with several targets as `TARGET=PRECISION`. `auto` chooses
+            by model size and this machine's CPU. None is the default of each target.
+        target: One or several of `hivellm_export.targets.TARGETS`.
+        context: Length of the cache in tokens, for targets with fixed shapes.
+        cache: Type of keys and values of target `cpu`: `int8`, or None for that of the precision.
+        merged: Merge the one expert into the weights.
+        thin: Write packages without the bundle.
+        force: Replace files of the same names in `output`.
+        tokenizer: Folder of a tokenizer that replaces the base's own. It must fit the base.
+        verify: Compare the export with transformers, PEFT and the files of the base before it is written. None does
+            so if this is expected to take under a minute.
+
+    Returns:
+        What was made.
 
     Raises:
-        ExpertError: an input is wrong, what was made does not stand verification, or `output` is in use; nothing is
-            written then.
+        ExpertError: An input is wrong, verification fails, or `output` is in use. Then nothing is written.
     """
     begin = time.perf_counter()
     base, output = Path(base), Path(output)
@@ -156,37 +171,48 @@ def export(
         unverified = too_long(count, len(plans), len(sources)) if verify is None else ""
         if verify is False:
             unverified = "it was switched off"
-        checked = None if unverified else functools.partial(Made, source=base, tokenizer=tokenizer)
-        report = _export(model, sources, work, plans, merged=merged, thin=thin, checked=checked)
-        report = dataclasses.replace(report, unverified=unverified)
+        report = _export(
+            model,
+            sources,
+            work,
+            plans,
+            merged=merged,
+            thin=thin,
+            unverified=unverified,
+            source=base,
+            tokenizer=tokenizer,
+        )
     return dataclasses.replace(report, output=str(output), seconds=time.perf_counter() - begin)
 
 
 def _export(
     model: BaseModel,
-    sources: list[ExpertSource],
+    experts: list[ExpertSource],
     work: Path,
     plans: Sequence[Plan],
     *,
     merged: bool,
     thin: bool,
-    checked: Callable[..., Made] | None,
+    unverified: str,
+    source: Path,
+    tokenizer: Path | None,
 ) -> ExportReport:
-    products, bundles = work / "products", work / "bundles"
-    adapter_digest = None
+    """Make everything in `work`. At the end `work/products` holds what belongs to the output."""
+    products = work / "products"
     forms = [plan.form(model.architecture) for plan in plans]
-    before = copy.deepcopy(model.model) if merged and checked else None  # a merge changes it in place
+    unmerged = copy.deepcopy(model.model) if merged and not unverified else None  # a merge changes the model
+    digest = None
     if merged:
-        with _naming(sources[0]):
-            model, adapter_digest = merge(model, sources[0].folder)
+        with _naming(experts[0]):
+            model, digest = merge(model, experts[0].folder)
     joined = trace_decoder(model.model)
-    traces = [joined if plan.target.packed else unpacked(joined) for plan in plans]
+    traces = [joined if plan.target.packed else split_qkv(joined) for plan in plans]
     sites = [sites_of(trace, model.has_bias) for trace in traces]
-    # Before the weights, which take minutes: most mistakes are in an adapter. Whatever the target, it is the same.
-    adapters = [None if merged else _prepared(source, model, sites[0]) for source in sources]
-    made = []
-    for plan, form, trace, own in zip(plans, forms, traces, sites, strict=True):
-        folder = bundles / plan.target.name
+    # Before the weights, which take minutes: most mistakes are in adapters. All targets share a prepared adapter.
+    adapters = [None if merged else _prepared(expert, model, sites[0]) for expert in experts]
+    folders = [work / "bundles" / plan.target.name for plan in plans]
+    bundles = []
+    for plan, form, trace, own, folder in zip(plans, forms, traces, sites, folders, strict=True):
         folder.mkdir(parents=True)
         config = write_bundle(
             model,
@@ -196,60 +222,60 @@ def _export(
             precision=plan.precision,
             target=plan.target,
             form=form,
-            merged=adapter_digest,
+            merged=digest,
         )
         cache = config.graph.cache_dtype
-        made.append(BundleReport(config.target, config.precision, cache, config.sha256, None, plan.reason))
-    folders = [bundles / bundle.target for bundle in made]
+        bundles.append(BundleReport(config.target, config.precision, cache, config.sha256, None, plan.reason))
     products.mkdir()
-    packages = []
-    for source, adapter in zip(sources, adapters, strict=True):
-        content, kind, rank = None, "merged", 0
-        if adapter is not None:
-            content = dataclasses.replace(adapter, base_sha256=made[0].sha256).to_bytes()
-            kind, rank = adapter.kind, adapter.rank
-        path = products / source.package_name
-        write_package(path, source, adapter=content, bundles=() if thin else folders)
-        packages.append(_package_report(source, path, kind, rank))
+    packages = [
+        _packaged(expert, adapter, products, base_sha256=bundles[0].sha256, bundles=() if thin else folders)
+        for expert, adapter in zip(experts, adapters, strict=True)
+    ]
     begin = time.perf_counter()
-    if checked is not None:
-        verified = verify(
-            checked(
+    if not unverified:
+        of_bundles, of_packages = verify(
+            Exported(
                 base=model,
+                source=source,
+                tokenizer=tokenizer,
                 bundles=list(zip(folders, sites, strict=True)),
-                experts=[(source.folder, products / source.package_name) for source in sources],
-                before=before,
+                experts=[(expert.folder, products / expert.package_name) for expert in experts],
+                unmerged=unmerged,
                 thin=thin,
             )
         )
-        made = [
-            dataclasses.replace(one, verification=own) for one, own in zip(made, verified[0], strict=True)
+        bundles = [
+            dataclasses.replace(one, verification=found)
+            for one, found in zip(bundles, of_bundles, strict=True)
         ]
         packages = [
-            dataclasses.replace(one, verification=own) for one, own in zip(packages, verified[1], strict=True)
+            dataclasses.replace(one, verification=found)
+            for one, found in zip(packages, of_packages, strict=True)
         ]
     seconds = time.perf_counter() - begin
     if not packages:
-        made = _place(made, bundles, products)
+        bundles = _moved(bundles, folders, products, ".")
     elif thin:
-        made = _place(made, bundles, products / _BASE_FOLDER)
+        bundles = _moved(bundles, folders, products, _BASE_FOLDER)
     return ExportReport(
         output="",
         base=model.name,
         source_sha256=model.source_sha256,
-        bundles=made,
+        bundles=bundles,
         packages=packages,
         base_origin=model.name_origin,
+        unverified=unverified,
         verify_seconds=seconds,
     )
 
 
-def _prepared(source: ExpertSource, model: BaseModel, sites: Sequence[Site]) -> PreparedAdapter:
-    with _naming(source):
-        check_tokenizer(source.folder, model.tokenizer.backend_tokenizer)
+def _prepared(expert: ExpertSource, model: BaseModel, sites: Sequence[Site]) -> PreparedAdapter:
+    """Convert the expert's adapter to inputs of the graph."""
+    with _naming(expert):
+        check_tokenizer(expert.folder, model.tokenizer.backend_tokenizer)
         return prepare(
-            source.folder / ADAPTER_CONFIG,
-            source.folder / ADAPTER_WEIGHTS,
+            expert.folder / ADAPTER_CONFIG,
+            expert.folder / ADAPTER_WEIGHTS,
             sites=sites,
             tensor=model.tensor,
             source_sha256=model.source_sha256,
@@ -259,23 +285,35 @@ def _prepared(source: ExpertSource, model: BaseModel, sites: Sequence[Site]) -> 
         )
 
 
-def _place(made: list[BundleReport], bundles: Path, place: Path) -> list[BundleReport]:
-    """Move bundles to where they belong in `products`: the only one, or a folder of several."""
-    root = place.relative_to(bundles.parent / "products")
+def _packaged(
+    expert: ExpertSource,
+    adapter: PreparedAdapter | None,
+    products: Path,
+    *,
+    base_sha256: str,
+    bundles: Sequence[Path],
+) -> PackageReport:
+    """Write the expert's package; without an adapter, its bundles have the expert merged in."""
+    content, kind, rank = None, "merged", 0
+    if adapter is not None:
+        content = dataclasses.replace(adapter, base_sha256=base_sha256).to_bytes()
+        kind, rank = adapter.kind, adapter.rank
+    path = products / expert.package_name
+    write_package(path, expert, adapter=content, bundles=bundles)
+    name, version = expert.manifest.name, expert.manifest.version
+    return PackageReport(name, version, path.name, path.stat().st_size, sha256_file(path), kind, rank)
+
+
+def _moved(bundles: list[BundleReport], folders: list[Path], products: Path, name: str) -> list[BundleReport]:
+    """Move the bundle, or the folder of several, to `products/name`."""
+    place = products / name
     if place.is_dir():
         place.rmdir()
-    (bundles / made[0].target if len(made) == 1 else bundles).rename(place)
-    return [
-        dataclasses.replace(one, folder=(root if len(made) == 1 else root / one.target).as_posix())
-        for one in made
-    ]
-
-
-def _package_report(source: ExpertSource, path: Path, kind: str, rank: int) -> PackageReport:
-    manifest = source.manifest
-    return PackageReport(
-        manifest.name, manifest.version, path.name, path.stat().st_size, sha256_file(path), kind, rank
-    )
+    if len(bundles) == 1:
+        folders[0].rename(place)
+        return [dataclasses.replace(bundles[0], folder=name)]
+    folders[0].parent.rename(place)
+    return [dataclasses.replace(one, folder=(Path(name) / one.target).as_posix()) for one in bundles]
 
 
 def _check_names(sources: list[ExpertSource]) -> None:
@@ -283,7 +321,7 @@ def _check_names(sources: list[ExpertSource]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise ExportError(
-                f"two experts would both be written to {name}: give them different names or versions"
+                f"two experts would be written to {name}: give them different names or versions"
             )
 
 
@@ -293,7 +331,7 @@ def _listed(values: str | Sequence[str]) -> list[str]:
 
 @contextlib.contextmanager
 def _naming(source: ExpertSource) -> Iterator[None]:
-    """Put the expert's folder before errors about it: an export may have several."""
+    """Put the expert's folder before errors about its adapter: an export may have several experts."""
     try:
         yield
     except AdapterError as error:

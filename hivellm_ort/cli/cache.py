@@ -22,14 +22,18 @@ __all__ = ["cache"]
 
 @click.group()
 def cache() -> None:
-    """Show and tidy the cache of unpacked packages, bases and prepared adapters."""
+    """Show and clean the cache of unpacked packages.
+
+    It also holds bases, prepared adapters and downloads. Its folder is HIVELLM_HOME, or one in the user's cache
+    folder; 'hivellm-ort cache list' prints it.
+    """
 
 
 @cache.command("list")
-@click.option("--check", is_flag=True, help="Read every file again and mark what is damaged.")
+@click.option("--check", is_flag=True, help="Read every file and mark damaged entries.")
 @json_option("Print the list as JSON.")
 def list_(check: bool, as_json: bool) -> None:
-    """List what is in the cache, with sizes and when it was last used."""
+    """List the entries of the cache, with size and last use."""
     store = Store()
     listing = store.listing()
     if check:
@@ -53,13 +57,23 @@ def list_(check: bool, as_json: bool) -> None:
 
 
 @cache.command()
-@click.option("--max-size", metavar="SIZE", help="Remove the least recently used until it fits: 20GB, 500MB.")
 @click.option(
-    "--older-than", type=click.FloatRange(min=0), metavar="DAYS", help="Remove what was not used for DAYS."
+    "--max-size",
+    metavar="SIZE",
+    help="Then remove the least recently used entries until the cache is no larger. Example: 20GB.",
 )
-@json_option("Print what was removed as JSON.")
+@click.option(
+    "--older-than",
+    type=click.FloatRange(min=0),
+    metavar="DAYS",
+    help="Also remove entries that were not used for DAYS.",
+)
+@json_option("Print the removed entries as JSON.")
 def prune(max_size: str | None, older_than: float | None, as_json: bool) -> None:
-    """Read every file of the cache again and remove what is damaged or left over."""
+    """Remove damaged entries, and old ones if asked.
+
+    Every file of the cache is read. Leftovers of processes that were killed are removed too.
+    """
     store = Store()
     max_bytes = None if max_size is None else parse_size(max_size)
     before = store.listing().total_bytes
@@ -76,14 +90,17 @@ def prune(max_size: str | None, older_than: float | None, as_json: bool) -> None
 
 
 @cache.command()
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@json_option("Print what was freed as JSON.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@json_option("Print the freed bytes as JSON.")
 def clear(yes: bool, as_json: bool) -> None:
-    """Empty the cache; your own bundles in models/ and your trusted keys stay."""
+    """Remove everything from the cache.
+
+    Your own bundles in models/ and your trusted keys stay. So do entries that another process uses now.
+    """
     store = Store()
     before = store.listing().total_bytes
     if not yes:
-        if not _on_terminal():
+        if not input_is_a_terminal():
             raise OptionError(f"clear removes {format_size(before)} and cannot ask here: pass --yes")
         click.confirm(escaped(f"Remove {format_size(before)} from {store.root}?"), abort=True, err=True)
     in_use = store.clear()
@@ -93,10 +110,6 @@ def clear(yes: bool, as_json: bool) -> None:
         return
     left = f"; {in_use} in use were left ({format_size(after)})" if in_use else ""
     echo(f"freed {format_size(before - after)}{left}")
-
-
-def _on_terminal() -> bool:
-    return input_is_a_terminal()
 
 
 def _document(entry: StoreEntry) -> dict[str, Any]:

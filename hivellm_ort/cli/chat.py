@@ -21,21 +21,35 @@ __all__ = ["chat"]
 
 
 def _tools(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
-    """The JSON of the text, or with a leading @ of the file."""
+    """Parse JSON from the text, or from a file after `@`."""
     text = text_or_file(ctx, param, value)
     try:
         return text and json.loads(text)
     except ValueError as error:
-        raise click.BadParameter(f"no JSON: {error}", param=param) from error
+        raise click.BadParameter(f"not JSON: {error}", param=param) from error
 
 
 @click.command()
 @click.argument("package", type=NamedPath())
-@click.option("--schema", callback=text_or_file, help="What the conversation is about: text, or @FILE.")
-@click.option("--system", callback=text_or_file, help="System message: text, or @FILE.")
-@click.option("--tools", callback=_tools, help="Functions that the model may call: JSON list, or @FILE.")
-@click.option("--max-tokens", type=click.IntRange(min=1), help="Most tokens of one answer.")
-@click.option("--temperature", type=float, help="0 is greedy; default: the expert's own.")
+@click.option(
+    "--schema",
+    callback=text_or_file,
+    help="Context of the conversation, such as the tables of a database: text or @FILE.",
+)
+@click.option("--system", callback=text_or_file, help="System message: text or @FILE.")
+@click.option("--tools", callback=_tools, help="Functions that the model may call: a JSON list or @FILE.")
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    show_default="the expert's own, or 512",
+    help="Maximum tokens of an answer.",
+)
+@click.option(
+    "--temperature",
+    type=float,
+    show_default="the expert's own",
+    help="Randomness: 0 always takes the most likely token.",
+)
 @loading_options
 @click.pass_context
 def chat(
@@ -48,14 +62,17 @@ def chat(
     temperature: float | None,
     loading: LoadOptions,
 ) -> None:
-    """Talk with the expert in PACKAGE. An empty line or end of input leaves; Ctrl-C stops an answer.
+    """Chat with the expert in PACKAGE.
 
-    A question that cannot be answered is told, and the conversation goes on without it.
+    PACKAGE is a .expert file, or a folder that PEFT saved. An empty line or the end of the input ends the chat.
+    Ctrl-C stops an answer.
 
-    Exit status: 0 when every question was answered; 2 when one was not, or PACKAGE cannot be used.
+    If a question fails, its error is printed, and the chat continues without that question.
+
+    Exit status: 0 if every question was answered; 2 if one failed, or if PACKAGE cannot be loaded.
     """
     if sys.stdin is None:
-        raise OptionError("standard input is closed: chat reads its questions there")
+        raise OptionError("standard input is closed: chat reads questions from it")
     failed = False
     turns: list[dict[str, str]] = []
     with Expert.load(package, **loading) as expert:
@@ -87,7 +104,7 @@ def chat(
 
 
 def _print(stream: TextStream) -> None:
-    """Print an answer as it comes; Ctrl-C ends it."""
+    """Print an answer piece by piece. Ctrl-C ends it."""
     try:
         for piece in stream:
             echo_answer(piece)
@@ -98,17 +115,20 @@ def _print(stream: TextStream) -> None:
 
 
 def _ask() -> str:
-    """The next question; empty at the end of the input.
+    """Read the next question.
+
+    Returns:
+        The question without surrounding spaces; empty at the end of the input.
 
     Raises:
-        OptionError: it is not in the encoding of standard input. The next one can still be read.
+        OptionError: The question is not in the encoding of standard input. The next one can still be read.
     """
     encoding = sys.stdin.encoding
     try:
         if input_is_a_terminal():
             return input("> ").strip()
         echo("> ", nl=False)
-        # By bytes: text that was read ahead would be lost with the line that cannot be decoded.
+        # Read bytes: a text stream reads ahead, and would lose the lines after one that it cannot decode.
         return sys.stdin.buffer.readline().decode(encoding).strip()
     except (EOFError, KeyboardInterrupt):
         return ""

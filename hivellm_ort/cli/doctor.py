@@ -27,12 +27,14 @@ _LIBRARIES = ("llguidance", "numpy", "tokenizers")
 
 
 @click.command()
-@json_option("Print everything as JSON.")
+@json_option("Print the report as JSON.")
 @click.pass_context
 def doctor(ctx: click.Context, as_json: bool) -> None:
-    """Say what this machine can run: ONNX Runtime, devices, CPU, libraries, the cache. Changes nothing.
+    """Show what this machine can run.
 
-    Exit status: 0 when experts can run here; 1 when something has to be repaired first.
+    Prints versions, ONNX Runtime and its devices, CPU features, libraries and the cache. Changes nothing.
+
+    Exit status: 0 if experts can run here; 1 if something must be repaired first.
     """
     report = _report()
     if as_json:

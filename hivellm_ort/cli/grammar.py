@@ -16,12 +16,12 @@ from hivellm_ort.printable import printable
 __all__ = ["KINDS", "grammar"]
 
 KINDS: dict[str, Kind] = {".gbnf": "gbnf", ".json": "json_schema", ".lark": "lark", ".regex": "regex"}
-_AROUND = 30  # characters shown before and after the place where a sample fails
+_AROUND = 30  # characters shown on each side of the place where a sample fails
 
 
 @click.group()
 def grammar() -> None:
-    """Work with grammars, which say what an answer may look like."""
+    """Check grammars, which restrict the form of answers."""
 
 
 @grammar.command()
@@ -31,7 +31,7 @@ def grammar() -> None:
     "samples_file",
     metavar="FILE",
     type=NamedPath(),
-    help="Answers to try, one a line.",
+    help="Sample answers, one per line.",
 )
 @click.option(
     "--accepts-file",
@@ -39,15 +39,18 @@ def grammar() -> None:
     metavar="FILE",
     multiple=True,
     type=NamedPath(),
-    help="One answer to try, of any number of lines; may be repeated. A line end at its end is no part of it.",
+    help="One sample answer of any number of lines; its last line break is ignored. Can be repeated.",
 )
 @click.option(
-    "--kind", type=click.Choice(get_args(Kind)), help="What FILE holds; default: what its ending says."
+    "--kind",
+    type=click.Choice(get_args(Kind)),
+    show_default="by the suffix of FILE",
+    help="Kind of grammar in FILE.",
 )
 @click.option(
-    "--lenient", is_flag=True, help="Leave out, with a warning, what of a JSON schema cannot be enforced."
+    "--lenient", is_flag=True, help="Ignore, with a warning, what cannot be enforced of a JSON schema."
 )
-@json_option("Print rules, warnings and which samples are accepted as JSON.")
+@json_option("Print rules, warnings and accepted samples as JSON.")
 @click.pass_context
 def check(
     ctx: click.Context,
@@ -58,22 +61,25 @@ def check(
     lenient: bool,
     as_json: bool,
 ) -> None:
-    """Say whether the grammar in FILE is sound, what in it may be a mistake, and which samples it accepts.
+    """Check the grammar in FILE, and try samples on it.
 
-    The ending tells the kind: .gbnf, .json (a JSON schema), .lark or .regex. A choice is a JSON list of texts.
-    Samples for a JSON schema are accepted as answers are generated: on one line, with one space after a comma and a
-    colon.
+    Prints the number of rules, warnings about likely mistakes, and which samples the grammar accepts. The suffix of
+    FILE says the kind: .gbnf, .json (a JSON schema), .lark or .regex. A choice is a JSON list of texts: pass --kind
+    choice.
 
-    Exit status: 0 sound, and every sample accepted; 1 a sample was rejected; 2 the grammar is wrong, or a file
-    cannot be read.
+    Answers to a JSON schema are generated on one line, with one space after each comma and colon. Samples must have
+    the same form.
+
+    Exit status: 0 if the grammar is valid and accepts every sample; 1 if it rejects a sample; 2 if the grammar is
+    wrong, or a file cannot be read.
     """
     from hivellm_ort.grammar.report import accepts, check_grammar
 
     text = _content(file)
     known = kind or KINDS.get(file.suffix.lower())
     if known is None:
-        raise LoadError(f"{file}: its ending does not tell its kind; add --kind with one of {_listed()}")
-    # A regular expression in a file ends with its line.
+        raise LoadError(f"{file}: the suffix does not say the kind; add --kind with one of {_listed()}")
+    # The line break at the end of the file is not a part of the expression.
     checked = Grammar(known, text.removesuffix("\n") if known == "regex" else text, str(file), lenient)
     lines = [] if samples_file is None else _lines(_content(samples_file))
     samples = [(f"line {number}", line) for number, line in enumerate(lines, 1)]
@@ -108,9 +114,9 @@ def _print(
     before, after = sample[max(0, place - _AROUND) : place], sample[place : place + _AROUND]
     echo(f"{name}, column {column + 1}: ", nl=False)
     if place == len(sample):
-        echo(f"the grammar asks for more after {before!r}")
+        echo(f"the grammar expects more after {before!r}")
     elif place == 0:
-        echo(f"no answer begins with {after!r}")
+        echo(f"no accepted answer begins with {after!r}")
     else:
         echo(f"after {before!r} the grammar does not allow {after!r}")
 

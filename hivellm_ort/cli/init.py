@@ -21,7 +21,7 @@ from hivellm_ort.text.prompt import dialect_of
 
 __all__ = ["init"]
 
-# What must be told, with the question for it; the flag is called as the field, but for capabilities.
+# Required fields and their questions. The option has the name of the field, except for capabilities.
 _QUESTIONS = {
     "name": "Name, such as expert-sql",
     "version": "Version",
@@ -34,32 +34,39 @@ _QUESTIONS = {
 
 @click.command()
 @click.argument("folder", type=NamedPath())
-@click.option("--name", help="Name of the expert; default: expert- and the folder's name.")
-@click.option("--version", help="Three numbers; default: 0.1.0.")
+@click.option("--name", show_default="expert-FOLDER", help="Name of the expert, such as expert-sql.")
+@click.option("--version", show_default="0.1.0", help="Version of the expert: three numbers.")
 @click.option(
     "--base",
-    help="Base model: its name, or the folder of its base bundle, whose digest is then stated too; default: what "
-    "adapter_config.json says.",
+    show_default="from adapter_config.json",
+    help="Base model: its name, or the folder of its exported base. With a folder, the manifest pins its digest.",
 )
 @click.option("--description", help="What the expert does, in one line.")
 @click.option("--license", help="Identifier of the licence, such as Apache-2.0.")
 @click.option(
     "--capability",
     multiple=True,
-    help="Such as task:summary or database:sql, by which prompts find the expert; may be repeated.",
+    help="Capability, such as task:summary or database:sql. Routing uses it. Can be repeated.",
 )
-@click.option("--author", help="Person or organisation.")
-@click.option("--keyword", multiple=True, help="A word of prompts that this expert is for; may be repeated.")
-@click.option("--stop", multiple=True, help="A text that ends an answer; may be repeated.")
-@click.option("--max-tokens", type=click.IntRange(min=1), help="Longest answer in tokens.")
-@click.option("--temperature", type=click.FloatRange(min=0, max=2), help="0 is greedy.")
+@click.option("--author", help="Person or organisation that made the expert.")
+@click.option(
+    "--keyword", multiple=True, help="Word in prompts for this expert. Routing uses it. Can be repeated."
+)
+@click.option("--stop", multiple=True, help="Text that ends an answer. Can be repeated.")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Maximum tokens of an answer.")
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0, max=2),
+    help="Randomness: 0 always takes the most likely token.",
+)
 @click.option(
     "--prompt-template",
     type=click.Choice(PROMPT_TEMPLATES),
-    help="Format of the prompts of the training; default: the chat template of the folder, else of the base.",
+    show_default="the chat template of FOLDER, or of the base",
+    help="Format of the training prompts.",
 )
-@click.option("--force", is_flag=True, help="Replace the manifest that is there.")
-@json_option("Print what was written as JSON, and ask nothing.")
+@click.option("--force", is_flag=True, help="Overwrite an existing manifest.json.")
+@json_option("Print the manifest as JSON, and ask no questions.")
 def init(
     folder: Path,
     author: str | None,
@@ -72,21 +79,24 @@ def init(
     as_json: bool,
     **told: Any,
 ) -> None:
-    """Write a manifest.json for the PEFT adapter in FOLDER, as 'hivellm-ort pack --strict' wants it.
+    """Write the manifest.json of a PEFT adapter.
 
-    On a terminal it asks for what no option says. The format has no place for a system prompt: write it into the
-    folder's chat_template.jinja, or pass it with every request.
+    FOLDER is the folder that PEFT saved. The manifest passes 'hivellm-ort pack --strict'. On a terminal, the command
+    asks for required fields that no option gives.
+
+    A manifest has no field for a system prompt: write it into chat_template.jinja in FOLDER, or pass it with every
+    request.
     """
     if not folder.is_dir():
         raise LoadError(f"{folder}: not a folder; name the folder that PEFT saved")
     check_folder(folder)
     path = folder / MANIFEST
     if path.exists() and not force:
-        raise ManifestError(f"{path} is there already: change it by hand, or replace it with --force")
+        raise ManifestError(f"{path} exists already: edit it, or overwrite it with --force")
     defaults = {"name": expert_name(folder), "version": "0.1.0", "base": base_name(folder)}
-    # Read before anything is asked: most mistakes are in an adapter.
+    # Read the adapter before any question: most mistakes are there.
     manifest_document(folder, name="", version="", base={"name": ""})
-    answers = _answers(told, defaults, ask=not as_json and _on_a_terminal())
+    answers = _answers(told, defaults, ask=not as_json and input_is_a_terminal())
     base = base_model(answers["base"])
     if prompt_template is not None:
         base["prompt_template"] = prompt_template
@@ -122,12 +132,8 @@ def init(
     echo(f"next: hivellm-ort pack {folder} --strict")
 
 
-def _on_a_terminal() -> bool:
-    return input_is_a_terminal()
-
-
 def _answers(told: dict[str, Any], defaults: dict[str, str | None], *, ask: bool) -> dict[str, Any]:
-    """The options, and for those that are missing what the user says, or the defaults where nobody can be asked."""
+    """Complete the options: ask for missing ones, or take the defaults if nobody can be asked."""
     answers = {}
     for field, question in _QUESTIONS.items():
         value = told[field] or None
@@ -144,7 +150,7 @@ def _answers(told: dict[str, Any], defaults: dict[str, str | None], *, ask: bool
 
 
 def _checked(document: dict[str, Any]) -> ExpertManifest:
-    """The manifest, if --strict takes it; else the first fault, with the option that it comes from."""
+    """Check the manifest as `pack --strict` does; an error names the option that is wrong."""
     try:
         return ExpertManifest.from_dict(document, strict=True)
     except ManifestError as error:
@@ -179,6 +185,6 @@ def _notes(manifest: ExpertManifest) -> list[str]:
     if dialect is None:
         return []
     return [
-        f"of these capabilities prompts without a system message get 'Dialect: {dialect}' as one: if the training "
-        "had none, leave that capability out, or give an empty system message with every request"
+        f"because of these capabilities, prompts without a system message get 'Dialect: {dialect}' as one. "
+        "If the training prompts had none, remove that capability, or pass an empty system message with every request"
     ]

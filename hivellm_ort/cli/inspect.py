@@ -22,7 +22,11 @@ __all__ = ["inspect"]
 @click.argument("package", type=NamedPath())
 @json_option("Print everything as JSON.")
 def inspect(package: Path, as_json: bool) -> None:
-    """Show what PACKAGE is: expert, base, adapter, signature, decoding, files and warnings. Runs nothing of it."""
+    """Show the contents of a package without running it.
+
+    PACKAGE is a .expert file or a folder. Prints the expert, base, adapter, signature, decoding settings, files and
+    warnings.
+    """
     with Store() as store:
         found = verify(open_with_progress(package, store), package, Trust("off"))
         info = {"package": package.name, **inspect_package(found.files, found.manifest, found.verdict)}
@@ -34,7 +38,7 @@ def inspect(package: Path, as_json: bool) -> None:
 
 
 def _lines(info: dict[str, Any]) -> list[tuple[str, str]]:
-    """Label and text of every line that has something to say."""
+    """Label and text of each line; lines without text are left out."""
     bases, adapter, grammar = info["bases"], info["adapter"], info["grammar"]
     models = ", ".join(model["name"] for model in info["base_models"])
     templates = {model["prompt_template"] for model in info["base_models"] if model["prompt_template"]}
@@ -63,7 +67,7 @@ def _base_texts(bases: list[dict[str, Any]]) -> list[str]:
         f"{base['name']} {base['precision']} for {base['target']}, context {base['context']}"
         + (f", keys and values in {base['cache']}" if base["cache"] == "int8" else "")
         for base in bases
-    ] or ["none: needs a bundle of the base model"]
+    ] or ["none: a bundle of the base model is needed"]
 
 
 def _adapter_text(bases: list[dict[str, Any]], adapter: dict[str, Any] | None) -> str:

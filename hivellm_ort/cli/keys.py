@@ -16,11 +16,13 @@ __all__ = ["keygen", "trust"]
 
 @click.command()
 @click.argument("path", type=NamedPath(), default=Path("publisher.key"))
-@json_option("Print the key and the files as JSON.")
+@json_option("Print the public key and the file names as JSON.")
 def keygen(path: Path, as_json: bool) -> None:
-    """Make a key to sign packages with: the private key in PATH (publisher.key), the public one beside it.
+    """Make a key pair for signing packages.
 
-    Keep the private file to yourself. Publish the public key where users can check it.
+    The private key goes to PATH (by default publisher.key), the public key to a .pub file beside it.
+
+    Keep the private key secret. Publish the public key where users can check it.
     """
     key = generate_key(path)
     public = public_path(path)
@@ -34,16 +36,21 @@ def keygen(path: Path, as_json: bool) -> None:
 
 @click.group()
 def trust() -> None:
-    """The public keys whose packages count as verified."""
+    """Manage the public keys that you trust.
+
+    A package that one of them has signed counts as verified.
+    """
 
 
 @trust.command()
 @click.argument("key_or_file")
-@click.option("--name", required=True, help="Whose key it is.")
+@click.option("--name", required=True, help="Name of the key's owner.")
 def add(key_or_file: str, name: str) -> None:
-    """Pin KEY_OR_FILE: ed25519: and 64 hex digits, or a .pub file.
+    """Trust a public key.
 
-    Check the whole key with its owner first, over another way than the one it came by.
+    KEY_OR_FILE is a key (ed25519: and 64 hex digits), or a .pub file.
+
+    First compare the whole key with its owner, for example by phone: not on the way that the key came.
     """
     key = read_public_key(key_or_file)
     TrustStore().add(name, key)
@@ -53,7 +60,7 @@ def add(key_or_file: str, name: str) -> None:
 @trust.command("list")
 @json_option("Print names and keys as a JSON object.")
 def list_keys(as_json: bool) -> None:
-    """Print the pinned keys."""
+    """List the trusted keys."""
     keys = TrustStore().mapping()
     if as_json:
         print_json(keys)
@@ -65,5 +72,5 @@ def list_keys(as_json: bool) -> None:
 @trust.command()
 @click.argument("name_or_key")
 def remove(name_or_key: str) -> None:
-    """Forget the key pinned as NAME_OR_KEY."""
+    """Stop trusting the key NAME_OR_KEY."""
     echo(f"removed {TrustStore().remove(name_or_key)}")

@@ -1,4 +1,4 @@
-"""`hivellm-ort`: its sub-commands, and how errors reach the shell."""
+"""The program `hivellm-ort`: its subcommands, and how errors reach the shell."""
 
 from __future__ import annotations
 
@@ -39,14 +39,11 @@ __all__ = ["main"]
 
 _GROUP = "hivellm_ort.commands"
 _CLOSED_PIPE = 141  # as a shell reports a program that SIGPIPE ended
-_REPORT = (
-    "This is a fault of hivellm-ort, not yours: please report it, with the lines above and what 'hivellm-ort doctor' "
-    "prints."
-)
+_REPORT = "This is a bug of hivellm-ort. Please report it with the lines above and what 'hivellm-ort doctor' prints."
 
 
 class _Commands(click.Group):
-    """Built-in commands, and those that installed distributions register as entry points."""
+    """The built-in commands, and those that installed distributions register as entry points."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted({*super().list_commands(ctx), *(entry.name for entry in entry_points(group=_GROUP))})
@@ -61,7 +58,7 @@ class _Commands(click.Group):
         return None
 
     def main(self, args: Sequence[str] | None = None, *others: Any, **extra: Any) -> Any:
-        """Run as a program: messages name flags, and no console fails to take, or is steered by, what is printed."""
+        """Run as a program: messages name options, and printed text can neither break nor steer a console."""
         prepare_streams()
         with arguments_named_by(name_as_flag), escaped_logs():
             return super().main(args, *others, **extra)
@@ -79,17 +76,17 @@ class _Commands(click.Group):
 
 @contextlib.contextmanager
 def _told(ctx: click.Context | None) -> Iterator[None]:
-    """Tell an error and end with its status; with --json it is an object too.
+    """Print an error and exit with its status; with --json, also print it as an object.
 
-    What a user can mend is a message and exit status 2: errors of ours, and what the system refuses. Anything else
-    is our fault: a traceback and exit status 1. Where the reader of standard output has left, nothing is said.
+    Errors that the user can correct end in a message and exit status 2: those of this package and of the system. Any
+    other error is a bug: a traceback and exit status 1. If nobody reads standard output any more, nothing is printed.
     """
     try:
         yield
     except click.ClickException as error:
         message = error.format_message()
         _tell(ctx, error, message)
-        if sys.stderr is not None:  # click would take standard output then
+        if sys.stderr is not None:  # click would use standard output instead
             try:
                 (error if escaped(message) == message else _escaped(error, message)).show()
             except OSError:  # nobody reads it
@@ -103,7 +100,7 @@ def _told(ctx: click.Context | None) -> Iterator[None]:
             raise click.exceptions.Exit(_CLOSED_PIPE) from error
         _tell(ctx, error, str(error))
         if isinstance(error, OSError):
-            silence("stdout")  # it may be what cannot be written
+            silence("stdout")  # standard output may be what cannot be written
         echo(f"error: {error}", err=True)
         raise click.exceptions.Exit(2) from error
     except Exception as error:
@@ -114,7 +111,7 @@ def _told(ctx: click.Context | None) -> Iterator[None]:
 
 
 def _escaped(error: click.ClickException, message: str) -> click.ClickException:
-    """An error of click's, which quotes arguments, with its message as `escaped` gives it."""
+    """Escape the message of an error of click, which quotes arguments."""
     if isinstance(error, click.UsageError):
         return click.UsageError(escaped(message), error.ctx)
     return click.ClickException(escaped(message))
@@ -132,7 +129,13 @@ def _tell(ctx: click.Context | None, error: Exception, message: str) -> None:
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="hivellm-ort")
 def main() -> None:
-    """Run and export HiveLLM experts on ONNX Runtime."""
+    """Run, export and sign experts: small language models on ONNX Runtime.
+
+    An expert is a LoRA or DoRA adapter that teaches a base model one task. It is shipped as a package, one .expert
+    file.
+
+    In a clone of the repository, 'hivellm-ort demo' exports three experts and runs them.
+    """
 
 
 for _command in (cache, chat, doctor, grammar, init, inspect, keygen, pack, run, sign, trust, verify):

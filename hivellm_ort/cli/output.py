@@ -1,4 +1,4 @@
-"""What commands print, and how: every text of theirs goes through here to standard output or error."""
+"""How commands print: all their text goes through this module to standard output or standard error."""
 
 from __future__ import annotations
 
@@ -35,32 +35,41 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def json_option(help_text: str) -> Callable[[_Command], _Command]:
-    """`--json` as the argument `as_json`, noted in the context that all commands of a process share."""
+    """Add `--json` to a command, as its argument `as_json`.
+
+    The context, which all commands of a process share, notes it too: errors are then printed as JSON.
+
+    Args:
+        help_text: Help of the option.
+    """
 
     def note(ctx: click.Context, _param: click.Parameter, value: bool) -> bool:
         ctx.meta[JSON_OUTPUT] = value
         return value
 
-    # Eager: what is wrong with the options after it is told as JSON too.
+    # Eager, so that errors in later options are printed as JSON too.
     return click.option("--json", "as_json", is_flag=True, is_eager=True, callback=note, help=help_text)
 
 
 def echo(text: object = "", *, nl: bool = True, err: bool = False) -> None:
-    """Print a text, with what could steer a terminal as escapes.
+    """Print a text. Characters that could steer a terminal are escaped.
 
-    What standard error cannot take is dropped: there is nobody to tell.
+    Args:
+        text: What to print.
+        nl: Whether to end the line.
+        err: Whether to print to standard error. Its failures are ignored: nobody could read about them.
 
     Raises:
-        OSError: standard output cannot be written.
+        OSError: Standard output cannot be written.
     """
     _write(escaped(str(text).replace("\r\n", "\n")), nl=nl, err=err)
 
 
 def echo_answer(text: str) -> None:
-    """Print what a model wrote, without a newline: as it is for a program or a file, escaped on a terminal.
+    """Print text of a model without a line break: escaped on a terminal, unchanged to a file or program.
 
     Raises:
-        OSError: standard output cannot be written.
+        OSError: Standard output cannot be written.
     """
     _write(escaped(text) if sys.stdout is not None and sys.stdout.isatty() else text, nl=False)
 
@@ -68,16 +77,20 @@ def echo_answer(text: str) -> None:
 def print_json(document: Any, *, indent: int | None = 2) -> None:
     """Print a document as JSON.
 
-    It is UTF-8 where standard output is UTF-8, else everything beyond ASCII is escaped; what could steer a terminal
-    is escaped always.
+    If standard output is not UTF-8, characters beyond ASCII are escaped. Characters that could steer a terminal are
+    always escaped.
+
+    Args:
+        document: Anything that JSON can hold.
+        indent: Spaces per level; None for one line.
 
     Raises:
-        OSError: standard output cannot be written.
+        OSError: Standard output cannot be written.
     """
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     ascii_only = codecs.lookup(encoding).name != "utf-8"
     text = json.dumps(document, indent=indent, ensure_ascii=ascii_only)
-    # Line ends are JSON's own: those in strings are escapes already.
+    # Line breaks are those of the layout: JSON escapes the ones in strings.
     safe = "".join(char if char == "\n" or escaped(char) == char else _json_escape(char) for char in text)
     _write(safe, nl=True)
 
@@ -88,7 +101,7 @@ def _json_escape(char: str) -> str:
 
 def _write(text: str, *, nl: bool, err: bool = False) -> None:
     try:
-        # True: click leaves out escapes where there is no terminal, and an answer may have some.
+        # Without color=True click removes terminal escapes from text for files, and an answer may contain some.
         click.echo(text, nl=nl, err=err, color=True)
     except OSError as error:
         if err:
@@ -98,9 +111,9 @@ def _write(text: str, *, nl: bool, err: bool = False) -> None:
 
 
 def silence(name: str) -> None:
-    """Lead `stdout` or `stderr` to nowhere: what it still holds cannot be written, and Python would tell at exit."""
+    """Redirect `stdout` or `stderr` to nowhere, so that Python does not fail at exit to write what is left."""
     stream = getattr(sys, name)
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # none, or no file
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # no stream, or not a file
         null = os.open(os.devnull, os.O_WRONLY)
         try:
             os.dup2(null, stream.fileno())
@@ -109,7 +122,7 @@ def silence(name: str) -> None:
 
 
 def input_is_a_terminal() -> bool:
-    """Whether somebody can be asked: standard input is there, and is a terminal."""
+    """Whether a user can be asked: standard input is open and is a terminal."""
     return sys.stdin is not None and sys.stdin.isatty()
 
 
@@ -120,7 +133,7 @@ class _Escaping(logging.Formatter):
 
 @contextlib.contextmanager
 def escaped_logs() -> Iterator[None]:
-    """Have warnings, of Python and of every logger without a handler of its own, come out as `echo` has texts."""
+    """Print warnings of Python and log messages escaped as `echo` does, for loggers without a handler."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Escaping())
     root = logging.getLogger()
@@ -134,15 +147,15 @@ def escaped_logs() -> Iterator[None]:
 
 
 def prepare_streams() -> None:
-    r"""Have every character and every stream be safe to print to.
+    r"""Make the standard streams safe to print to.
 
-    A character that an encoding lacks is written as an escape, such as `\u2192`. The number of a stream that was
-    closed is taken, so that no file gets it.
+    A character that the encoding lacks is written as an escape, such as `\u2192`. The descriptor of a closed stream
+    is occupied, so that no file opened later gets it.
     """
     for number, stream in enumerate((sys.stdin, sys.stdout, sys.stderr)):
         if stream is None:
             _take(number)
-        elif number and isinstance(stream, io.TextIOWrapper):  # it may be an application's own
+        elif number and isinstance(stream, io.TextIOWrapper):  # an application may have replaced it
             stream.reconfigure(errors="backslashreplace")
 
 
@@ -157,7 +170,15 @@ def _take(number: int) -> None:
 
 
 def name_as_flag(name: str, value: str | int | None) -> str | None:
-    """An argument as the command that runs has it, `--trust off`; None where it has no such flag."""
+    """Write an argument as an option of the running command, such as `--trust off`.
+
+    Args:
+        name: The argument's name.
+        value: Its value; None for the name alone.
+
+    Returns:
+        The option; None if the command has no such option.
+    """
     ctx = click.get_current_context(silent=True)
     options = [one for one in ctx.command.params if isinstance(one, click.Option)] if ctx is not None else []
     flags = {one.name: one.opts[-1] for one in options}

@@ -26,17 +26,23 @@ __all__ = ["pack"]
 @click.option(
     "--output",
     type=NamedPath(),
-    help="The file; default: <name>-<base>.v<version>.expert in the current folder.",
+    show_default="<name>-<base>.v<version>.expert",
+    help="File to write.",
 )
-@click.option("--strict", is_flag=True, help="Refuse a manifest that is not as its schema says.")
-@json_option("Print what was written as JSON.")
+@click.option(
+    "--strict", is_flag=True, help="Refuse a manifest that its schema does not allow, instead of warning."
+)
+@json_option("Print the file, its size and its digest as JSON.")
 def pack(folder: Path, output: Path | None, strict: bool, as_json: bool) -> None:
-    """Pack the expert in FOLDER: its manifest, PEFT adapter, tokenizer, grammar, README, LICENSE and onnx/.
+    """Pack an expert's folder into a .expert file.
 
-    The package is not signed; sign it with 'hivellm-ort sign'.
+    FOLDER holds manifest.json and a PEFT adapter. Packed too, if they are there: tokenizer, chat template, grammar,
+    README, LICENSE and onnx/.
+
+    The package is not signed: use 'hivellm-ort sign'.
     """
     if not folder.is_dir():
-        raise LoadError(f"{folder}: not a folder; name the folder of an expert")
+        raise LoadError(f"{folder}: not a folder: pass the folder of an expert")
     path = folder / MANIFEST
     if not os.path.lexists(path):
         raise ManifestError(f"{folder} has no {MANIFEST}: write it with 'hivellm-ort init {folder}'")

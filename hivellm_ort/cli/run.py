@@ -38,13 +38,13 @@ _LONGEST_PATH = 1024
 
 
 def text_or_file(_ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """The text itself, or with a leading @ the contents of a file; the name of a file alone is refused."""
+    """Take the text itself, or the contents of a file after `@`. The name of a file without `@` is refused."""
     if value is None:
         return value
     if not value.startswith("@"):
         if _is_named_like_a_file(value):
             raise click.BadParameter(
-                f"{value!r} is the name of a file; for what is in it write @{value}", param=param
+                f"{value!r} is the name of a file: write @{value} for its contents", param=param
             )
         return value
     try:
@@ -54,19 +54,19 @@ def text_or_file(_ctx: click.Context, param: click.Parameter, value: str | None)
 
 
 def _is_named_like_a_file(text: str) -> bool:
-    """Whether a text is the path of a file that there is, or is one word with the ending of a text file."""
+    """Whether a text is the path of an existing file, or one word with the suffix of a text file."""
     if len(text) > _LONGEST_PATH or "\n" in text:
         return False
     if not any(map(str.isspace, text)) and Path(text).suffix.lower() in _TEXT_FILES:
         return True
     try:
         return Path(text).is_file()
-    except (OSError, ValueError):  # no path at all
+    except (OSError, ValueError):  # not a path
         return False
 
 
 def _name_and_value(_ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    """`NAME=VALUE` given any number of times, as a dict."""
+    """Parse `NAME=VALUE`, given any number of times."""
     pairs = [value.partition("=") for value in values]
     wrong = [name for name, equals, _ in pairs if not (name and equals)]
     if wrong:
@@ -84,25 +84,31 @@ def loading_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     for option in (
         click.option(
-            "--threads", type=click.IntRange(min=1), help="Threads; one per physical core by default."
+            "--threads",
+            type=click.IntRange(min=1),
+            show_default="physical cores",
+            help="Number of CPU threads.",
         ),
-        click.option("--fallback", is_flag=True, help="Run on the CPU where the device is unavailable."),
+        click.option("--fallback", is_flag=True, help="Run on the CPU if the device is unavailable."),
         click.option(
             "--provider-option",
             "provider_options",
             multiple=True,
             metavar="NAME=VALUE",
             callback=_name_and_value,
-            help="An option of the execution provider; may be repeated.",
+            help="Option of the execution provider. Can be repeated.",
         ),
-        click.option("--device", help="auto (default), cpu, cuda, cuda:1, dml, dml:0 or coreml."),
+        click.option("--device", show_default="auto", help="auto, cpu, cuda, cuda:1, dml, dml:0 or coreml."),
         click.option(
             "--trust",
             type=click.Choice(get_args(Policy)),
             default="warn",
-            help="What to do where no key you trust has signed the package; default: warn.",
+            show_default=True,
+            help="What to do if no key that you trust has signed the package: refuse it, warn, or do not check.",
         ),
-        click.option("--base", type=NamedPath(), help="Base bundle for a thin package."),
+        click.option(
+            "--base", type=NamedPath(), help="Folder of the exported base, for a package without one."
+        ),
     ):
         gathered = option(gathered)
     return gathered
@@ -111,28 +117,58 @@ def loading_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command()
 @click.argument("package", type=NamedPath())
 @click.argument("prompt")
-@click.option("--schema", callback=text_or_file, help="What the prompt is about: text, or @FILE.")
-@click.option("--system", callback=text_or_file, help="System message: text, or @FILE.")
-@click.option("--max-tokens", type=click.IntRange(min=1), help="Most tokens to generate.")
-@click.option("--temperature", type=float, help="0 is greedy; default: the expert's own.")
-@click.option("--top-p", type=float, help="Nucleus; default: the expert's own.")
-@click.option("--top-k", type=int, help="0 is off; default: the expert's own.")
-@click.option("--stop", multiple=True, help="A string that ends the answer; may be repeated.")
-@click.option("--seed", type=int, help="Seed of the random numbers.")
-@click.option("--grammar", callback=text_or_file, help="GBNF grammar of the answer: text, or @FILE.")
-@click.option("--no-grammar", is_flag=True, help="Without the package's own grammar.")
-@click.option("--json-schema", callback=text_or_file, help="JSON schema of the answer: text, or @FILE.")
+@click.option(
+    "--schema",
+    callback=text_or_file,
+    help="Context of the prompt, such as the tables of a database: text or @FILE.",
+)
+@click.option("--system", callback=text_or_file, help="System message: text or @FILE.")
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    show_default="the expert's own, or 512",
+    help="Maximum tokens of the answer.",
+)
+@click.option(
+    "--temperature",
+    type=float,
+    show_default="the expert's own",
+    help="Randomness: 0 always takes the most likely token.",
+)
+@click.option(
+    "--top-p",
+    type=float,
+    show_default="the expert's own",
+    help="Sample only from the most likely tokens whose probabilities add up to this.",
+)
+@click.option(
+    "--top-k",
+    type=int,
+    show_default="the expert's own",
+    help="Sample from this many most likely tokens; 0 is all.",
+)
+@click.option("--stop", multiple=True, help="Text that ends the answer. Can be repeated.")
+@click.option("--seed", type=int, help="Seed for sampling: the same seed gives the same answer.")
+@click.option("--grammar", callback=text_or_file, help="GBNF grammar of the answer: text or @FILE.")
+@click.option("--no-grammar", is_flag=True, help="Ignore the package's own grammar.")
+@click.option("--json-schema", callback=text_or_file, help="JSON schema of the answer: text or @FILE.")
 @click.option(
     "--lenient",
     is_flag=True,
     default=None,
-    help="Leave out, with a warning, what of a JSON schema cannot be enforced.",
+    help="Ignore, with a warning, what cannot be enforced of a JSON schema.",
 )
-@click.option("--regex", help="Regular expression that the answer matches.")
-@click.option("--choice", multiple=True, help="A text that the answer may be; give each of them.")
-@click.option("--thinking", "enable_thinking", is_flag=True, help="Let a thinking model think first.")
-@click.option("--prompt-lookup/--no-prompt-lookup", default=None, help="Guess tokens from the prompt.")
-@json_option("Print the whole result as JSON instead of streaming.")
+@click.option("--regex", help="Regular expression that the whole answer matches.")
+@click.option("--choice", multiple=True, help="Allowed answer. Repeat it for each allowed answer.")
+@click.option(
+    "--thinking", "enable_thinking", is_flag=True, help="Let a thinking model think before it answers."
+)
+@click.option(
+    "--prompt-lookup/--no-prompt-lookup",
+    default=None,
+    help="Guess tokens from the prompt: faster if the answer repeats parts of it.",
+)
+@json_option("Print the complete result as JSON instead of streaming the text.")
 @loading_options
 def run(
     package: Path,
@@ -142,7 +178,10 @@ def run(
     no_grammar: bool,
     **options: Any,
 ) -> None:
-    """Answer PROMPT with the expert in PACKAGE."""
+    """Answer one prompt with an expert.
+
+    PACKAGE is a .expert file, or a folder that PEFT saved. The answer to PROMPT is streamed to standard output.
+    """
     if no_grammar:
         if options["grammar"] is not None:
             raise click.UsageError("--grammar and --no-grammar exclude each other")

@@ -29,12 +29,17 @@ _SIDECAR_NOTES = {
 
 @click.command()
 @click.argument("package", type=NamedPath())
-@click.option("--key", required=True, type=NamedPath(), help="Private key, from keygen.")
-@click.option("--publisher", help="Who signs; default: the name of the key file without its ending.")
-@click.option("--output", type=NamedPath(), help="Write here instead of in place.")
-@json_option("Print what was signed as JSON.")
+@click.option("--key", required=True, type=NamedPath(), help="Private key, made by 'hivellm-ort keygen'.")
+@click.option(
+    "--publisher", show_default="name of the key file", help="Name of the signer, written into the signature."
+)
+@click.option("--output", type=NamedPath(), show_default="PACKAGE", help="File to write.")
+@json_option("Print the signature as JSON.")
 def sign(package: Path, key: Path, publisher: str | None, output: Path | None, as_json: bool) -> None:
-    """Sign PACKAGE. Pickles and executables in it are left out, an old signature is replaced."""
+    """Sign a package.
+
+    An older signature in PACKAGE is replaced. Pickles and executables in it are removed.
+    """
     with progress_bar(f"signing {package.name}") as progress:
         signed = sign_package(
             package,
@@ -60,23 +65,23 @@ def sign(package: Path, key: Path, publisher: str | None, output: Path | None, a
     "keys",
     multiple=True,
     metavar="PUB",
-    help="Only this public key counts (ed25519:… or a .pub file) instead of the pinned ones; may be repeated.",
+    help="Trust only this public key (ed25519:… or a .pub file), not the pinned ones. Can be repeated.",
 )
 @json_option("Print the verdict as JSON.")
 @click.pass_context
 def verify(ctx: click.Context, package: Path, keys: tuple[str, ...], as_json: bool) -> None:
-    """Say who signed PACKAGE, a .expert file or a folder with its files, and whether it was changed since.
+    """Check who signed a package, and whether it was changed.
 
-    Every file is read, whatever the cache remembers of it.
+    PACKAGE is a .expert file, or a folder with its files. Every file is read, even if the cache knows it.
 
-    Exit status: 0 verified; 1 not verified (unsigned, signed by an unknown key, or failed); 2 the package
-    is damaged or cannot be read.
+    Exit status: 0 verified; 1 not verified (unsigned, signed by an unknown key, or failed); 2 the package is damaged
+    or cannot be read.
     """
     given = {key: read_public_key(key) for key in keys}
     with Store() as store:
         opened = open_with_progress(package, store, checking="digest")
         verdict = verify_package(opened, given or Trust().pinned())
-    # A folder opened in place is not listed, and a broken link in it is no file.
+    # A folder opened in place has no list of members. A broken link in it is not a file.
     members = len(opened.members) + len(opened.skipped) or sum(path.is_file() for path in package.rglob("*"))
     sidecar = _sidecar(package, opened.sha256)
     if as_json:
@@ -102,7 +107,7 @@ def _print(verdict: Verdict, members: int, sidecar: str | None, notes: tuple[str
 
 
 def _sidecar(package: Path, sha256: str) -> str | None:
-    """What the `.sha256` file beside a package says: `matches`, `differs`, `unreadable`; None without one."""
+    """Compare with the `.sha256` file beside a package: `matches`, `differs`, `unreadable`; None if there is none."""
     path = package.with_name(f"{package.name}.sha256")
     if not sha256 or not path.exists():
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hivellm_export.output_folder import built_beside
+from hivellm_export.packaging.output_folder import built_beside
 
 __all__ = ["FILES", "write"]
 

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from support import tiny
 from support.exporting import CONFIG, WEIGHTS, Refusal, copied, edit_json, edit_tensors
 
+from hivellm_export.base_model import load_base
 from hivellm_export.merge import merge
 from hivellm_export.pipeline import export
-from hivellm_export.source import load_base
 from hivellm_ort import Expert
 
 ModelFolder = Callable[[str], Path]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hivellm_export import pipeline
-from hivellm_export.plans import plan_bundles
+from hivellm_export.targets import plan_bundles
 from hivellm_ort.contract import DECODER_JSON, DecoderConfig
 from hivellm_ort.errors import ExportError
 

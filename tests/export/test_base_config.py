@@ -16,10 +16,10 @@ from support.exporting import Refusal, copied, edit_tensors
 from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from hivellm_export.config_fields import ACTIVATIONS, ARCHITECTURES, check_config
+from hivellm_export.base_model import load_base
+from hivellm_export.huggingface.config import ACTIVATIONS, ARCHITECTURES, check_config
+from hivellm_export.huggingface.rope import ROPE_TYPES
 from hivellm_export.pipeline import export
-from hivellm_export.rope_fields import ROPE_TYPES
-from hivellm_export.source import load_base
 from hivellm_ort.errors import ExportError, UnsupportedArchitectureError
 
 ModelFolder = Callable[[str], Path]
@@ -263,7 +263,7 @@ def test_head_beside_tied_embeddings(model_folder: ModelFolder, refused: Refusal
     edit_tensors(base / "model.safetensors", lambda t: t.update({"lm_head.weight": t[table] + np.float32(1)}))
     found, message = refused(base)
     assert "ExportError" == found
-    assert message.startswith("config.json: tie_word_embeddings is true, and lm_head.weight")
+    assert message.startswith("config.json: tie_word_embeddings is true, but lm_head.weight")
 
 
 def test_head_that_the_operator_cannot_rotate(refused: Refusal, tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_head_that_the_operator_cannot_rotate(refused: Refusal, tmp_path: Path) 
     base = tiny.save_model(tmp_path / "base", "mistral", head_dim=24)
     found, message = refused(base)
     assert "ExportError" == found
-    assert "this model's head_dim is 24: use --target portable" in message
+    assert "head_dim of this model is 24: use --target portable" in message
     export(base, [], tmp_path / "portable", target="portable", precision="fp32")
 
 

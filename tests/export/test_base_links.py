@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from support.exporting import Refusal, copied
 
-from hivellm_export.base_links import check_link
-from hivellm_export.source import load_base
+from hivellm_export.base_model import load_base
+from hivellm_export.huggingface.files import check_link
 from hivellm_ort.errors import ExportError
 
 ModelFolder = Callable[[str], Path]

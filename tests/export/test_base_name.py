@@ -10,8 +10,8 @@ from click.testing import CliRunner
 from support import tiny
 from support.exporting import copied, edit_json
 
-from hivellm_export.base_name import folder_name
-from hivellm_export.source import load_base
+from hivellm_export.base_model import load_base
+from hivellm_export.huggingface.folder import folder_name
 from hivellm_ort import Expert
 from hivellm_ort.cli.main import main
 from hivellm_ort.contract import DECODER_JSON, DecoderConfig

@@ -259,10 +259,10 @@ def test_templates_in_files(model_folder: ModelFolder, tmp_path: Path) -> None:
         ({"auto_map": {"AutoTokenizer": ["own.Tokenizer", None]}}, "tokenizer_config.json: auto_map"),
         ({"split_special_tokens": True}, "tokenizer_config.json: split_special_tokens"),
         ({"fast_tokenizer_files": ["tokenizer.4.0.0.json"]}, "tokenizer_config.json: fast_tokenizer_files"),
-        ({"add_prefix_space": True}, "tokenizer_config.json: add_prefix_space is true, and tokenizer.json says"),
+        ({"add_prefix_space": True}, "tokenizer_config.json: add_prefix_space is true, but false in tokenizer.json"),
         ({"tokenizer_class": 5}, "tokenizer_config.json: tokenizer_class"),
         ({"extra_special_tokens": "<tool>"}, "tokenizer_config.json: extra_special_tokens"),
-        ({"chat_template": [{"name": "rag", "template": "x"}]}, "no template is called default, only rag"),
+        ({"chat_template": [{"name": "rag", "template": "x"}]}, "no template is named default, only rag"),
         ({"chat_template": " "}, "tokenizer_config.json: chat_template: the template default is empty"),
         ({"chat_template": 5}, "tokenizer_config.json: chat_template must be a text"),
     ],
@@ -302,8 +302,8 @@ def test_prefix_space_that_the_versions_read_differently(
         ("tokenizer.json", b"[1]", "tokenizer.json: must be a JSON object"),
         ("tokenizer.json", b'{"model": {"type": "unheard of"}}', "tokenizer.json: model.type: 'unheard"),
         ("tokenizer_config.json", b"{", "tokenizer_config.json: not valid JSON"),
-        ("tokenizer_config.json", b"\xff\xfe{", "tokenizer_config.json: not a text in UTF-8"),
-        ("chat_template.jinja", b"\xe9", "chat_template.jinja: not a text in UTF-8"),
+        ("tokenizer_config.json", b"\xff\xfe{", "tokenizer_config.json: not UTF-8"),
+        ("chat_template.jinja", b"\xe9", "chat_template.jinja: not UTF-8"),
         ("special_tokens_map.json", b"[]", "special_tokens_map.json: must be a JSON object"),
         ("generation_config.json", b'"x"', "generation_config.json: must be a JSON object"),
         ("generation_config.json", b'{"eos_token_id": "x"}', "generation_config.json: eos_token_id must be"),
@@ -326,14 +326,14 @@ def test_tokenizer_model_alone(
     model_folder: ModelFolder, refused: Refusal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tokenizer.model that cannot be converted is named, with what to do."""
-    monkeypatch.setattr("hivellm_export.tokenizer_files.find_spec", lambda name: None)
+    monkeypatch.setattr("hivellm_export.huggingface.tokenizer.find_spec", lambda name: None)
     base = copied(model_folder("llama"), tmp_path / "base")
     (base / "tokenizer.json").unlink()
     (base / "tokenizer.model").write_bytes(b"no model")
     write_config(base, tokenizer_class="LlamaTokenizer")
     found, message = refused(base)
     assert "ExportError" == found
-    assert message.startswith("tokenizer.model: tokenizer.json is missing, and to convert this file needs")
+    assert message.startswith("tokenizer.model: tokenizer.json is missing, and converting this file needs")
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import onnx_ir as ir
 import pytest
 from support.exporting import copied, edit_json
 
-from hivellm_export import bundle as bundles
-from hivellm_export.check import check_bundle, check_graph
+from hivellm_export.graph.rules import check_bundle, check_graph
+from hivellm_export.packaging import bundle as bundles
 from hivellm_export.pipeline import export
 from hivellm_ort import ExportError
 from hivellm_ort.contract import ADAPTER_GRAPH, BASE_GRAPH, DECODER_JSON, DecoderConfig
@@ -166,7 +166,7 @@ CASES: list[tuple[str, str, Break, str]] = [
         "portable",
         "subgraph",
         lambda g: insert(g, "Relu", body=ir.Graph([], [], nodes=())),
-        r"rule operator: no graphs",
+        r"rule operator: the target has no subgraphs",
     ),
     # Opsets.
     (
@@ -262,7 +262,7 @@ CASES: list[tuple[str, str, Break, str]] = [
         r"input position_ids: rule input: is missing",
     ),
     ("cuda", "extra", lambda g: setattr(input_of(g, "seqlens_k"), "name", "mask"), r"rule input"),
-    ("cuda", "unused", unused_input, r"input .*\.scale: rule input: no node takes it"),
+    ("cuda", "unused", unused_input, r"input .*\.scale: rule input: no node uses it"),
     ("cuda", "no tokens", lambda g: g.outputs.pop(), r"output token_ids: rule output: is missing"),
     (
         "cuda",
@@ -276,19 +276,19 @@ CASES: list[tuple[str, str, Break, str]] = [
         set_output("token_ids", shape=("rows", 1)),
         r"output token_ids: rule shape: is \['rows', 1\], not \['rows'\]",
     ),
-    ("cpu", "tokens unpromised", give_tokens, r"output token_ids: rule output: the contract has it not"),
+    ("cpu", "tokens unpromised", give_tokens, r"output token_ids: rule output: is not in the contract"),
     ("cpu", "output", lambda g: g.outputs.pop(1), r"output present.0.key: rule output: is missing"),
     # Attention.
     (
         "dml",
         "rotary",
         set_attention(do_rotary=1),
-        r"node GroupQ.*: rule attention: do_rotary is 1, the target knows only 0",
+        r"node GroupQ.*: rule attention: do_rotary is 1, the target allows only 0",
     ),
     ("dml", "window", set_attention(local_window_size=8), r"rule attention: local_window_size is 8"),
-    ("dml", "packed", joined, r"rule attention: the target wants query, key and value apart"),
-    ("dml", "norms", add_norms, r"rule attention: the target has no norms"),
-    ("cpu", "norms", add_norms, r"rule attention: the target has no norms"),
+    ("dml", "packed", joined, r"rule attention: the target needs query, key and value split"),
+    ("dml", "norms", add_norms, r"rule attention: the target's attention has no norms"),
+    ("cpu", "norms", add_norms, r"rule attention: the target's attention has no norms"),
 ]
 
 
@@ -318,7 +318,7 @@ def test_no_float32_attention_on_cuda(target_bundle: TargetBundle) -> None:
     """CUDA has no GroupQueryAttention in float32, so a graph in it is none for cuda."""
     folder = target_bundle("llama", "cpu", "fp32")
     config = dataclasses.replace(DecoderConfig.from_file(folder / DECODER_JSON), target="cuda")
-    with pytest.raises(ExportError, match="rule attention: the target has none in float32"):
+    with pytest.raises(ExportError, match="rule attention: the target has no attention in float32"):
         check_graph(ir.load(folder / BASE_GRAPH), config, adapters=False)
 
 

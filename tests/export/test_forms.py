@@ -13,9 +13,9 @@ from safetensors.numpy import load_file, save_file
 from support import tiny
 from support.exporting import Refusal, copied, edit_json
 
-from hivellm_export.check import check_bundle
+from hivellm_export.graph.rules import check_bundle
 from hivellm_export.pipeline import export
-from hivellm_export.target_support import TARGETS, choose_target
+from hivellm_export.targets import TARGETS, choose_target
 from hivellm_ort import ExportError
 from hivellm_ort.adapters.base_weights import BaseWeights
 from hivellm_ort.contract import ADAPTER_FILE, DECODER_JSON, WEIGHTS_FILE, DecoderConfig, GraphForm
@@ -114,7 +114,7 @@ def test_context_fixes_the_cache(model_folder: ModelFolder, tmp_path: Path) -> N
 
 def test_context_within_the_window(model_folder: ModelFolder, tmp_path: Path) -> None:
     """DirectML's attention has no window; a cache that is not longer needs none."""
-    with pytest.raises(ExportError, match=r"looks back 8 tokens.*--context 8"):
+    with pytest.raises(ExportError, match=r"attends to the last 8 tokens.*--context 8"):
         export(model_folder("mistral"), [], tmp_path / "out", target="dml")
     export(model_folder("mistral"), [], tmp_path / "out", target="dml", context=8)
 
@@ -146,7 +146,7 @@ def test_default_precision(target: str) -> None:
             "--target cpu --precision fp16",
             "use int8 or w8a8 or int4 or fp32, or --target cuda or dml or portable",
         ),
-        ("--context 64", "--context 64 is for targets of fixed shapes; cpu takes any length: leave it out"),
+        ("--context 64", "--context 64 is for targets with fixed shapes; cpu takes any length: leave it out"),
         ("--target portable --context 129", "--context 129: the model has 128 positions; use 2 to 128"),
     ],
 )

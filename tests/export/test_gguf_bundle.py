@@ -14,11 +14,11 @@ from support.exporting import Refusal
 from transformers import PreTrainedTokenizerFast
 from transformers.models.llama import LlamaConfig
 
-from hivellm_export.gguf_file import GgufFile
-from hivellm_export.gguf_names import short_name
-from hivellm_export.gguf_tokenizer import read_tokenizer
+from hivellm_export.base_model import load_base
+from hivellm_export.gguf.file import GgufFile
+from hivellm_export.gguf.model import short_name
+from hivellm_export.gguf.tokenizer import read_tokenizer
 from hivellm_export.pipeline import export
-from hivellm_export.source import load_base
 from hivellm_ort import Expert
 
 SHAPE: dict[str, Any] = {

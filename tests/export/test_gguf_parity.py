@@ -19,8 +19,8 @@ from transformers.models.mistral import MistralConfig
 from transformers.models.qwen2 import Qwen2Config
 from transformers.models.qwen3 import Qwen3Config
 
+from hivellm_export.base_model import load_base
 from hivellm_export.pipeline import export
-from hivellm_export.source import load_base
 from hivellm_ort.engine.session import Engine
 
 SHAPE: dict[str, Any] = {

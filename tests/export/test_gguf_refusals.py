@@ -215,7 +215,7 @@ def test_type_that_cannot_be_dequantised(refused: Refusal, tmp_path: Path) -> No
     path = gguf_files.save(tmp_path / "tiny.gguf", keys, tensors)
     found, message = refused(path)
     assert "ExportError" == found
-    assert message.startswith("tiny.gguf: tensor blk.1.ffn_up.weight is of type F64, which gguf ")
+    assert message.startswith("tiny.gguf: tensor blk.1.ffn_up.weight has the type F64, which gguf ")
 
 
 def test_type_of_the_future(refused: Refusal, tmp_path: Path) -> None:
@@ -274,7 +274,7 @@ def test_bytes_in_the_other_order(refused: Refusal, tmp_path: Path) -> None:
     path = gguf_files.save(tmp_path / "tiny.gguf", *parts(), order=gguf.GGUFEndian.BIG)
     found, message = refused(path)
     assert "ExportError" == found
-    assert message.startswith("tiny.gguf: its bytes are in the other order")
+    assert message.startswith("tiny.gguf: it has another byte order than this machine")
 
 
 def test_more_tokens_than_rows(refused: Refusal, tmp_path: Path) -> None:
@@ -284,12 +284,12 @@ def test_more_tokens_than_rows(refused: Refusal, tmp_path: Path) -> None:
         keys[f"tokenizer.ggml.{name}"].append(value)
     found, message = refused(gguf_files.save(tmp_path / "tiny.gguf", keys, tensors))
     assert "ExportError" == found
-    assert "tokenizer.ggml.tokens has 261 tokens, and token_embd.weight has 260 rows" in message
+    assert "tokenizer.ggml.tokens has 261 tokens, but token_embd.weight only 260 rows" in message
 
 
 def test_more_rows_than_tokens(tmp_path: Path) -> None:
     """Rows without a token, as padded embeddings have them, are part of the model."""
-    from hivellm_export.source import load_base
+    from hivellm_export.base_model import load_base
 
     keys, tensors = parts()
     for name in ("token_embd.weight", "output.weight"):

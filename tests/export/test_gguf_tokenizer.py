@@ -14,10 +14,10 @@ from support.llamacpp import token_ids
 from support.recorded_ids import SPECIAL, recorded
 from transformers import PreTrainedTokenizerFast
 
-from hivellm_export.gguf_file import GgufFile
-from hivellm_export.gguf_pretokenizers import PRE_TOKENIZERS
-from hivellm_export.gguf_tokenizer import read_tokenizer
-from hivellm_export.gguf_vocabulary import end_ids
+from hivellm_export.gguf.file import GgufFile
+from hivellm_export.gguf.pretokenizers import PRE_TOKENIZERS
+from hivellm_export.gguf.tokenizer import read_tokenizer
+from hivellm_export.gguf.vocabulary import end_ids
 
 
 def saved(vocabulary: Vocabulary, folder: Path, **values: Any) -> Path:

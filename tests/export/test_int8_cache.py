@@ -19,7 +19,7 @@ from support.exporting import WEIGHTS, Refusal, edit_tensors
 from support.rows import begun
 from transformers import DynamicCache
 
-from hivellm_export.check import check_graph
+from hivellm_export.graph.rules import check_graph
 from hivellm_export.pipeline import export
 from hivellm_ort import Expert, ExportError
 from hivellm_ort.cli.main import main

@@ -12,7 +12,7 @@ import pytest
 from placing import FILES, write
 
 from hivellm_export import pipeline
-from hivellm_export.source import BaseModel
+from hivellm_export.base_model import BaseModel
 from hivellm_ort import ExportError
 
 

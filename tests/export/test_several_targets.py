@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from support.exporting import Refusal, contents
 
 from hivellm_export.pipeline import ExportReport, export
-from hivellm_export.plans import plan_bundles
+from hivellm_export.targets import plan_bundles
 from hivellm_ort import Expert, ExportError, IntegrityError, LoadError, ProviderError, Trust
 from hivellm_ort.cli.main import main
 from hivellm_ort.contract import ADAPTER_GRAPH, DECODER_JSON, WEIGHTS_FILE
@@ -360,10 +360,10 @@ def test_command(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--target cpu --target cpu", "--target cpu is there twice"),
+        ("--target cpu --target cpu", "--target cpu is given twice"),
         (
             "--target cpu --target portable --precision fp32",
-            "there are several targets, cpu, portable: say for which",
+            "this export has several targets, cpu, portable: name one",
         ),
         (
             "--target cpu --target dml --precision dml=fp32",
@@ -371,12 +371,12 @@ def test_command(
         ),
         (
             "--target cpu --precision portable=fp16",
-            "portable is none of the targets of this export, cpu: add --target",
+            "portable is not a target of this export (cpu): add --target",
         ),
         ("--target cpu --precision cpu=int8 --precision int4", "int8 and int4 are both for target cpu"),
         ("--target cpu --precision =int4", "--precision =int4: "),
         ("--target cpu --precision cpu=", "--target cpu has no --precision "),
-        ("--target cpu --target cuda --context 64", "--context 64 is for targets of fixed shapes"),
+        ("--target cpu --target cuda --context 64", "--context 64 is for targets with fixed shapes"),
         (
             "--target cpu --target dml --context 129 --precision cpu=fp32",
             "--context 129: the model has 128 positions",

@@ -14,10 +14,12 @@ import torch
 from support.exporting import Refusal
 from tokenizers import pre_tokenizers
 
-from hivellm_export import bundle, pipeline
-from hivellm_export.lowering import Lowering, attribute_text
-from hivellm_export.source import BaseModel
-from hivellm_export.weights import WeightWriter
+from hivellm_export import pipeline
+from hivellm_export.base_model import BaseModel
+from hivellm_export.graph.lowering import Lowering
+from hivellm_export.graph.placeholders import text_of
+from hivellm_export.packaging import bundle
+from hivellm_export.weights.writer import WeightWriter
 from hivellm_ort.adapters.config import PeftConfig
 from hivellm_ort.adapters.prepared_adapter import PreparedAdapter
 
@@ -138,16 +140,16 @@ def test_scaled_by_the_graph(
     model_folder: ModelFolder, refused: Refusal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Weights are right, and the graph multiplies what a projection gives: the first layer that differs is named."""
-    linear = Lowering._Linear
+    linear = Lowering.linear
 
     def scaled(self: Lowering, node: ir.Node) -> Any:
         outputs = linear(self, node)
-        if attribute_text(node, "site") != "model.layers.0.self_attn.o_proj":
+        if text_of(node, "site") != "model.layers.0.self_attn.o_proj":
             return outputs
         factor = self.initializer(ir.tensor(np.array(1.05, np.float32), name="planted"))
         return (self.op("Mul", outputs[0], factor, width=64),)
 
-    monkeypatch.setattr(Lowering, "_Linear", scaled)
+    monkeypatch.setattr(Lowering, "linear", scaled)
     message = found(refused, model_folder("llama"), options=("--verify", "--precision", "fp32"))
     assert "answers differ from transformers': model.layers.1 (keys by " in message
 
@@ -166,7 +168,7 @@ def test_keys_that_are_not_turned(
     monkeypatch.setattr(Lowering, "op", interleaved)
     message = found(refused, model_folder("qwen3"))
     assert "answers differ from transformers': model.layers.0 (keys by " in message
-    assert message.endswith("as with a wrong rotary embedding or norm of keys")
+    assert message.endswith("so look at the rotary embedding and the norm of keys")
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora", "adalora"])
@@ -227,18 +229,20 @@ def test_final_norm_of_the_graph(
     model_folder: ModelFolder, refused: Refusal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is behind the last layer changes no keys and values: the message says so."""
-    linear = Lowering._Linear
+    linear = Lowering.linear
 
     def scaled(self: Lowering, node: ir.Node) -> Any:
         outputs = linear(self, node)
-        if attribute_text(node, "site") != "lm_head":
+        if text_of(node, "site") != "lm_head":
             return outputs
         factor = self.initializer(ir.tensor(np.array(1.05, np.float32), name="planted"))
         return (self.op("Mul", outputs[0], factor),)
 
-    monkeypatch.setattr(Lowering, "_Linear", scaled)
+    monkeypatch.setattr(Lowering, "linear", scaled)
     message = found(refused, model_folder("llama"), options=("--verify", "--precision", "fp32"))
-    assert message.endswith("keys and values of all layers agree, so look behind them, down to lm_head")
+    assert message.endswith(
+        "keys and values of all layers agree, so look at what follows them, up to lm_head"
+    )
 
 
 def test_norm_that_is_dropped(

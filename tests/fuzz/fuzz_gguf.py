@@ -16,7 +16,7 @@ from support import gguf_files
 from transformers.models.llama import LlamaConfig
 from transformers.models.qwen2 import Qwen2Config
 
-from hivellm_export.source import load_base
+from hivellm_export.base_model import load_base
 from hivellm_ort.errors import ExportError
 
 _FOLDER = Path(tempfile.mkdtemp(prefix="hivellm-fuzz-"))

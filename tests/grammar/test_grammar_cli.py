@@ -135,8 +135,8 @@ def test_the_first_rejected_sample_is_shown(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("sample", "said"),
     [
-        ("x1", "line 1, column 1: no answer begins with 'x1'"),
-        ("1+", "line 1, column 3: the grammar asks for more after '1+'"),
+        ("x1", "line 1, column 1: no accepted answer begins with 'x1'"),
+        ("1+", "line 1, column 3: the grammar expects more after '1+'"),
         ("1+1\x1b[31m", "line 1, column 4: after '1+1' the grammar does not allow '\\x1b[31m'"),
         ("1" * 100 + "x" * 100, f"column 101: after '{'1' * 30}' the grammar does not allow '{'x' * 30}'"),
     ],

@@ -167,7 +167,7 @@ def test_clear_asks(
     store: Store, invoke: Invoke, monkeypatch: pytest.MonkeyPatch, answer: str, left: int
 ) -> None:
     """On a terminal it asks, on standard error, and only a yes removes anything."""
-    monkeypatch.setattr(cache_module, "_on_terminal", lambda: True)
+    monkeypatch.setattr(cache_module, "input_is_a_terminal", lambda: True)
     result = invoke("clear", stdin=answer)
     assert f"from {store.root}?" in result.stderr
     assert left == len(store.listing().entries)

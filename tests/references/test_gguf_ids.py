@@ -9,8 +9,8 @@ from support.gguf_texts import texts
 from support.llamacpp import token_ids
 from support.recorded_ids import SMOLLM2, SPECIAL, recorded
 
-from hivellm_export.gguf_file import GgufFile
-from hivellm_export.gguf_tokenizer import read_tokenizer
+from hivellm_export.gguf.file import GgufFile
+from hivellm_export.gguf.tokenizer import read_tokenizer
 
 
 def test_ids_are_those_recorded_from_llama_cpp(base_file: Path) -> None:

@@ -243,7 +243,7 @@ def test_name_of_a_file_without_the_mark(
         result = invoke("run", packages.lora, PROMPT, flag, name)
         assert (2, "") == (result.exit_code, result.stdout)
         # The usage is wrapped to the width of a terminal.
-        assert f"for what is in it write @{name}" in " ".join(result.stderr.split())
+        assert f"write @{name} for its contents" in " ".join(result.stderr.split())
     for text in ("root ::= .sql", "see a.sql and b.sql", "a.b", "\nkv.gbnf"):
         assert text == text_or_file(None, None, text)  # type: ignore[arg-type]
 
@@ -285,7 +285,7 @@ def test_a_fault_of_ours(invoke: Invoke, packages: Packages, monkeypatch: pytest
         assert 1 == result.exit_code
         lines = result.stderr.splitlines()
         assert ("Traceback (most recent call last):", "ValueError: out of order") == (lines[0], lines[-2])
-        assert "please report it" in lines[-1]
+        assert "This is a bug of hivellm-ort. Please report it" in lines[-1]
         expected = {"error": {"type": "ValueError", "message": "out of order"}}
         assert (expected if flags else None) == (json.loads(result.stdout) if result.stdout else None)
 

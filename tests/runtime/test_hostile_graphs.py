@@ -18,7 +18,7 @@ from hostile_graphs import change_graphs, looping, repacked
 from onnx import TensorProto, helper
 from support.running import PROMPT, Packages
 
-from hivellm_export.check import check_bundle
+from hivellm_export.graph.rules import check_bundle
 from hivellm_export.pipeline import export
 from hivellm_ort import Expert, ExportError, IntegrityError, LoadError, Trust
 from hivellm_ort.contract import ADAPTER_GRAPH

@@ -273,7 +273,7 @@ def test_inspect_a_folder(invoke: Invoke, folder: Path) -> None:
     assert ["select", "table"] == info["routing"]["keywords"]
     assert [] == info["warnings"]
     lines = invoke("inspect", folder).stdout.splitlines()
-    assert "base inside:  none: needs a bundle of the base model" in lines
+    assert "base inside:  none: a bundle of the base model is needed" in lines
     assert "keywords:     select, table" in lines
     save_file({}, folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text("[]")

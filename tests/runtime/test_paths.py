@@ -44,8 +44,8 @@ FUNCTIONS: list[Callable[..., Any]] = [
 ]  # fmt: skip
 if HAS_EXPORT:
     import hivellm_export
-    from hivellm_export.check import check_bundle
-    from hivellm_export.package import ExpertSource
+    from hivellm_export.graph.rules import check_bundle
+    from hivellm_export.packaging.package import ExpertSource
     from hivellm_export.pipeline import export
 
     PACKAGES.append(hivellm_export)

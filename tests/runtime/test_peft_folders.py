@@ -301,7 +301,7 @@ def test_name_of_the_base(path: str, name: str, folder: Path, invoke: Invoke) ->
 
 def test_init_asks_on_a_terminal(folder: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a terminal it asks for what no option says, with what the folder tells as defaults."""
-    monkeypatch.setattr(init_module, "_on_a_terminal", lambda: True)
+    monkeypatch.setattr(init_module, "input_is_a_terminal", lambda: True)
     answers = "expert-mine\n\nTiny\nAnswers.\nMIT\ntask:answers, language:en\n"
     result = invoke("init", folder, input=answers)
     assert 0 == result.exit_code, result.output

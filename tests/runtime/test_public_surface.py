@@ -225,7 +225,7 @@ def test_messages_name_arguments_in_one_way() -> None:
 
 def test_commands_print_in_one_way() -> None:
     """`cli/output.py` knows which characters standard output takes, and which steer a terminal."""
-    commands = [*(ROOT / "cli").glob("*.py"), *(ROOT.parent / "export" / "hivellm_export").glob("*.py")]
+    commands = [*(ROOT / "cli").glob("*.py"), *(ROOT.parent / "export" / "hivellm_export").rglob("*.py")]
     texts = {path.name: path.read_text(encoding="utf-8") for path in commands}
     assert ["output.py"] == [
         name for name, text in texts.items() if re.search(r"click\.s?echo|\bprint\(", text)

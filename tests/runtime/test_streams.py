@@ -84,7 +84,7 @@ def test_pipe_whose_reader_left(arguments: str, shell: Shell) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ('chat "$1"', "standard input is closed: chat reads its questions there"),
+        ('chat "$1"', "standard input is closed: chat reads questions from it"),
         ("cache clear", "cannot ask here: pass --yes"),
         ("init .", "error: "),
     ],

@@ -14,7 +14,7 @@ import torch
 from tokenizers import pre_tokenizers
 from torch import nn
 
-from hivellm_export.gguf_pretokenizers import PRE_TOKENIZERS
+from hivellm_export.gguf.pretokenizers import PRE_TOKENIZERS
 from support import tiny
 from support.gguf_texts import PARTS
 

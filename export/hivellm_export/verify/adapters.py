@@ -1,4 +1,4 @@
-"""What an expert's adapter does to each module: in the runtime, and in PEFT."""
+"""Compare the effect of an adapter on each module in the runtime and in PEFT."""
 
 from __future__ import annotations
 
@@ -27,26 +27,31 @@ __all__ = ["check_adapter", "load_peft", "merged_by_peft"]
 Array = NDArray[np.float32]
 
 _TABLES = ("embed_tokens.weight", "lm_head.weight")
-_MISSING = "missing adapter keys"  # of PEFT's warning
-_ROWS = 4  # random inputs of a module
-# Of the adapter's effect, and of the module's output, by float type of the adapter inputs.
+_MISSING = "missing adapter keys"  # part of PEFT's warning
+_ROWS = 4  # random inputs per module
+# Allowed errors by float type of adapter inputs: relative to the adapter's effect, and to the module's output.
 _ALLOWED = {"float32": (1e-3, 2e-5), "float16": (1e-2, 4e-3), "bfloat16": (5e-2, 3e-2)}
 
 
 def load_peft(model: nn.Module, folder: Path, *, tables: bool) -> peft.PeftModel:
-    """PEFT's own reading of the adapter in `folder`, around the model; `unload` gives the model back as it was.
+    """Load an adapter with PEFT. `unload` of the result restores the model.
 
     Args:
-        model: of transformers.
-        folder: the adapter's.
-        tables: whether to load embedding and LM head too, where the file has them; they change the model for good.
+        model: A model of transformers.
+        folder: The adapter's folder.
+        tables: Whether to load embedding and LM head from the file too. They change the model for good.
+
+    Returns:
+        PEFT's model around `model`.
 
     Raises:
-        Exception: whatever PEFT raises where it cannot read or apply the adapter.
+        Exception: PEFT cannot read or apply the adapter; the type depends on PEFT.
     """
     with tempfile.TemporaryDirectory() as temporary, warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        text = decode_text((folder / CONFIG_NAME).read_bytes())  # PEFT reads UTF-8 without a mark alone
+        text = decode_text(
+            (folder / CONFIG_NAME).read_bytes()
+        )  # PEFT reads only UTF-8 without a byte order mark
         Path(temporary, CONFIG_NAME).write_text(text, encoding="utf-8")
         tensors = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
         if not tables:
@@ -55,16 +60,16 @@ def load_peft(model: nn.Module, folder: Path, *, tables: bool) -> peft.PeftModel
         adapted = peft.PeftModel.from_pretrained(model, temporary).eval()
     if any(
         _MISSING in str(warning.message) for warning in told
-    ):  # it goes on with weights that change nothing
+    ):  # PEFT only warns, and uses weights that change nothing
         adapted.unload()
-        raise ValueError("it does not find its tensors by their names")
+        raise ValueError("the names of its tensors are not those that PEFT expects")
     return adapted
 
 
 def merged_by_peft(adapted: peft.PeftModel) -> nn.Module:
-    """The model that `load_peft` has adapted, with the adapter folded into its weights."""
+    """Merge the adapter of `load_peft` into the weights of its model."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that embedding and LM head are two tensors, which is meant
+        warnings.simplefilter("ignore")  # about embedding and LM head as two tensors, which is intended
         merged: nn.Module = adapted.merge_and_unload(safe_merge=True)
     return merged
 
@@ -72,19 +77,19 @@ def merged_by_peft(adapted: peft.PeftModel) -> nn.Module:
 def check_adapter(
     adapted: peft.PeftModel, bound: BoundAdapter, sites: Sequence[Site], *, where: str
 ) -> float:
-    """Compare module by module what the bound adapter and PEFT's make of random inputs.
+    """Compare the outputs of each module for random inputs, with the bound adapter and with PEFT's.
 
     Args:
-        adapted: from `load_peft`, on the base model in float32.
-        bound: the adapter as the graph gets it.
-        sites: those of the graph.
-        where: the expert, for messages.
+        adapted: From `load_peft`, on the base model in float32.
+        bound: The adapter as the graph gets it.
+        sites: The sites of the graph.
+        where: The expert, for messages.
 
     Returns:
-        The largest error, relative to what the adapter does in that module.
+        The largest error of a module, relative to the effect of the adapter there.
 
     Raises:
-        ExportError: a module differs; the message names it.
+        ExportError: A module differs. The message names it.
     """
     base = adapted.base_model.model
     generator = torch.Generator().manual_seed(0)
@@ -112,7 +117,7 @@ def check_adapter(
             effect, error = float((wanted - without).norm()), float((given - wanted).norm())
             if not error <= share * effect + floor * float(wanted.norm()):
                 size = float((given - without).norm())
-                told = f"{size / effect:.3f} times as large as" if effect else "there, and not in"
+                told = f"{size / effect:.3f} times as large as" if effect else "present, but not in"
                 raise ExportError(
                     f"{where}: the adapter of module {part.module} differs from PEFT's by "
                     f"{error / max(effect, 1e-12):.2%} of its effect, which is {told} PEFT's"
@@ -122,10 +127,10 @@ def check_adapter(
 
 
 def _of_peft(base: nn.Module, name: str, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """What PEFT makes of a module's input, with what it does to the input of the module behind it.
+    """Output of a module in PEFT, with the scaling that IA3 applies to the input of the next module.
 
-    IA3 scales the input of `down_proj`. That is the product of the outputs of gate and up, so the runtime scales the
-    output of `up_proj` in its place.
+    IA3 scales the input of `down_proj`, which is the product of the outputs of `gate_proj` and `up_proj`. The runtime
+    scales the output of `up_proj` instead.
     """
     output: Any = layer(x)
     if name.endswith(".up_proj"):

@@ -1,4 +1,4 @@
-"""Answers of a bundle in the runtime against those of transformers: logits, and keys and values of every layer."""
+"""Compare answers of a bundle with those of transformers: logits, and keys and values of each layer."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ PROMPTS = (
 """English, code, and other scripts."""
 
 _LONGEST = 160  # tokens of a prompt
-_STEPS = 8  # the last tokens are read one by one, as an answer is
+_STEPS = 8  # the last tokens are read one by one, as in an answer
 
 
 @dataclass(frozen=True)
 class Pass:
-    """What a model gives for the tokens of one prompt.
+    """Outputs of a model for the tokens of one prompt.
 
     Attributes:
         logits: float32 [n, vocab].
-        cache: keys and values in turns, float32 [2 * layers, kv_heads, n, head_dim]; None where they are not known.
+        cache: Keys and values in turn, float32 [2 * layers, kv_heads, n, head_dim]; None if unknown.
     """
 
     logits: Array
@@ -50,7 +50,7 @@ class Pass:
 
 
 class Answers:
-    """Sums up passes of one bundle beside those of its reference."""
+    """Sums the differences of one bundle from its reference."""
 
     def __init__(self) -> None:
         self.tokens = 0
@@ -58,7 +58,7 @@ class Answers:
         self._errors: list[NDArray[np.float64]] = []
 
     def add(self, expected: Pass, actual: Pass) -> None:
-        """Count a prompt's positions."""
+        """Add the positions of one prompt."""
         wanted = torch.log_softmax(torch.from_numpy(expected.logits).double(), dim=-1)
         given = torch.log_softmax(torch.from_numpy(actual.logits).double(), dim=-1)
         self._kl += float((wanted.exp() * (wanted - given)).sum())
@@ -69,16 +69,16 @@ class Answers:
 
     @property
     def kl(self) -> float:
-        """Nats a token."""
+        """Kullback-Leibler divergence in nats per token."""
         return max(self._kl / self.tokens, 0.0)
 
     @property
     def agreement(self) -> float:
-        """Share of positions at which both prefer the same token."""
+        """Share of positions where both prefer the same token."""
         return self._same / self.tokens
 
     def first_layer(self, error: float) -> str | None:
-        """The first layer whose keys or values are further off than this, and how; None where none is."""
+        """Describe the first layer whose keys or values differ by more than `error`; None if there is none."""
         for index, values in enumerate(self._means()):
             wrong = [values[0] > error, values[1] > error]
             if any(wrong):
@@ -86,17 +86,17 @@ class Answers:
         return None
 
     def largest(self, error: float) -> str:
-        """Where to look if answers differ and no layer's keys or values are further off than this."""
+        """Say where to look if answers differ, but no layer by more than `error`."""
         means = self._means()
         if not len(means):
             return "keys and values of the layers are not known"
         if means.max() < error / 10:
-            return "keys and values of all layers agree, so look behind them, down to lm_head"
+            return "keys and values of all layers agree, so look at what follows them, up to lm_head"
         index = int(means.max(axis=1).argmax())
         return f"keys and values differ most in {_layer(index, means[index])}"
 
     def _means(self) -> NDArray[np.float64]:
-        """By layer the relative errors of keys and of values, the mean over the prompts: [layers, 2]."""
+        """Relative errors of keys and values by layer, as mean over the prompts: [layers, 2]."""
         return np.mean(self._errors, axis=0) if self._errors else np.empty((0, 2))
 
 
@@ -106,21 +106,21 @@ def _layer(index: int, errors: NDArray[np.float64]) -> str:
 
 def _hint(index: int, errors: NDArray[np.float64], bound: float) -> str:
     if index == 0 and errors[1] <= bound:
-        return ": keys alone differ in the first layer, as with a wrong rotary embedding or norm of keys"
+        return ": only keys differ in the first layer, so look at the rotary embedding and the norm of keys"
     return ""
 
 
 def prompts(
     encode: Callable[[str], list[int]], config: DecoderConfig, texts: Sequence[str]
 ) -> list[list[int]]:
-    """Token ids of some texts, cut to what the bundle has room for."""
+    """Token ids of texts, cut to the context of the bundle."""
     limit = min(config.context, _LONGEST)
     found = [[token for token in encode(text) if token < config.architecture.vocab_size] for text in texts]
     return [token_ids[:limit] for token_ids in found if token_ids]
 
 
 def reference_pass(model: nn.Module, token_ids: Sequence[int]) -> Pass:
-    """The answer of a Hugging Face model, or of PEFT's around one."""
+    """Run a model of transformers or PEFT."""
     cache = DynamicCache()
     with torch.no_grad():
         output = model(input_ids=torch.tensor([list(token_ids)]), past_key_values=cache, use_cache=True)
@@ -134,13 +134,13 @@ def bundle_pass(
     token_ids: Sequence[int],
     scales: Callable[[str], Array | None],
 ) -> Pass:
-    """The answer of a bundle, the most tokens in one run and the last ones each in its own.
+    """Run a bundle: most tokens in one run, and the last ones each in their own.
 
     Args:
-        engine: of the bundle.
-        adapter: to bind; None for the graph without adapters.
-        token_ids: of the prompt.
-        scales: of keys or values in 8 bits by the graph's input, [kv_heads * head_dim]; None for floats.
+        engine: The engine of the bundle.
+        adapter: Adapter to bind; None for the graph without adapters.
+        token_ids: The prompt.
+        scales: Gives the scales of keys or values in 8 bits by graph input, [kv_heads * head_dim]; None for floats.
     """
     config, count = engine.config, len(token_ids)
     decoder = engine.decoder(adapters=adapter is not None)
@@ -164,7 +164,7 @@ def bundle_pass(
 
 
 def _relative(expected: Array, actual: Array) -> NDArray[np.float64]:
-    """Of keys and values by layer, [layers, 2], the length of the difference by length."""
+    """Relative errors of keys and values by layer, [layers, 2]."""
     axes = (1, 2, 3)
     difference = np.square(actual - expected, dtype=np.float64).sum(axes)
     length = np.square(expected, dtype=np.float64).sum(axes)

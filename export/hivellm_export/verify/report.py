@@ -1,21 +1,27 @@
-"""What a verification says, and the bounds it holds exports to."""
+"""Results of a verification, their bounds, and its expected duration."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-__all__ = ["BOUNDS", "Bound", "Verification", "bound_of"]
+__all__ = ["BOUNDS", "MOST_SECONDS", "Bound", "Verification", "bound_of", "too_long"]
+
+MOST_SECONDS = 60.0
+"""Exports are verified by default if this is expected to take less."""
+
+# Seconds for a billion parameters, on two cores of a Xeon with AVX-512: docs/ci-export.md.
+_PER_BUNDLE = _PER_EXPERT = 60.0
 
 
 @dataclass(frozen=True)
 class Bound:
-    """The most by which a sound bundle of one precision differs from its source.
+    """The largest allowed difference of a bundle from its source, for one precision.
 
     Attributes:
-        kl: of answers, Kullback-Leibler divergence of the bundle from transformers, in nats a token.
-        error: of any weight matrix or vector, length of the difference by length of the original.
-        scale: of the same, how far from 1 the factor may be that fits best.
-        layer: of the keys and values of any layer, length of the difference by length.
+        kl: Of answers: Kullback-Leibler divergence of the bundle from transformers, in nats per token.
+        error: Of each weight tensor: norm of the difference, divided by the norm of the original.
+        scale: Of each weight tensor: distance from 1 of the factor that fits best.
+        layer: Of the keys and values of each layer: norm of the difference, divided by their norm.
     """
 
     kl: float
@@ -24,7 +30,7 @@ class Bound:
     layer: float
 
 
-# Chosen from what sound exports measure, with room above the worst of them: docs/ci-export.md has the figures.
+# Measured on correct exports, with room above the worst of them. The figures are in docs/ci-export.md.
 BOUNDS = {
     "fp32": Bound(kl=1e-4, error=1e-5, scale=1e-5, layer=2e-3),
     "fp16": Bound(kl=5e-3, error=2e-3, scale=1e-3, layer=5e-2),
@@ -35,7 +41,7 @@ BOUNDS = {
 }
 """By precision of the weights."""
 
-# What keys and values in 8 bits may add to the KL, and to the errors of layers.
+# Keys and values in 8 bits may add this to the KL, and to the errors of layers.
 _ROUNDED_KL, _ROUNDED_LAYER = 5e-2, 2e-1
 
 
@@ -49,20 +55,20 @@ def bound_of(precision: str, cache: str = "") -> Bound:
 
 @dataclass(frozen=True)
 class Verification:
-    """How the answers of one bundle, or of one expert on it, compare with those of transformers (and PEFT).
+    """How the answers of one bundle, or of one expert on it, compare with those of transformers and PEFT.
 
     Attributes:
-        target: of the bundle.
-        precision: of the bundle.
-        kl: Kullback-Leibler divergence of the bundle's next-token distribution from transformers', in nats a token,
-            the mean over all positions; None where the answers could not be compared.
-        bound: the most that it may be for this precision, in nats a token.
-        agreement: share of positions, 0 to 1, at which both prefer the same token; None as `kl`.
-        tokens: positions that were compared.
-        weights: the largest relative error of a weight tensor (an expert: of an adapted module's effect); None where
-            none was compared.
-        seconds: how long it took.
-        omitted: what was not compared, each with the reason and what to do.
+        target: Target of the bundle.
+        precision: Precision of the bundle.
+        kl: Kullback-Leibler divergence of the bundle's next-token distribution from that of transformers, in nats per
+            token, as mean over all positions; None if answers could not be compared.
+        bound: Largest allowed `kl` for this precision.
+        agreement: Share of positions, 0 to 1, where both prefer the same token; None if `kl` is None.
+        tokens: Number of compared positions.
+        weights: Largest relative error of a weight tensor, or for an expert of a module's effect; None if none was
+            compared.
+        seconds: Duration.
+        omitted: What was not compared, each with the reason and a remedy.
     """
 
     target: str
@@ -74,3 +80,23 @@ class Verification:
     weights: float | None
     seconds: float
     omitted: list[str] = field(default_factory=list)
+
+
+def too_long(parameters: int, bundles: int, experts: int) -> str:
+    """Say why an export is not verified by default.
+
+    Args:
+        parameters: Number of parameters of the model.
+        bundles: Number of bundles of the export.
+        experts: Number of experts of the export.
+
+    Returns:
+        The reason; empty if verification is expected to take under a minute.
+    """
+    expected = parameters / 1e9 * bundles * (_PER_BUNDLE + experts * _PER_EXPERT)
+    if expected < MOST_SECONDS:
+        return ""
+    return (
+        f"it would take about {expected:.0f} s for {parameters / 1e6:.0f} M parameters, bundles: {bundles}, experts: "
+        f"{experts}; use --verify"
+    )

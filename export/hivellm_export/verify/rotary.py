@@ -1,4 +1,4 @@
-"""The rotary embedding of a bundle against what its source says."""
+"""Compare the rotary embedding of a bundle with its source."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["check_rotary"]
 
 Floats = NDArray[np.float64]
 
-# Rounding of the angle, which float32 products have, and of cosine and sine by the bundle's float type.
+# Rounding of angles in float32, and of cosines and sines in the float type of the bundle.
 _ANGLE_ERROR = 1e-6
 _VALUE_ERROR = {"float32": 2e-5, "float16": 1e-3, "bfloat16": 8e-3}
 
@@ -26,25 +26,25 @@ def check_rotary(
     """Compare cosines and sines of a bundle with those of its source.
 
     Args:
-        facts: what the source says.
-        cos: [positions, head_dim / 2], as the graph has them.
-        sin: the same of the sines.
-        dtype: float type of the bundle.
-        where: the bundle, for messages.
+        facts: The rotary embedding of the source.
+        cos: Cosines of the graph, [positions, head_dim / 2].
+        sin: Sines of the graph, [positions, head_dim / 2].
+        dtype: Float type of the bundle.
+        where: The bundle, for messages.
 
     Returns:
-        None; or why they could not be compared.
+        None, or why they could not be compared.
 
     Raises:
-        ExportError: they differ by more than rounding.
+        ExportError: They differ by more than rounding.
     """
     computed = _frequencies(facts)
     if computed is None:
-        return f"rotary embedding: not compared; the form {facts.kind!r} is not known to the check"
+        return f"rotary embedding: not compared; the check does not know the form {facts.kind!r}"
     frequencies, factor = computed
     if cos.shape[1] != len(frequencies):
         raise ExportError(
-            f"{where}: the rotary embedding turns {2 * cos.shape[1]} dimensions, {facts.where} says "
+            f"{where}: the rotary embedding rotates {2 * cos.shape[1]} dimensions, {facts.where} says "
             f"{2 * len(frequencies)}"
         )
     angles = np.arange(len(cos), dtype=np.float64)[:, None] * frequencies
@@ -67,7 +67,7 @@ def _told(facts: RotaryFacts) -> str:
 
 
 def _frequencies(facts: RotaryFacts) -> tuple[Floats, float] | None:
-    """Angle per position, float64 [width / 2], and what cosine and sine are multiplied by; None if not known."""
+    """Angles per position, float64 [width / 2], and the factor of cosine and sine; None for an unknown form."""
     plain = facts.theta ** -(np.arange(0, facts.width, 2, dtype=np.float64) / facts.width)
     if facts.divisors is not None:
         plain = plain / facts.divisors
@@ -91,7 +91,7 @@ def _frequencies(facts: RotaryFacts) -> tuple[Floats, float] | None:
 
 
 def _llama3(plain: Floats, facts: RotaryFacts) -> Floats:
-    """Llama 3.1's: long waves slower by the factor, short ones as they are, a ramp between."""
+    """Llama 3.1: low frequencies divided by the factor, high ones unchanged, a ramp between."""
     scaling = facts.scaling
     turns = float(scaling.get("original_max_position_embeddings") or facts.positions) * plain / (2 * math.pi)
     low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
@@ -101,7 +101,7 @@ def _llama3(plain: Floats, facts: RotaryFacts) -> Floats:
 
 
 def _yarn(plain: Floats, facts: RotaryFacts) -> tuple[Floats, float]:
-    """YaRN (Peng et al., 2023): a ramp over the dimensions between two numbers of turns."""
+    """YaRN (Peng et al., 2023): a ramp over the dimensions between two numbers of rotations."""
     scaling, half = facts.scaling, facts.width // 2
     factor = float(scaling["factor"])
     original = float(scaling.get("original_max_position_embeddings") or facts.positions)

@@ -1,4 +1,4 @@
-"""Hold what an export has made against transformers, PEFT and the files it was made from."""
+"""Compare an export with transformers, PEFT and the files that it was made from."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from hivellm_export.quiet import only_errors
-from hivellm_export.source import BaseModel
+from hivellm_export.base_model import BaseModel
+from hivellm_export.libraries import only_errors
 from hivellm_export.verify.adapters import check_adapter, load_peft, merged_by_peft
 from hivellm_export.verify.answers import PROMPTS, Answers, Pass, bundle_pass, prompts, reference_pass
 from hivellm_export.verify.report import Bound, Verification, bound_of
@@ -32,11 +32,11 @@ from hivellm_ort.progress import progress_bar
 from hivellm_ort.text.tokenizer import TextTokenizer
 from hivellm_ort.textfile import decode_text
 
-__all__ = ["Made", "verify"]
+__all__ = ["Exported", "verify"]
 
-_REFERENCES = "references.jsonl"  # prompts that an expert's author has recorded
+_REFERENCES = "references.jsonl"  # prompts that the author of an expert has recorded
 _EXAMPLES = 2
-_OWN = ("cpu", "portable")  # targets whose graphs the CPU provider is meant to run
+_OWN = ("cpu", "portable")  # targets whose graphs must run on the CPU provider
 _EXACT = Bound(kl=0, error=1e-6, scale=1e-6, layer=0)
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
@@ -45,18 +45,17 @@ Results = tuple[list[Verification], list[list[Verification]]]
 
 
 @dataclass(frozen=True)
-class Made:
-    """What an export has made.
+class Exported:
+    """The results of an export, and their sources.
 
     Attributes:
-        base: the model that the bundles were made from.
-        source: the folder or `.gguf` file that it was read from.
-        tokenizer: a folder with the original tokenizer of a GGUF file; None where there is none.
-        bundles: each bundle's folder, with the sites of its graphs.
-        experts: each expert's folder, with its package.
-        before: the model as it was before the one expert was merged into it, which is changed; None where nothing
-            was merged.
-        thin: whether the packages have no bundle.
+        base: The model that the bundles were made from.
+        source: The folder or `.gguf` file of the base.
+        tokenizer: The folder of `--tokenizer`; None if not given.
+        bundles: Folder and sites of each bundle.
+        experts: Folder and package of each expert.
+        unmerged: The model before the expert was merged; verification changes it. None if nothing was merged.
+        thin: Whether the packages have no bundle.
     """
 
     base: BaseModel
@@ -64,33 +63,33 @@ class Made:
     tokenizer: Path | None
     bundles: Sequence[tuple[Path, Sequence[Site]]]
     experts: Sequence[tuple[Path, Path]]
-    before: nn.Module | None
+    unmerged: nn.Module | None
     thin: bool
 
 
-def verify(made: Made) -> Results:
-    """Verify an export; its files are read and not changed.
+def verify(exported: Exported) -> Results:
+    """Verify an export. Its files are read and not changed.
 
-    Tokenizers, rotary embeddings and weights are compared with the files of the source; what adapters do to each
-    module, logits, and keys and values of every layer with transformers and PEFT.
+    Tokenizers, rotary embeddings and weights are compared with the files of the source. Effects of adapters on
+    modules, logits, and keys and values of each layer are compared with transformers and PEFT.
 
     Returns:
-        A verification of every bundle, and for every expert one on each bundle. Of a merged expert both are the same.
+        A verification of each bundle, and for each expert one on each bundle. For a merged expert both are the same.
 
     Raises:
-        ExportError: something differs by more than the bound of the precision; the message names it.
+        ExportError: A difference is above the bound of the precision. The message names what differs.
     """
-    count = sum(parameter.numel() for parameter in made.base.model.parameters())
-    steps = len(made.bundles) * (
-        2 + len(made.experts)
-    )  # reading all weights is counted as much as the prompts
+    count = sum(parameter.numel() for parameter in exported.base.model.parameters())
+    steps = len(exported.bundles) * (
+        2 + len(exported.experts)
+    )  # reading all weights counts as much as the prompts
     with (
-        only_errors("hivellm_ort"),  # that packages are unsigned and the CPU stands in is meant
+        only_errors("hivellm_ort"),  # warnings about unsigned packages and the CPU as fallback
         tempfile.TemporaryDirectory() as cache,
         progress_bar("verifying", steps * count, unit="w") as progress,
     ):
-        verifier = _Verifier(made, Path(cache), progress, count)
-        return verifier.swapped() if made.before is None else verifier.merged(made.before)
+        verifier = _Verifier(exported, Path(cache), progress, count)
+        return verifier.swapped() if exported.unmerged is None else verifier.merged(exported.unmerged)
 
 
 @dataclass(frozen=True)
@@ -138,48 +137,50 @@ class _Verifier:
     """Verifies one export.
 
     Args:
-        made: the export.
-        cache: an empty folder to unpack packages to.
-        progress: is told what was done, in values of weights.
-        count: values of the model.
+        exported: The export.
+        cache: An empty folder to unpack packages to.
+        progress: Called with the progress, in numbers of weights.
+        count: Number of weights of the model.
     """
 
-    def __init__(self, made: Made, cache: Path, progress: Callable[[int], object], count: int):
-        self._made, self._cache = made, cache
+    def __init__(self, exported: Exported, cache: Path, progress: Callable[[int], object], count: int):
+        self._exported, self._cache = exported, cache
         self._progress, self._count = progress, count
-        self._source = open_source(made.source)
+        self._source = open_source(exported.source)
         self._bundles = [
             _Bundle(folder, DecoderConfig.from_file(folder / DECODER_JSON), sites)
-            for folder, sites in made.bundles
+            for folder, sites in exported.bundles
         ]
 
     def swapped(self) -> Results:
-        """Bundles that take adapters, and the experts on them."""
-        made = self._made
+        """Verify bundles that take adapters, and the experts on them."""
+        exported = self._exported
         names = self._source.names() - ({_HEAD} if self._source.tied else set())
-        bundles, reference = [], _Reference(made.base.model)
+        bundles, reference = [], _Reference(exported.base.model)
         for bundle in self._bundles:
             begin = time.perf_counter()
             omitted = self._tables(bundle)
-            worst = self._weights(bundle, names, self._source.tensor, made.source.name)
+            worst = self._weights(bundle, names, self._source.tensor, exported.source.name)
             answers = self._answers(bundle, reference, PROMPTS, omitted)
             bundles.append(bundle.verification(answers, worst, omitted, begin))
-        return bundles, [self._expert(folder, package) for folder, package in made.experts]
+        return bundles, [self._expert(folder, package) for folder, package in exported.experts]
 
-    def merged(self, before: nn.Module) -> Results:
-        """Bundles that have the one expert merged in."""
-        made, source = self._made, self._source
-        folder, package = made.experts[0]
-        for name, parameter in before.named_parameters():
+    def merged(self, unmerged: nn.Module) -> Results:
+        """Verify bundles with the one expert merged in."""
+        exported, source = self._exported, self._source
+        folder, package = exported.experts[0]
+        for name, parameter in unmerged.named_parameters():
             if name in source.names() and not (name == _HEAD and source.tied):
-                values, file = parameter.detach().numpy(), made.source.name
+                values, file = parameter.detach().numpy(), exported.source.name
                 compare(
                     source.tensor(name), values, _EXACT, name=name, where="the base in memory", source=file
                 )
-        if before.lm_head.weight is before.model.embed_tokens.weight:  # an adapter may change one of the two
-            before.lm_head.weight = nn.Parameter(before.lm_head.weight.detach().clone())
-        adapted, told = self._peft(before, folder)
-        model = made.base.model if adapted is None else merged_by_peft(adapted)
+        if (
+            unmerged.lm_head.weight is unmerged.model.embed_tokens.weight
+        ):  # an adapter may change only one of the two
+            unmerged.lm_head.weight = nn.Parameter(unmerged.lm_head.weight.detach().clone())
+        adapted, told = self._peft(unmerged, folder)
+        model = exported.base.model if adapted is None else merged_by_peft(adapted)
         tensors = {name: parameter.detach().numpy() for name, parameter in model.named_parameters()}
         where = "the merged model in memory" if adapted is None else f"PEFT's merge of {folder.name}"
         own = [folder] if (folder / "tokenizer.json").is_file() else []
@@ -194,9 +195,9 @@ class _Verifier:
         return results, [results]
 
     def _expert(self, folder: Path, package: Path) -> list[Verification]:
-        """An expert on each bundle."""
+        """Verify an expert on each bundle."""
         begin, results = time.perf_counter(), []
-        adapted, told = self._peft(self._made.base.model, folder)
+        adapted, told = self._peft(self._exported.base.model, folder)
         try:
             reference = None if adapted is None else _Reference(adapted)
             for bundle in self._bundles:
@@ -215,9 +216,12 @@ class _Verifier:
         return results
 
     def _tables(self, bundle: _Bundle, *tokenizers: Path) -> list[str]:
-        """Compare rotary embedding and tokenizer, which may be that of another folder; what could not be."""
+        """Compare rotary embedding and tokenizer; returns what could not be compared."""
         dtype, weights = bundle.config.graph.activation_dtype, bundle.weights
-        folders = [self._made.tokenizer, None if isinstance(self._source, GgufSource) else self._made.source]
+        folders = [
+            self._exported.tokenizer,
+            None if isinstance(self._source, GgufSource) else self._exported.source,
+        ]
         tokenizers += tuple(folder for folder in folders if folder is not None)
         told = (
             check_tokenizer(bundle.tokenizer, self._source, tokenizers, where=bundle.where),
@@ -229,7 +233,7 @@ class _Verifier:
         self, bundle: _Bundle, names: set[str], tensor: Callable[[str], Array], source: str
     ) -> float:
         if _HEAD not in bundle.weights.names and _HEAD in names:
-            # Tied in the bundle alone: then the two have to be equal.
+            # Tied only in the bundle: then the two must be equal.
             compare(
                 tensor(_HEAD),
                 bundle.weights.tensor(_EMBEDDING),
@@ -256,7 +260,7 @@ class _Verifier:
         omitted: list[str],
         package: Path | None = None,
     ) -> Answers | None:
-        """Compare answers without an adapter; None where the bundle does not run here."""
+        """Compare answers without an adapter; None if the bundle does not run here."""
 
         def compare_answers(engine: Engine, _: BoundAdapter | None) -> Answers:
             return _compared(bundle, engine, None, reference, texts, bundle.where)
@@ -266,17 +270,15 @@ class _Verifier:
         return answers
 
     def _peft(self, model: nn.Module, folder: Path) -> tuple[Any, list[str]]:
-        """PEFT's reading of an adapter; or None, and what to say."""
-        merged = self._made.before is not None
-        if merged and model.lm_head.out_features != self._made.base.model.lm_head.out_features:
-            return None, [f"adapter: not compared; {folder.name} brings a vocabulary of its own"]
+        """Load an adapter with PEFT; or None, and the reason."""
+        merged = self._exported.unmerged is not None
+        if merged and model.lm_head.out_features != self._exported.base.model.lm_head.out_features:
+            return None, [f"adapter: not compared; {folder.name} has its own vocabulary"]
         try:
             return load_peft(model, folder, tables=merged), []
-        except Exception as error:  # PEFT raises whatever it meets
+        except Exception as error:  # PEFT raises errors of many types
             text = str(error).strip().splitlines()
-            return None, [
-                f"adapter: not compared; PEFT cannot load {folder.name} as it is: {text[0] if text else ''}"
-            ]
+            return None, [f"adapter: not compared; PEFT cannot load {folder.name}: {text[0] if text else ''}"]
 
     def _run(
         self,
@@ -285,16 +287,21 @@ class _Verifier:
         omitted: list[str],
         package: Path | None,
     ) -> _T | None:
-        """Use a bundle on the CPU provider, with the adapter of a package.
+        """Run a bundle on the CPU provider, with the adapter of a package.
 
-        What fails there is an error for targets that are meant for it. For others it is noted, and gives None.
+        A failure is an error for targets that must run there. For other targets it is added to `omitted`.
+
+        Returns:
+            The result of `use`; None if the bundle does not run.
         """
         config = bundle.config
-        device = Device("cpu", fallback=True)  # for graphs of other targets, and those that a CPU is slow at
-        alone = len(self._bundles) == 1 and not self._made.thin
+        device = Device(
+            "cpu", fallback=True
+        )  # for graphs of other targets, and for types that are slow on a CPU
+        alone = len(self._bundles) == 1 and not self._exported.thin
         try:
             if config.target not in _OWN and bundle.weights.normed_attention:
-                raise InferenceError("the CPU provider has no norms of query and key in its attention")
+                raise InferenceError("attention of the CPU provider has no norms of query and key")
             if package is not None and (alone or config.merged is None):
                 options: Any = {"base": None if alone else bundle.folder, "cache_dir": self._cache}
                 with Expert.load(package, device="cpu", fallback=True, trust="off", **options) as expert:
@@ -310,14 +317,14 @@ class _Verifier:
             if config.target in _OWN:
                 raise ExportError(f"{bundle.where} does not run: {error}") from error
             omitted.append(
-                f"answers: not compared; the CPU provider does not run graphs for {config.target} in "
-                f"{config.precision} of this model"
+                f"answers: not compared; the CPU provider cannot run the {config.precision} graphs for "
+                f"{config.target} of this model"
             )
             return None
 
 
 class _Reference:
-    """What a model of transformers or PEFT answers, computed once for every prompt."""
+    """Answers of a model of transformers or PEFT, computed once for each prompt."""
 
     def __init__(self, model: Any):
         self.model = model
@@ -333,7 +340,7 @@ class _Reference:
 def _adapter_and_answers(
     bundle: _Bundle, reference: _Reference, folder: Path, engine: Engine, adapter: BoundAdapter | None
 ) -> tuple[float | None, Answers]:
-    """Compare what an expert does to each module, and what it answers."""
+    """Compare the effect of an expert on each module, and its answers."""
     where, worst = f"{folder.name} on {bundle.where}", None
     if adapter is not None:
         worst = check_adapter(reference.model, adapter, bundle.sites, where=where)
@@ -348,7 +355,7 @@ def _compared(
     texts: Sequence[str],
     where: str,
 ) -> Answers:
-    """Let both answer; raise ExportError where they differ by more than the bound."""
+    """Compare answers to some texts; raises ExportError if they differ by more than the bound."""
     answers, bound = Answers(), bundle.bound
     for token_ids in bundle.token_ids(texts):
         answers.add(
@@ -357,7 +364,7 @@ def _compared(
     layer = answers.first_layer(bound.layer)
     if layer is not None:
         cut = bundle.config.graph.cache_dtype == "int8"
-        hint = "; --cache int8 cuts off what is beyond its scales: leave it out" if cut else ""
+        hint = "; --cache int8 clips values beyond its scales: leave it out" if cut else ""
         raise ExportError(f"{where}: answers differ from transformers': {layer}{hint}")
     if not answers.kl <= bound.kl:
         raise ExportError(
@@ -368,7 +375,7 @@ def _compared(
 
 
 def _examples(folder: Path) -> list[str]:
-    """A few prompts that the expert's author has recorded beside it, with their system texts."""
+    """A few prompts with their system messages, which the author has recorded beside the expert."""
     try:
         lines = decode_text((folder / _REFERENCES).read_bytes()).splitlines()[:_EXAMPLES]
         found = [json.loads(line) for line in lines]

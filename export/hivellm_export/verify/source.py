@@ -1,8 +1,8 @@
 """Read a base model's file a second time, without the exporter's own reading.
 
-The exporter reads a base through `hivellm_export.source`. What that reads wrong is wrong in PyTorch's model too, and
-no comparison of answers would show it. So weights and rotary embedding are taken from the files here once more: from
-safetensors and `config.json` of a folder, or from the tensors and keys of a GGUF file.
+`hivellm_export.base_model` reads a base for the export. A mistake there is in PyTorch's model too, so no comparison
+of answers shows it. This module reads weights and rotary embedding again: from safetensors and `config.json` of a
+folder, or from tensors and keys of a GGUF file.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ _NO_SCALING = ("", "none", "default")
 
 @dataclass(frozen=True)
 class RotaryFacts:
-    """What a source says about its rotary embedding.
+    """The rotary embedding of a source.
 
     Attributes:
-        theta: base of the frequencies.
-        width: dimensions of a head that are turned.
-        positions: the context that the source states.
-        kind: form of the scaling, `default` for none.
-        scaling: its numbers, by the names of transformers.
-        divisors: what each frequency is divided by, [width / 2]; None for nothing.
-        where: the field or key to look at, for messages.
+        theta: Base of the frequencies.
+        width: Number of channels of a head that are rotated.
+        positions: Context length of the source.
+        kind: Type of the scaling; `default` for none.
+        scaling: Parameters of the scaling, by their names in transformers.
+        divisors: Divisor of each frequency, [width / 2]; None for none.
+        where: The field or key, for messages.
     """
 
     theta: float
@@ -52,7 +52,7 @@ class RotaryFacts:
 
 
 class SourceFile(Protocol):
-    """A base model as its files have it."""
+    """A base model in its files."""
 
     path: Path
 
@@ -60,10 +60,10 @@ class SourceFile(Protocol):
         """The tensors, by their names in transformers."""
 
     def tensor(self, name: str) -> Array:
-        """A tensor as float32, read now."""
+        """Read a tensor as float32."""
 
     def rotary(self) -> RotaryFacts:
-        """Its rotary embedding."""
+        """The rotary embedding."""
 
     @property
     def tied(self) -> bool:
@@ -71,7 +71,7 @@ class SourceFile(Protocol):
 
 
 def open_source(path: Path) -> SourceFile:
-    """The source of an export: a Hugging Face folder or a `.gguf` file."""
+    """Open the source of an export: a Hugging Face folder or a `.gguf` file."""
     return _Folder(path) if path.is_dir() else GgufSource(path)
 
 
@@ -85,11 +85,11 @@ class _Folder:
         if not (path / files[0]).is_file():
             index = json.loads(decode_text((path / "model.safetensors.index.json").read_bytes()))
             files = sorted(set(index["weight_map"].values()))
-        # What the files hold, whatever the index lists of it.
+        # Tensors in the files, whether the index lists them or not.
         self._places = {name: file for file in files for name in _names_in(path / file)}
 
     def names(self) -> set[str]:
-        # Older files keep the frequencies as buffers.
+        # Older files store the frequencies as buffers.
         return {name for name in self._places if not name.endswith("rotary_emb.inv_freq")}
 
     def tensor(self, name: str) -> Array:
@@ -107,7 +107,7 @@ class _Folder:
         new, old = self.config.get("rope_parameters"), self.config.get("rope_scaling")
         scaling = dict(new or old or {})
         if scaling and all(isinstance(value, dict) for value in scaling.values()):
-            scaling = dict(next(iter(scaling.values())))  # by kind of layer; ours have one
+            scaling = dict(next(iter(scaling.values())))  # by type of layer; supported models have one
         theta = scaling.get("rope_theta", self.config.get("rope_theta"))
         width = self.config.get("head_dim")
         if width is None:
@@ -128,7 +128,7 @@ class _Folder:
         )
 
     def _value(self, name: str) -> Any:
-        """A field, or what the architecture has where the file is silent."""
+        """A field, or the default of the architecture."""
         import transformers
 
         if self.config.get(name) is not None:
@@ -161,7 +161,7 @@ _FREQUENCIES = "rope_freqs.weight"
 
 
 class GgufSource:
-    """Tensors and keys of a GGUF file, read by the library `gguf`."""
+    """Tensors and keys of a GGUF file, read with the library `gguf`."""
 
     def __init__(self, path: Path):
         import gguf
@@ -172,7 +172,7 @@ class GgufSource:
         self._tensors = {_gguf_name(tensor.name): tensor for tensor in self._reader.tensors}
 
     def key(self, name: str, default: Any = None) -> Any:
-        """A key's value; `{}` in the name stands for the architecture."""
+        """Value of a key; `{}` in the name is replaced by the architecture."""
         found = self._reader.get_field(name.format(getattr(self, "kind", "")))
         return default if found is None else found.contents()
 
@@ -197,17 +197,17 @@ class GgufSource:
         return "lm_head.weight" not in self._tensors
 
     def rotary(self) -> RotaryFacts:
-        """Its rotary embedding."""
+        """The rotary embedding."""
         heads = int(self.key("{}.attention.head_count"))
         width = self.key("{}.rope.dimension_count") or self.key("{}.attention.key_length")
         width = int(width or self.key("{}.embedding_length") // heads)
         positions = int(self.key("{}.context_length"))
         prefix = "{}.rope.scaling."
-        linear = self.key("{}.rope.scale_linear")  # how files said it before there were several forms
-        kind = str(self.key(prefix + "type", "linear"))  # llama.cpp's default; the factor alone decides then
+        linear = self.key("{}.rope.scale_linear")  # the key of older files
+        kind = str(self.key(prefix + "type", "linear"))  # llama.cpp's default: then only the factor matters
         attention = self.key(prefix + "attn_factor")
         factor = self.key(prefix + "factor", linear or 1.0)
-        if attention is not None and kind == "yarn":  # multiplies what yarn itself gives
+        if attention is not None and kind == "yarn":  # multiplies the factor of yarn itself
             attention = attention * (0.1 * math.log(factor) + 1 if factor > 1 else 1)
         divisors = self._tensors.get(_FREQUENCIES)
         return RotaryFacts(
@@ -228,7 +228,7 @@ class GgufSource:
         )
 
     def _halves(self, values: Array, *, keys: bool) -> Array:
-        """Rows as transformers turns them, first halves against second; the file has pairs side by side."""
+        """Reorder rows: the file has rotated pairs side by side, transformers in two halves of a head."""
         heads = int(self.key("{}.attention.head_count"))
         heads = int(self.key("{}.attention.head_count_kv", heads)) if keys else heads
         pairs = values.reshape(heads, -1, 2, *values.shape[1:])

@@ -1,4 +1,4 @@
-"""The tokenizer of a bundle against one that the exporter has not read."""
+"""Compare the tokenizer of a bundle with one that was read independently of the exporter."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Encode = Callable[[str], list[int]]
 
 
 class _Reader(NamedTuple):
-    """An independent tokenizer: its name for messages, and the added tokens that it knows, None for all."""
+    """An independent tokenizer: its name for messages, and the added tokens that it knows; None for all."""
 
     name: str
     encode: Encode
     known: set[str] | None = None
 
 
-_silence: Any = None  # llama.cpp keeps the address of what it calls
+_silence: Any = None  # llama.cpp keeps a pointer to this callback
 
 # fmt: off
 _WORDS = (  # letters that look like Latin ones are meant
@@ -51,21 +51,22 @@ _SPACES = ("", " ", "  ", "   ", "\n", "\n\n", " \n", "\n ", "\t", "\t\t", "\r\n
 def check_tokenizer(
     ours: TextTokenizer, source: SourceFile, folders: Sequence[Path], *, where: str
 ) -> str | None:
-    """Encode some hundred texts with the bundle's tokenizer and with an independent one.
+    """Encode some hundred texts with the bundle's tokenizer and with independent ones.
 
-    Of folders that is transformers' own; of a GGUF file llama.cpp's too, where `llama-cpp-python` is installed.
+    For folders this is that of transformers. For a GGUF file also that of llama.cpp, if `llama-cpp-python` is
+    installed.
 
     Args:
-        ours: the bundle's.
-        source: what was exported.
-        folders: with tokenizers that may be the right one; one of all readings has to agree.
-        where: the bundle, for messages.
+        ours: The bundle's tokenizer.
+        source: The base model that was exported.
+        folders: Folders with tokenizers. One of all independent tokenizers must agree with `ours`.
+        where: The bundle, for messages.
 
     Returns:
-        None; or why it could not be compared, and what to do.
+        None, or why it could not be compared, and a remedy.
 
     Raises:
-        ExportError: a text gives other tokens; the message names what differs and where.
+        ExportError: A text gives other tokens. The message names the difference and its place.
     """
     if isinstance(source, GgufSource):
         _check_digits(ours, source, where)
@@ -89,7 +90,7 @@ def check_tokenizer(
 
 
 def sample_texts(added: Sequence[str] = ()) -> list[str]:
-    """Some hundred texts of many kinds, always the same; `added` tokens stand between words in some of them."""
+    """Some hundred texts of many kinds, always the same. Some have `added` tokens between words."""
     numbers = ["1234567890"[:length] for length in range(1, 11)] + ["x" + "7" * n + "y" for n in range(1, 6)]
     single = [*_WORDS, *_CODE, *numbers]
     spaced = [f"a{space}b{space}{space}7" for space in _SPACES]
@@ -102,13 +103,13 @@ def sample_texts(added: Sequence[str] = ()) -> list[str]:
 
 
 def _readers(source: SourceFile, folders: Sequence[Path]) -> Iterator[_Reader]:
-    """Independent tokenizers of a source."""
+    """The independent tokenizers of a source."""
     if isinstance(source, GgufSource) and find_spec("llama_cpp") is not None:
         yield _Reader("llama.cpp's", _llama_cpp(source.path))
     for folder in folders:
         try:
             own = _transformers(folder)
-        except Exception:  # a class that this version of transformers does not know, and much else
+        except Exception:  # for example an unknown class
             own = None
         if own is not None:
             yield _Reader(f"transformers' reading of {folder.name}", own)
@@ -124,7 +125,7 @@ def _transformers(folder: Path) -> Encode:
 
 
 def _tokenizer_json(path: Path) -> _Reader:
-    """The file alone: tokens that other files of the folder add are not known to it."""
+    """The tokenizer of the file alone, without tokens that other files of the folder add."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(decode_text(path.read_bytes()))
@@ -141,13 +142,13 @@ def _llama_cpp(path: Path) -> Encode:
 
     global _silence
     _silence = _silence or llama_cpp.llama_log_callback(lambda *_: None)
-    llama_cpp.llama_log_set(_silence, None)  # it warns that a vocabulary alone has no context
+    llama_cpp.llama_log_set(_silence, None)  # it warns about a model without a context, which is intended
     model = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
     return lambda text: list(model.tokenize(text.encode(), add_bos=False, special=True))
 
 
 def _is_newer(folder: Path) -> bool:
-    """Whether a later major version of transformers has written a folder."""
+    """Whether a later major version of transformers wrote the folder."""
     import transformers
 
     try:
@@ -170,13 +171,13 @@ def _first_difference(
 
 
 def _added(ours: TextTokenizer) -> list[str]:
-    """Added tokens that stand for themselves, at most some dozens."""
+    """Added tokens, at most 40."""
     document = json.loads(ours.to_json())
     return [str(token["content"]) for token in document.get("added_tokens") or ()][:40]
 
 
 def _blame(ours: TextTokenizer, text: str, expected: list[int]) -> str:
-    """Where the fault is likely to be."""
+    """Say where the fault is likely to be."""
     document = json.loads(ours.to_json())
     if any(id_ >= ours.vocab_size for id_ in expected):
         return "; its vocabulary is smaller"
@@ -196,7 +197,7 @@ def _short(ids: list[int]) -> str:
     return str(ids[:8]) if len(ids) <= 8 else f"{str(ids[:8])[:-1]}, …]"
 
 
-# How many digits llama.cpp lets into one piece, by tokenizer.ggml.pre, where that is known; 0 for any number.
+# Largest number of digits in one piece in llama.cpp, by tokenizer.ggml.pre; 0 for no limit.
 _DIGITS = {
     "gpt-2": 0,
     "llama-bpe": 3,
@@ -210,7 +211,7 @@ _DIGITS = {
 
 
 def _check_digits(ours: TextTokenizer, source: GgufSource, where: str) -> None:
-    """What every GGUF file allows to check: that the pre-tokenizer cuts numbers as the file's kind does."""
+    """Check that the pre-tokenizer splits numbers as the file's kind does. This needs no other tokenizer."""
     name = source.key("tokenizer.ggml.pre")
     most = _DIGITS.get(str(name))
     if most is None or source.key("tokenizer.ggml.model") != "gpt2":

@@ -1,4 +1,4 @@
-"""The weights of a bundle, as its graph has them, against those of the source."""
+"""Compare the weights in the graph of a bundle with those of its source."""
 
 from __future__ import annotations
 
@@ -28,26 +28,27 @@ __all__ = ["BundleWeights", "check_weights", "compare"]
 
 Array = NDArray[np.float32]
 
-_NORMS = 14  # of GroupQueryAttention, the first input that is a norm of queries or keys
+_NORMS = 14  # index of the first input of GroupQueryAttention that is a norm of queries or keys
 _EMBEDDING, _HEAD = "model.embed_tokens", "lm_head"
 
 
 class BundleWeights:
-    """Every weight of a bundle under its name in transformers, back in float32.
+    """The weights of a bundle, dequantised, by their names in transformers.
 
-    The places are taken from the graph, for the graph is what runs.
-
-    Attributes:
-        normed_attention: whether queries and keys are normed inside of attention, which the CPU provider cannot do.
+    Their offsets are read from the graph, because the graph is what runs.
 
     Args:
-        folder: the bundle.
-        config: its `decoder.json`.
-        sites: those of the graph; `decoder.json` of a merged bundle has none.
-        where: the bundle, for messages.
+        folder: The bundle's folder.
+        config: Its `decoder.json`.
+        sites: The sites of the graph. `decoder.json` of a merged bundle has none.
+        where: The bundle, for messages.
+
+    Attributes:
+        normed_attention: Whether attention computes the norms of queries and keys, which the CPU provider cannot do.
 
     Raises:
-        ExportError: the bundle's two graphs, or graph and `decoder.json`, do not agree where a weight is.
+        ExportError: The two graphs of the bundle, or a graph and `decoder.json`, disagree about the offset of a
+            weight.
     """
 
     def __init__(self, folder: Path, config: DecoderConfig, sites: Sequence[Site], *, where: str):
@@ -56,7 +57,6 @@ class BundleWeights:
         self.normed_attention = any(
             node.op_type == "GroupQueryAttention" and any(node.inputs[_NORMS:]) for node in graph
         )
-        self._sites = sites
         if config.merged is None:
             _check_shared(self._values, ir.load(folder / ADAPTER_GRAPH).graph.initializers, where)
         numbers = config.architecture
@@ -70,7 +70,7 @@ class BundleWeights:
         for name, place in {**config.weights, **config.half_weights}.items():
             if place != found.get(name):
                 raise ExportError(
-                    f"{where}: {DECODER_JSON} and {BASE_GRAPH} differ about the place of {name}"
+                    f"{where}: {DECODER_JSON} and {BASE_GRAPH} disagree about the offset of {name}"
                 )
         key = "weights" if config.graph.activation_dtype == "float32" else "half_weights"
         places: dict[str, Any] = {"weights": {}, "half_weights": {}, key: found}
@@ -90,7 +90,7 @@ class BundleWeights:
 
     @property
     def names(self) -> set[str]:
-        """The tensors; the LM head only where it has values of its own."""
+        """The tensors. The LM head is one only if it has its own values."""
         return self._names
 
     def tensor(self, name: str) -> Array:
@@ -104,7 +104,7 @@ class BundleWeights:
         return self._array("rotary.cos"), self._array("rotary.sin")
 
     def cache_scales(self, name: str) -> Array | None:
-        """Scales of keys or values in 8 bits by the graph's input, [kv_heads * head_dim]; None for floats."""
+        """Scales of keys or values in 8 bits, by graph input, [kv_heads * head_dim]; None for floats."""
         return self._array(f"{name}.scale") if f"{name}.scale" in self._values else None
 
     def _array(self, name: str) -> Array:
@@ -113,7 +113,7 @@ class BundleWeights:
         return np.asarray(tensor.numpy()).astype(np.float32)
 
     def _stored(self, site: Site) -> StoredWeights | None:
-        """Where the graph has a site's weights; None for a table of floats, which is [N, K]."""
+        """Offsets of a site's weights; None for a table of floats, which is [N, K]."""
         stem = "+".join(part.module for part in site.parts)
         bias = self._offset(f"{site.name}.base_bias") if site.bias else None
         name = next((name for name in (f"{stem}.quantized", f"{stem}.table") if name in self._values), None)
@@ -161,24 +161,24 @@ def check_weights(
     """Compare every tensor of a bundle with that of its source.
 
     Args:
-        found: the bundle's.
-        names: those of the source.
-        tensor: gives one of the source, float32.
-        bound: for the bundle's precision.
-        where: the bundle, for messages.
-        source: the source, for messages.
-        progress: is told how many values were compared.
+        found: The weights of the bundle.
+        names: The tensors of the source.
+        tensor: Gives a tensor of the source, float32.
+        bound: Bound of the bundle's precision.
+        where: The bundle, for messages.
+        source: The source, for messages.
+        progress: Called with the number of values that were compared.
 
     Returns:
         The largest relative error.
 
     Raises:
-        ExportError: a tensor is missing, too many, or differs by more than the bound; the message names it.
+        ExportError: A tensor is only in one of the two, or differs by more than the bound. The message names it.
     """
     wanted = set(names)
     for name in sorted(wanted ^ found.names):
         there = "the bundle" if name in found.names else source
-        raise ExportError(f"{where}: tensor {name} is in {there} alone")
+        raise ExportError(f"{where}: tensor {name} is only in {there}")
     worst = 0.0
     for name in sorted(wanted):
         expected, actual = tensor(name), found.tensor(name)
@@ -188,10 +188,13 @@ def check_weights(
 
 
 def compare(expected: Array, actual: Array, bound: Bound, *, name: str, where: str, source: str) -> float:
-    """Compare one tensor; its relative error.
+    """Compare one tensor.
+
+    Returns:
+        Its relative error.
 
     Raises:
-        ExportError: it has another shape, or differs by more than the bound.
+        ExportError: It has another shape, or differs by more than the bound.
     """
     start = f"{where}: tensor {name} differs from {source}"
     if expected.shape != actual.shape:
@@ -214,7 +217,7 @@ def compare(expected: Array, actual: Array, bound: Bound, *, name: str, where: s
 
 
 def _check_shared(base: Any, adapted: Any, where: str) -> None:
-    """The graph with adapters has the weights of the one without."""
+    """Check that both graphs use the same weights."""
     for name, value in base.items():
         first, second = value.const_value, getattr(adapted.get(name), "const_value", None)
         if isinstance(first, ir.ExternalTensor) and (

@@ -1,0 +1,1 @@
+"""The weights of a bundle: quantised, and written to one file."""
