@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from hivellm_ort.decoding.nesting import Level, Nesting
 from hivellm_ort.errors import OptionError
 from hivellm_ort.ranges import MAX_PUBLISHED_STOPS, MAX_STOP_LENGTH, MAX_STOPS
+from hivellm_ort.text.reasoning import Part, ReasoningParser, Segment
 
 __all__ = ["StopMatcher"]
 
 _CLOSING = frozenset(")]};`\"'")
-_OPEN, _CLOSE = "<think>", "</think>"
 
 
 class StopMatcher:
@@ -35,7 +35,6 @@ class StopMatcher:
         stops: At most 16 texts of 1 to 1024 characters; without any, and without soft ones, nothing is held back.
         soft: At most 64 of these, as above.
         include_stop: Whether the stop that is found is part of the text.
-        thinking: Whether the prompt has opened a think block already.
 
     Raises:
         OptionError: If there are too many stops, or one is empty or too long.
@@ -52,7 +51,6 @@ class StopMatcher:
         soft: Sequence[str] = (),
         *,
         include_stop: bool = False,
-        thinking: bool = False,
     ) -> None:
         _check("stop", stops, MAX_STOPS)
         _check("soft stop", soft, MAX_PUBLISHED_STOPS)
@@ -65,8 +63,9 @@ class StopMatcher:
         self._held = ""
         self._levels = [Level.LITERAL]  # before each character held, and after the last
         self._begun = False  # something but whitespace has come
-        self._phase: Literal["start", "block", "gap", "answer"] = "block" if thinking else "start"
-        self._tag = ""  # the beginning of a <think>, not shown yet, or the end of what was shown of the block
+        self._parser = ReasoningParser()
+        self._early = 0  # how many characters that the parser holds are shown already
+        self._gap = False  # the think block has ended, and only whitespace has come since
         self.matched = None
 
     def push(self, piece: str) -> tuple[str, bool]:
@@ -82,27 +81,14 @@ class StopMatcher:
             return "", True
         if not self._stops:
             return piece, False
-        shown = ""
-        if self._phase == "start":
-            shown, piece = self._read_start(piece)
-        if self._phase == "block":
-            thought, piece = self._read_block(piece)
-            shown += thought
-        if self._phase == "gap":
-            rest = piece.lstrip()
-            shown, piece = shown + piece[: len(piece) - len(rest)], rest
-            self._phase = "answer" if rest else "gap"
-        if self._phase == "answer":
-            shown += self._search(piece)
+        shown = self._show(self._parser.push(piece))
         return shown, self.matched is not None
 
     def flush(self) -> str:
         """Return what was held, after the last piece; `matched` tells if a stop was found in it."""
         if self.matched is not None:
             return ""
-        shown = ""
-        if self._phase == "start":
-            shown, self._phase = self._search(self._tag), "answer"
+        shown = self._show(self._parser.flush())
         found = self._first(self._held)
         if found is not None:
             self.matched = found.stop
@@ -110,33 +96,24 @@ class StopMatcher:
         self._held = ""
         return shown
 
-    def _read_start(self, piece: str) -> tuple[str, str]:
-        """Take whitespace and what may be a <think>; return what to show, and the rest of the piece."""
-        text = self._tag + piece
-        rest = text.lstrip()
-        shown = self._search(text[: len(text) - len(rest)])
-        if self.matched is not None:
-            return shown, ""
-        if rest.startswith(_OPEN):
-            shown, self._held, self._tag, self._phase = shown + self._held + _OPEN, "", "", "block"
-            self._levels = self._levels[-1:]
-            return shown, rest[len(_OPEN) :]
-        self._tag = rest
-        if not _OPEN.startswith(rest):
-            self._phase = "answer"
-            return shown, rest
-        return shown, ""
-
-    def _read_block(self, piece: str) -> tuple[str, str]:
-        """Take what is in the think block; return it and the rest of the piece."""
-        before = len(self._tag)
-        text = self._tag + piece
-        end = text.find(_CLOSE)
-        if end < 0:
-            self._tag = text[1 - len(_CLOSE) :]
-            return piece, ""
-        self._phase = "gap"
-        return text[before : end + len(_CLOSE)], text[end + len(_CLOSE) :]
+    def _show(self, segments: Sequence[Segment]) -> str:
+        """Return what may be shown of the segments: the think block as it is, the answer up to a stop."""
+        shown = ""
+        for part, text in segments:
+            if part in (Part.START, Part.ANSWER):
+                answer = text.lstrip() if self._gap else text
+                self._gap = self._gap and not answer
+                shown += text[: len(text) - len(answer)] + (self._search(answer) if answer else "")
+                if self.matched is not None:
+                    break
+            else:
+                shown, self._held, self._levels = shown + self._held + text, "", self._levels[-1:]
+                self._gap = part is Part.CLOSE
+        # In the block nothing needs to wait for the end of a tag.
+        inside = self._parser.part is Part.REASONING and self.matched is None
+        held = self._parser.held if inside else ""
+        shown, self._early = (shown + held)[self._early :], len(held)
+        return shown
 
     def _search(self, piece: str) -> str:
         """Take text of the answer and return what may be shown."""

@@ -26,7 +26,7 @@ from hivellm_ort.serving.request import GenerationRequest
 from hivellm_ort.text.detokenizer import IncrementalDetokenizer
 from hivellm_ort.text.messages import checked_tools
 from hivellm_ort.text.prompt import build_messages
-from hivellm_ort.text.reasoning import ReasoningSplitter, opens_thinking
+from hivellm_ort.text.reasoning import ReasoningSplitter, opens_thinking, think_token_ids
 from hivellm_ort.text.template import ChatTemplate, Prompt, end_of_turn_ids
 
 __all__ = ["DEFAULT_MAX_TOKENS", "RequestBuilder"]
@@ -261,16 +261,16 @@ class RequestBuilder:
         if not inside and not (thinking and self.template.supports_thinking):
             return constraint
         tokenizer = self.base.tokenizer
-        open_id, close_id = map(tokenizer.token_to_id, ("<think>", "</think>"))
-        if open_id is None or close_id is None:
+        tags = think_token_ids(tokenizer)
+        if tags is None:
             raise GrammarError(
                 "a grammar after thinking needs <think> and </think> among the model's tokens, and they are not: "
                 f"leave out the grammar, or {argument('enable_thinking')}"
             )
         return AfterThinking(
             constraint,
-            open_id=None if inside else open_id,
-            close_id=close_id,
+            open_id=None if inside else tags[0],
+            close_id=tags[1],
             gap=tokenizer.encode("\n\n"),
             end_token_ids=self.eos_token_ids,
         )
