@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from hivellm_ort.grammar.grammar import Grammar
     from hivellm_ort.integrity import Trust, Verdict
     from hivellm_ort.manager import ExpertInfo, ExpertManager
+    from hivellm_ort.observability import PROMETHEUS_CONTENT_TYPE
     from hivellm_ort.options import GenerateOptions, ScoreOptions
     from hivellm_ort.package.archive import Limits
     from hivellm_ort.package.manifest import ExpertManifest
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from hivellm_ort.serving.stream import AsyncTextStream, TextStream
 
 __all__ = [
+    "PROMETHEUS_CONTENT_TYPE",
     "AdapterError",
     "AnswerScore",
     "AsyncTextStream",
@@ -92,6 +94,7 @@ _HOMES = {
     "Grammar": "grammar.grammar",
     "InferenceResult": "result",
     "Limits": "package.archive",
+    "PROMETHEUS_CONTENT_TYPE": "observability",
     "ScoreOptions": "options",
     "ScoreResult": "result",
     "TextStream": "serving.stream",

@@ -30,5 +30,4 @@ def panics_as(error: Callable[[str], ExpertError]) -> Iterator[None]:
         # The type is made when the library is loaded, and every library has its own.
         if type(panic).__name__ != "PanicException":
             raise
-        words = printable(str(panic))
-        raise error(words if len(words) <= _LONGEST else f"{words[: _LONGEST - 1]}\u2026") from panic
+        raise error(printable(str(panic), most=_LONGEST)) from panic

@@ -17,7 +17,8 @@ from hivellm_ort.contract import CONTRACT_VERSION
 from hivellm_ort.contract.architecture import MAX_FEATURES
 from hivellm_ort.contract.fields import digest, text, whole
 from hivellm_ort.errors import AdapterError, ManifestError
-from hivellm_ort.jsonfiles.reading import Node, parse_json
+from hivellm_ort.jsonfiles.node import Node
+from hivellm_ort.jsonfiles.reading import parse_json
 from hivellm_ort.paths import StrPath
 
 __all__ = ["PreparedAdapter", "PreparedModule"]

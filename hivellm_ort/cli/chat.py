@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from hivellm_ort.cli.run import loading_options, text_or_file
 from hivellm_ort.errors import ExpertError, OptionError
 from hivellm_ort.expert import Expert
 from hivellm_ort.integrity import Policy
+from hivellm_ort.jsonfiles.reading import parse_value
 
 __all__ = ["chat"]
 
@@ -24,7 +24,7 @@ def _tools(ctx: click.Context, param: click.Parameter, value: str | None) -> Any
     """The JSON of the text, or with a leading @ of the file."""
     text = text_or_file(ctx, param, value)
     try:
-        return text and json.loads(text)
+        return text and parse_value(text)
     except ValueError as error:
         raise click.BadParameter(f"no JSON: {error}", param=param) from error
 

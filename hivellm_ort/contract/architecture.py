@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hivellm_ort.contract.fields import AGAIN, text, whole
-from hivellm_ort.jsonfiles.reading import Node
+from hivellm_ort.jsonfiles.node import Node
 
 __all__ = ["MAX_FEATURES", "MAX_LAYERS", "Architecture"]
 

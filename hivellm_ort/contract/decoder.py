@@ -34,7 +34,8 @@ from hivellm_ort.contract.names import (
 from hivellm_ort.contract.sites import Site, StoredWeights
 from hivellm_ort.errors import IntegrityError, ManifestError
 from hivellm_ort.filenames import is_system_file, member_name, shown
-from hivellm_ort.jsonfiles.reading import Node, parse_json, read_bytes, report_on
+from hivellm_ort.jsonfiles.node import Node, report_on
+from hivellm_ort.jsonfiles.reading import parse_json, read_bytes
 from hivellm_ort.paths import StrPath
 
 __all__ = ["DecoderConfig", "FileRecord"]

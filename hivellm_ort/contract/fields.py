@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from hivellm_ort.jsonfiles.reading import Node, type_name
+from hivellm_ort.jsonfiles.node import Node
+from hivellm_ort.jsonfiles.reading import type_name
 from hivellm_ort.printable import escaped
 
 __all__ = [

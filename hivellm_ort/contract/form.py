@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from hivellm_ort.contract.fields import AGAIN, shortened, text, text_fault, whole
-from hivellm_ort.jsonfiles.reading import Node
+from hivellm_ort.jsonfiles.node import Node
 
 __all__ = ["GraphForm"]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from hivellm_ort.contract.architecture import MAX_FEATURES
 from hivellm_ort.contract.fields import AGAIN, text, whole
-from hivellm_ort.jsonfiles.reading import Node
+from hivellm_ort.jsonfiles.node import Node
 
 __all__ = ["Part", "Site", "StoredWeights"]
 

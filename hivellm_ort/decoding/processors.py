@@ -34,13 +34,14 @@ def make_processors(
 
     Args:
         params: What to do; temperature and what comes after it play no part.
+            Its token ids are ids of the vocabulary.
         prompt_length: How many of the token ids are the prompt's.
         eos_token_ids: The end tokens.
         token_texts: Gives the texts of the tokens, for `bad_words`.
 
     Returns:
         The processor of one row. It returns a copy of the logits; ids that it was called with before are not
-        counted anew. It raises ValueError if an id of `params` is none of the vocabulary's.
+        counted anew.
 
     Raises:
         OptionError: If there are bad words and no texts to find them in.
@@ -64,11 +65,8 @@ def make_processors(
         edits.append(_min_tokens(prompt_length + params.min_tokens, eos_token_ids))
     if not edits:
         return None
-    greatest = max(params.logit_bias, default=0)
 
     def process(token_ids: IntArray, logits: FloatArray) -> FloatArray:
-        if greatest >= logits.size:
-            raise OptionError(f"logit_bias names token {greatest}: the vocabulary ends at {logits.size - 1}")
         logits = logits.copy()
         with np.errstate(over="ignore"):  # as infinity it is refused by the sampler
             for edit in edits:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from hivellm_ort.errors import GrammarError
+from hivellm_ort.printable import printable
 
 __all__ = ["compile_failure", "dead_end", "run_failure"]
 
@@ -50,7 +51,7 @@ def compile_failure(message: str, *, kind: str, source: str) -> GrammarError:
     cure = "correct the grammar"
     if kind == "json_schema":
         cure = next((cure for words, cure in _SCHEMA_CURES.items() if words in text), "correct the schema")
-    return GrammarError(f"{where}: {_shown(text)}; {cure}", line=line, column=column)
+    return GrammarError(f"{where}: {_words(text)}; {cure}", line=line, column=column)
 
 
 def run_failure(message: str, *, source: str) -> GrammarError:
@@ -66,7 +67,7 @@ def run_failure(message: str, *, source: str) -> GrammarError:
     if message.startswith("NoExtension"):
         return dead_end(source)
     return GrammarError(
-        f"{source}: the grammar's parser failed ({_shown(message)}); simplify the grammar, or update llguidance"
+        f"{source}: the grammar's parser failed ({_words(message)}); simplify the grammar, or update llguidance"
     )
 
 
@@ -84,13 +85,10 @@ def _limit_of(message: str) -> str | None:
 
 def _over(limit: str, message: str, source: str) -> GrammarError:
     return GrammarError(
-        f"{source}: the grammar's parser reached its limit {limit} ({_shown(message)}); make the grammar less "
+        f"{source}: the grammar's parser reached its limit {limit} ({_words(message)}); make the grammar less "
         f"ambiguous or its repetitions smaller, or raise GrammarLimits.{limit}"
     )
 
 
-def _shown(message: str) -> str:
-    """The message on one line, of bounded length, without what could steer a terminal."""
-    text = " ".join(message.replace("<non-verbose/>", "").split())
-    text = "".join(char if char.isprintable() else "?" for char in text)
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+def _words(message: str) -> str:
+    return printable(message.replace("<non-verbose/>", ""), most=_LONGEST)

@@ -7,9 +7,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, NoReturn, get_args
+from typing import Any, Literal, get_args
 
 from hivellm_ort.errors import GrammarError, OptionError, OptionTypeError
+from hivellm_ort.jsonfiles.reading import parse_value
 
 __all__ = ["Definition", "Grammar", "Kind"]
 
@@ -160,16 +161,13 @@ def _choice_text(options: Any, source: str) -> str:
 
 
 def _parsed(text: str, source: str) -> Any:
-    def refuse(constant: str) -> NoReturn:
-        raise ValueError(f"{constant} is no number of JSON")
-
     try:
-        return json.loads(text, parse_constant=refuse)
+        return parse_value(text)
     except json.JSONDecodeError as error:
         raise GrammarError(
             f"{source}, line {error.lineno}, column {error.colno}: not JSON ({error.msg}); correct it",
             line=error.lineno,
             column=error.colno,
         ) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise GrammarError(f"{source}: not JSON ({error}); correct it") from error

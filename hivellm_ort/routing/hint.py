@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hivellm_ort.errors import ManifestError
+from hivellm_ort.printable import printable
 from hivellm_ort.routing.candidates import Tags
-from hivellm_ort.routing.words import label, spaced
+from hivellm_ort.routing.words import MAX_SHOWN, spaced
 
 __all__ = [
     "MAX_HINT_DEPTH",
@@ -62,7 +63,9 @@ class Term:
     value: str
 
     def __str__(self) -> str:
-        return label(self.value if self.key is None else f"{self.key}{self.comparison}{self.value}")
+        return printable(
+            self.value if self.key is None else f"{self.key}{self.comparison}{self.value}", most=MAX_SHOWN
+        )
 
 
 @dataclass(frozen=True, slots=True)

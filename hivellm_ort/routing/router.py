@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterable, Mapping
 
 from hivellm_ort.errors import OptionError
+from hivellm_ort.printable import printable
 from hivellm_ort.routing.candidates import Candidate, Route, Scorer, Tags
 from hivellm_ort.routing.scorer import KeywordScorer
-from hivellm_ort.routing.words import label
+from hivellm_ort.routing.words import MAX_SHOWN
 
 __all__ = ["Router", "TagValue", "rank"]
 
@@ -60,7 +61,8 @@ class Router:
         score, reasons = self._scorer(prompt, candidate, tags)
         if not math.isfinite(score):
             raise OptionError(
-                f"the scorer gave {score} for expert {label(candidate.name)}; give a finite number"
+                f"the scorer gave {score} for expert {printable(candidate.name, most=MAX_SHOWN)}; "
+                "give a finite number"
             )
         return Route(candidate.name, score, tuple(reasons))
 

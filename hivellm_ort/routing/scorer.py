@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from hivellm_ort.errors import ManifestError
+from hivellm_ort.printable import printable
 from hivellm_ort.routing.candidates import Candidate, Tags
 from hivellm_ort.routing.hint import MAX_HINT_LENGTH, Hint, holds, parse_hint, terms
 from hivellm_ort.routing.keyword_weight import KeywordWeight, weight_of
-from hivellm_ort.routing.words import Phrase, PromptWords, label, spaced
+from hivellm_ort.routing.words import MAX_SHOWN, Phrase, PromptWords, spaced
 
 __all__ = ["NEEDED", "KeywordScorer"]
 
@@ -146,12 +147,12 @@ def _profile(candidate: Candidate, shares: Mapping[str, float]) -> _Profile:
     routing, hint = candidate.routing, _hint_of(candidate)
     gains, losses = _Clues(), _Clues()
     for text, keyword in _keywords(candidate).items():
-        gains.add(keyword, f'keyword "{label(keyword)}"', shares.get(text, 1.0))
+        gains.add(keyword, f'keyword "{printable(keyword, most=MAX_SHOWN)}"', shares.get(text, 1.0))
     for capability in candidate.capabilities:
         value = capability.partition(":")[2] or capability
-        gains.add(spaced(value), f"capability {label(capability)}", _CAPABILITY)
+        gains.add(spaced(value), f"capability {printable(capability, most=MAX_SHOWN)}", _CAPABILITY)
     for keyword in routing.exclude_keywords:
-        losses.add(keyword, f'excluded by "{label(keyword)}"', _EXCLUDED)
+        losses.add(keyword, f'excluded by "{printable(keyword, most=MAX_SHOWN)}"', _EXCLUDED)
     for term, positive in terms(hint) if hint else ():
         if term.comparison != "=":
             continue
@@ -185,5 +186,5 @@ def _read_hint(name: str, text: str) -> Hint | None:
     try:
         return parse_hint(text)
     except ManifestError as error:
-        _LOG.warning("expert %s: %s; the hint is ignored", label(name), error)
+        _LOG.warning("expert %s: %s; the hint is ignored", printable(name, most=MAX_SHOWN), error)
         return None

@@ -10,10 +10,13 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-__all__ = ["MAX_PHRASE_WORDS", "Phrase", "PromptWords", "label", "spaced"]
+__all__ = ["MAX_PHRASE_WORDS", "MAX_SHOWN", "Phrase", "PromptWords", "spaced"]
 
 MAX_PHRASE_WORDS = 16
 """Most words of a phrase; longer ones match nothing."""
+
+MAX_SHOWN = 60
+"""Most characters of a manifest's text in a reason or a message."""
 
 # Scripts written without spaces: each character is a word, so that a keyword is found inside a sentence.
 _SPACELESS = (
@@ -77,13 +80,6 @@ class PromptWords:
 def spaced(identifier: str) -> str:
     """An identifier such as `group_by` or `query-dsl` with spaces in place of hyphens and underscores."""
     return identifier.replace("_", " ").replace("-", " ")
-
-
-def label(text: str) -> str:
-    """A text of a manifest for people to read: on one line, without invisible characters, at most 60."""
-    line = " ".join(text[:200].split())
-    line = line if len(line) <= 60 else line[:57] + "..."
-    return "".join(c if c.isprintable() else "\ufffd" for c in line)
 
 
 def _words(text: str) -> list[str]:

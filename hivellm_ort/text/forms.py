@@ -13,9 +13,10 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 from hivellm_ort.errors import InferenceError, OptionError
+from hivellm_ort.jsonfiles.reading import parse_value
 from hivellm_ort.text.budget import TemplateLimitError
 from hivellm_ort.text.messages import SYSTEM_ROLES, function_of, text_of
 
@@ -284,8 +285,8 @@ def _marked_tool(tool: dict[str, Any], name: str) -> dict[str, Any]:
 def _object(text: str, where: str) -> dict[str, Any]:
     """Return the object that the arguments of a call are the JSON text of."""
     try:
-        value = json.loads(text, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
+        value = parse_value(text)
+    except ValueError as error:
         raise OptionError(
             f"{where}: the chat template needs arguments as an object, and they are no JSON text ({error})"
         ) from error
@@ -294,7 +295,3 @@ def _object(text: str, where: str) -> dict[str, Any]:
     raise OptionError(
         f"{where}: the chat template needs arguments as an object, and they are a {type(value).__name__}"
     )
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise OptionError(f"{name} is no number of JSON")

@@ -40,7 +40,7 @@ def encoded(tokenizer: tokenizers.Tokenizer, text: str, *, special: bool = False
     except TypeError as error:
         raise OptionError("text is not valid Unicode: remove its lone surrogates") from error
     except Exception as error:  # the library raises bare exceptions, so there is no narrower class to catch
-        raise failure(printable(str(error)[:200])) from error
+        raise failure(printable(str(error), most=200)) from error
 
 
 def decoded(tokenizer: tokenizers.Tokenizer, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:

@@ -90,7 +90,7 @@ def parse_tokenizer(content: bytes, name: str = "tokenizer.json") -> Loaded:
             Exception
         ) as error:  # the library raises bare exceptions, so there is no narrower class to catch
             raise LoadError(
-                f"{name}: not a tokenizer that tokenizers can read ({printable(str(error)[:400])}); {_CURE}"
+                f"{name}: not a tokenizer that tokenizers can read ({printable(str(error), most=400)}); {_CURE}"
             ) from error
         tokenizer.no_truncation()
         tokenizer.no_padding()

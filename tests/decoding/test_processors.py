@@ -268,14 +268,6 @@ def test_words_need_the_texts_of_tokens() -> None:
         make_processors(SamplingParams(bad_words=["a"]), prompt_length=0, eos_token_ids=EOS)
 
 
-def test_ids_beyond_the_vocabulary() -> None:
-    """A token id that the vocabulary does not have is a ValueError."""
-    process = processor(SamplingParams(logit_bias={3: 1.0, 99: 1.0}))
-
-    with pytest.raises(ValueError, match="names token 99: the vocabulary ends at 29"):
-        process(ids(0), np.zeros(VOCABULARY, np.float32))
-
-
 def test_end_tokens_beyond_the_vocabulary_are_passed_over() -> None:
     """An end token of the tokenizer that the model cannot give needs no forbidding."""
     process = processor(SamplingParams(min_tokens=1))

@@ -29,15 +29,15 @@ ROOMS: dict[str, set[str]] = {
     "printable": set(),
     "panics": {"errors", "printable"},
     "ranges": set(),
-    "grammar": {"errors", "panics"},
-    "options": {"errors", "grammar"},
     "result": set(),
     "filenames": {"errors"},
     "jsonfiles": {"errors", "filenames", "textfile"},
+    "grammar": {"errors", "jsonfiles", "panics", "printable"},
+    "options": {"errors", "grammar"},
     "contract": {"errors", "filenames", "jsonfiles", "paths", "printable"},
     "adapters": {"contract", "errors", "jsonfiles", "paths"},
     "package": {"contract", "errors", "filenames", "jsonfiles", "paths", "ranges", "textfile"},
-    "routing": {"errors", "package"},
+    "routing": {"errors", "package", "printable"},
     "observability": {"callbacks", "result"},
     "integrity": {"errors", "filenames", "forking", "jsonfiles", "package", "paths", "textfile"},
     "text": {"errors", "jsonfiles", "panics", "paths", "printable", "textfile"},
@@ -61,10 +61,13 @@ ROOMS: dict[str, set[str]] = {
         "errors", "expert", "forking", "integrity", "loading", "observability", "options", "package", "paths",
         "result", "routing", "serving", "text",
     },
-    "__init__": {"errors", "expert", "grammar", "integrity", "manager", "options", "package", "result", "serving"},
+    "__init__": {
+        "errors", "expert", "grammar", "integrity", "manager", "observability", "options", "package", "result",
+        "serving",
+    },
     "cli": {
-        "__init__", "engine", "errors", "expert", "grammar", "integrity", "loading", "package", "printable",
-        "progress", "text", "textfile",
+        "__init__", "engine", "errors", "expert", "grammar", "integrity", "jsonfiles", "loading", "package",
+        "printable", "progress", "text", "textfile",
     },
     "__main__": {"cli"},
 }  # fmt: skip
@@ -104,8 +107,8 @@ def imports(path: Path) -> Iterator[str]:
 def test_all_is_sorted_and_true() -> None:
     """`__all__` lists every public name that the package defines, and each is documented."""
     names = hivellm_ort.__all__
-    # Capitals first, as ruff sorts classes before dunders.
-    assert sorted(names) == names
+    # As ruff sorts them: constants, classes, dunders.
+    assert sorted(names, key=lambda name: (not name.isupper(), name)) == names
     modules = {room for room in ROOMS if room != "__init__"} | {
         "annotations",
         "importlib",
@@ -164,7 +167,6 @@ def test_the_map_is_exact() -> None:
 # What their checks refuse no user can bring about.
 INVARIANTS = {
     "adapters/prepared_adapter.py",
-    "grammar/grammar.py",
     "grammar/matcher.py",
     "package/filecheck.py",
     "package/store.py",

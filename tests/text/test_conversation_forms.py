@@ -103,7 +103,7 @@ def test_arguments_become_a_text_where_the_template_needs_one() -> None:
         ('{"x": 4', "no JSON text"),
         ("[4]", "a list"),
         ("null", "a NoneType"),
-        ('{"x": NaN}', "NaN is no number of JSON"),
+        ('{"x": NaN}', "NaN is not a JSON number"),
     ],
 )
 def test_arguments_that_are_no_object(text: str, expected: str) -> None:
