@@ -95,20 +95,19 @@ class GrammarCompiler:
                 self._definitions.popitem(last=False)
         return constraint
 
-    def warnings(self, grammar: Grammar, *, limits: GrammarLimits = DEFAULT) -> tuple[str, ...]:
+    def warnings(self, grammar: Grammar) -> tuple[str, ...]:
         """Return what of a grammar has no effect or is not enforced, a sentence each.
 
         Args:
             grammar: One that was compiled before, of which what was made is kept; else it is read anew.
-            limits: As `compile`.
 
         Raises:
             GrammarError: As `compile`.
         """
         with self._keeping:
-            definition = self._definitions.get(_key(grammar, limits))
+            definition = self._definitions.get(_key(grammar, DEFAULT))
         if definition is None:
-            definition = to_llguidance(grammar, limits, self._built().named, exact=False)
+            definition = to_llguidance(grammar, DEFAULT, self._built().named, exact=False)
         return definition.warnings
 
     def _built(self) -> Vocabulary:
@@ -145,7 +144,7 @@ def to_llguidance(
     if size > limits.max_bytes:
         raise GrammarError(
             f"{grammar.source}: the grammar has {size} bytes, more than GrammarLimits.max_bytes "
-            f"({limits.max_bytes}); shorten it, or raise the limit"
+            f"({limits.max_bytes}); shorten it"
         )
     if grammar.kind == "json_schema":
         # Slow to import, and most answers are under no grammar.

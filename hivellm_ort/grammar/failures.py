@@ -86,7 +86,7 @@ def _limit_of(message: str) -> str | None:
 def _over(limit: str, message: str, source: str) -> GrammarError:
     return GrammarError(
         f"{source}: the grammar's parser reached its limit {limit} ({_words(message)}); make the grammar less "
-        f"ambiguous or its repetitions smaller, or raise GrammarLimits.{limit}"
+        "ambiguous or its repetitions smaller"
     )
 
 

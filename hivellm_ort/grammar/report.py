@@ -12,7 +12,7 @@ from hivellm_ort.grammar.compiler import compile_matcher, to_llguidance
 from hivellm_ort.grammar.failures import run_failure
 from hivellm_ort.grammar.gbnf import parse_gbnf
 from hivellm_ort.grammar.grammar import Grammar
-from hivellm_ort.grammar.limits import DEFAULT, GrammarLimits
+from hivellm_ort.grammar.limits import DEFAULT
 from hivellm_ort.grammar.lint import warnings_of
 from hivellm_ort.grammar.vocabulary import replace_tokens
 
@@ -40,20 +40,19 @@ class GrammarReport:
     tokens: tuple[str, ...]
 
 
-def check_grammar(grammar: Grammar, *, limits: GrammarLimits = DEFAULT) -> GrammarReport:
+def check_grammar(grammar: Grammar) -> GrammarReport:
     """Compile a grammar for no model in particular.
 
     Args:
         grammar: Any grammar.
-        limits: Bounds on the grammar and on its parser's work.
 
     Raises:
         GrammarError: If it is wrong or exceeds a limit.
     """
-    matcher, tokens, warned = _compiled(grammar, limits)
+    matcher, tokens, warned = _compiled(grammar)
     rules, warnings = 1, [*warned, *matcher.get_grammar_warnings()]
     if grammar.kind == "gbnf":
-        parsed = parse_gbnf(grammar.text, limits=limits)
+        parsed = parse_gbnf(grammar.text)
         rules = len(parsed.nodes)
         warnings += warnings_of(parsed)
     elif grammar.kind == "lark":
@@ -66,7 +65,7 @@ def check_grammar(grammar: Grammar, *, limits: GrammarLimits = DEFAULT) -> Gramm
     return GrammarReport(rules, warnings, tokens)
 
 
-def accepts(grammar: Grammar, texts: list[str], *, limits: GrammarLimits = DEFAULT) -> list[int | None]:
+def accepts(grammar: Grammar, texts: list[str]) -> list[int | None]:
     """Return for each text None if the grammar accepts it, else the index of the character at which it fails.
 
     The index is the text's length where the text is a beginning of what the grammar accepts.
@@ -74,12 +73,11 @@ def accepts(grammar: Grammar, texts: list[str], *, limits: GrammarLimits = DEFAU
     Args:
         grammar: Any grammar that names no tokens.
         texts: Whole answers. For a JSON schema, written as `json.dumps` does.
-        limits: Bounds on the grammar and on its parser's work.
 
     Raises:
         GrammarError: If the grammar is wrong, exceeds a limit or names tokens.
     """
-    matcher, tokens, _ = _compiled(grammar, limits)
+    matcher, tokens, _ = _compiled(grammar)
     if tokens:
         raise GrammarError(
             f"{grammar.source}: the grammar names tokens ({', '.join(tokens)}), so that which texts it accepts can "
@@ -99,7 +97,7 @@ def _failing(matcher: LLMatcher, text: str, source: str) -> int | None:
     return len(content[:taken].decode(errors="ignore"))
 
 
-def _compiled(grammar: Grammar, limits: GrammarLimits) -> tuple[LLMatcher, tuple[str, ...], tuple[str, ...]]:
+def _compiled(grammar: Grammar) -> tuple[LLMatcher, tuple[str, ...], tuple[str, ...]]:
     """The grammar's matcher on bytes, the tokens that it names, for which it has any other, and its warnings."""
     tokens: dict[str, None] = {}
 
@@ -107,8 +105,8 @@ def _compiled(grammar: Grammar, limits: GrammarLimits) -> tuple[LLMatcher, tuple
         tokens[token] = None
         return _ANY_TOKEN
 
-    definition = to_llguidance(grammar, limits, lambda lark: replace_tokens(lark, stand_in), exact=True)
-    matcher = compile_matcher(definition.text, _byte_tokenizer(), grammar, limits)
+    definition = to_llguidance(grammar, DEFAULT, lambda lark: replace_tokens(lark, stand_in), exact=True)
+    matcher = compile_matcher(definition.text, _byte_tokenizer(), grammar, DEFAULT)
     return matcher, tuple(tokens), definition.warnings
 
 

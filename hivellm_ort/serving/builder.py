@@ -94,8 +94,8 @@ class RequestBuilder:
         check_options(options)
         grammar = self._grammar(options)
         thinking = options.get("enable_thinking") or False
-        written = self._written(prompt, options, thinking=thinking)
-        prompt_ids, inside = written.token_ids, opens_thinking(written.text)
+        encoded = self._encode_prompt(prompt, options, thinking=thinking)
+        prompt_ids, inside = encoded.token_ids, opens_thinking(encoded.text)
         stops = self._stops(options)
         # Under a grammar a published stop counts where the grammar is complete; elsewhere it may cut a good answer.
         soft = self.manifest.decoding.stop_sequences or ()
@@ -125,13 +125,13 @@ class RequestBuilder:
         check_prompt(prompt)
         check_answers(answers)
         check_options(options, ScoreOptions)
-        written = self._written(prompt, options, thinking=False)
+        encoded = self._encode_prompt(prompt, options, thinking=False)
         tokens = tuple(tuple(self.base.tokenizer.encode(answer)) for answer in answers)
         for index, token_ids in enumerate(tokens):
             self._check_tokens(token_ids, f"answers[{index}]")
-        self._max_tokens(written.token_ids, max(map(len, tokens)))  # there must be room for the longest
+        self._max_tokens(encoded.token_ids, max(map(len, tokens)))  # there must be room for the longest
         request = GenerationRequest(
-            prompt_ids=written.token_ids,
+            prompt_ids=encoded.token_ids,
             max_tokens=1,
             eos_token_ids=self.eos_token_ids,
             timeout=options.get("timeout"),
@@ -140,7 +140,7 @@ class RequestBuilder:
         )
         return Generation(request, answer=self._answer((), (), False, {}), adapter=self.adapter)
 
-    def _written(
+    def _encode_prompt(
         self, question: str | None, options: GenerateOptions | ScoreOptions, *, thinking: bool
     ) -> Prompt:
         """The prompt in text and tokens."""
@@ -152,7 +152,7 @@ class RequestBuilder:
             dialect=self.dialect,
         )
         messages, tools = self.template.fit(messages, checked_tools(options.get("tools")))
-        prompt = self.template.write(messages, self.base.tokenizer, tools=tools, enable_thinking=thinking)
+        prompt = self.template.encode(messages, self.base.tokenizer, tools=tools, enable_thinking=thinking)
         self._check_tokens(prompt.token_ids, "the prompt")
         return prompt
 

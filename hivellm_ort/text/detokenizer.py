@@ -33,12 +33,10 @@ class IncrementalDetokenizer:
 
     Args:
         tokenizer: Decodes the ids.
-        skip_special_tokens: Leave special tokens out of the text, as in `tokenizer.decode`.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._skip_special_tokens = skip_special_tokens
         self._window: list[int] = []
         self._shown = 0  # characters of the window's text that are out already
         self._byte_run: list[int] = []
@@ -50,7 +48,7 @@ class IncrementalDetokenizer:
             token_id: The next id of the answer, at least 0.
         """
         # Tokens without text never reach the window: it must hold tokens that the decoder really sees.
-        if self._skip_special_tokens and self._tokenizer.is_special(token_id):
+        if self._tokenizer.is_special(token_id):
             return ""
         if self._tokenizer.is_byte(token_id):
             self._byte_run.append(token_id)
@@ -79,7 +77,7 @@ class IncrementalDetokenizer:
         return self._decode()
 
     def _decode(self) -> str:
-        return self._tokenizer.decode(self._window, skip_special_tokens=self._skip_special_tokens)
+        return self._tokenizer.decode(self._window)
 
     def _cut_back(self, held: int) -> None:
         """Keep only the context; `held` characters at its end are not out yet."""

@@ -203,13 +203,13 @@ class ChatTemplate:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         enable_thinking: bool | None = None,
-    ) -> list[int]:
-        """Return the token ids of a conversation that ends with the opening of the assistant's turn.
+    ) -> Prompt:
+        """Return the text and the token ids of a conversation that ends with the opening of the assistant's turn.
 
-        They are those of `render`, except that only the special tokens that the template writes are read as such. In
-        a message, a tool or a call `<|im_start|>` stays text, and so does one that comes about where two texts meet:
-        the writer of a message cannot forge a turn. Turns that a template marks with plain words (`[INST]`,
-        `### Instruction:`) have no such protection.
+        The text is that of `render`. Only the special tokens that the template writes become special tokens. In a
+        message, a tool or a call `<|im_start|>` stays text, also where two texts meet: the writer of a message cannot
+        forge a turn. Templates that mark turns with plain words (`[INST]`, `### Instruction:`) have no such
+        protection.
 
         Args:
             messages: As for `render`.
@@ -222,17 +222,6 @@ class ChatTemplate:
                 from those of the template, which changes it, or puts its own together from parts.
             OptionError: If a message holds a lone surrogate.
         """
-        return self.write(messages, tokenizer, tools=tools, enable_thinking=enable_thinking).token_ids
-
-    def write(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        tokenizer: TextTokenizer,
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        enable_thinking: bool | None = None,
-    ) -> Prompt:
-        """As `encode`, with the text too."""
 
         def render(template: ChatTemplate, given: Any) -> str:
             return template.render(given[0], tools=given[1], enable_thinking=enable_thinking)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Loaded", "parse_tokenizer"]
 
+_NAME = "tokenizer.json"
 _CURE = "export the base again, or update the tokenizers package"
 _MOST_SECONDS = 2.0  # for a probe, which takes some milliseconds
 _PROBE_SIZES = (4, 32, 256)  # characters of each run
@@ -57,31 +58,30 @@ class Loaded(NamedTuple):
     work: Work
 
 
-def parse_tokenizer(content: bytes, name: str = "tokenizer.json") -> Loaded:
+def parse_tokenizer(content: bytes) -> Loaded:
     """Read a tokenizer that takes bounded time and memory for any text.
 
     Truncation and padding are switched off: a prompt is never cut or padded silently.
 
     Args:
         content: The file, in UTF-8 or the encoding of its byte order mark.
-        name: Of the file, for messages.
 
     Raises:
         LoadError: It is no tokenizer, exceeds a limit of `tokenizer_limits`, or fails on a text.
     """
     if len(content) > MAX_BYTES:
-        raise LoadError(f"{name}: larger than {MAX_BYTES >> 20} MiB; use a tokenizer with fewer tokens")
+        raise LoadError(f"{_NAME}: larger than {MAX_BYTES >> 20} MiB; use a tokenizer with fewer tokens")
     try:
         text = decode_text(content)
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise LoadError(f"{name}: not a tokenizer: no JSON ({error}); {_CURE}") from error
-    work = check_limits(document, name)
+        raise LoadError(f"{_NAME}: not a tokenizer: no JSON ({error}); {_CURE}") from error
+    work = check_limits(document, _NAME)
     del document  # as large as the tokenizer
     from tokenizers import Tokenizer
 
     def failed(words: str) -> LoadError:
-        return LoadError(f"{name}: the tokenizers library failed on it ({words}); {_CURE}")
+        return LoadError(f"{_NAME}: the tokenizers library failed on it ({words}); {_CURE}")
 
     with panics_as(failed):
         try:
@@ -90,15 +90,15 @@ def parse_tokenizer(content: bytes, name: str = "tokenizer.json") -> Loaded:
             Exception
         ) as error:  # the library raises bare exceptions, so there is no narrower class to catch
             raise LoadError(
-                f"{name}: not a tokenizer that tokenizers can read ({printable(str(error), most=400)}); {_CURE}"
+                f"{_NAME}: not a tokenizer that tokenizers can read ({printable(str(error), most=400)}); {_CURE}"
             ) from error
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        _probe(tokenizer, name)
+        _probe(tokenizer)
     return Loaded(tokenizer, work)
 
 
-def _probe(tokenizer: tokenizers.Tokenizer, name: str) -> None:
+def _probe(tokenizer: tokenizers.Tokenizer) -> None:
     for size in _PROBE_SIZES:
         text = "".join(unit * size for unit in _PROBE_UNITS)
         start = time.perf_counter()
@@ -109,6 +109,6 @@ def _probe(tokenizer: tokenizers.Tokenizer, name: str) -> None:
             continue
         if time.perf_counter() - start > _MOST_SECONDS:
             raise LoadError(
-                f"{name}: it takes more than {_MOST_SECONDS:g} seconds for {len(text)} characters; use the "
+                f"{_NAME}: it takes more than {_MOST_SECONDS:g} seconds for {len(text)} characters; use the "
                 "tokenizer of a published model"
             )
