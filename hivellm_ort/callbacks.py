@@ -21,7 +21,7 @@ def raised_by(function: Callable[..., object], *arguments: Any) -> BaseException
 
 
 def is_interrupt(error: BaseException) -> bool:
-    """Whether an error is to end more than the function that raised it.
+    """Return whether an error is to end more than the function that raised it.
 
     In the main thread Ctrl-C, and an exit that a signal handler asks for, come up in whatever function runs. In other
     threads they never do: there the function itself has raised it.
@@ -30,11 +30,11 @@ def is_interrupt(error: BaseException) -> bool:
 
 
 def ordinary(error: BaseException, what: str) -> Exception:
-    """An error in the form in which it can be given to whoever waits in another thread.
+    """Return an error in the form in which it can be given to whoever waits in another thread.
 
     Args:
-        error: what was raised.
-        what: what raised it, for the message.
+        error: What was raised.
+        what: What raised it, for the message.
 
     Returns:
         The error itself. In place of one that would end the thread that waits (`SystemExit`), or its loop

@@ -155,17 +155,17 @@ class UnsupportedArchitectureError(ExportError, ValueError):
 
 
 Naming = Callable[[str, str | int | None], str | None]
-"""From an argument's name in Python, and a value or None, to how a message has them; None for as Python has them."""
+"""Takes an argument's name in Python and a value or None; returns what messages write, None for Python's way."""
 
 _NAMING: ContextVar[Naming | None] = ContextVar("hivellm_ort.naming", default=None)
 
 
 def argument(name: str, value: str | int | None = None) -> str:
-    """How a message names an argument, with a value where it says which: `trust='off'`, or in a shell `--trust off`.
+    """Return an argument as messages write it: `trust='off'`, or in a shell `--trust off`.
 
     Args:
-        name: its name in Python.
-        value: what to give it.
+        name: Its name in Python.
+        value: Its value; None for the name alone.
     """
     naming = _NAMING.get()
     named = naming(name, value) if naming is not None else None
@@ -174,7 +174,7 @@ def argument(name: str, value: str | int | None = None) -> str:
 
 @contextmanager
 def arguments_named_by(naming: Naming) -> Iterator[None]:
-    """Have `argument` ask another function meanwhile, in this thread."""
+    """Let another function name the arguments while the block runs, in this thread."""
     token = _NAMING.set(naming)
     try:
         yield

@@ -14,7 +14,7 @@ class Home:
     """The process that something was made in.
 
     Args:
-        what: what that is, for the message.
+        what: What that is, for the message.
     """
 
     def __init__(self, what: str):
@@ -30,7 +30,7 @@ class Home:
         """Refuse to go on where that would wait for threads that are in another process.
 
         Raises:
-            InferenceError: this process was forked.
+            InferenceError: This process was forked.
         """
         if not self.here:
             raise InferenceError(

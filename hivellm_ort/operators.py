@@ -55,11 +55,11 @@ ROUNDED_CACHE: Mapping[str, Operators] = {
 
 
 def operators_of(target: str, cache_dtype: str) -> Operators:
-    """The operators of the graphs of a bundle.
+    """Return the operators of the graphs of a bundle.
 
     Args:
-        target: its target; one that is not known has none.
-        cache_dtype: type of its keys and values.
+        target: Its target; one that is not known has none.
+        cache_dtype: Type of its keys and values.
     """
     found = dict(OPERATORS.get(target, {}))
     if cache_dtype == "int8":

@@ -184,11 +184,11 @@ def check_options(options: Mapping[str, Any], of: type[Any] = GenerateOptions) -
     """Check names and types; ranges are checked where the values are used.
 
     Args:
-        options: the options.
-        of: which there are: `GenerateOptions` or `ScoreOptions`.
+        options: The options.
+        of: Which there are: `GenerateOptions` or `ScoreOptions`.
 
     Raises:
-        OptionTypeError: a name is no option, or a value has a wrong type.
+        OptionTypeError: A name is no option, or a value has a wrong type.
     """
     known = of.__annotations__
     for name in options.keys() - known.keys():
@@ -205,7 +205,7 @@ def check_prompt(prompt: object, where: str = "prompt") -> None:
     """Check that a prompt is a text or None.
 
     Raises:
-        OptionTypeError: it is not.
+        OptionTypeError: It is not.
     """
     if prompt is not None and not isinstance(prompt, str):
         raise OptionTypeError(f"{where} is {_described(prompt)}: pass {_TEXT.wanted}")
@@ -215,8 +215,8 @@ def check_answers(answers: object) -> None:
     """Check the answers that are to be scored.
 
     Raises:
-        OptionTypeError: they are no list of texts.
-        OptionError: there is none, there are too many, one is empty, or two are equal.
+        OptionTypeError: They are no list of texts.
+        OptionError: There is none, there are too many, one is empty, or two are equal.
     """
     if isinstance(answers, str | bytes) or not isinstance(answers, Sequence):
         raise OptionTypeError(
@@ -238,7 +238,7 @@ def check_prompts(prompts: object) -> None:
     """Check the prompts of a batch.
 
     Raises:
-        OptionTypeError: they are no list of texts.
+        OptionTypeError: They are no list of texts.
     """
     if isinstance(prompts, str | bytes) or not isinstance(prompts, Sequence):
         raise OptionTypeError(
@@ -252,7 +252,7 @@ def check_requests(requests: object) -> None:
     """Check the requests of a batch to several experts.
 
     Raises:
-        OptionTypeError: they are no list of pairs of texts.
+        OptionTypeError: They are no list of pairs of texts.
     """
     wanted = "pass a list of pairs (expert, prompt), such as [('sql', 'Count all orders')]"
     if isinstance(requests, str | bytes) or not isinstance(requests, Sequence):
@@ -272,8 +272,8 @@ def check_loading(*, fallback: object, threads: object, prefix_cache_bytes: obje
     """Check arguments of `Expert.load` that nothing else checks.
 
     Raises:
-        OptionTypeError: one has a wrong type.
-        OptionError: a number is out of range.
+        OptionTypeError: One has a wrong type.
+        OptionError: A number is out of range.
     """
     if not isinstance(fallback, bool):
         raise OptionTypeError(f"{argument('fallback')} is {_described(fallback)}: pass {_FLAG.wanted}")
@@ -291,11 +291,11 @@ def check_loading(*, fallback: object, threads: object, prefix_cache_bytes: obje
 
 
 def options_of_rows(options: Mapping[str, Any], rows: int) -> list[GenerateOptions]:
-    """The options of each row of a batch, as `GenerateOptions` says.
+    """Return the options of each row of a batch, as `GenerateOptions` says.
 
     Raises:
-        OptionError: a list has another length than the batch.
-        OptionTypeError: as `check_options`.
+        OptionError: A list has another length than the batch.
+        OptionTypeError: As `check_options`.
     """
     columns = {name: _column(name, value, rows) for name, value in options.items()}
     if not rows:
@@ -350,6 +350,6 @@ def _check(name: str, value: Any, where: str) -> None:
 
 
 def _described(value: object) -> str:
-    """The type of a value, and where it is short the value."""
+    """Return the type of a value, and where it is short the value."""
     shown = repr(value) if isinstance(value, str | int | float) else ""
     return f"{type(value).__name__} {shown}" if 0 < len(shown) <= 40 else type(value).__name__

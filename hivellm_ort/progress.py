@@ -41,7 +41,7 @@ def _ignored(_: int) -> None:
 
 
 def _on_terminal() -> bool:
-    """Whether standard error is there and is a terminal."""
+    """Return whether standard error is there and is a terminal."""
     isatty = getattr(sys.stderr, "isatty", None)
     try:
         return isatty is not None and bool(isatty())

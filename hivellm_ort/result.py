@@ -33,11 +33,11 @@ class AnswerScore:
     """How likely one of several given answers is.
 
     Attributes:
-        text: the answer.
-        token_ids: its tokens.
-        logprob: natural logarithm of the probability that the model gives these tokens. Where another given answer
+        text: The answer.
+        token_ids: Its tokens.
+        logprob: Natural logarithm of the probability that the model gives these tokens. Where another given answer
             begins with them, that the model then ends is part of it.
-        share: probability of this answer among those given; the shares of all are 1 together.
+        share: Probability of this answer among those given; the shares of all are 1 together.
     """
 
     text: str
@@ -51,10 +51,10 @@ class Timings:
     """Wall-clock seconds.
 
     Attributes:
-        queue: from the request to its turn.
-        swap: binding the expert's adapter; 0.0 where it was bound already.
-        prefill: from its turn to the first token, swap included.
-        decode: all tokens after the first.
+        queue: From the request to its turn.
+        swap: Binding the expert's adapter; 0.0 where it was bound already.
+        prefill: From its turn to the first token, swap included.
+        decode: All tokens after the first.
     """
 
     queue: float = 0.0
@@ -68,23 +68,23 @@ class InferenceResult:
     """A finished generation.
 
     Attributes:
-        text: the answer, without special tokens and without the stop string.
-        reasoning: what a thinking model wrote before it; not part of `text`.
-        tokens: generated token ids, the end-of-sequence token included where it was reached.
-        prompt_tokens: tokens of the rendered prompt.
-        cached_tokens: how many of these an earlier request had read already.
+        text: The answer, without special tokens and without the stop string.
+        reasoning: What a thinking model wrote before it; not part of `text`.
+        tokens: Generated token ids, the end-of-sequence token included where it was reached.
+        prompt_tokens: Tokens of the rendered prompt.
+        cached_tokens: How many of these an earlier request had read already.
         completion_tokens: `len(tokens)`.
-        accepted_tokens: how many of these prompt lookup guessed.
-        forced_tokens: how many of these the grammar left no choice about; they were not sampled.
-        grammar_complete: whether the answer satisfies its grammar; None where it had none. False too where the answer
+        accepted_tokens: How many of these prompt lookup guessed.
+        forced_tokens: How many of these the grammar left no choice about; they were not sampled.
+        grammar_complete: Whether the answer satisfies its grammar; None where it had none. False too where the answer
             was left before its end, and where a stop string cut it inside a token.
-        logprobs: one `TokenLogprob` per token, where `logprobs` was asked for.
-        sampling: the options of sampling that were used: the caller's, the manifest's or the defaults.
+        logprobs: One `TokenLogprob` per token, where `logprobs` was asked for.
+        sampling: The options of sampling that were used: the caller's, the manifest's or the defaults.
         finish_reason: `eos` (the model ended), `stop` (a stop string), `length` (`max_tokens`), `grammar` (it lets
             nothing follow), `cancelled`; `scored` for a request that only scores.
-        timings: where the time went.
-        expert: name of the expert.
-        warnings: what of the JSON schema has no effect or was not enforced, a sentence each.
+        timings: Where the time went.
+        expert: Name of the expert.
+        warnings: What of the JSON schema has no effect or was not enforced, a sentence each.
     """
 
     text: str
@@ -123,11 +123,11 @@ class ScoreResult:
     """What `score` returns.
 
     Attributes:
-        answers: a score for each given answer, in the order in which they were given.
-        prompt_tokens: tokens of the rendered prompt.
-        cached_tokens: how many of these an earlier request had read already.
-        timings: where the time went; `prefill` is all of the scoring.
-        expert: name of the expert.
+        answers: A score for each given answer, in the order in which they were given.
+        prompt_tokens: Tokens of the rendered prompt.
+        cached_tokens: How many of these an earlier request had read already.
+        timings: Where the time went; `prefill` is all of the scoring.
+        expert: Name of the expert.
     """
 
     answers: tuple[AnswerScore, ...]

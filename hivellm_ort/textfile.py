@@ -17,7 +17,7 @@ _MARKS = (
 
 
 def decode_text(data: bytes) -> str:
-    r"""The text of a file: in the encoding of its byte order mark, which is left out, else in UTF-8.
+    r"""Return the text of a file: in the encoding of its byte order mark, which is left out, else in UTF-8.
 
     `Out-File` of Windows PowerShell writes UTF-16 with a mark, Notepad UTF-8 with one. Every line ends with `\n`, as
     in Python's text files: a model was trained on that.
@@ -34,5 +34,5 @@ def decode_text(data: bytes) -> str:
 
 
 def is_marked(data: bytes) -> bool:
-    """Whether a file's first bytes, four or more, begin with a byte order mark."""
+    """Return whether a file's first bytes, four or more, begin with a byte order mark."""
     return data.startswith(tuple(mark for mark, _ in _MARKS))

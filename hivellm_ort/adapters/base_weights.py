@@ -27,11 +27,11 @@ class BaseWeights:
     """Reads `weights.bin` of a base bundle, one module at a time.
 
     Args:
-        folder: the bundle.
-        config: its `decoder.json`.
+        folder: The bundle.
+        config: Its `decoder.json`.
 
     Raises:
-        LoadError: the bundle does not say where its weights are, or has no `weights.bin`.
+        LoadError: The bundle does not say where its weights are, or has no `weights.bin`.
     """
 
     def __init__(self, folder: Path, config: DecoderConfig):
@@ -65,10 +65,10 @@ class BaseWeights:
                 begin += part.size
 
     def tensor(self, name: str) -> Array:
-        """The weight `<module>.weight`, float32 [N, K], or `<module>.bias`, float32 [N].
+        """Return the weight `<module>.weight`, float32 [N, K], or `<module>.bias`, float32 [N].
 
         Raises:
-            LoadError: the bundle has no such tensor, or its place is not in the file.
+            LoadError: The bundle has no such tensor, or its place is not in the file.
         """
         module, _, kind = name.rpartition(".")
         site, stored, rows = self._places.get(module, (None, None, slice(0)))

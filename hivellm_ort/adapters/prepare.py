@@ -42,8 +42,8 @@ class Embeddings:
     """The base model's embedding and LM head, for adapters that store them too.
 
     Attributes:
-        vocab_size: rows of each.
-        same: whether the table `model.embed_tokens.weight` or `lm_head.weight` has these values, float32
+        vocab_size: Rows of each.
+        same: Whether the table `model.embed_tokens.weight` or `lm_head.weight` has these values, float32
             [vocab_size, hidden]; None where that is not known.
     """
 
@@ -63,17 +63,17 @@ def prepare(
     """Prepare a PEFT adapter for the base model whose weights `tensor(name)` gives.
 
     Args:
-        config_file: its `adapter_config.json`.
-        weights_file: its `adapter_model.safetensors`.
-        sites: where the base's graph takes adapters.
-        tensor: a base weight by its Hugging Face name, float32 [N, K] or [N].
-        source_sha256: digest of the base weights.
-        embeddings: the base's embedding and LM head.
+        config_file: Its `adapter_config.json`.
+        weights_file: Its `adapter_model.safetensors`.
+        sites: Where the base's graph takes adapters.
+        tensor: A base weight by its Hugging Face name, float32 [N, K] or [N].
+        source_sha256: Digest of the base weights.
+        embeddings: The base's embedding and LM head.
 
     Raises:
-        AdapterError: a tensor is missing, of the wrong shape, unknown to the base, or the configuration asks for
+        AdapterError: A tensor is missing, of the wrong shape, unknown to the base, or the configuration asks for
             what cannot be swapped; the message names file and tensor or field.
-        BaseMismatchError: the shapes are those of another base model.
+        BaseMismatchError: The shapes are those of another base model.
     """
     config = read_peft_config(config_file)
     _check_swappable(config)
@@ -141,7 +141,7 @@ class _Tensors:
         self._arrays, self._keys = dict(tensors.arrays), tensors.keys
 
     def take(self, module: str, name: str) -> Array:
-        """The tensor `module` + `name`."""
+        """Return the tensor `module` + `name`."""
         if f"{module}.{name}" in self._arrays:
             return self._arrays.pop(f"{module}.{name}")
         raise AdapterError(f"{ADAPTER_WEIGHTS}: tensor {PREFIX}{module}.{name} is missing")

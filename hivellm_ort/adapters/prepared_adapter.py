@@ -53,10 +53,10 @@ class PreparedAdapter:
 
     Attributes:
         kind: `lora`, `rslora`, `dora`, `adalora` or `ia3`.
-        rank: the largest rank of any module, at least 1.
-        source_sha256: digest of the base weights it was prepared against.
-        modules: the adapted linear modules by their path in the base model.
-        base_sha256: digest of the bundle it was exported with; any bundle of the same source fits.
+        rank: The largest rank of any module, at least 1.
+        source_sha256: Digest of the base weights it was prepared against.
+        modules: The adapted linear modules by their path in the base model.
+        base_sha256: Digest of the bundle it was exported with; any bundle of the same source fits.
         digest: SHA-256 of the file's bytes; empty until there is a file, and only a file's adapter is bound.
     """
 
@@ -68,7 +68,7 @@ class PreparedAdapter:
     digest: str = ""
 
     def to_bytes(self) -> bytes:
-        """The safetensors file; equal adapters give equal bytes."""
+        """Return the safetensors file; equal adapters give equal bytes."""
         from safetensors.numpy import save
 
         tensors = {
@@ -92,11 +92,11 @@ class PreparedAdapter:
         """Read `adapter.safetensors`.
 
         Args:
-            path: the file.
-            sha256: its digest where it is known, which spares reading the file twice.
+            path: The file.
+            sha256: Its digest where it is known, which spares reading the file twice.
 
         Raises:
-            AdapterError: the file is truncated, or is no prepared adapter of this contract.
+            AdapterError: The file is truncated, or is no prepared adapter of this contract.
         """
         path = Path(path)
         tensors, metadata = _read(path)
@@ -127,7 +127,7 @@ class PreparedAdapter:
 
 
 def _read(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
-    """The tensors of a safetensors file of float32, as views of the mapped file, and its metadata."""
+    """Return the tensors of a safetensors file of float32, as views of the mapped file, and its metadata."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -155,7 +155,7 @@ def _read(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
 
 
 def _info(metadata: Mapping[str, str], where: str) -> dict[str, Any]:
-    """What `to_bytes` puts into the metadata, each field of its type."""
+    """Return what `to_bytes` puts into the metadata, each field of its type."""
     if _METADATA_KEY not in metadata:
         raise AdapterError(
             f"{where}: not a prepared adapter (no {_METADATA_KEY} metadata): export the expert again"

@@ -49,8 +49,8 @@ class AdapterTensors:
 
     Attributes:
         arrays: float32 arrays; the magnitudes of DoRA are `<module>.lora_magnitude_vector`.
-        keys: the name of each in the file.
-        embeddings: what is stored whole of `EMBEDDINGS`, float32 [rows, hidden]; not in `arrays`.
+        keys: The name of each in the file.
+        embeddings: What is stored whole of `EMBEDDINGS`, float32 [rows, hidden]; not in `arrays`.
     """
 
     arrays: Mapping[str, Array]
@@ -62,11 +62,11 @@ class AdapterTensors:
         """Read `adapter_model.safetensors`, whatever wrapped the model when it was saved.
 
         Args:
-            path: the file.
+            path: The file.
             saved: `modules_to_save`: an embedding among them is part of the adapter, and in `arrays`.
 
         Raises:
-            AdapterError: as `read_tensors`, or two tensors have names that mean the same.
+            AdapterError: As `read_tensors`, or two tensors have names that mean the same.
         """
         path = Path(path)
         arrays: dict[str, Array] = {}
@@ -85,10 +85,10 @@ class AdapterTensors:
 
 
 def read_tensors(path: Path) -> dict[str, Array]:
-    """All tensors of a safetensors file as float32.
+    """Return all tensors of a safetensors file as float32.
 
     Raises:
-        AdapterError: the file is missing, truncated or malformed, or a tensor is not floating point or not finite.
+        AdapterError: The file is missing, truncated or malformed, or a tensor is not floating point or not finite.
     """
     import safetensors
 
@@ -118,7 +118,7 @@ def shaped(values: Array, shape: Sequence[int], where: str) -> Array:
     """Values of a safetensors file in their shape, whose product the library has checked.
 
     Raises:
-        AdapterError: there are no values, and the sizes beside the 0 are more or larger than an array may have.
+        AdapterError: There are no values, and the sizes beside the 0 are more or larger than an array may have.
     """
     try:
         return values.reshape(shape)
@@ -132,7 +132,7 @@ def widened(stored: NDArray[np.uint16]) -> Array:
 
 
 def same_values(found: Array, wanted: Array) -> bool:
-    """Whether `found` is `wanted`, or `wanted` rounded to bfloat16 or float16, as an adapter may be stored."""
+    """Return whether `found` is `wanted`, or `wanted` rounded to bfloat16 or float16, as an adapter may be stored."""
     if found.shape != wanted.shape:
         return False
     if np.array_equal(found, wanted):
@@ -151,7 +151,7 @@ def table_digest(values: Array) -> str:
 
 
 def plain_name(key: str) -> str:
-    """The name that `AdapterTensors` gives a tensor of an adapter.
+    """Return the name that `AdapterTensors` gives a tensor of an adapter.
 
     `base_model.model.model.layers.0.q_proj.lora_A.default.weight` is `model.layers.0.q_proj.lora_A.weight`.
     """

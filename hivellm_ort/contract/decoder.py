@@ -71,24 +71,24 @@ class DecoderConfig:
     """`decoder.json`: what a base bundle is.
 
     Attributes:
-        name: the base model's short name.
-        architecture: its numbers.
+        name: The base model's short name.
+        architecture: Its numbers.
         precision: `fp32`, `fp16`, `bf16`, `int8`, `w8a8` or `int4`.
-        target: what the graphs were lowered for: `cpu`, `cuda`, `dml` or `portable`.
-        sites: where adapters attach; empty in a merged bundle, which has no adapter graph.
-        source_sha256: digest of the weights the bundle was made from; an adapter prepared from the same weights
+        target: What the graphs were lowered for: `cpu`, `cuda`, `dml` or `portable`.
+        sites: Where adapters attach; empty in a merged bundle, which has no adapter graph.
+        source_sha256: Digest of the weights the bundle was made from; an adapter prepared from the same weights
             fits every bundle of that source.
-        merged: digest of the adapter folded into the weights, or None.
-        files: every other file of the bundle, by its name.
-        weights: for every site, where its weights are; absent before contract 1.2, and empty where they are not
+        merged: Digest of the adapter folded into the weights, or None.
+        files: Every other file of the bundle, by its name.
+        weights: For every site, where its weights are; absent before contract 1.2, and empty where they are not
             float32.
-        half_weights: the same where floats are of `graph.activation_dtype`, of two bytes each; since contract 1.3.
+        half_weights: The same where floats are of `graph.activation_dtype`, of two bytes each; since contract 1.3.
         embeddings: SHA-256 of the embedding and the LM head as little-endian float32 [vocab_size, hidden_size], by
             their Hugging Face names, before they were quantised: an adapter that stores them too is compared with
             it; since contract 1.7.
-        graph: how the graphs are to be run; absent before contract 1.3, then it is that of `cpu`.
-        contract_version: version of this contract.
-        sha256: digest of the file it was read from, the bundle's name in the store; not part of the file.
+        graph: How the graphs are to be run; absent before contract 1.3, then it is that of `cpu`.
+        contract_version: Version of this contract.
+        sha256: Digest of the file it was read from, the bundle's name in the store; not part of the file.
     """
 
     name: str
@@ -117,7 +117,7 @@ class DecoderConfig:
         return (BASE_GRAPH,) if self.merged is not None else (BASE_GRAPH, ADAPTER_GRAPH)
 
     def to_bytes(self) -> bytes:
-        """The file's content: sorted keys, two spaces, a final newline."""
+        """Return the file's content: sorted keys, two spaces, a final newline."""
         document = dataclasses.asdict(self)
         del document["sha256"]
         return (json.dumps(document, indent=2, sort_keys=True) + "\n").encode()
@@ -216,7 +216,7 @@ def _digests(node: Node, key: str) -> dict[str, str]:
 
 
 def _inside(node: Node, name: str) -> str:
-    """The name of a file that a bundle lists.
+    """Return the name of a file that a bundle lists.
 
     Raises:
         IntegrityError: It is none of a file inside the bundle.

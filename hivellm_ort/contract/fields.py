@@ -34,7 +34,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def whole(node: Node, key: str, least: int, most: int) -> int:
-    """A whole number from `least` to `most`.
+    """Return a whole number from `least` to `most`.
 
     Raises:
         ManifestError: The field is missing, or holds something else.
@@ -48,7 +48,7 @@ def whole(node: Node, key: str, least: int, most: int) -> int:
 
 
 def text(node: Node, key: str) -> str:
-    """A name: 1 to `MAX_TEXT` characters that steer no terminal.
+    """Return a name: 1 to `MAX_TEXT` characters that steer no terminal.
 
     Raises:
         ManifestError: The field is missing, or holds something else.
@@ -62,7 +62,7 @@ def text(node: Node, key: str) -> str:
 
 
 def text_fault(value: str) -> str | None:
-    """What is wrong with a name; None if nothing is."""
+    """Return what is wrong with a name; None if nothing is."""
     if len(value) > MAX_TEXT:
         return f"has {len(value)} characters, {MAX_TEXT} is the most; {AGAIN}"
     if escaped(value, keep="") != value:
@@ -71,7 +71,7 @@ def text_fault(value: str) -> str | None:
 
 
 def digest(node: Node, key: str) -> str:
-    """A SHA-256 in lower-case hex.
+    """Return a SHA-256 in lower-case hex.
 
     Raises:
         ManifestError: The field is missing, or holds something else.
@@ -83,12 +83,12 @@ def digest(node: Node, key: str) -> str:
 
 
 def optional_digest(node: Node, key: str) -> str | None:
-    """The same; None where the field is absent."""
+    """Return the same; None where the field is absent."""
     return digest(node, key) if node.has(key) else None
 
 
 def objects(node: Node, key: str) -> tuple[Node, ...]:
-    """A list of objects; empty where the field is absent.
+    """Return a list of objects; empty where the field is absent.
 
     Raises:
         ManifestError: The field or an item holds something else.
@@ -99,7 +99,7 @@ def objects(node: Node, key: str) -> tuple[Node, ...]:
 
 
 def entries(node: Node, key: str) -> Iterator[tuple[str, Node]]:
-    """The fields of an object whose values are all objects; none where it is absent.
+    """Return the fields of an object whose values are all objects; none where it is absent.
 
     Raises:
         ManifestError: The field or one of its fields holds something else.
@@ -127,7 +127,7 @@ def unique(node: Node, key: str, names: Iterable[str]) -> None:
 
 
 def shortened(value: Any) -> str:
-    """A value of a JSON file for a message."""
+    """Return a value of a JSON file for a message."""
     if isinstance(value, str):
         return ascii(value if len(value) <= 80 else value[:80] + "...")
     if isinstance(value, int | float):

@@ -23,18 +23,18 @@ class GraphForm:
     """What a runtime must know to run the graphs of a bundle; the defaults are those of target `cpu`.
 
     Attributes:
-        cache_dtype: type of `past_key_values.*` and `present.*`: `float32`, `float16`, `bfloat16`, or since contract
+        cache_dtype: Type of `past_key_values.*` and `present.*`: `float32`, `float16`, `bfloat16`, or since contract
             1.6 `int8` with scales that the graph has.
-        activation_dtype: float type that the graph computes in.
-        adapter_dtype: float type of the adapter inputs. Logits are float32 everywhere.
-        opsets: version of each operator domain; `""` is ai.onnx.
-        inputs: every graph input but caches and adapters, with its shape: sizes, and names of free dimensions.
-        shapes: the only values that a dimension may have; one that is absent here takes any. A dimension with a
+        activation_dtype: Float type that the graph computes in.
+        adapter_dtype: Float type of the adapter inputs. Logits are float32 everywhere.
+        opsets: Version of each operator domain; `""` is ai.onnx.
+        inputs: Every graph input but caches and adapters, with its shape: sizes, and names of free dimensions.
+        shapes: The only values that a dimension may have; one that is absent here takes any. A dimension with a
             single value is that number in the graph, one with several keeps its name.
-        multi_token_append: whether one row may take several tokens on a cache that is not empty.
+        multi_token_append: Whether one row may take several tokens on a cache that is not empty.
         cache_update: `in_place`, `past_key_values.*` and `present.*` are the same buffers; or `new_tokens`,
             `present.*` holds the S new positions only, which the runtime copies into its own buffers.
-        greedy_output: whether there is an output `token_ids` beside `logits`: int64 [rows], of each row the first of
+        greedy_output: Whether there is an output `token_ids` beside `logits`: int64 [rows], of each row the first of
             its greatest logits; since contract 1.5.
     """
 
@@ -82,7 +82,7 @@ class GraphForm:
 
 
 def _each(node: Node, key: str, read: Callable[[Node, str], _T]) -> dict[str, _T]:
-    """The fields of an object; none where it is absent."""
+    """Return the fields of an object; none where it is absent."""
     own = node.child(key)
     names = () if own is None else own.names()
     if own is None or not names:
@@ -93,7 +93,7 @@ def _each(node: Node, key: str, read: Callable[[Node, str], _T]) -> dict[str, _T
 
 
 def _dimensions(node: Node, key: str) -> tuple[str | int, ...]:
-    """The shape of an input."""
+    """Return the shape of an input."""
     return tuple(
         value if isinstance(value, str) and not text_fault(value) else _size(node, key, value)
         for value in _list(node, key)
@@ -101,7 +101,7 @@ def _dimensions(node: Node, key: str) -> tuple[str | int, ...]:
 
 
 def _sizes(node: Node, key: str) -> tuple[int, ...]:
-    """The values that a dimension may have, ascending."""
+    """Return the values that a dimension may have, ascending."""
     return tuple(sorted({_size(node, key, value) for value in _list(node, key)}))
 
 

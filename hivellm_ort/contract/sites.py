@@ -112,16 +112,16 @@ class StoredWeights:
     """Where `weights.bin` holds the weights of a site's parts, stacked along N; offsets in bytes.
 
     Attributes:
-        weight: offset of the values. With `bits` 0 they are float32 [K, N]; with 8 or 4 they are uint8
+        weight: Offset of the values. With `bits` 0 they are float32 [K, N]; with 8 or 4 they are uint8
             [N, ceil(K / block), block * bits / 8], the layout of `com.microsoft::MatMulNBits`; with 8 and
             `smoothing` they are int8 [K, N].
         bits: 0, 8 or 4.
-        block: values along K that share a scale; 0 where `bits` is.
-        scales: offset of float32 [N, ceil(K / block)]; [N] with `smoothing`.
-        zero_points: offset of uint8, packed as the values are, each row of blocks filled up to whole bytes; None
+        block: Values along K that share a scale; 0 where `bits` is.
+        scales: Offset of float32 [N, ceil(K / block)]; [N] with `smoothing`.
+        zero_points: Offset of uint8, packed as the values are, each row of blocks filled up to whole bytes; None
             where the zero is 2 ** (bits - 1).
-        bias: offset of float32 [N]; None where no part has a bias.
-        smoothing: offset of float32 [K], which multiplies the activations before they are quantised, so that
+        bias: Offset of float32 [N]; None where no part has a bias.
+        smoothing: Offset of float32 [K], which multiplies the activations before they are quantised, so that
             W[n, k] = values[k, n] * scales[n] * smoothing[k]; None where they are not; since contract 1.4.
     """
 

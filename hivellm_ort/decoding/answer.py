@@ -15,9 +15,9 @@ class AnswerText:
     """What is certain of the text, token by token.
 
     Args:
-        detokenizer: fresh; turns tokens to text.
-        stops: fresh; cuts the text at a stop string. Reasoning is never cut.
-        reasoning: fresh; tells a leading think block from the answer; None where the model does not think.
+        detokenizer: Fresh; turns tokens to text.
+        stops: Fresh; cuts the text at a stop string. Reasoning is never cut.
+        reasoning: Fresh; tells a leading think block from the answer; None where the model does not think.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class AnswerText:
         self._ends: list[int] = []  # what was searched after each token
 
     def push(self, token_id: int) -> tuple[str, str, bool]:
-        """The reasoning and the text that a token makes certain, and whether a stop string ends the answer."""
+        """Return the reasoning and the text that a token makes certain, and whether a stop string ends the answer."""
         split = self._split(self._detokenizer.push(token_id))
         self._ends.append(self._searched)
         return split
@@ -43,7 +43,7 @@ class AnswerText:
         """As `push`, after the last token: what was held back.
 
         Args:
-            cut: leave out bytes at the end that are no whole character, instead of showing them as U+FFFD.
+            cut: Leave out bytes at the end that are no whole character, instead of showing them as U+FFFD.
         """
         held = self._detokenizer.flush()
         thought, text, stopped = self._split(held.rstrip("\N{REPLACEMENT CHARACTER}") if cut else held)
@@ -56,12 +56,12 @@ class AnswerText:
         return thought, text + last, self._stops.matched is not None
 
     def surplus(self) -> int | None:
-        """How many of the last tokens the text that is shown does without; None if it ends inside a token."""
+        """Return how many of the last tokens the text that is shown does without; None if it ends inside a token."""
         count = bisect_left(self._ends, self._shown) + 1 if self._shown else 0
         return len(self._ends) - count if not count or self._ends[count - 1] == self._shown else None
 
     def close(self, token_id: int) -> tuple[str, str]:
-        """The reasoning and the text at the end, where the last token is a stop string."""
+        """Return the reasoning and the text at the end, where the last token is a stop string."""
         thought, text, _ = self.flush()
         stop = self._detokenizer.push(token_id) + self._detokenizer.flush()
         return thought, text + stop * self._stops.include_stop

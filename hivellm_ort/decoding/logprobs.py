@@ -36,7 +36,7 @@ def token_logprob(logits: FloatArray, token_id: int, count: int) -> TokenLogprob
 
 
 def log_normaliser(logits: FloatArray) -> float:
-    """What to subtract from a logit, float32 [vocab], for the log probability of its token.
+    """Return what to subtract from a logit, float32 [vocab], for the log probability of its token.
 
     Raises:
         InferenceError: If the logits hold NaN or +inf, or are all -inf.

@@ -21,7 +21,7 @@ class PromptLookup:
     """Guesses for one sequence, as many tokens at once as have been paying.
 
     Args:
-        token_ids: the prompt.
+        token_ids: The prompt.
     """
 
     def __init__(self, token_ids: Sequence[int]):
@@ -33,11 +33,11 @@ class PromptLookup:
         self._index(token_ids)
 
     def guess(self, token_ids: Sequence[int], room: int) -> list[int]:
-        """The tokens that may follow, at most `room`; none where nothing is known or it does not pay.
+        """Return the tokens that may follow, at most `room`; none where nothing is known or it does not pay.
 
         Args:
-            token_ids: prompt and answer so far.
-            room: most tokens to guess.
+            token_ids: Prompt and answer so far.
+            room: Most tokens to guess.
         """
         size = min(self._size(), room)
         guess: list[int] = []
@@ -59,7 +59,7 @@ class PromptLookup:
             self._rate = _MEMORY * self._rate + (1 - _MEMORY) * accepted / tried
 
     def _size(self) -> int:
-        """The size with the most tokens expected per cost; 0 for one at a time."""
+        """Return the size with the most tokens expected per cost; 0 for one at a time."""
         gain = {
             size: (sum(self._rate**i for i in range(size + 1))) / (1 + _TOKEN_COST * size) for size in _SIZES
         }

@@ -61,14 +61,14 @@ def make_sampler(params: SamplingParams) -> Sampler:
 
 
 def greedy(logits: FloatArray) -> int:
-    """The sampler of temperature 0: the most likely token. A graph may choose it in its place."""
+    """Return the sampler of temperature 0: the most likely token. A graph may choose it in its place."""
     token_id = int(logits.argmax())  # a NaN counts as the greatest, so it is seen here
     require_finite(logits[token_id])
     return token_id
 
 
 def chosen_by_graph(token_id: int) -> int:
-    """The token that a graph gave as the most likely one, in place of `greedy`.
+    """Return the token that a graph gave as the most likely one, in place of `greedy`.
 
     Of logits with NaN or +inf, which `greedy` refuses, a graph may give a token of the vocabulary as well: that is
     not seen here.

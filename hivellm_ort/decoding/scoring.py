@@ -21,8 +21,8 @@ class AnswerTree:
     token of an answer is read only where another answer goes on behind it. Answers of one token each take no pass.
 
     Args:
-        answers: tokens of each answer, at least one; no two are equal.
-        end_token_ids: tokens that end an answer. Where another answer begins with this one, their probability counts.
+        answers: Tokens of each answer, at least one; no two are equal.
+        end_token_ids: Tokens that end an answer. Where another answer begins with this one, their probability counts.
     """
 
     def __init__(self, answers: Sequence[Sequence[int]], end_token_ids: Collection[int]):
@@ -49,12 +49,12 @@ class AnswerTree:
         """Take what is wanted of logits.
 
         Args:
-            path: what was read after the prompt.
-            first: how much of it was read before the first of the logits.
+            path: What was read after the prompt.
+            first: How much of it was read before the first of the logits.
             logits: float32 [n, vocab], after the first so many tokens of the path, and after each further one.
 
         Raises:
-            InferenceError: logits hold NaN or +inf.
+            InferenceError: Logits hold NaN or +inf.
         """
         for count, row in enumerate(logits, first):
             wanted = self._wanted.get(path[:count])
@@ -64,7 +64,7 @@ class AnswerTree:
                     self._logprobs[path[:count], token] = float(row[token]) - normaliser
 
     def scores(self) -> list[float]:
-        """The log probability of each answer, when all passes were noted."""
+        """Return the log probability of each answer, when all passes were noted."""
         return [self._logprob(answer) for answer in self._answers]
 
     def _logprob(self, answer: _Tokens) -> float:
@@ -75,12 +75,12 @@ class AnswerTree:
 
 
 def _shared(one: _Tokens, other: _Tokens) -> int:
-    """How many tokens both begin with."""
+    """Return how many tokens both begin with."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def shares(logprobs: Sequence[float]) -> list[float]:
-    """The probability of each among all of them; equal ones where none is possible."""
+    """Return the probability of each among all of them; equal ones where none is possible."""
     whole = _log_sum(logprobs)
     if whole == -inf:
         return [1 / len(logprobs)] * len(logprobs)

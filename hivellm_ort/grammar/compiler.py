@@ -174,7 +174,7 @@ def to_llguidance(
 
 
 def _choice(grammar: Grammar, limits: GrammarLimits) -> str:
-    """The texts as one terminal of Lark: as many rules they would be as many items in each row of the parser."""
+    """Return the texts as one terminal of Lark. As rules, each text would be an item in each row of the parser."""
     options = json.loads(grammar.text)
     if len(options) > limits.max_options:
         raise GrammarError(

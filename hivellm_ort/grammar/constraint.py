@@ -20,8 +20,8 @@ class Constraint(Protocol):
     accepted, because the answer ends there. Every method raises GrammarError once a limit of the grammar is reached.
 
     Attributes:
-        complete: what was accepted satisfies the grammar.
-        finished: complete, and nothing can follow; only an end token is allowed.
+        complete: What was accepted satisfies the grammar.
+        finished: Complete, and nothing can follow; only an end token is allowed.
     """
 
     @property

@@ -59,22 +59,22 @@ class Grammar:
 
     @classmethod
     def gbnf(cls, text: str, *, source: str = "grammar") -> Grammar:
-        """A grammar in llama.cpp's GBNF."""
+        """Return a grammar in llama.cpp's GBNF."""
         return cls("gbnf", text, source)
 
     @classmethod
     def lark(cls, text: str, *, source: str = "grammar") -> Grammar:
-        """A grammar in llguidance's dialect of Lark."""
+        """Return a grammar in llguidance's dialect of Lark."""
         return cls("lark", text, source)
 
     @classmethod
     def regex(cls, text: str, *, source: str = "regex") -> Grammar:
-        """A regular expression that the whole answer matches."""
+        """Return a regular expression that the whole answer matches."""
         return cls("regex", text, source)
 
     @classmethod
     def json_schema(cls, schema: Any, *, lenient: bool = False, source: str = "json_schema") -> Grammar:
-        """A JSON schema.
+        """Return a JSON schema.
 
         Args:
             schema: The schema as a dict or as JSON text, a class of Pydantic, or a TypeAdapter; `True` and `{}` are
@@ -111,7 +111,7 @@ class Definition:
 
 
 def _plain_schema(schema: Any, source: str) -> Any:
-    """The schema as a mapping, true or false; of a class of Pydantic, 1 or 2, and of a TypeAdapter what it gives."""
+    """Return the schema as a mapping or a boolean. Pydantic classes (1 and 2) and TypeAdapters give their own."""
     if isinstance(schema, Mapping | bool):
         return schema
     give = getattr(schema, "model_json_schema" if isinstance(schema, type) else "json_schema", None)
@@ -132,7 +132,7 @@ def _plain_schema(schema: Any, source: str) -> Any:
 
 
 def _schema_text(schema: Any, source: str) -> str:
-    """The schema as JSON text, its keys in their order: it is the order of the answer's."""
+    """Return the schema as JSON text, its keys in their order: it is the order of the answer's."""
     if schema is False:
         raise GrammarError(f"{source}: no value satisfies the schema false; give a schema that allows one")
     if schema is True:

@@ -177,7 +177,7 @@ def fill_masks(constraints: Iterable[Constraint]) -> None:
 
 @cache
 def _executor(process: int) -> LLExecutor:
-    """The threads of a process; those of another are not in one that was forked from it."""
+    """Return the threads of a process; those of another are not in one that was forked from it."""
     from llguidance import LLExecutor
 
     return LLExecutor()

@@ -98,7 +98,7 @@ def _failing(matcher: LLMatcher, text: str, source: str) -> int | None:
 
 
 def _compiled(grammar: Grammar) -> tuple[LLMatcher, tuple[str, ...], tuple[str, ...]]:
-    """The grammar's matcher on bytes, the tokens that it names, for which it has any other, and its warnings."""
+    """Return a matcher on bytes, the names of tokens in the grammar, and its warnings. One special token stands for them."""
     tokens: dict[str, None] = {}
 
     def stand_in(token: str) -> str:

@@ -33,7 +33,7 @@ SIGNATURE = re.compile(r"[0-9a-f]{128}")
 
 
 def checked_key(text: str) -> str:
-    """A public key, if it has the right form.
+    """Return a public key, if it has the right form.
 
     Raises:
         IntegrityError: It has not.
@@ -46,14 +46,14 @@ def checked_key(text: str) -> str:
 
 
 def new_seed() -> bytes:
-    """A new private key: the 32 bytes of its seed, from the system's generator."""
+    """Return a new private key: the 32 bytes of its seed, from the system's generator."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     return Ed25519PrivateKey.generate().private_bytes_raw()
 
 
 def public_key(seed: bytes) -> str:
-    """The public key of a private one."""
+    """Return the public key of a private one."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     return PREFIX + Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw().hex()
@@ -67,7 +67,7 @@ def sign(seed: bytes, message: bytes) -> str:
 
 
 def is_valid(key: str, signature: str, message: bytes) -> bool:
-    """Whether a signature of the right form is that of the message by the key."""
+    """Return whether a signature of the right form is that of the message by the key."""
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 

@@ -24,7 +24,7 @@ _MAX_PUBLIC_BYTES = 1024
 
 
 def public_path(path: Path) -> Path:
-    """Where the public key of a private key file lies."""
+    """Return where the public key of a private key file lies."""
     return path.with_suffix(".pub")
 
 
@@ -89,7 +89,7 @@ def read_private_key(path: StrPath) -> bytes:
 
 
 def read_public_key(source: StrPath) -> str:
-    """A public key given as text, or as the file that holds it.
+    """Return a public key given as text, or as the file that holds it.
 
     Args:
         source: A string that begins with `ed25519:`, else the path of a `.pub` file.

@@ -22,7 +22,7 @@ _MAX_FILES = Limits().max_members
 
 
 def members_of(package: UnpackedPackage) -> dict[str, Member]:
-    """All files of a package by name, those that were left out of the unpacked archive included.
+    """Return all files of a package by name, those that were left out of the unpacked archive included.
 
     An archive's digests are those taken when it was unpacked; a folder's files are read now.
 
@@ -35,7 +35,7 @@ def members_of(package: UnpackedPackage) -> dict[str, Member]:
 
 
 def field(block: Mapping[str, Any], key: str, form: re.Pattern[str]) -> str:
-    """A field of the integrity block that must have a certain form.
+    """Return a field of the integrity block that must have a certain form.
 
     Raises:
         IntegrityError: It has another form, is no string or is missing.
@@ -47,7 +47,7 @@ def field(block: Mapping[str, Any], key: str, form: re.Pattern[str]) -> str:
 
 
 def listed_digests(block: Mapping[str, Any]) -> dict[str, str]:
-    """The names and digests that an integrity block lists.
+    """Return the names and digests that an integrity block lists.
 
     Raises:
         IntegrityError: They are missing or malformed.
@@ -64,7 +64,7 @@ def listed_digests(block: Mapping[str, Any]) -> dict[str, str]:
 
 
 def covered(listed: Mapping[str, str], members: Mapping[str, Member]) -> dict[str, Member]:
-    """The members that a signature must cover.
+    """Return the members that a signature must cover.
 
     Those are all but the files that macOS and Windows add and the signature does not list. These are never unpacked
     and never read, also in a folder opened in place, so whoever adds one changes nothing that is used.
@@ -92,7 +92,7 @@ def compare(listed: Mapping[str, str], members: Mapping[str, Member]) -> None:
 
 
 def _walk(root: Path) -> Iterator[Member]:
-    """The files under a folder, under the rules for the names of an archive."""
+    """Yield the files under a folder, under the rules for the names of an archive."""
     names = MemberNames()
     for count, (found, folder) in enumerate(files_below(root), start=1):
         if count > _MAX_FILES:

@@ -100,7 +100,7 @@ def signed_manifest(
 def verified_key(
     text: bytes, manifest: Mapping[str, Any], block: Mapping[str, Any], members: Mapping[str, Member]
 ) -> str:
-    """The public key that signed the package.
+    """Return the public key that signed the package.
 
     Args:
         text: The bytes of `manifest.json`.

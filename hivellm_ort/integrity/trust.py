@@ -57,7 +57,7 @@ class Trust:
             object.__setattr__(self, "keys", checked_keys(self.keys))
 
     def pinned(self) -> Mapping[str, str]:
-        """The pinned keys by name.
+        """Return the pinned keys by name.
 
         Raises:
             LoadError: The user's list cannot be read.

@@ -44,7 +44,7 @@ class TrustStore:
         self.path = _default_path() if path is None else Path(path)
 
     def mapping(self) -> dict[str, str]:
-        """The names and their public keys, in the order they were added; none without a file.
+        """Return the names and their public keys, in the order they were added; none without a file.
 
         Raises:
             LoadError: The file cannot be read or is damaged.
@@ -127,7 +127,7 @@ class TrustStore:
 
 
 def checked_keys(keys: Mapping[str, str]) -> dict[str, str]:
-    """A copy of names and their public keys, if they have the right form.
+    """Return a copy of names and their public keys, if they have the right form.
 
     Raises:
         IntegrityError: A name or a key is malformed, or one key has two names.

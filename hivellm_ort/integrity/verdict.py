@@ -51,5 +51,5 @@ class Verdict:
 
 
 def short_key(key: str) -> str:
-    """A public key cut to its first 16 hex digits, to recognise it by; never to compare it by."""
+    """Return a public key cut to its first 16 hex digits, to recognise it by; never to compare it by."""
     return f"{key[:_SHORT]}…"

@@ -58,7 +58,7 @@ def verify(package: UnpackedPackage, keys: Mapping[str, str]) -> Verdict:
 
 
 def _scheme(manifest: Mapping[str, Any]) -> str | None:
-    """The scheme of the manifest's signature; None where nothing claims to be one."""
+    """Return the scheme of the manifest's signature; None where nothing claims to be one."""
     block = manifest.get("integrity")
     if block is None:
         return None

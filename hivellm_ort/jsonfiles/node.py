@@ -17,7 +17,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def report_on(value: Mapping[str, Any], where: str, *, lenient: bool = False, cure: str = "") -> Report:
-    """An empty report on a JSON object, with places if it is one of `read_json`.
+    """Return an empty report on a JSON object, with places if it is one of `read_json`.
 
     Args:
         value: The object.
@@ -63,11 +63,11 @@ class Node:
         return self._pointer + pointer_of([key])
 
     def has(self, key: str) -> bool:
-        """Whether a field is there and not null."""
+        """Return whether a field is there and not null."""
         return self._value.get(key) is not None
 
     def text(self, key: str) -> str | None:
-        """A string; None when absent.
+        """Return a string; None when absent.
 
         Raises:
             ManifestError: The field holds something else.
@@ -75,7 +75,7 @@ class Node:
         return self._text(self._value.get(key), self.pointer(key))
 
     def required(self, key: str) -> str:
-        """A string that is there and not blank.
+        """Return a string that is there and not blank.
 
         Raises:
             ManifestError: The field is missing or blank, or holds something else.
@@ -90,7 +90,7 @@ class Node:
     def texts(
         self, key: str, fault_of: Callable[[str], str | None] = lambda _: None
     ) -> tuple[str, ...] | None:
-        """A list of strings, without its nulls; None when absent.
+        """Return a list of strings, without its nulls; None when absent.
 
         Args:
             key: The field.
@@ -114,7 +114,7 @@ class Node:
         return tuple(texts)
 
     def flag(self, key: str) -> bool | None:
-        """A boolean; None when absent.
+        """Return a boolean; None when absent.
 
         Raises:
             ManifestError: The field holds something else.
@@ -126,7 +126,7 @@ class Node:
         return None
 
     def number(self, key: str) -> float | None:
-        """A finite number; None when absent.
+        """Return a finite number; None when absent.
 
         Raises:
             ManifestError: The field holds something else.
@@ -147,7 +147,7 @@ class Node:
         return None
 
     def integer(self, key: str) -> int | None:
-        """A whole number, also when written as 12.0; None when absent.
+        """Return a whole number, also when written as 12.0; None when absent.
 
         Raises:
             ManifestError: The field holds something else.
@@ -164,7 +164,7 @@ class Node:
         return None
 
     def child(self, key: str) -> Node | None:
-        """An object; None when absent.
+        """Return an object; None when absent.
 
         Raises:
             ManifestError: The field holds something else.
@@ -173,7 +173,7 @@ class Node:
         return None if value is None else self._node(value, self.pointer(key))
 
     def children(self, key: str) -> tuple[Node, ...]:
-        """A list of objects, without its nulls; empty when absent.
+        """Return a list of objects, without its nulls; empty when absent.
 
         Raises:
             ManifestError: The field or an item holds something else.
@@ -182,11 +182,11 @@ class Node:
         return tuple(node for node in nodes if node is not None)
 
     def names(self) -> tuple[str, ...]:
-        """The names of all fields, those that are null too."""
+        """Return the names of all fields, those that are null too."""
         return tuple(self._value)
 
     def values(self, key: str) -> list[Any] | None:
-        """A list as it is; None when absent.
+        """Return a list as it is; None when absent.
 
         Raises:
             ManifestError: The field holds something else.
@@ -198,7 +198,7 @@ class Node:
         return None
 
     def entries(self) -> Iterator[tuple[str, Node]]:
-        """The fields of an object whose values are all objects.
+        """Yield the fields of an object whose values are all objects.
 
         Raises:
             ManifestError: A field holds something else.

@@ -51,12 +51,12 @@ class _Value(NamedTuple):
 
 
 def line_and_column(text: str, offset: int) -> Place:
-    """The place of a character in a text, given its index."""
+    """Return the place of a character in a text, given its index."""
     return Place(text.count("\n", 0, offset) + 1, offset - text.rfind("\n", 0, offset))
 
 
 def pointer_of(path: Sequence[str]) -> str:
-    """The JSON pointer (RFC 6901) of keys and indices; empty for the whole."""
+    """Return the JSON pointer (RFC 6901) of keys and indices; empty for the whole."""
     return "".join(f"/{token.replace('~', '~0').replace('/', '~1')}" for token in path)
 
 
@@ -112,7 +112,7 @@ def first_fault(text: str) -> tuple[str, int, str] | None:
 
 
 def number_fault(word: str) -> str | None:
-    """Why a number, as written, is refused; None if it is not."""
+    """Return why a number, as written, is refused; None if it is not."""
     digits = word.removeprefix("-")
     if digits in ("NaN", "Infinity"):
         return f"{word} is not a JSON number; write a finite one"
@@ -125,7 +125,7 @@ def _path(pointer: str) -> tuple[str, ...]:
 
 
 def _walk(text: str, opened: Container[tuple[str, ...]] | None = None) -> Iterator[_Value]:
-    """The values of a JSON text, in the order of the text.
+    """Yield the values of a JSON text, in the order of the text.
 
     Args:
         text: A JSON text that parses as far as it is walked.

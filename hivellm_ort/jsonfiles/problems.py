@@ -39,7 +39,7 @@ class Problem:
 
 
 def error_of(problems: Sequence[Problem]) -> ManifestError:
-    """The error that lists these, one line each; its attributes are those of the first."""
+    """Return the error that lists these, one line each; its attributes are those of the first."""
     line, column = problems[0].place or (None, None)
     return ManifestError(
         "\n".join(str(problem) for problem in problems),

@@ -64,7 +64,7 @@ def read_json(path: Path) -> JsonObject:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The bytes of a JSON file.
+    """Return the bytes of a JSON file.
 
     Raises:
         ManifestError: The file is missing, unreadable or larger than `MAX_JSON_BYTES`.
@@ -81,7 +81,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def parse_json(data: bytes, where: str) -> JsonObject:
-    """What `read_json` makes of the bytes of a file.
+    """Return what `read_json` makes of the bytes of a file.
 
     Args:
         data: The bytes.
@@ -130,7 +130,7 @@ def parse_value(text: str) -> Any:
 
 
 def type_name(value: object) -> str:
-    """The JSON type of a value with its article, for messages."""
+    """Return the JSON type of a value with its article, for messages."""
     if isinstance(value, Mapping):
         return "an object"
     if isinstance(value, list | tuple):

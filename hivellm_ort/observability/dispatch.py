@@ -27,7 +27,7 @@ class Events:
     """Listeners, and the way to tell them what happens. Every method may be called from any thread.
 
     Args:
-        listeners: the first ones.
+        listeners: The first ones.
     """
 
     def __init__(self, *listeners: Listener):

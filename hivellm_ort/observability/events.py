@@ -39,8 +39,8 @@ class RequestQueued:
     """A request was submitted.
 
     Attributes:
-        expert: name the expert is loaded under.
-        base: short name of its base model.
+        expert: Name the expert is loaded under.
+        base: Short name of its base model.
     """
 
     expert: str
@@ -52,9 +52,9 @@ class RequestStarted:
     """A request got a row of the running batch.
 
     Attributes:
-        expert: name the expert is loaded under.
-        base: short name of its base model.
-        queued_seconds: how long it waited since it was submitted.
+        expert: Name the expert is loaded under.
+        base: Short name of its base model.
+        queued_seconds: How long it waited since it was submitted.
     """
 
     expert: str
@@ -67,9 +67,9 @@ class FirstToken:
     """The first token of an answer is there.
 
     Attributes:
-        expert: name the expert is loaded under.
-        base: short name of its base model.
-        seconds: since the request was submitted, waiting included.
+        expert: Name the expert is loaded under.
+        base: Short name of its base model.
+        seconds: Since the request was submitted, waiting included.
     """
 
     expert: str
@@ -82,19 +82,19 @@ class RequestFinished:
     """A request ended, with an answer, by cancellation or with an error.
 
     Attributes:
-        expert: name the expert is loaded under.
-        base: short name of its base model.
-        finish_reason: as in `InferenceResult`; None where it ended with an error.
-        error: name of the error's type; None where there was none.
+        expert: Name the expert is loaded under.
+        base: Short name of its base model.
+        finish_reason: As in `InferenceResult`; None where it ended with an error.
+        error: Name of the error's type; None where there was none.
         started: False where it ended while it waited for a row.
-        prompt_tokens: tokens of the rendered prompt.
-        cached_tokens: how many of these an earlier request had read already.
-        completion_tokens: generated tokens.
-        forced_tokens: how many of these the grammar left no choice about.
-        accepted_tokens: how many of these prompt lookup guessed.
-        queued_seconds: from the submission to the row, or to the end where it got none.
-        prefill_seconds: from the row to the first token.
-        decode_seconds: all tokens after the first.
+        prompt_tokens: Tokens of the rendered prompt.
+        cached_tokens: How many of these an earlier request had read already.
+        completion_tokens: Generated tokens.
+        forced_tokens: How many of these the grammar left no choice about.
+        accepted_tokens: How many of these prompt lookup guessed.
+        queued_seconds: From the submission to the row, or to the end where it got none.
+        prefill_seconds: From the row to the first token.
+        decode_seconds: All tokens after the first.
     """
 
     expert: str
@@ -115,14 +115,14 @@ class RequestFinished:
     def from_result(
         cls, result: InferenceResult, *, expert: str, base: str, queued_seconds: float, started: bool = True
     ) -> RequestFinished:
-        """The event for a request that ended without an error.
+        """Return the event for a request that ended without an error.
 
         Args:
-            result: what it returned.
-            expert: name the expert is loaded under; `result.expert` is that of its manifest.
-            base: short name of its base model.
-            queued_seconds: how long it waited for a row.
-            started: whether it got one.
+            result: What it returned.
+            expert: Name the expert is loaded under; `result.expert` is that of its manifest.
+            base: Short name of its base model.
+            queued_seconds: How long it waited for a row.
+            started: Whether it got one.
         """
         return cls(
             expert=expert,
@@ -145,10 +145,10 @@ class ExpertLoaded:
     """An expert's adapter came into memory, on the caller's wish or because an evicted one was used again.
 
     Attributes:
-        expert: name it is loaded under.
-        base: short name of its base model.
+        expert: Name it is loaded under.
+        base: Short name of its base model.
         digest: SHA-256 of the adapter, in hex.
-        bytes: memory of the adapter's weights.
+        bytes: Memory of the adapter's weights.
     """
 
     expert: str
@@ -162,10 +162,10 @@ class ExpertUnloaded:
     """An adapter left memory because the caller unloaded, replaced or closed it.
 
     Attributes:
-        expert: name it was loaded under.
-        base: short name of its base model.
+        expert: Name it was loaded under.
+        base: Short name of its base model.
         digest: SHA-256 of the adapter, in hex.
-        bytes: memory of the adapter's weights.
+        bytes: Memory of the adapter's weights.
     """
 
     expert: str
@@ -179,11 +179,11 @@ class ExpertEvicted:
     """An adapter left memory to make room; its next use loads it again.
 
     Attributes:
-        expert: name it is known under.
-        base: short name of its base model.
+        expert: Name it is known under.
+        base: Short name of its base model.
         digest: SHA-256 of the adapter, in hex.
-        bytes: memory of the adapter's weights.
-        reason: which limit was exceeded.
+        bytes: Memory of the adapter's weights.
+        reason: Which limit was exceeded.
     """
 
     expert: str
@@ -198,10 +198,10 @@ class BaseLoaded:
     """A base model came into memory.
 
     Attributes:
-        base: its short name.
+        base: Its short name.
         digest: SHA-256 of its bundle, in hex.
-        bytes: memory of its weights and caches.
-        seconds: how long that took.
+        bytes: Memory of its weights and caches.
+        seconds: How long that took.
     """
 
     base: str
@@ -215,9 +215,9 @@ class BaseFreed:
     """A base model left memory.
 
     Attributes:
-        base: its short name.
+        base: Its short name.
         digest: SHA-256 of its bundle, in hex.
-        bytes: memory of its weights and caches.
+        bytes: Memory of its weights and caches.
         reason: `unused` (its last expert was unloaded), `closed` (the manager was), or the limit that was exceeded.
     """
 
@@ -232,9 +232,9 @@ class Swapped:
     """An adapter was bound in another one's place.
 
     Attributes:
-        expert: name of the expert it belongs to.
-        base: short name of its base model.
-        seconds: how long that took.
+        expert: Name of the expert it belongs to.
+        base: Short name of its base model.
+        seconds: How long that took.
     """
 
     expert: str
@@ -247,11 +247,11 @@ class StepDone:
     """A base read a prompt, or the next tokens of its running rows.
 
     Attributes:
-        base: its short name.
-        rows: rows in use.
-        capacity: rows there are.
-        seconds: how long it took.
-        tokens: tokens it read, those of prompts and guesses included.
+        base: Its short name.
+        rows: Rows in use.
+        capacity: Rows there are.
+        seconds: How long it took.
+        tokens: Tokens it read, those of prompts and guesses included.
     """
 
     base: str

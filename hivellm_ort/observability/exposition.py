@@ -21,11 +21,11 @@ class Family:
     """A metric with a value for each combination of its labels.
 
     Attributes:
-        name: its name without the package's prefix.
-        kind: its type in Prometheus.
-        description: what it counts, in a sentence.
-        labels: names of its labels.
-        samples: values by label values.
+        name: Its name without the package's prefix.
+        kind: Its type in Prometheus.
+        description: What it counts, in a sentence.
+        labels: Names of its labels.
+        samples: Values by label values.
     """
 
     name: str
@@ -36,12 +36,12 @@ class Family:
 
 
 def prometheus_text(families: Iterable[Family]) -> str:
-    """The text that a scraper reads, one line per sample."""
+    """Return the text that a scraper reads, one line per sample."""
     return "".join(f"{line}\n" for family in families for line in _lines(family))
 
 
 def json_values(families: Iterable[Family]) -> dict[str, Any]:
-    """The values by name; those of a family with labels by label values, one level per label."""
+    """Return the values by name; those of a family with labels by label values, one level per label."""
     return {family.name: _tree(family) for family in families}
 
 

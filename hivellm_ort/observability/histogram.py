@@ -15,11 +15,11 @@ class HistogramReading:
     """A histogram as it was at one moment.
 
     Attributes:
-        bounds: upper bounds of the buckets, ascending; one more bucket has no bound.
-        counts: values in each bucket, not cumulated, len(bounds) + 1.
-        sum: of all values.
-        least: the smallest value; 0.0 where there is none.
-        most: the largest value; 0.0 where there is none.
+        bounds: Upper bounds of the buckets, ascending; one more bucket has no bound.
+        counts: Values in each bucket, not cumulated, len(bounds) + 1.
+        sum: Of all values.
+        least: The smallest value; 0.0 where there is none.
+        most: The largest value; 0.0 where there is none.
     """
 
     bounds: tuple[float, ...]
@@ -39,7 +39,7 @@ class HistogramReading:
         return tuple(zip((*self.bounds, float("inf")), accumulate(self.counts), strict=True))
 
     def percentile(self, share: float) -> float | None:
-        """The value that this share of all values, 0 to 1, does not exceed; None where there is none.
+        """Return the value that this share of all values, 0 to 1, does not exceed; None where there is none.
 
         An estimate: values are taken to be spread evenly over their bucket, within the least and the largest value.
         """
@@ -58,7 +58,7 @@ class Histogram:
     """Values counted in buckets; not thread-safe by itself.
 
     Args:
-        bounds: upper bounds of the buckets, ascending; a value equal to a bound is in its bucket.
+        bounds: Upper bounds of the buckets, ascending; a value equal to a bound is in its bucket.
     """
 
     __slots__ = ("_bounds", "_counts", "_least", "_most", "_sum")
@@ -80,7 +80,7 @@ class Histogram:
             self._most = value
 
     def read(self) -> HistogramReading:
-        """A copy that changes no more."""
+        """Return a copy that changes no more."""
         filled = any(self._counts)
         return HistogramReading(
             bounds=self._bounds,

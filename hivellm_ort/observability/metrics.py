@@ -271,7 +271,7 @@ class Metrics:
 
 
 def _label(name: str, known: Collection[str]) -> str:
-    """The name, or `other` where it would be one too many: what is counted must stay bounded."""
+    """Return the name, or `other` where it would be one too many: what is counted must stay bounded."""
     return name if name in known or len(known) < _MAX_LABELS else _OTHER
 
 

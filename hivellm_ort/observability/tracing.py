@@ -38,8 +38,8 @@ class RequestSpan:
     """The span of one request. Its methods may be called from any thread and never raise.
 
     Args:
-        span: what records; None records nothing.
-        stream: whether the answer is given piece by piece.
+        span: What records; None records nothing.
+        stream: Whether the answer is given piece by piece.
     """
 
     __slots__ = ("_begin", "_span", "_stream")
@@ -67,7 +67,7 @@ class RequestSpan:
         """Record what the request ended with, and end the span; does nothing once it has ended.
 
         Args:
-            outcome: the result, or the error.
+            outcome: The result, or the error.
         """
         if self._span is None:
             return
@@ -90,9 +90,9 @@ def start_request(expert: str, sampling: Mapping[str, Any], *, stream: bool = Fa
     """Start the span of a request, in the thread that submits it: that thread's current span is its parent.
 
     Args:
-        expert: name the expert is loaded under.
-        sampling: options by their names in `GenerateOptions`; `stop` is a string or several, None is no value.
-        stream: whether the answer is given piece by piece.
+        expert: Name the expert is loaded under.
+        sampling: Options by their names in `GenerateOptions`; `stop` is a string or several, None is no value.
+        stream: Whether the answer is given piece by piece.
 
     Returns:
         Something that records nothing where OpenTelemetry is not installed or does not record this request.

@@ -105,7 +105,7 @@ def parse_hint(text: str) -> Hint:
 
 
 def holds(hint: Hint, tags: Tags) -> bool:
-    """Whether a hint holds for what is known of a request; what is not known does not hold.
+    """Return whether a hint holds for what is known of a request; what is not known does not hold.
 
     Keys and values are compared without case, and a hyphen, an underscore and a space are the same.
     """

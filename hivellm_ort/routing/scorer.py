@@ -65,7 +65,7 @@ class _Clues:
         self._by_length.setdefault(len(phrase.words), set()).add(phrase.text)
 
     def found(self, words: PromptWords, everyday: float, *, with_hints: bool) -> list[tuple[float, str]]:
-        """The weights and sources of the clues that count, the weightiest first.
+        """Return the weights and sources of the clues that count, the weightiest first.
 
         Args:
             words: The prompt.
@@ -164,13 +164,13 @@ def _profile(candidate: Candidate, shares: Mapping[str, float]) -> _Profile:
 
 
 def _keywords(candidate: Candidate) -> dict[str, str]:
-    """The keywords by the text of their phrases; of several spellings of one phrase the first."""
+    """Return the keywords by the text of their phrases; of several spellings of one phrase the first."""
     phrases = ((Phrase.of(keyword), keyword) for keyword in reversed(candidate.routing.keywords))
     return {phrase.text: keyword for phrase, keyword in phrases if phrase is not None}
 
 
 def _holding(hint: Hint, tags: Tags) -> str:
-    """The terms that made a hint hold; when it holds for what is absent, that."""
+    """Return the terms that made a hint hold; when it holds for what is absent, that."""
     good = [str(term) for term, positive in terms(hint) if positive and holds(term, tags)]
     return ", ".join(good[:3]) or "nothing that it excludes"
 

@@ -49,7 +49,7 @@ class Phrase:
         return cls(words, " ".join(words)) if 0 < len(words) <= MAX_PHRASE_WORDS else None
 
     def inner(self) -> set[str]:
-        """The texts of the shorter phrases inside this one."""
+        """Return the texts of the shorter phrases inside this one."""
         size = len(self.words)
         return {
             " ".join(self.words[start : start + length])
@@ -70,7 +70,7 @@ class PromptWords:
         self._runs: dict[int, set[str]] = {}
 
     def runs(self, length: int) -> set[str]:
-        """The texts of all phrases of so many words."""
+        """Return the texts of all phrases of so many words."""
         if length not in self._runs:
             shifted = (self._words[start:] for start in range(length))
             self._runs[length] = set(map(" ".join, zip(*shifted, strict=False)))
@@ -78,7 +78,7 @@ class PromptWords:
 
 
 def spaced(identifier: str) -> str:
-    """An identifier such as `group_by` or `query-dsl` with spaces in place of hyphens and underscores."""
+    """Return an identifier such as `group_by` or `query-dsl` with spaces in place of hyphens and underscores."""
     return identifier.replace("_", " ").replace("-", " ")
 
 

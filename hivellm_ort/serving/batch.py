@@ -20,16 +20,16 @@ DEFAULT_BATCH_SIZE = DEFAULT_ROWS
 
 
 def run_all(asked: Sequence[tuple[Scheduler, Generation]], batch_size: int) -> list[InferenceResult]:
-    """The results of generations, in their order. Whatever happens, all of them end.
+    """Return the results of generations, in their order. Whatever happens, all of them end.
 
     Args:
-        asked: generations, each with the scheduler that runs it.
-        batch_size: most of them at a time for each scheduler.
+        asked: Generations, each with the scheduler that runs it.
+        batch_size: Most of them at a time for each scheduler.
 
     Raises:
         OptionTypeError: `batch_size` is no integer.
-        OptionError: it is below 1.
-        Exception: the one that a generation failed with; the others are cancelled then.
+        OptionError: It is below 1.
+        Exception: The one that a generation failed with; the others are cancelled then.
     """
     queues: dict[Scheduler, deque[Generation]] = {}
     for scheduler, generation in asked:

@@ -47,13 +47,13 @@ class RequestBuilder:
     """Makes generations: what a base, an adapter, a manifest and a chat template make of a prompt and options.
 
     Attributes:
-        base: its base.
-        adapter: its adapter; None where it is merged.
-        manifest: its manifest.
-        template: how its prompts are written.
-        eos_token_ids: tokens that end its answers: the base's, and the template's.
-        dialect: what its system message says where the caller gives a schema only.
-        grammar: the grammar of its package, if it has one.
+        base: Its base.
+        adapter: Its adapter; None where it is merged.
+        manifest: Its manifest.
+        template: How its prompts are written.
+        eos_token_ids: Tokens that end its answers: the base's, and the template's.
+        dialect: What its system message says where the caller gives a schema only.
+        grammar: The grammar of its package, if it has one.
     """
 
     base: Base
@@ -81,14 +81,14 @@ class RequestBuilder:
         )
 
     def build(self, prompt: str | None, options: GenerateOptions) -> Generation:
-        """The generation for a prompt, not submitted yet.
+        """Return the generation for a prompt, not submitted yet.
 
         Raises:
-            OptionTypeError: an option does not exist, or has a value of a wrong type.
-            OptionError: one is out of range, or a message or a tool is malformed.
-            ContextLengthError: prompt and `max_tokens` do not fit the model's context.
-            GrammarError: the grammar has a fault, or there is none where `grammar` is True.
-            InferenceError: the chat template fails, or does not show the tools or a message.
+            OptionTypeError: An option does not exist, or has a value of a wrong type.
+            OptionError: One is out of range, or a message or a tool is malformed.
+            ContextLengthError: Prompt and `max_tokens` do not fit the model's context.
+            GrammarError: The grammar has a fault, or there is none where `grammar` is True.
+            InferenceError: The chat template fails, or does not show the tools or a message.
         """
         check_prompt(prompt)
         check_options(options)
@@ -121,7 +121,7 @@ class RequestBuilder:
         )
 
     def build_score(self, prompt: str | None, answers: Sequence[str], options: ScoreOptions) -> Generation:
-        """The generation that scores given answers to a prompt, not submitted yet. Raises as `build`."""
+        """Return the generation that scores given answers to a prompt, not submitted yet. Raises as `build`."""
         check_prompt(prompt)
         check_answers(answers)
         check_options(options, ScoreOptions)
@@ -143,7 +143,7 @@ class RequestBuilder:
     def _encode_prompt(
         self, question: str | None, options: GenerateOptions | ScoreOptions, *, thinking: bool
     ) -> Prompt:
-        """The prompt in text and tokens."""
+        """Return the prompt in text and tokens."""
         messages = build_messages(
             question,
             schema=options.get("schema"),
@@ -157,7 +157,7 @@ class RequestBuilder:
         return prompt
 
     def _sampling(self, options: GenerateOptions) -> SamplingParams:
-        """The caller's values, else the manifest's, else those of SamplingParams."""
+        """Return the caller's values, else the manifest's, else those of SamplingParams."""
         names = {field.name for field in dataclasses.fields(SamplingParams)}
         values: dict[str, Any] = {
             name: getattr(self.manifest.decoding, name)
@@ -199,7 +199,7 @@ class RequestBuilder:
         return lambda token_ids, logits: users(token_ids, own(token_ids, logits))
 
     def _guesses(self, options: GenerateOptions) -> bool:
-        """Whether to guess tokens: by default where several at once give exactly what one by one gives."""
+        """Return whether to guess tokens: by default where several at once give exactly what one by one gives."""
         wanted = options.get("prompt_lookup")
         return self.base.config.precision == "fp32" if wanted is None else wanted
 
@@ -216,7 +216,7 @@ class RequestBuilder:
         return AnswerText(IncrementalDetokenizer(self.base.tokenizer), matcher, reasoning)
 
     def _grammar(self, options: GenerateOptions) -> Grammar | None:
-        """The grammar of the request, as strict as it wants it."""
+        """Return the grammar of the request, as strict as it wants it."""
         grammar = self._wanted_grammar(options)
         lenient = options.get("lenient")
         if grammar is None or grammar.kind != "json_schema" or lenient is None:
@@ -224,7 +224,7 @@ class RequestBuilder:
         return dataclasses.replace(grammar, lenient=lenient)
 
     def _wanted_grammar(self, options: GenerateOptions) -> Grammar | None:
-        """The grammar of the caller, else the package's where its manifest wants it."""
+        """Return the grammar of the caller, else the package's where its manifest wants it."""
         given: dict[str, Any] = {
             name: value for name, value in options.items() if name in _GRAMMARS and value is not None
         }
@@ -247,7 +247,7 @@ class RequestBuilder:
         return self.grammar if value is True else value or None
 
     def _single_tokens(self, stops: Sequence[str]) -> frozenset[int]:
-        """The stops that are one token each."""
+        """Return the stops that are one token each."""
         tokenizer = self.base.tokenizer
         encoded = ((stop, tokenizer.encode(stop)) for stop in stops)
         return frozenset(ids[0] for stop, ids in encoded if len(ids) == 1 and tokenizer.decode(ids) == stop)

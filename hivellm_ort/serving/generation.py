@@ -57,14 +57,14 @@ class Step:
     """One generated token.
 
     Attributes:
-        token_id: the token; None where the generation was cancelled, or failed, before another.
-        text: text that is certain now; may be empty, and may hold more than this token's.
-        reasoning: the same of a think block before the answer.
+        token_id: The token; None where the generation was cancelled, or failed, before another.
+        text: Text that is certain now; may be empty, and may hold more than this token's.
+        reasoning: The same of a think block before the answer.
         finish_reason: None while the generation goes on.
-        logprob: the token's probability, where it was asked for.
-        forced: whether the grammar left no other token.
-        grammar_complete: of the last step: whether the answer satisfies its grammar; None where it has none.
-        error: what ended the generation, in place of a finish reason.
+        logprob: The token's probability, where it was asked for.
+        forced: Whether the grammar left no other token.
+        grammar_complete: Of the last step: whether the answer satisfies its grammar; None where it has none.
+        error: What ended the generation, in place of a finish reason.
     """
 
     token_id: int | None
@@ -99,27 +99,27 @@ class Generation:
     """One answer. A scheduler's thread generates it; other threads cancel it and wait for it.
 
     Args:
-        request: what is asked.
-        answer: fresh; makes text of the tokens.
-        adapter: what the engine binds; None for the base alone.
-        process: changes the logits before sampling; gets the token ids so far, prompt included, int64 [n].
-        constraint: fresh; the grammar of the answer. Tokens that it forces are not sampled.
-        lookup: fresh; guesses tokens; None for one token at a time.
+        request: What is asked.
+        answer: Fresh; makes text of the tokens.
+        adapter: What the engine binds; None for the base alone.
+        process: Changes the logits before sampling; gets the token ids so far, prompt included, int64 [n].
+        constraint: Fresh; the grammar of the answer. Tokens that it forces are not sampled.
+        lookup: Fresh; guesses tokens; None for one token at a time.
 
     Attributes:
-        request: as given.
-        answer: as given.
-        adapter: as given; None after the end, so that whoever keeps an answer keeps no expert in memory.
-        process: as given.
-        constraint: as given.
-        lookup: as given.
-        sampler: picks a token from logits float32 [vocab].
-        status: where it is in its life.
-        error: what it failed with; None otherwise.
-        cached_tokens: tokens of the prompt that an earlier request had read.
-        swap_seconds: time it took to bind the adapter.
-        scores: log probability of each of the request's given answers.
-        pieces: text as it became certain; None after the last.
+        request: As given.
+        answer: As given.
+        adapter: As given; None after the end, so that whoever keeps an answer keeps no expert in memory.
+        process: As given.
+        constraint: As given.
+        lookup: As given.
+        sampler: Picks a token from logits float32 [vocab].
+        status: Where it is in its life.
+        error: What it failed with; None otherwise.
+        cached_tokens: Tokens of the prompt that an earlier request had read.
+        swap_seconds: Time it took to bind the adapter.
+        scores: Log probability of each of the request's given answers.
+        pieces: Text as it became certain; None after the last.
 
     Raises:
         OptionError: `timeout` is not above 0.
@@ -194,8 +194,8 @@ class Generation:
         """Add a step; with the last one the generation ends.
 
         Args:
-            step: the step.
-            now: when it was done, of `time.perf_counter`.
+            step: The step.
+            now: When it was done, of `time.perf_counter`.
         """
         self._last = now
         if self.status is Status.WAITING:  # it ends before its turn
@@ -245,10 +245,10 @@ class Generation:
         """Return when it has ended; True if it has.
 
         Args:
-            timeout: most seconds to wait; None for any number.
+            timeout: Most seconds to wait; None for any number.
 
         Raises:
-            InferenceError: this is the thread that generates it, or another process does.
+            InferenceError: This is the thread that generates it, or another process does.
         """
         self._require_waiting()
         if timeout is not None:
@@ -258,18 +258,18 @@ class Generation:
         return True
 
     def next_piece(self) -> str | None:
-        """The next of `pieces`, as soon as there is one. Raises as `wait`."""
+        """Return the next of `pieces`, as soon as there is one. Raises as `wait`."""
         self._require_waiting()
         while True:
             with contextlib.suppress(Empty):
                 return self.pieces.get(timeout=_PATIENCE)
 
     def result(self) -> InferenceResult:
-        """What was generated.
+        """Return what was generated.
 
         Raises:
-            InferenceError: it has not ended.
-            Exception: the one that it failed with.
+            InferenceError: It has not ended.
+            Exception: The one that it failed with.
         """
         if self.error is not None:
             raise self.error
@@ -295,11 +295,11 @@ class Generation:
         )
 
     def score_result(self, answers: Sequence[str]) -> ScoreResult:
-        """What the given answers scored; `answers` are their texts.
+        """Return what the given answers scored; `answers` are their texts.
 
         Raises:
-            InferenceError: it has not ended, or was cancelled.
-            Exception: the one that it failed with.
+            InferenceError: It has not ended, or was cancelled.
+            Exception: The one that it failed with.
         """
         result = self.result()
         if not self.scores:
@@ -316,7 +316,7 @@ class Generation:
         )
 
     def timings(self) -> Timings:
-        """Where the time went so far."""
+        """Return where the time went so far."""
         return Timings(
             queue=self._turn - self._created,
             swap=self.swap_seconds,

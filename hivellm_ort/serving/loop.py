@@ -28,7 +28,7 @@ class Loop:
     fails on a step of all rows.
 
     Args:
-        model: rows of the engine, none of them in use.
+        model: Rows of the engine, none of them in use.
     """
 
     def __init__(self, model: Model):
@@ -126,7 +126,7 @@ class Loop:
 
 
 def _guarded(row: Row, steps: Iterator[_StepT]) -> Iterator[_StepT | Step]:
-    """The steps; what a grammar, a processor or the model raises on this row becomes the last of them."""
+    """Yield the steps; what a grammar, a processor or the model raises on this row becomes the last of them."""
     step: _StepT | Step
     while not row.failed:
         try:

@@ -17,15 +17,15 @@ class GenerationRequest:
     """One answer that somebody wants. It never changes; a `Generation` says what came of it.
 
     Attributes:
-        prompt_ids: the rendered prompt, at least one token.
-        max_tokens: most tokens of the answer, from 1.
-        eos_token_ids: tokens that end the answer.
-        sampling: how tokens are chosen.
-        closing_token_ids: tokens that are a stop string where the grammar is complete.
-        timeout: seconds after which the answer is cancelled, counted from the question; None for no limit.
-        expert: name of the expert, for the result.
-        answers: tokens of given answers, whose probabilities are wanted in place of an answer.
-        warnings: what the result says about the grammar, a sentence each.
+        prompt_ids: The rendered prompt, at least one token.
+        max_tokens: Most tokens of the answer, from 1.
+        eos_token_ids: Tokens that end the answer.
+        sampling: How tokens are chosen.
+        closing_token_ids: Tokens that are a stop string where the grammar is complete.
+        timeout: Seconds after which the answer is cancelled, counted from the question; None for no limit.
+        expert: Name of the expert, for the result.
+        answers: Tokens of given answers, whose probabilities are wanted in place of an answer.
+        warnings: What the result says about the grammar, a sentence each.
     """
 
     prompt_ids: Sequence[int]

@@ -66,12 +66,12 @@ class Row:
     """One row of the model, and the generation that has it: chooses tokens and counts what the model has read.
 
     Attributes:
-        generation: what is answered.
-        token_ids: prompt and answer so far.
-        started: whether the row of the model was begun.
-        finished: whether the generation has had its last step.
-        failed: whether that was an error.
-        plain: whether it needs no logits: the most likely token is always taken, and no probabilities are told.
+        generation: What is answered.
+        token_ids: Prompt and answer so far.
+        started: Whether the row of the model was begun.
+        finished: Whether the generation has had its last step.
+        failed: Whether that was an error.
+        plain: Whether it needs no logits: the most likely token is always taken, and no probabilities are told.
     """
 
     def __init__(self, generation: Generation):
@@ -235,7 +235,7 @@ class Row:
             yield self._cancel()
 
     def fail(self, error: BaseException) -> Step:
-        """The last step of a request that cannot go on."""
+        """Return the last step of a request that cannot go on."""
         self.finished = self.failed = True
         step = Step(None, error=ordinary(error, "a function that this request called"))
         # What has failed may fail again when it is asked how far it came.
@@ -293,7 +293,7 @@ class Row:
         return self._last(Step(None, finish_reason="cancelled"))
 
     def _last(self, step: Step) -> Step:
-        """The step with the text that was held back, and whether the answer satisfies its grammar."""
+        """Return the step with the text that was held back, and whether the answer satisfies its grammar."""
         answer, constraint = self.generation.answer, self.generation.constraint
         reason = step.finish_reason
         # A grammar makes whole characters only; what cuts its answer short must not cut one.

@@ -50,11 +50,11 @@ class Scheduler:
     any thread. Functions that the thread calls may call `submit` and `release`: there these do not wait.
 
     Args:
-        engine: the base.
-        adapters: whether its generations have adapters.
+        engine: The base.
+        adapters: Whether its generations have adapters.
 
     Attributes:
-        home: the process of its thread.
+        home: The process of its thread.
     """
 
     def __init__(self, engine: Engine, *, adapters: bool):
@@ -128,9 +128,9 @@ class Scheduler:
         """Have functions called by the scheduler's thread, which must not raise.
 
         Args:
-            on_step: called after a prompt was read, and after every step of the running rows: rows in use, rows there
+            on_step: Called after a prompt was read, and after every step of the running rows: rows in use, rows there
                 may be, seconds, tokens that were read.
-            on_idle: called when there is nothing more to do and memory was given back.
+            on_idle: Called when there is nothing more to do and memory was given back.
 
         Returns:
             What ends that.
@@ -242,7 +242,7 @@ class Scheduler:
                 _tell(on_idle)
 
     def _pass_unwanted(self) -> bool:
-        """Whether to end the forward pass that goes on, because one of its generations was cancelled.
+        """Return whether to end the forward pass that goes on, because one of its generations was cancelled.
 
         The watchdog's thread asks. It ends waiting generations here: the pass goes on meanwhile.
         """

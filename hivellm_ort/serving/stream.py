@@ -38,15 +38,15 @@ class TextStream(Iterator[str]):
         """The finished generation.
 
         Raises:
-            InferenceError: it is still going on, or has failed.
+            InferenceError: It is still going on, or has failed.
         """
         return self._generation.result()
 
     def poll(self) -> str | None:
-        """The next piece if there is one already, else None.
+        """Return the next piece if there is one already, else None.
 
         Raises:
-            StopIteration: the answer has ended.
+            StopIteration: The answer has ended.
         """
         try:
             return self._checked(self._generation.pieces.get_nowait())

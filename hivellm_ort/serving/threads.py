@@ -26,7 +26,7 @@ def serving() -> Iterator[None]:
 
 
 def is_serving() -> bool:
-    """Whether this thread must not wait for answers."""
+    """Return whether this thread must not wait for answers."""
     return getattr(_HERE, "serving", None) == os.getpid()  # a forked process answers nothing of its parent's
 
 
@@ -34,7 +34,7 @@ def refuse_to_wait() -> None:
     """Refuse to wait for an answer where that would be for ever.
 
     Raises:
-        InferenceError: this is the thread of a scheduler, or in the middle of asking.
+        InferenceError: This is the thread of a scheduler, or in the middle of asking.
     """
     if is_serving():
         raise InferenceError(

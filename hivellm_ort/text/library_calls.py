@@ -55,7 +55,7 @@ def decoded(tokenizer: tokenizers.Tokenizer, token_ids: Sequence[int], *, skip_s
 
 
 def failure(words: str) -> InferenceError:
-    """The error for a text or ids that the library fails on; `words` are its own."""
+    """Return the error for a text or ids that the library fails on; `words` are its own."""
     return InferenceError(
         f"tokenizer.json: the tokenizers library failed on this text ({words}): use a base with another tokenizer"
     )

@@ -137,7 +137,7 @@ def form_of(pattern: str, where: str) -> Form:
 
 
 def _cost(alternative: _Alternative, following: list[_Alternative]) -> int:
-    """What it costs to see that an alternative does not match; raises where that is not bounded."""
+    """Return what it costs to see that an alternative does not match; raises where that is not bounded."""
     head, loop, rest = _split(alternative)
     choices = length = 1
     for part in head:
@@ -166,7 +166,7 @@ def _cost(alternative: _Alternative, following: list[_Alternative]) -> int:
 
 
 def _taken(head: tuple[_Part, ...], loop: _Part, following: list[_Alternative]) -> bool:
-    """Whether what an alternative reads in vain is taken by one after it, before any other has its turn."""
+    """Return whether what an alternative reads in vain is taken by one after it, before any other has its turn."""
     for other in following:
         its_head, its_loop, its_rest = _split(other)
         if its_loop is None or its_head != head or its_loop.text != loop.text or its_loop.least > 1:
@@ -177,7 +177,7 @@ def _taken(head: tuple[_Part, ...], loop: _Part, following: list[_Alternative]) 
 
 
 def _split(alternative: _Alternative) -> tuple[tuple[_Part, ...], _Part | None, tuple[_Part, ...]]:
-    """The bounded parts that an alternative begins with, its first loop, and what follows."""
+    """Return the bounded parts that an alternative begins with, its first loop, and what follows."""
     for index, part in enumerate(alternative.parts):
         if not part.bounded:
             return alternative.parts[:index], part, alternative.parts[index + 1 :]
@@ -195,7 +195,7 @@ class _Reader:
         self._count = 0
 
     def alternatives(self, depth: int = 0) -> list[_Alternative]:
-        """The alternatives up to the end, or up to the bracket that closes a group."""
+        """Return the alternatives up to the end, or up to the bracket that closes a group."""
         if depth > _MAX_DEPTH:
             raise _Refused(f"its groups are nested more than {_MAX_DEPTH} deep")
         found, parts, start = [], list[_Part](), self._at

@@ -26,7 +26,7 @@ def tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """The filter as transformers has it. Unlike jinja2's own it escapes no HTML: the text is for a model."""
+    """Return the filter as transformers has it. Unlike jinja2's own it escapes no HTML: the text is for a model."""
     return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 

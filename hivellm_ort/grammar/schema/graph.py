@@ -104,7 +104,7 @@ class Graph:
         ]
 
     def _settled(self, conjunction: Conjunction, shape: Shape) -> list[Shape]:
-        """The shape without what its names must be, in terms of properties and patterns."""
+        """Return the shape without what its names must be, in terms of properties and patterns."""
         if not isinstance(shape, Object):
             return [shape]
         # What is required and not listed comes after what is.
@@ -166,7 +166,7 @@ class Graph:
 
 
 def _as_patterns(names: String) -> list[str]:
-    """The patterns that together are what the names are; a format is none."""
+    """Return the patterns that together are what the names are; a format is none."""
     patterns = list(names.patterns)
     if names.least or names.most is not None:
         patterns.append(f"^(?s:.{{{names.least},{'' if names.most is None else names.most}}})$")

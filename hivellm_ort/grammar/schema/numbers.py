@@ -42,7 +42,7 @@ def range_regex(low: int | None, high: int | None) -> str:
 
 
 def _natural(low: int, high: int | None) -> str:
-    """The whole numbers from `low`, at least 0, to `high`."""
+    """Return the whole numbers from `low`, at least 0, to `high`."""
     parts = ["0"] if low == 0 else []
     low = max(low, 1)
     digits = len(str(low))
@@ -57,7 +57,7 @@ def _natural(low: int, high: int | None) -> str:
 
 
 def _same_length(low: str, high: str) -> str:
-    """The numbers between two of as many digits."""
+    """Return the numbers between two of as many digits."""
     if not low:
         return ""
     if low[0] == high[0]:

@@ -122,7 +122,7 @@ def matches(pattern: str, text: str, kind: str = "pattern") -> bool:
 
 @lru_cache(256)
 def _matcher(pattern: str, kind: str) -> LLMatcher | None:
-    """What recognises texts on bytes; None where there are none."""
+    """Return what recognises texts on bytes; None where there are none."""
     from llguidance import LLMatcher
 
     schema = json.dumps({"type": "string", kind: pattern})
@@ -153,7 +153,7 @@ def _group(pattern: str, place: int) -> tuple[str, int]:
 
 
 def _escape(pattern: str, place: int, *, inside: bool) -> tuple[str, int]:
-    """The escape at a place in Rust's syntax, and the place after it."""
+    """Return the escape at a place in Rust's syntax, and the place after it."""
     char = pattern[place + 1 : place + 2]
     end = place + 2
     if not char:
@@ -183,7 +183,7 @@ def _escape(pattern: str, place: int, *, inside: bool) -> tuple[str, int]:
 
 
 def _bracket(pattern: str, place: int) -> tuple[str, int]:
-    """The class that begins at a place in Rust's syntax, and the place after it."""
+    """Return the class that begins at a place in Rust's syntax, and the place after it."""
     place += 1
     written = ["["]
     if pattern.startswith("^", place):
@@ -208,7 +208,7 @@ def _bracket(pattern: str, place: int) -> tuple[str, int]:
 
 
 def _past_one(pattern: str, place: int) -> int:
-    """The place after the escape, class or character that begins at one."""
+    """Return the place after the escape, class or character that begins at one."""
     if pattern[place] == "\\":
         return place + 2
     if pattern[place] != "[":
@@ -220,7 +220,7 @@ def _past_one(pattern: str, place: int) -> int:
 
 
 def _closing(pattern: str, place: int) -> int:
-    """The place after the parenthesis that closes the one at a place."""
+    """Return the place after the parenthesis that closes the one at a place."""
     depth = 0
     while place < len(pattern):
         depth += {"(": 1, ")": -1}.get(pattern[place], 0)

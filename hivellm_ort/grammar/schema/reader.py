@@ -210,7 +210,7 @@ class Reader:
         self.warnings[f"{self._where(_below(place, keyword))}: {what}"] = None
 
     def _resolver(self, schema: dict[str, Any], pointer: str, outer: Any) -> Any:
-        """What references in a schema are resolved by, inside what those around it are."""
+        """Return what references in a schema are resolved by, inside what those around it are."""
         try:
             resource = Resource.from_contents(schema, default_specification=DRAFT202012)
             if outer is not None:
@@ -282,7 +282,7 @@ def needed(shape: Any) -> Iterator[Conjunction]:
 
 
 def _pointers(schema: Any, pointer: str) -> Iterator[tuple[int, str]]:
-    """The JSON pointer of every object of a document, by its identity."""
+    """Yield the JSON pointer of every object of a document, by its identity."""
     waiting = [(schema, pointer)]
     while waiting:
         node, pointer = waiting.pop()

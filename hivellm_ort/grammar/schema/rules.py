@@ -157,7 +157,7 @@ def _one_of(reader: Reader, place: Place, keyword: str) -> Shapes:
 
 
 def _kept(reader: Reader, place: Place, keyword: str) -> list[Conjunction]:
-    """The alternatives that can be enforced, if there is one at least; of the others a warning."""
+    """Return the alternatives that can be enforced, if there is one at least; of the others a warning."""
     schemas = listed(reader, place, keyword)
     if not schemas:
         raise reader.refusal(place, keyword, "it is empty, and no value satisfies it; give an alternative")
@@ -202,7 +202,7 @@ def _union(reader: Reader, place: Place, branches: list[Conjunction]) -> Shapes:
 
 
 def _tagged(reader: Reader, place: Place, branches: list[Conjunction]) -> Shapes | None:
-    """The alternatives with a property required that tells them apart, if there is one."""
+    """Return the alternatives with a property required that tells them apart, if there is one."""
     shapes = [reader.shapes(branch) for branch in branches]
     if not all(len(found) == 1 and isinstance(found[0], Object) for found in shapes):
         return None

@@ -225,7 +225,7 @@ def pattern_rule(reader: Reader, place: Place, keyword: str) -> Shapes:
 
 
 def bound_rule(reader: Reader, place: Place, keyword: str) -> Shapes:
-    """The four bounds, with draft 4's true and false for the open ones."""
+    """Return the four bounds, with draft 4's true and false for the open ones."""
     found = ANY
     schema = place.schema
     for bound, is_low in (("minimum", True), ("maximum", False)):
@@ -255,7 +255,7 @@ def multiple_rule(reader: Reader, place: Place, keyword: str) -> Shapes:
 
 
 def _halves(step: float) -> Fraction:
-    """What llguidance makes of a number: it multiplies the double by ten until it is whole."""
+    """Return what llguidance makes of a number: it multiplies the double by ten until it is whole."""
     power = 0
     while not step.is_integer() and power < 40:
         step, power = step * 10, power + 1
@@ -271,6 +271,6 @@ COUNTS: dict[str, tuple[type, str]] = {
 
 
 def count_rule(reader: Reader, place: Place, keyword: str) -> Shapes:
-    """A bound on a number of things."""
+    """Return a bound on a number of things."""
     kind, field = COUNTS[keyword]
     return only(kind(**{field: count(reader, place, keyword)}))
