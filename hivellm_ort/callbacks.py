@@ -8,7 +8,7 @@ from typing import Any
 
 from hivellm_ort.errors import InferenceError
 
-__all__ = ["is_interrupt", "ordinary", "raised_by"]
+__all__ = ["as_exception", "is_interrupt", "raised_by"]
 
 
 def raised_by(function: Callable[..., object], *arguments: Any) -> BaseException | None:
@@ -29,7 +29,7 @@ def is_interrupt(error: BaseException) -> bool:
     return not isinstance(error, Exception) and threading.current_thread() is threading.main_thread()
 
 
-def ordinary(error: BaseException, what: str) -> Exception:
+def as_exception(error: BaseException, what: str) -> Exception:
     """Return an error in the form in which it can be given to whoever waits in another thread.
 
     Args:

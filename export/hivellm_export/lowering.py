@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from hivellm_export.shaping import FLOAT_TYPES, dimension, site_shapes
 from hivellm_export.trace import DOMAIN
 from hivellm_export.weights import Matrix, WeightWriter
-from hivellm_ort.contract import DecoderConfig, GraphForm, Site
+from hivellm_ort.contract import DecoderConfig, GraphConfig, Site
 from hivellm_ort.operators import DOMAIN_MS
 
 __all__ = ["Lowering", "attribute_text"]
@@ -52,7 +52,7 @@ class Lowering:
         self.at: ir.Node  # new nodes go before this one
 
     @property
-    def form(self) -> GraphForm:
+    def form(self) -> GraphConfig:
         """How the graph is to be run."""
         return self.config.graph
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from hivellm_export.target_support import TARGETS, Precision, Target, choose_target, graph_form
-from hivellm_ort.contract import Architecture, GraphForm
+from hivellm_ort.contract import Architecture, GraphConfig
 from hivellm_ort.errors import ExportError
 
 __all__ = ["AUTO", "Plan", "plan_bundles"]
@@ -62,7 +62,7 @@ class Plan:
                 reason = f"{size}: 4 bits lose too much; this CPU is not known to multiply 8 bits fast"
         return replace(self, precision=self.target.precisions[name], automatic=False, reason=reason)
 
-    def form(self, architecture: Architecture) -> GraphForm:
+    def form(self, architecture: Architecture) -> GraphConfig:
         """The form of its graphs.
 
         Raises:

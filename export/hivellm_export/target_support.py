@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from hivellm_ort.contract import Architecture, GraphForm
+from hivellm_ort.contract import Architecture, GraphConfig
 from hivellm_ort.errors import ExportError
 from hivellm_ort.operators import DOMAIN_MS
 
@@ -45,7 +45,7 @@ class Target:
         packed: whether q, k and v are one product and one adapter site.
         buckets: allowed tokens per row and run, as far as the cache is long; empty where shapes are free.
         whole_prompt: whether the cache's length is a bucket too: a prompt must then be read in one run.
-        form: what of `GraphForm` differs from `cpu`, besides types, opsets and shapes.
+        form: what of `GraphConfig` differs from `cpu`, besides types, opsets and shapes.
     """
 
     name: str
@@ -154,7 +154,7 @@ def graph_form(
     architecture: Architecture,
     context: int | None = None,
     cache: str | None = None,
-) -> GraphForm:
+) -> GraphConfig:
     """The form of the graphs of one export.
 
     Args:
@@ -173,7 +173,7 @@ def graph_form(
         form["cache_dtype"] = cache
     limit = architecture.max_position_embeddings
     if not target.buckets:
-        return GraphForm(**form)
+        return GraphConfig(**form)
     length = min(_CONTEXT, limit) if context is None else context
     if not 2 <= length <= limit:
         raise ExportError(f"--context {length}: the model has {limit} positions; use 2 to {limit}")
@@ -185,4 +185,4 @@ def graph_form(
     }
     if form["inputs"]["logits_rows"] == (1,):
         shapes["rows"] = (1,)
-    return GraphForm(**form, shapes=shapes)
+    return GraphConfig(**form, shapes=shapes)

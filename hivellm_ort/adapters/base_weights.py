@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hivellm_ort.adapters.tensors import widened
+from hivellm_ort.adapters.tensors import bfloat16_as_float32
 from hivellm_ort.contract import DECODER_JSON, WEIGHTS_FILE, DecoderConfig, Site, StoredWeights
 from hivellm_ort.errors import LoadError
 
@@ -104,7 +104,7 @@ class BaseWeights:
     def _floats(self, offset: int | None, *shape: int) -> Array:
         """Floats of the bundle's type, as float32."""
         if self._dtype == "bfloat16":
-            return widened(self._view(offset, np.uint16, *shape))
+            return bfloat16_as_float32(self._view(offset, np.uint16, *shape))
         return self._view(offset, np.dtype(self._dtype), *shape).astype(np.float32, copy=False)
 
     def _view(self, offset: int | None, dtype: Any, *shape: int) -> NDArray[Any]:

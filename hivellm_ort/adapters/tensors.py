@@ -18,12 +18,12 @@ __all__ = [
     "EMBEDDINGS",
     "PREFIX",
     "AdapterTensors",
+    "bfloat16_as_float32",
     "plain_name",
     "read_tensors",
     "same_values",
     "shaped",
     "table_digest",
-    "widened",
 ]
 
 Array = NDArray[np.float32]
@@ -103,7 +103,7 @@ def read_tensors(path: Path) -> dict[str, Array]:
     for name, entry in entries:
         data, dtype = entry["data"], entry["dtype"]
         if dtype == "BF16":
-            array = widened(np.frombuffer(data, np.uint16))
+            array = bfloat16_as_float32(np.frombuffer(data, np.uint16))
         elif dtype in _DTYPES:
             array = np.frombuffer(data, _DTYPES[dtype]).astype(np.float32, copy=False)
         else:
@@ -126,7 +126,7 @@ def shaped(values: Array, shape: Sequence[int], where: str) -> Array:
         raise AdapterError(f"{where} has the shape {str(shape)[:80]}, which no array has: {error}") from error
 
 
-def widened(stored: NDArray[np.uint16]) -> Array:
+def bfloat16_as_float32(stored: NDArray[np.uint16]) -> Array:
     """Values of type bfloat16, which numpy lacks, as float32: they are its upper halves."""
     return (stored.astype(np.uint32) << 16).view(np.float32)
 

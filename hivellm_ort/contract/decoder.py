@@ -23,7 +23,7 @@ from hivellm_ort.contract.fields import (
     unique,
     whole,
 )
-from hivellm_ort.contract.form import GraphForm
+from hivellm_ort.contract.graph_config import GraphConfig
 from hivellm_ort.contract.names import (
     ADAPTER_GRAPH,
     BASE_GRAPH,
@@ -102,7 +102,7 @@ class DecoderConfig:
     weights: Mapping[str, StoredWeights] = dataclasses.field(default_factory=dict)
     half_weights: Mapping[str, StoredWeights] = dataclasses.field(default_factory=dict)
     embeddings: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    graph: GraphForm = dataclasses.field(default_factory=GraphForm)
+    graph: GraphConfig = dataclasses.field(default_factory=GraphConfig)
     contract_version: str = CONTRACT_VERSION
     sha256: str = ""
 
@@ -154,7 +154,7 @@ def _read(content: bytes, where: str) -> DecoderConfig:
         weights={name: StoredWeights.read(entry) for name, entry in entries(node, "weights")},
         half_weights={name: StoredWeights.read(entry) for name, entry in entries(node, "half_weights")},
         embeddings=_digests(node, "embeddings"),
-        graph=GraphForm() if (form := node.child("graph")) is None else GraphForm.read(form),
+        graph=GraphConfig() if (form := node.child("graph")) is None else GraphConfig.read(form),
         contract_version=text(node, "contract_version"),
         sha256=hashlib.sha256(content).hexdigest(),
     )
@@ -199,7 +199,7 @@ def _check_whole(node: Node, config: DecoderConfig) -> None:
     size = config.files[WEIGHTS_FILE].size
     for key in ("weights", "half_weights"):
         for name, stored in getattr(config, key).items():
-            if max(stored.places) >= size:
+            if max(stored.offsets) >= size:
                 node.fail(key, f"{shown(name)} begins behind the {size} bytes of {WEIGHTS_FILE}; {AGAIN}")
 
 

@@ -149,7 +149,7 @@ class StoredWeights:
         return cls(whole(node, "weight", 0, _MAX_OFFSET), bits, block, **others)
 
     @property
-    def places(self) -> tuple[int, ...]:
+    def offsets(self) -> tuple[int, ...]:
         """All offsets."""
         others = (self.scales, self.zero_points, self.bias, self.smoothing)
         return (self.weight, *(place for place in others if place is not None))

@@ -1,8 +1,10 @@
-"""Log probabilities of a chosen token and of the best ones."""
+"""Log probabilities: of a chosen token, of the best ones, and of given answers in few forward passes."""
 
 from __future__ import annotations
 
-from math import log
+from collections.abc import Collection, Sequence
+from itertools import pairwise, takewhile
+from math import exp, inf, log
 
 import numpy as np
 
@@ -10,7 +12,9 @@ from hivellm_ort.decoding.arrays import FloatArray
 from hivellm_ort.decoding.selection import block_sums, require_finite, top_k
 from hivellm_ort.result import TokenLogprob
 
-__all__ = ["log_normaliser", "token_logprob"]
+__all__ = ["AnswerTree", "log_normaliser", "shares", "token_logprob"]
+
+_Tokens = tuple[int, ...]
 
 
 def token_logprob(logits: FloatArray, token_id: int, count: int) -> TokenLogprob:
@@ -45,3 +49,83 @@ def log_normaliser(logits: FloatArray) -> float:
     require_finite(best)
     with np.errstate(under="ignore"):
         return float(best) + log(block_sums(np.exp(logits - best)).sum())
+
+
+class AnswerTree:
+    """Answers as a tree of tokens: what several of them begin with is read once.
+
+    After the prompt each pass reads one path of the tree, from the place where it leaves the path before it. The last
+    token of an answer is read only where another answer goes on behind it. Answers of one token each take no pass.
+
+    Args:
+        answers: Tokens of each answer, at least one; no two are equal.
+        end_token_ids: Tokens that end an answer. Where another answer begins with this one, their probability counts.
+    """
+
+    def __init__(self, answers: Sequence[Sequence[int]], end_token_ids: Collection[int]):
+        self._answers: list[_Tokens] = [tuple(answer) for answer in answers]
+        self._ends = sorted(end_token_ids)
+        # What is asked of the logits behind each beginning: tokens.
+        self._wanted: dict[_Tokens, set[int]] = {}
+        for answer in self._answers:
+            for place, token in enumerate(answer):
+                self._wanted.setdefault(answer[:place], set()).add(token)
+        self._begins_another = {answer for answer in self._answers if answer in self._wanted}
+        for answer in self._begins_another:
+            self._wanted[answer].update(self._ends)
+        self._logprobs: dict[tuple[_Tokens, int], float] = {}
+
+    @property
+    def passes(self) -> list[tuple[_Tokens, int]]:
+        """What is read after the prompt: a path per pass, and how many of its tokens the pass before has read."""
+        beginnings = sorted(beginning for beginning in self._wanted if beginning)
+        paths = [one for one, after in pairwise([*beginnings, ()]) if after[: len(one)] != one]
+        return [(path, _shared(before, path)) for before, path in pairwise([(), *paths])]
+
+    def note(self, path: _Tokens, first: int, logits: FloatArray) -> None:
+        """Take what is wanted of logits.
+
+        Args:
+            path: What was read after the prompt.
+            first: How much of it was read before the first of the logits.
+            logits: float32 [n, vocab], after the first so many tokens of the path, and after each further one.
+
+        Raises:
+            InferenceError: Logits hold NaN or +inf.
+        """
+        for count, row in enumerate(logits, first):
+            wanted = self._wanted.get(path[:count])
+            if wanted:
+                normaliser = log_normaliser(row)
+                for token in wanted:
+                    self._logprobs[path[:count], token] = float(row[token]) - normaliser
+
+    def scores(self) -> list[float]:
+        """Return the log probability of each answer, when all passes were noted."""
+        return [self._logprob(answer) for answer in self._answers]
+
+    def _logprob(self, answer: _Tokens) -> float:
+        total = sum(self._logprobs[answer[:place], token] for place, token in enumerate(answer))
+        if answer in self._begins_another:
+            total += _log_sum([self._logprobs[answer, token] for token in self._ends])
+        return total
+
+
+def _shared(one: _Tokens, other: _Tokens) -> int:
+    """Return how many tokens both begin with."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+def shares(logprobs: Sequence[float]) -> list[float]:
+    """Return the probability of each among all of them; equal ones where none is possible."""
+    whole = _log_sum(logprobs)
+    if whole == -inf:
+        return [1 / len(logprobs)] * len(logprobs)
+    return [exp(logprob - whole) for logprob in logprobs]
+
+
+def _log_sum(logprobs: Sequence[float]) -> float:
+    best = max(logprobs, default=-inf)
+    if best == -inf:
+        return -inf
+    return best + log(sum(exp(logprob - best) for logprob in logprobs))

@@ -8,14 +8,14 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from hivellm_ort.callbacks import ordinary
+from hivellm_ort.callbacks import as_exception
 from hivellm_ort.decoding.arrays import FloatArray, IntArray
 from hivellm_ort.decoding.bad_words import TokenTexts
 from hivellm_ort.decoding.params import SamplingParams
 from hivellm_ort.decoding.sampler import LogitsProcessor
 from hivellm_ort.errors import OptionError, OptionTypeError
 
-__all__ = ["checked", "make_processors"]
+__all__ = ["make_processors", "user_processors"]
 
 _Edit: TypeAlias = Callable[[IntArray, FloatArray], None]
 
@@ -76,7 +76,7 @@ def make_processors(
     return process
 
 
-def checked(processors: Sequence[Callable[[Any, Any], Any]]) -> LogitsProcessor:
+def user_processors(processors: Sequence[Callable[[Any, Any], Any]]) -> LogitsProcessor:
     """Return one function that calls a user's processors in order, on a copy of the logits.
 
     What each returns has to be float32 of the shape that it was given; one that returns None has changed the logits
@@ -98,7 +98,7 @@ def checked(processors: Sequence[Callable[[Any, Any], Any]]) -> LogitsProcessor:
                 with np.errstate():  # what it sets ends with it: the thread is not its own
                     returned = one(token_ids, logits)
             except BaseException as error:
-                raise ordinary(error, f"processors[{index}]")  # noqa: B904 - it has its cause
+                raise as_exception(error, f"processors[{index}]")  # noqa: B904 - it has its cause
             logits = _sound(logits if returned is None else returned, given, f"processors[{index}]")
         return logits
 

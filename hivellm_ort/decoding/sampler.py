@@ -14,7 +14,7 @@ import numpy as np
 
 from hivellm_ort.decoding.arrays import FloatArray, IntArray
 from hivellm_ort.decoding.params import SamplingParams
-from hivellm_ort.decoding.selection import inverse, require_finite
+from hivellm_ort.decoding.selection import inverse_cdf, require_finite
 from hivellm_ort.decoding.warpers import Warper, distribution
 
 __all__ = [
@@ -37,7 +37,7 @@ def make_sampler(params: SamplingParams) -> Sampler:
     """Return a function from logits to one token id.
 
     Greedy returns the lowest id among equals. Otherwise each call makes one draw, however few tokens are left, from
-    the function's own `numpy.random.default_rng(params.seed)`, by the inverse of the cumulative distribution in
+    the function's own `numpy.random.default_rng(params.seed)`, by the inverse_cdf of the cumulative distribution in
     order of ids: a row of a batch draws as it would alone. One function serves one row.
 
     Args:
@@ -54,7 +54,7 @@ def make_sampler(params: SamplingParams) -> Sampler:
 
     def sample(logits: FloatArray) -> int:
         token_ids, weights = warp(logits)
-        place = inverse(weights, rng.random())
+        place = inverse_cdf(weights, rng.random())
         return place if token_ids is None else int(token_ids[place])
 
     return sample

@@ -9,7 +9,7 @@ import numpy as np
 from hivellm_ort.decoding.arrays import DoubleArray, FloatArray, IntArray
 from hivellm_ort.errors import InferenceError
 
-__all__ = ["block_sums", "inverse", "require_finite", "top_k"]
+__all__ = ["block_sums", "inverse_cdf", "require_finite", "top_k"]
 
 _ROWS = 64  # scores are folded into so many rows; the columns' maxima bound the k-th best from below
 _BLOCK = 512  # values added up to one
@@ -73,7 +73,7 @@ def block_sums(values: FloatArray) -> DoubleArray:
     return sums
 
 
-def inverse(weights: FloatArray, share: float) -> int:
+def inverse_cdf(weights: FloatArray, share: float) -> int:
     """Return the first place up to which the weights add up to more than `share` of them all.
 
     Args:

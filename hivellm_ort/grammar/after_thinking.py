@@ -87,16 +87,16 @@ class AfterThinking:
             following = _Phase.ANSWER
         self._phases.append(following)
 
-    def forced(self) -> list[int]:
+    def forced_tokens(self) -> list[int]:
         """See `Constraint`."""
         match self._phases[-1]:
             case _Phase.ANSWER:
-                return self._inner.forced()
+                return self._inner.forced_tokens()
             case _Phase.GAP:
-                return [*self._gap_left(), *self._inner.forced()]
+                return [*self._gap_left(), *self._inner.forced_tokens()]
         return []
 
-    def fits(self, token_ids: Sequence[int]) -> int:
+    def validate_tokens(self, token_ids: Sequence[int]) -> int:
         """See `Constraint`."""
         phase = self._phases[-1]
         opens = phase is _Phase.START and bool(token_ids) and token_ids[0] == self._open_id
@@ -104,7 +104,7 @@ class AfterThinking:
             stops = (i for i, token in enumerate(token_ids) if token == self._close_id or token in self._ends)
             first = next(stops, len(token_ids))
             return first + (first < len(token_ids) and token_ids[first] == self._close_id)
-        return 0 if phase is _Phase.GAP else self._inner.fits(token_ids)
+        return 0 if phase is _Phase.GAP else self._inner.validate_tokens(token_ids)
 
     def rollback(self, count: int) -> None:
         """See `Constraint`."""

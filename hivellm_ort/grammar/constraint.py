@@ -52,10 +52,10 @@ class Constraint(Protocol):
             GrammarError: If the grammar does not allow it. The state is unchanged then.
         """
 
-    def forced(self) -> list[int]:
+    def forced_tokens(self) -> list[int]:
         """Return the tokens that must come next, as the tokenizer writes their text; often none. Accepts nothing."""
 
-    def fits(self, token_ids: Sequence[int]) -> int:
+    def validate_tokens(self, token_ids: Sequence[int]) -> int:
         """Return how many of these tokens could come next, one after another. Changes nothing.
 
         The count ends before an end token.

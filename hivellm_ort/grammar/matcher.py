@@ -89,14 +89,14 @@ class MatcherConstraint:
         self._accepted += 1
         self._mask = None
 
-    def forced(self) -> list[int]:
+    def forced_tokens(self) -> list[int]:
         """Return the tokens that must come next; see `Constraint`."""
         tokens = self.matcher.compute_ff_tokens()
         self._require_sound()
         # A grammar may name an end token, which the loop has to choose itself.
         return list(takewhile(lambda token: token not in self._ends, tokens))
 
-    def fits(self, token_ids: Sequence[int]) -> int:
+    def validate_tokens(self, token_ids: Sequence[int]) -> int:
         """Return how many of these tokens could come next; see `Constraint`."""
         plain = list(takewhile(lambda token: token not in self._ends, token_ids))
         count = self.matcher.validate_tokens(plain)

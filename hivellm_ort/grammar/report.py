@@ -98,7 +98,10 @@ def _failing(matcher: LLMatcher, text: str, source: str) -> int | None:
 
 
 def _compiled(grammar: Grammar) -> tuple[LLMatcher, tuple[str, ...], tuple[str, ...]]:
-    """Return a matcher on bytes, the names of tokens in the grammar, and its warnings. One special token stands for them."""
+    """Return a matcher on bytes, the tokens that the grammar names, and its warnings.
+
+    One special token stands for all that are named.
+    """
     tokens: dict[str, None] = {}
 
     def stand_in(token: str) -> str:

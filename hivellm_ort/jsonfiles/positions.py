@@ -16,12 +16,12 @@ from hivellm_ort.filenames import shown
 __all__ = [
     "MAX_DEPTH",
     "MAX_VALUES",
-    "Place",
+    "Position",
     "first_fault",
-    "line_and_column",
+    "locate",
     "number_fault",
-    "places",
     "pointer_of",
+    "position_of",
 ]
 
 MAX_DEPTH = 100
@@ -37,7 +37,7 @@ _BETWEEN = re.compile(r"[\s,:]*+")
 _NUMBER = re.compile(r"NaN|-?Infinity|-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][-+]?[0-9]++)?")
 
 
-class Place(NamedTuple):
+class Position(NamedTuple):
     """Line and column of a character, both from 1."""
 
     line: int
@@ -50,9 +50,9 @@ class _Value(NamedTuple):
     value: int  # of the value
 
 
-def line_and_column(text: str, offset: int) -> Place:
+def position_of(text: str, offset: int) -> Position:
     """Return the place of a character in a text, given its index."""
-    return Place(text.count("\n", 0, offset) + 1, offset - text.rfind("\n", 0, offset))
+    return Position(text.count("\n", 0, offset) + 1, offset - text.rfind("\n", 0, offset))
 
 
 def pointer_of(path: Sequence[str]) -> str:
@@ -60,7 +60,7 @@ def pointer_of(path: Sequence[str]) -> str:
     return "".join(f"/{token.replace('~', '~0').replace('/', '~1')}" for token in path)
 
 
-def places(text: str, pointers: Iterable[str]) -> dict[str, Place]:
+def locate(text: str, pointers: Iterable[str]) -> dict[str, Position]:
     """Find values by their JSON pointers, in one walk.
 
     Args:
@@ -79,7 +79,7 @@ def places(text: str, pointers: Iterable[str]) -> dict[str, Place]:
             if len(starts) == len(wanted):
                 break
     return {
-        pointer: line_and_column(
+        pointer: position_of(
             text, next(starts[path[:end]] for end in range(len(path), -1, -1) if path[:end] in starts)
         )
         for pointer, path in paths.items()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from hivellm_ort.errors import ManifestError
-from hivellm_ort.jsonfiles.positions import Place, places
+from hivellm_ort.jsonfiles.positions import Position, locate
 
 __all__ = ["MAX_PROBLEMS", "Problem", "Report", "error_of"]
 
@@ -23,16 +23,18 @@ class Problem:
         file: Name of the file, without folders.
         pointer: JSON pointer of the value, or of the field that is missing; empty for the whole file.
         fault: What is wrong and what to do.
-        place: Where the value stands, or where the object starts that lacks it; None without a text.
+        position: Where the value stands, or where the object starts that lacks it; None without a text.
     """
 
     file: str
     pointer: str
     fault: str
-    place: Place | None
+    position: Position | None
 
     def __str__(self) -> str:
-        where = self.file if self.place is None else f"{self.file}:{self.place.line}:{self.place.column}"
+        where = (
+            self.file if self.position is None else f"{self.file}:{self.position.line}:{self.position.column}"
+        )
         # Keys of a hostile file: no line ends, no controls, no endless names.
         pointer = ascii(self.pointer if len(self.pointer) <= 160 else self.pointer[:160] + "...")[1:-1]
         return f"{where}: {pointer}: {self.fault}" if pointer else f"{where}: {self.fault}"
@@ -40,7 +42,7 @@ class Problem:
 
 def error_of(problems: Sequence[Problem]) -> ManifestError:
     """Return the error that lists these, one line each; its attributes are those of the first."""
-    line, column = problems[0].place or (None, None)
+    line, column = problems[0].position or (None, None)
     return ManifestError(
         "\n".join(str(problem) for problem in problems),
         pointer=problems[0].pointer or None,
@@ -86,13 +88,13 @@ class Report:
         if self._cure and ";" not in fault:
             fault = f"{fault}; {self._cure}"
         self._keep(pointer, fault)
-        raise error_of([self._problem(pointer, fault, self._places([pointer]))])
+        raise error_of([self._problem(pointer, fault, self._locate([pointer]))])
 
     def problems(self) -> tuple[Problem, ...]:
         """Everything taken in, in the order of the file; in that of the pointers without a text."""
-        found = self._places(self._faults)
+        found = self._locate(self._faults)
         listed = [self._problem(pointer, fault, found) for pointer, fault in self._faults.items()]
-        listed.sort(key=lambda problem: (problem.place or (0, 0), problem.pointer))
+        listed.sort(key=lambda problem: (problem.position or (0, 0), problem.pointer))
         if self._more:
             listed.append(Problem(self._file, "", "there are more problems; correct these first", None))
         return tuple(listed)
@@ -105,8 +107,8 @@ class Report:
         else:
             self._more = True
 
-    def _places(self, pointers: Iterable[str]) -> dict[str, Place]:
-        return {} if self._text is None else places(self._text, pointers)
+    def _locate(self, pointers: Iterable[str]) -> dict[str, Position]:
+        return {} if self._text is None else locate(self._text, pointers)
 
-    def _problem(self, pointer: str, fault: str, found: Mapping[str, Place]) -> Problem:
+    def _problem(self, pointer: str, fault: str, found: Mapping[str, Position]) -> Problem:
         return Problem(self._file, pointer, fault, found.get(pointer))

@@ -12,8 +12,8 @@ from hivellm_ort.jsonfiles.positions import (
     MAX_DEPTH,
     MAX_VALUES,
     first_fault,
-    line_and_column,
     number_fault,
+    position_of,
 )
 from hivellm_ort.jsonfiles.problems import Problem, error_of
 from hivellm_ort.textfile import decode_text
@@ -143,7 +143,7 @@ class _RefusedError(ValueError):
 
 
 def _fault(where: str, text: str, offset: int, fault: str, pointer: str = "") -> ManifestError:
-    return error_of([Problem(where, pointer, fault, line_and_column(text, offset))])
+    return error_of([Problem(where, pointer, fault, position_of(text, offset))])
 
 
 def _refusal(where: str, text: str) -> ManifestError:

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hivellm_ort.observability.histogram import HistogramReading
+from hivellm_ort.observability.histogram import HistogramSnapshot
 
-__all__ = ["PROMETHEUS_CONTENT_TYPE", "Family", "json_values", "prometheus_text"]
+__all__ = ["PROMETHEUS_CONTENT_TYPE", "MetricFamily", "json_values", "prometheus_text"]
 
 PROMETHEUS_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """Content type of the text, for the answer of a server."""
@@ -17,7 +17,7 @@ _PREFIX = "hivellm_ort_"
 
 
 @dataclass(frozen=True)
-class Family:
+class MetricFamily:
     """A metric with a value for each combination of its labels.
 
     Attributes:
@@ -32,27 +32,27 @@ class Family:
     kind: Literal["counter", "gauge", "histogram"]
     description: str
     labels: tuple[str, ...]
-    samples: Mapping[tuple[str, ...], float | HistogramReading]
+    samples: Mapping[tuple[str, ...], float | HistogramSnapshot]
 
 
-def prometheus_text(families: Iterable[Family]) -> str:
+def prometheus_text(families: Iterable[MetricFamily]) -> str:
     """Return the text that a scraper reads, one line per sample."""
     return "".join(f"{line}\n" for family in families for line in _lines(family))
 
 
-def json_values(families: Iterable[Family]) -> dict[str, Any]:
+def json_values(families: Iterable[MetricFamily]) -> dict[str, Any]:
     """Return the values by name; those of a family with labels by label values, one level per label."""
     return {family.name: _tree(family) for family in families}
 
 
-def _lines(family: Family) -> Iterator[str]:
+def _lines(family: MetricFamily) -> Iterator[str]:
     name = _PREFIX + family.name
     yield f"# HELP {name} {_escape(family.description)}"
     yield f"# TYPE {name} {family.kind}"
     for values, reading in family.samples.items():
         labels = dict(zip(family.labels, values, strict=True))
-        if isinstance(reading, HistogramReading):
-            for bound, count in reading.cumulated:
+        if isinstance(reading, HistogramSnapshot):
+            for bound, count in reading.cumulative:
                 yield _sample(f"{name}_bucket", {**labels, "le": _number(bound)}, count)
             yield _sample(f"{name}_sum", labels, reading.sum)
             yield _sample(f"{name}_count", labels, reading.count)
@@ -79,7 +79,7 @@ def _escape_value(text: str) -> str:
     return _escape(sound).replace('"', '\\"')
 
 
-def _tree(family: Family) -> Any:
+def _tree(family: MetricFamily) -> Any:
     if not family.labels:
         return _plain(family.samples[()])
     tree: dict[str, Any] = {}
@@ -91,13 +91,13 @@ def _tree(family: Family) -> Any:
     return tree
 
 
-def _plain(reading: float | HistogramReading) -> Any:
-    if not isinstance(reading, HistogramReading):
+def _plain(reading: float | HistogramSnapshot) -> Any:
+    if not isinstance(reading, HistogramSnapshot):
         return reading
     return {
         "count": reading.count,
         "sum": reading.sum,
-        "buckets": {_number(bound): count for bound, count in reading.cumulated},
+        "buckets": {_number(bound): count for bound, count in reading.cumulative},
         "p50": reading.percentile(0.50),
         "p95": reading.percentile(0.95),
         "p99": reading.percentile(0.99),

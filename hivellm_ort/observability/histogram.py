@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-__all__ = ["Histogram", "HistogramReading"]
+__all__ = ["Histogram", "HistogramSnapshot"]
 
 
 @dataclass(frozen=True)
-class HistogramReading:
+class HistogramSnapshot:
     """A histogram as it was at one moment.
 
     Attributes:
@@ -34,7 +34,7 @@ class HistogramReading:
         return sum(self.counts)
 
     @property
-    def cumulated(self) -> tuple[tuple[float, int], ...]:
+    def cumulative(self) -> tuple[tuple[float, int], ...]:
         """Each bound and how many values do not exceed it; the last bound is infinite."""
         return tuple(zip((*self.bounds, float("inf")), accumulate(self.counts), strict=True))
 
@@ -79,10 +79,10 @@ class Histogram:
         if value > self._most:
             self._most = value
 
-    def read(self) -> HistogramReading:
+    def read(self) -> HistogramSnapshot:
         """Return a copy that changes no more."""
         filled = any(self._counts)
-        return HistogramReading(
+        return HistogramSnapshot(
             bounds=self._bounds,
             counts=tuple(self._counts),
             sum=self._sum,

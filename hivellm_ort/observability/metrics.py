@@ -21,7 +21,7 @@ from hivellm_ort.observability.events import (
     StepDone,
     Swapped,
 )
-from hivellm_ort.observability.exposition import Family, json_values, prometheus_text
+from hivellm_ort.observability.exposition import MetricFamily, json_values, prometheus_text
 from hivellm_ort.observability.histogram import Histogram
 
 __all__ = ["Metrics"]
@@ -181,7 +181,7 @@ class Metrics:
             counts = self._experts.setdefault(_label(expert, self._experts), _ExpertCounts())
         return counts
 
-    def _families(self) -> list[Family]:
+    def _families(self) -> list[MetricFamily]:
         with self._counting:
             self._count()
             return [
@@ -252,11 +252,11 @@ class Metrics:
                 _gauge("queued_requests", "Requests that wait for a row.", self._queued),
             ]
 
-    def _by_expert(self, attribute: str, name: str, description: str) -> Family:
+    def _by_expert(self, attribute: str, name: str, description: str) -> MetricFamily:
         samples = (((expert,), getattr(counts, attribute)) for expert, counts in self._experts.items())
         return _counter(name, description, ("expert",), samples)
 
-    def _by_expert_and_reason(self) -> Family:
+    def _by_expert_and_reason(self) -> MetricFamily:
         samples = (
             ((expert, reason), count)
             for expert, counts in self._experts.items()
@@ -280,13 +280,13 @@ def _counter(
     description: str,
     labels: tuple[str, ...],
     samples: Iterable[tuple[tuple[str, ...], float]],
-) -> Family:
-    return Family(name, "counter", description, labels, dict(samples))
+) -> MetricFamily:
+    return MetricFamily(name, "counter", description, labels, dict(samples))
 
 
-def _gauge(name: str, description: str, value: float) -> Family:
-    return Family(name, "gauge", description, (), {(): value})
+def _gauge(name: str, description: str, value: float) -> MetricFamily:
+    return MetricFamily(name, "gauge", description, (), {(): value})
 
 
-def _histogram(name: str, description: str, histogram: Histogram) -> Family:
-    return Family(name, "histogram", description, (), {(): histogram.read()})
+def _histogram(name: str, description: str, histogram: Histogram) -> MetricFamily:
+    return MetricFamily(name, "histogram", description, (), {(): histogram.read()})

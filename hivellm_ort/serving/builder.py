@@ -10,7 +10,7 @@ from typing import Any
 from hivellm_ort.decoding.answer import AnswerText
 from hivellm_ort.decoding.lookup import PromptLookup
 from hivellm_ort.decoding.params import SamplingParams
-from hivellm_ort.decoding.processors import checked, make_processors
+from hivellm_ort.decoding.processors import make_processors, user_processors
 from hivellm_ort.decoding.sampler import LogitsProcessor
 from hivellm_ort.decoding.stops import StopMatcher
 from hivellm_ort.engine.adapters import BoundAdapter
@@ -193,7 +193,7 @@ class RequestBuilder:
             token_texts=lambda: self.base.token_texts,
         )
         given = options.get("processors")
-        users = checked(given) if given else None
+        users = user_processors(given) if given else None
         if own is None or users is None:
             return own or users
         return lambda token_ids, logits: users(token_ids, own(token_ids, logits))

@@ -25,9 +25,9 @@ from typing import Protocol
 
 from hivellm_ort.callbacks import is_interrupt, raised_by
 from hivellm_ort.decoding.answer import AnswerText
+from hivellm_ort.decoding.logprobs import shares
 from hivellm_ort.decoding.lookup import PromptLookup
 from hivellm_ort.decoding.sampler import LogitsProcessor, Sampler, make_sampler
-from hivellm_ort.decoding.scoring import shares
 from hivellm_ort.engine.adapters import BoundAdapter
 from hivellm_ort.errors import GrammarError, InferenceError, OptionError, argument
 from hivellm_ort.forking import Home

@@ -87,8 +87,8 @@ class Loop:
             try:
                 for index, row in enumerate(rows):
                     row.catch_up(model, index, _FEW_PER_ROW * len(rows))
-                plain = all(row.plain for row in rows)
-                logits = model.step([row.next_unread for row in rows], greedy=plain)
+                greedy_only = all(row.greedy_only for row in rows)
+                logits = model.step([row.next_unread for row in rows], greedy=greedy_only)
             except InterruptedRunError:
                 self._again = True  # the others take the step again at once
                 yield from self._end_cancelled()

@@ -10,11 +10,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from hivellm_ort.callbacks import ordinary
+from hivellm_ort.callbacks import as_exception
 from hivellm_ort.decoding.arrays import FloatArray, IntArray
-from hivellm_ort.decoding.logprobs import token_logprob
+from hivellm_ort.decoding.logprobs import AnswerTree, token_logprob
 from hivellm_ort.decoding.sampler import chosen_by_graph, greedy
-from hivellm_ort.decoding.scoring import AnswerTree
 from hivellm_ort.engine.adapters import BoundAdapter
 from hivellm_ort.errors import InterruptedRunError
 from hivellm_ort.result import FinishReason, TokenLogprob
@@ -71,7 +70,7 @@ class Row:
         started: Whether the row of the model was begun.
         finished: Whether the generation has had its last step.
         failed: Whether that was an error.
-        plain: Whether it needs no logits: the most likely token is always taken, and no probabilities are told.
+        greedy_only: Whether it needs no logits: the most likely token is always taken, and no probabilities are told.
     """
 
     def __init__(self, generation: Generation):
@@ -89,7 +88,7 @@ class Row:
             request.sampling.logprobs,
             request.answers or None,
         )
-        self.plain = generation.sampler is greedy and all(other is None for other in others)
+        self.greedy_only = generation.sampler is greedy and all(other is None for other in others)
 
     def begin(self, model: Model, index: int) -> Iterator[Step | None]:
         """Read the prompt, and generate the first token; None where another row was cancelled before that."""
@@ -142,7 +141,7 @@ class Row:
         begin = length
         while True:
             try:
-                return model.append(index, token_ids[begin:], wanted, greedy=self.plain)
+                return model.append(index, token_ids[begin:], wanted, greedy=self.greedy_only)
             except InterruptedRunError as interrupted:
                 begin += interrupted.read
             if self.generation.cancelled:
@@ -162,10 +161,10 @@ class Row:
         start = len(self.token_ids)
         guess = lookup.guess(self.token_ids, self._end - start - 1) if lookup is not None else []
         if guess and generation.constraint is not None:
-            guess = guess[: generation.constraint.fits(guess)]
+            guess = guess[: generation.constraint.validate_tokens(guess)]
         tokens = [*self.token_ids[-self._unread :], *guess]
         try:
-            logits = model.append(0, tokens, len(guess) + 1, greedy=self.plain)
+            logits = model.append(0, tokens, len(guess) + 1, greedy=self.greedy_only)
         except InterruptedRunError:
             model.truncate(0, start + len(guess) - len(tokens))
             yield from self.end_if_cancelled()
@@ -224,7 +223,7 @@ class Row:
         elif logits is not None:
             yield self._choose(logits)
         elif generation.constraint is not None:
-            self._forced.extend(generation.constraint.forced())
+            self._forced.extend(generation.constraint.forced_tokens())
         # Probabilities are those of the model: where they are wanted, forced tokens wait for logits too.
         while self._forced and generation.request.sampling.logprobs is None and not self.finished:
             yield self._take(self._forced.popleft(), forced=True)
@@ -237,7 +236,7 @@ class Row:
     def fail(self, error: BaseException) -> Step:
         """Return the last step of a request that cannot go on."""
         self.finished = self.failed = True
-        step = Step(None, error=ordinary(error, "a function that this request called"))
+        step = Step(None, error=as_exception(error, "a function that this request called"))
         # What has failed may fail again when it is asked how far it came.
         with contextlib.suppress(BaseException):
             step = self._last(step)
@@ -272,7 +271,7 @@ class Row:
                 constraint.accept(token)
                 reason = "grammar" if constraint.finished else None
             if reason is None and not self._forced:
-                self._forced.extend(constraint.forced())
+                self._forced.extend(constraint.forced_tokens())
         self.token_ids.append(token)
         self._unread += 1
         thought, text, stopped = "", "", False

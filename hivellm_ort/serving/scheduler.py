@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from hivellm_ort.callbacks import ordinary, raised_by
+from hivellm_ort.callbacks import as_exception, raised_by
 from hivellm_ort.engine.adapters import BoundAdapter
 from hivellm_ort.engine.decoder import Decoder
 from hivellm_ort.engine.session import Engine
@@ -273,7 +273,7 @@ class Scheduler:
             one.done.set()
 
     def _fail(self, error: BaseException) -> None:
-        step = Step(None, error=ordinary(error, "the engine"))
+        step = Step(None, error=as_exception(error, "the engine"))
         for generation in list(self._running):
             self._deliver(generation, step)
 

@@ -21,7 +21,7 @@ from hivellm_ort.textfile import decode_text
 if TYPE_CHECKING:
     import tokenizers  # type: ignore[import-untyped, unused-ignore]
 
-__all__ = ["Loaded", "parse_tokenizer"]
+__all__ = ["ParsedTokenizer", "parse_tokenizer"]
 
 _NAME = "tokenizer.json"
 _CURE = "export the base again, or update the tokenizers package"
@@ -46,7 +46,7 @@ _PROBE_UNITS = (
 )
 
 
-class Loaded(NamedTuple):
+class ParsedTokenizer(NamedTuple):
     """A tokenizer as its file has it, without truncation and padding.
 
     Attributes:
@@ -58,7 +58,7 @@ class Loaded(NamedTuple):
     work: Work
 
 
-def parse_tokenizer(content: bytes) -> Loaded:
+def parse_tokenizer(content: bytes) -> ParsedTokenizer:
     """Read a tokenizer that takes bounded time and memory for any text.
 
     Truncation and padding are switched off: a prompt is never cut or padded silently.
@@ -95,7 +95,7 @@ def parse_tokenizer(content: bytes) -> Loaded:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         _probe(tokenizer)
-    return Loaded(tokenizer, work)
+    return ParsedTokenizer(tokenizer, work)
 
 
 def _probe(tokenizer: tokenizers.Tokenizer) -> None:

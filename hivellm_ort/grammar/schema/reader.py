@@ -17,8 +17,8 @@ from hivellm_ort.grammar.schema.shapes import (
     Array,
     Conjunction,
     Object,
-    Place,
     Shapes,
+    Subschema,
     child,
     meet,
 )
@@ -54,20 +54,20 @@ class Reader:
         self.warnings: dict[str, None] = {}
         self._source = source
         self._pointers = dict(_pointers(schema, pointer))
-        self._places: dict[tuple[int, bool], Place] = {}
+        self._subschemas: dict[tuple[int, bool], Subschema] = {}
         self._shapes: dict[Conjunction, Shapes] = {}
-        self._own: dict[Place, Shapes] = {}
-        self._reading: set[Place] = set()
+        self._own: dict[Subschema, Shapes] = {}
+        self._reading: set[Subschema] = set()
         self._sound: set[Conjunction] = set()
         self._possible: dict[Conjunction, bool] = {}
         self._made: dict[str, Any] = {}
         # Up to draft 7 what stands beside a reference is not there, its $id included.
         self._old = "/draft-0" in str(schema.get("$schema"))
         resolver = self._resolver(schema, pointer, None)
-        self.root = self._places[id(schema), False] = Place(schema, resolver, pointer)
+        self.root = self._subschemas[id(schema), False] = Subschema(schema, resolver, pointer)
 
-    def place(self, schema: Any, resolver: Any, *, negated: bool = False) -> Place:
-        """Return the place of a part; the same for the same part.
+    def subschema(self, schema: Any, resolver: Any, *, negated: bool = False) -> Subschema:
+        """Return the subschema of a part; the same for the same part.
 
         Raises:
             RefusedError: If it is no schema.
@@ -80,16 +80,16 @@ class Reader:
                 f"{self._where(pointer)}: {schema!r:.60} is no schema; it must be an object, true or false"
             )
         key = (id(schema), negated)
-        if key not in self._places:
+        if key not in self._subschemas:
             # References in a part that has an $id of its own are relative to that.
             if "$id" in schema and not (self._old and "$ref" in schema):
                 resolver = self._resolver(schema, pointer, resolver)
-            self._places[key] = Place(schema, resolver, pointer, negated)
-        return self._places[key]
+            self._subschemas[key] = Subschema(schema, resolver, pointer, negated)
+        return self._subschemas[key]
 
-    def part(self, place: Place, schema: Any, *, negated: bool = False) -> Conjunction:
-        """Return a part of a place as a conjunction; a bare reference is what it refers to."""
-        found = self.place(schema, place.resolver, negated=negated)
+    def part(self, subschema: Subschema, schema: Any, *, negated: bool = False) -> Conjunction:
+        """Return a part of a subschema as a conjunction; a bare reference is what it refers to."""
+        found = self.subschema(schema, subschema.resolver, negated=negated)
         seen = set()
         while isinstance(found.schema, dict) and "$ref" in found.schema and found not in seen:
             if found.schema.keys() - _BESIDE_REF:
@@ -98,23 +98,23 @@ class Reader:
             found = self.referred(found, found.schema["$ref"])
         return () if found is _TRUE else (found,)
 
-    def made(self, place: Place, key: str, schema: Any) -> Conjunction:
+    def made(self, subschema: Subschema, key: str, schema: Any) -> Conjunction:
         """Return a schema that is not in the text but follows from it. The same for the same key."""
         schema = self._made.setdefault(key, schema)
-        self._pointers.setdefault(id(schema), place.pointer)
-        return self.part(place, schema)
+        self._pointers.setdefault(id(schema), subschema.pointer)
+        return self.part(subschema, schema)
 
-    def referred(self, place: Place, reference: Any) -> Place:
+    def referred(self, subschema: Subschema, reference: Any) -> Subschema:
         """Return what a reference means.
 
         Raises:
             RefusedError: If there is nothing.
         """
-        pointer = f"{place.pointer}/$ref"
+        pointer = f"{subschema.pointer}/$ref"
         if not isinstance(reference, str):
             raise RefusedError(f"{self._where(pointer)}: it must be a text")
         try:
-            resolved = place.resolver.lookup(reference)
+            resolved = subschema.resolver.lookup(reference)
         except (Unresolvable, ValueError, LookupError, TypeError, AttributeError) as error:
             cure = (
                 "it does not exist; put the definition where the $ref points to"
@@ -124,10 +124,10 @@ class Reader:
             raise RefusedError(
                 f"{self._where(pointer)}: nothing is found under {reference!r:.100}: {cure}"
             ) from error
-        return self.place(resolved.contents, resolved.resolver, negated=place.negated)
+        return self.subschema(resolved.contents, resolved.resolver, negated=subschema.negated)
 
     def shapes(self, conjunction: Conjunction) -> Shapes:
-        """Return the values that every place allows.
+        """Return the values that every subschema allows.
 
         Raises:
             RefusedError: If one of them says what answers cannot be held to.
@@ -137,10 +137,10 @@ class Reader:
         found = self._shapes.get(conjunction)
         if found is None:
             found = ANY
-            for place in conjunction:
-                if place is _TRUE:
+            for subschema in conjunction:
+                if subschema is _TRUE:
                     continue
-                found = self.limited(place.pointer, meet(found, self._of(place)))
+                found = self.limited(subschema.pointer, meet(found, self._of(subschema)))
             self._shapes[conjunction] = found
         return found
 
@@ -183,12 +183,12 @@ class Reader:
             )
         return self._possible[conjunction]
 
-    def refuse(self, place: Place, keyword: str, why: str) -> Shapes:
+    def refuse(self, subschema: Subschema, keyword: str, why: str) -> Shapes:
         """Return any value, with a warning, where the reader is lenient.
 
         Args:
-            place: Where the keyword is.
-            keyword: Its name, or a pointer below the place.
+            subschema: Where the keyword is.
+            keyword: Its name, or a pointer below the subschema.
             why: What cannot be enforced, and what to do instead.
 
         Raises:
@@ -196,18 +196,18 @@ class Reader:
         """
         if not self.lenient:
             raise self.refusal(
-                place, keyword, f"{why}; or leave it unenforced with {argument('lenient', True)}"
+                subschema, keyword, f"{why}; or leave it unenforced with {argument('lenient', True)}"
             )
-        self.warn(place, keyword, f"not enforced: {why}")
+        self.warn(subschema, keyword, f"not enforced: {why}")
         return ANY
 
-    def refusal(self, place: Place, keyword: str, why: str) -> RefusedError:
+    def refusal(self, subschema: Subschema, keyword: str, why: str) -> RefusedError:
         """Return the error that names a keyword by its pointer."""
-        return RefusedError(f"{self._where(_below(place, keyword))}: {why}")
+        return RefusedError(f"{self._where(_below(subschema, keyword))}: {why}")
 
-    def warn(self, place: Place, keyword: str, what: str) -> None:
+    def warn(self, subschema: Subschema, keyword: str, what: str) -> None:
         """Keep a warning."""
-        self.warnings[f"{self._where(_below(place, keyword))}: {what}"] = None
+        self.warnings[f"{self._where(_below(subschema, keyword))}: {what}"] = None
 
     def _resolver(self, schema: dict[str, Any], pointer: str, outer: Any) -> Any:
         """Return what references in a schema are resolved by, inside what those around it are."""
@@ -223,38 +223,38 @@ class Reader:
     def _where(self, pointer: str) -> str:
         return f"{self._source}, at {pointer}" if pointer else self._source
 
-    def _of(self, place: Place) -> Shapes:
-        found = self._own.get(place)
+    def _of(self, subschema: Subschema) -> Shapes:
+        found = self._own.get(subschema)
         if found is not None:
             return found
-        if place in self._reading:
+        if subschema in self._reading:
             raise RefusedError(
-                f"{self._where(place.pointer)}: it is defined by itself, so that no token may come next"
+                f"{self._where(subschema.pointer)}: it is defined by itself, so that no token may come next"
             )
         from hivellm_ort.grammar.schema import complement, rules
 
-        self._reading.add(place)
+        self._reading.add(subschema)
         try:
-            if place.negated:
-                found = complement.of(self, place)
+            if subschema.negated:
+                found = complement.of(self, subschema)
             else:
-                self._tell(place)
+                self._tell(subschema)
                 found = ANY
-                for keyword, rule in rules.of(place.schema):
-                    found = self.limited(place.pointer, meet(found, rule(self, place, keyword)))
+                for keyword, rule in rules.of(subschema.schema):
+                    found = self.limited(subschema.pointer, meet(found, rule(self, subschema, keyword)))
         finally:
-            self._reading.discard(place)
-        self._own[place] = found
+            self._reading.discard(subschema)
+        self._own[subschema] = found
         return found
 
-    def _tell(self, place: Place) -> None:
-        for name in place.schema:
+    def _tell(self, subschema: Subschema) -> None:
+        for name in subschema.schema:
             said = unknown_keyword(name)
             if said is not None:
-                self.warn(place, "", said)
+                self.warn(subschema, "", said)
 
 
-_TRUE = Place(True, None, "")
+_TRUE = Subschema(True, None, "")
 _BESIDE_REF = frozenset(
     {"$ref", "title", "description", "default", "examples", "deprecated", "$comment", "$schema"}
 )
@@ -293,8 +293,8 @@ def _pointers(schema: Any, pointer: str) -> Iterator[tuple[int, str]]:
             waiting += [(value, f"{pointer}/{index}") for index, value in enumerate(node)]
 
 
-def _below(place: Place, keyword: str) -> str:
-    return f"{place.pointer}/{keyword}" if keyword else place.pointer
+def _below(subschema: Subschema, keyword: str) -> str:
+    return f"{subschema.pointer}/{keyword}" if keyword else subschema.pointer
 
 
 def _escaped(name: str) -> str:

@@ -20,10 +20,10 @@ __all__ = [
     "Null",
     "Number",
     "Object",
-    "Place",
     "Shape",
     "Shapes",
     "String",
+    "Subschema",
     "child",
     "joined",
     "meet",
@@ -37,7 +37,7 @@ ENFORCED_FORMATS = frozenset(
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
+class Subschema:
     """A part of a schema, or what that part does not allow. Each is made once.
 
     Attributes:
@@ -53,10 +53,10 @@ class Place:
     negated: bool = False
 
 
-Conjunction: TypeAlias = tuple[Place, ...]
+Conjunction: TypeAlias = tuple[Subschema, ...]
 """Values that all of these allow; () is any value."""
 
-FALSE = Place(False, None, "")
+FALSE = Subschema(False, None, "")
 """No value."""
 
 

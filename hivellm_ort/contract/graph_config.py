@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from hivellm_ort.contract.fields import AGAIN, shortened, text, text_fault, whole
 from hivellm_ort.jsonfiles.node import Node
 
-__all__ = ["GraphForm"]
+__all__ = ["GraphConfig"]
 
 _T = TypeVar("_T")
 
@@ -19,7 +19,7 @@ _MAX_SIZE = 1 << 31
 
 
 @dataclass(frozen=True)
-class GraphForm:
+class GraphConfig:
     """What a runtime must know to run the graphs of a bundle; the defaults are those of target `cpu`.
 
     Attributes:
@@ -56,7 +56,7 @@ class GraphForm:
     greedy_output: bool = False
 
     @classmethod
-    def read(cls, node: Node) -> GraphForm:
+    def read(cls, node: Node) -> GraphConfig:
         """Read `graph`. What no field says is as for `cpu`; whether a value is known is for the engine to say.
 
         Raises:
