@@ -1,4 +1,4 @@
-"""`adapter_config.json` as PEFT writes it: every field is honoured or refused by name, none is ignored."""
+"""Reads PEFT's `adapter_config.json`. Every field is used or refused by name; none is ignored."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ _RANKS = ("r", "init_r")
 
 @dataclass(frozen=True)
 class PeftConfig:
-    """What an adapter's configuration means; `read_peft_config` has checked every expression in it.
+    """An adapter's configuration, with every regular expression checked by `read_peft_config`.
 
     Attributes:
         kind: `lora`, `rslora`, `dora`, `adalora`, `ia3` or `lokr`.
@@ -121,11 +121,11 @@ class PeftConfig:
         return _matches(self.feedforward_modules, module)
 
     def rank_of(self, module: str) -> int:
-        """Return the rank of `module`, after `rank_pattern`."""
+        """Return the rank of `module`; `rank_pattern` may set its own."""
         return int(_by_pattern(self.rank_pattern, module, self.rank))
 
     def scaling_of(self, module: str, rank: int) -> float:
-        """Give s in `W + s B A` for `module` (PEFT `LoraLayer.update_layer`, `AdaLoraLayer.get_delta_weight`)."""
+        """Return s in `W + s B A` for `module` (PEFT `LoraLayer.update_layer`, `AdaLoraLayer.get_delta_weight`)."""
         if self.kind == "adalora":
             return self.alpha / (self.rank + 1e-5)
         alpha = float(_by_pattern(self.alpha_pattern, module, self.alpha))
@@ -281,7 +281,7 @@ def _names(data: Mapping[str, Any], name: str) -> tuple[str, ...]:
 
 
 def _modules(data: Mapping[str, Any], name: str) -> str | tuple[str, ...]:
-    """One text is an expression, a list is of names."""
+    """Return the module names: a string is a regular expression, a list holds names."""
     value = data.get(name)
     return _safe(value, name) if isinstance(value, str) else _names(data, name)
 
@@ -320,9 +320,9 @@ def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
 
 
 def _safe(pattern: str, where: str) -> str:
-    """Refuse expressions that could run for ages: great length, a quantifier behind a group, many of them in a row.
+    """Refuse slow expressions: very long ones, quantified groups, and many quantifiers in a row.
 
-    Module names have some 40 characters, which n quantifiers divide in less than 40 ** n ways.
+    Module names have about 40 characters, so n quantifiers match them in fewer than 40 ** n ways.
     """
     plain = re.sub(r"\\.|\[\^?\]?[^]]*\]", "a", pattern)  # without what is escaped or in a class
     branches = [len(re.findall(r"[*+{]|(?<![*+}(])\?", branch)) for branch in _alternatives(plain)]
@@ -336,7 +336,7 @@ def _safe(pattern: str, where: str) -> str:
 
 
 def _alternatives(pattern: str) -> list[str]:
-    """Return what stands between the `|` of an expression that are in no group."""
+    """Split an expression at each `|` outside groups."""
     found, depth = [""], 0
     for char in pattern:
         depth += (char == "(") - (char == ")")
@@ -348,7 +348,7 @@ def _alternatives(pattern: str) -> list[str]:
 
 
 def unmatched_targets(config: PeftConfig, modules: Iterable[str]) -> list[str]:
-    """Names in `target_modules` that no module of the base model answers to."""
+    """Return the names in `target_modules` that match no module of the base model."""
     if isinstance(config.target_modules, str):
         return []
     known = list(modules)

@@ -1,4 +1,4 @@
-"""`decoder.json`: read once, strictly, into types that are then true everywhere."""
+"""Reads `decoder.json` once, strictly, into typed records."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _MAX_FILE_BYTES = 1 << 50
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """What `decoder.json` says about one file.
+    """Size and digest of one file of a bundle.
 
     Attributes:
         size: Bytes.
@@ -68,14 +68,14 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """`decoder.json`: what a base bundle is.
+    """The content of `decoder.json`: the description of a base bundle.
 
     Attributes:
         name: The base model's short name.
-        architecture: Its numbers.
+        architecture: Its dimensions.
         precision: `fp32`, `fp16`, `bf16`, `int8`, `w8a8` or `int4`.
-        target: What the graphs were lowered for: `cpu`, `cuda`, `dml` or `portable`.
-        sites: Where adapters attach; empty in a merged bundle, which has no adapter graph.
+        target: The device that the graphs were lowered for: `cpu`, `cuda`, `dml` or `portable`.
+        sites: The linear modules that take adapters; empty in a merged bundle, which has no adapter graph.
         source_sha256: Digest of the weights the bundle was made from; an adapter prepared from the same weights
             fits every bundle of that source.
         merged: Digest of the adapter folded into the weights, or None.
@@ -86,7 +86,7 @@ class DecoderConfig:
         embeddings: SHA-256 of the embedding and the LM head as little-endian float32 [vocab_size, hidden_size], by
             their Hugging Face names, before they were quantised: an adapter that stores them too is compared with
             it; since contract 1.7.
-        graph: How the graphs are to be run; absent before contract 1.3, then it is that of `cpu`.
+        graph: How to run the graphs. Before contract 1.3 it is absent and means `cpu`.
         contract_version: Version of this contract.
         sha256: Digest of the file it was read from, the bundle's name in the store; not part of the file.
     """
@@ -108,12 +108,12 @@ class DecoderConfig:
 
     @property
     def context(self) -> int:
-        """Most tokens of a prompt and its answer: what the model can, and what its graphs have room for."""
+        """Most tokens of prompt and answer: the smaller limit of model and graphs."""
         return min((self.architecture.max_position_embeddings, *self.graph.shapes.get("max_length", ())))
 
     @property
     def graphs(self) -> tuple[str, ...]:
-        """The names of the bundle's graphs; one with a merged adapter has none that takes adapters."""
+        """Names of the bundle's graphs. A merged bundle has no adapter graph."""
         return (BASE_GRAPH,) if self.merged is not None else (BASE_GRAPH, ADAPTER_GRAPH)
 
     def to_bytes(self) -> bytes:
@@ -124,12 +124,12 @@ class DecoderConfig:
 
     @classmethod
     def from_file(cls, path: StrPath) -> DecoderConfig:
-        """Read `decoder.json`; keys it does not know, as a later minor version may have, are passed over.
+        """Read `decoder.json`. Unknown keys are ignored: a later minor version may add some.
 
         Raises:
-            ManifestError: The file is missing, is no JSON, is of a newer contract, or a field of it is missing, of
+            ManifestError: The file is missing, is not JSON, has a newer contract, or a field of it is missing, of
                 another type, or out of range; the message has its JSON pointer.
-            IntegrityError: It lists a file that is none inside the bundle.
+            IntegrityError: It lists a file outside the bundle.
         """
         path = Path(path)
         if not path.is_file():
@@ -173,10 +173,10 @@ def _check_version(node: Node) -> None:
 
 
 def _check_whole(node: Node, config: DecoderConfig) -> None:
-    """Refuse fields that go against each other.
+    """Refuse fields that contradict each other.
 
     Raises:
-        ManifestError: Two do.
+        ManifestError: Two fields contradict each other.
     """
     for name in (*config.graphs, WEIGHTS_FILE):
         if name not in config.files:
@@ -216,10 +216,10 @@ def _digests(node: Node, key: str) -> dict[str, str]:
 
 
 def _inside(node: Node, name: str) -> str:
-    """Return the name of a file that a bundle lists.
+    """Return a file name of a bundle, if it stays inside the bundle.
 
     Raises:
-        IntegrityError: It is none of a file inside the bundle.
+        IntegrityError: It does not.
     """
     try:
         if member_name(name) == name and name != DECODER_JSON and not is_system_file(name):

@@ -1,4 +1,4 @@
-"""How the graphs of a bundle are run."""
+"""How to run the graphs of a bundle."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ _MAX_SIZE = 1 << 31
 
 @dataclass(frozen=True)
 class GraphConfig:
-    """What a runtime must know to run the graphs of a bundle; the defaults are those of target `cpu`.
+    """The settings that a runtime needs to run the graphs. The defaults are those of target `cpu`.
 
     Attributes:
         cache_dtype: Type of `past_key_values.*` and `present.*`: `float32`, `float16`, `bfloat16`, or since contract
             1.6 `int8` with scales that the graph has.
         activation_dtype: Float type that the graph computes in.
         adapter_dtype: Float type of the adapter inputs. Logits are float32 everywhere.
-        opsets: Version of each operator domain; `""` is ai.onnx.
-        inputs: Every graph input but caches and adapters, with its shape: sizes, and names of free dimensions.
-        shapes: The only values that a dimension may have; one that is absent here takes any. A dimension with a
-            single value is that number in the graph, one with several keeps its name.
-        multi_token_append: Whether one row may take several tokens on a cache that is not empty.
+        opsets: Version of each operator domain. `""` is ai.onnx.
+        inputs: Every graph input except caches and adapters, with its shape: sizes and names of free dimensions.
+        shapes: Allowed values of a dimension. A dimension that is not listed takes any value. With one value the
+            graph has that number; with several it has the name.
+        multi_token_append: Whether a row with a filled cache may take several tokens at once.
         cache_update: `in_place`, `past_key_values.*` and `present.*` are the same buffers; or `new_tokens`,
             `present.*` holds the S new positions only, which the runtime copies into its own buffers.
-        greedy_output: Whether there is an output `token_ids` beside `logits`: int64 [rows], of each row the first of
-            its greatest logits; since contract 1.5.
+        greedy_output: Whether the graph also has the output `token_ids`, int64 [rows]: the argmax of each row.
+            Since contract 1.5.
     """
 
     cache_dtype: str = "float32"
@@ -57,10 +57,10 @@ class GraphConfig:
 
     @classmethod
     def read(cls, node: Node) -> GraphConfig:
-        """Read `graph`. What no field says is as for `cpu`; whether a value is known is for the engine to say.
+        """Read `graph`. Missing fields have the values of `cpu`. The engine checks whether it knows the values.
 
         Raises:
-            ManifestError: A field is of another type or range.
+            ManifestError: A field has another type or range.
         """
         default = cls()
 
@@ -82,7 +82,7 @@ class GraphConfig:
 
 
 def _each(node: Node, key: str, read: Callable[[Node, str], _T]) -> dict[str, _T]:
-    """Return the fields of an object; none where it is absent."""
+    """Return the fields of an object; nothing if it is absent."""
     own = node.child(key)
     names = () if own is None else own.names()
     if own is None or not names:

@@ -1,4 +1,4 @@
-"""Where a graph takes adapter weights, and where the base's own are in `weights.bin`."""
+"""Where a graph takes adapter weights, and where `weights.bin` holds the base weights."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Site:
     """A place where the graph takes adapter weights: linear modules that share one input.
 
     With input x [T, K] for T = B * S tokens, and W, b the parts' weights and biases stacked along N, the graph
-    computes `y = scale * (W x) + ((x lora_A) * lora_gate) lora_B + b + bias`. R is free, and may differ from site
-    to site.
+    computes `y = scale * (W x) + ((x lora_A) * lora_gate) lora_B + b + bias`. R may differ between
+    sites.
     """
 
     name: str
@@ -66,14 +66,14 @@ class Site:
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """The modules that a site of this name has: its own, or those of query, key and value together."""
+        """Return the modules of a site by its name: one module, or query, key and value together."""
         parent, _, last = self.name.rpartition(".")
         names = ("q_proj", "k_proj", "v_proj") if last == "qkv_proj" and len(self.parts) > 1 else (last,)
         return tuple(f"{parent}.{name}" if parent else name for name in names)
 
     @property
     def bias(self) -> bool:
-        """Whether any part has a bias in the base model; only then `bias_input` exists."""
+        """Whether any part has a bias in the base model. Only then `bias_input` exists."""
         return any(part.bias for part in self.parts)
 
     @property
@@ -93,7 +93,7 @@ class Site:
 
     @property
     def gate(self) -> str:
-        """Graph input [T or 1, R or 1]: which of the R rows a token uses; a single one where there is one adapter."""
+        """Graph input [T or 1, R or 1]: 1 for the rows of lora_A and lora_B that a token uses, else 0."""
         return f"{self.name}.lora_gate"
 
     @property
@@ -150,6 +150,6 @@ class StoredWeights:
 
     @property
     def offsets(self) -> tuple[int, ...]:
-        """All offsets."""
+        """Return all offsets."""
         others = (self.scales, self.zero_points, self.bias, self.smoothing)
         return (self.weight, *(place for place in others if place is not None))

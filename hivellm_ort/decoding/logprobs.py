@@ -20,15 +20,15 @@ _Tokens = tuple[int, ...]
 def token_logprob(logits: FloatArray, token_id: int, count: int) -> TokenLogprob:
     """Return the log probability of a token and those of the best tokens.
 
-    They are of the model's own distribution if `logits` are the model's own, before processors and temperature.
+    Pass the model's own logits, before processors and temperature, for probabilities of the model itself.
 
     Args:
         logits: float32 [vocab]; -inf for an impossible token.
         token_id: The chosen token.
-        count: How many of the best to tell; fewer if fewer are possible.
+        count: Number of the best tokens to return; fewer if fewer are possible.
 
     Raises:
-        InferenceError: If the logits hold NaN or +inf, or are all -inf.
+        InferenceError: The logits hold NaN or +inf, or are all -inf.
     """
     log_sum = log_normaliser(logits)
     top = []
@@ -40,10 +40,12 @@ def token_logprob(logits: FloatArray, token_id: int, count: int) -> TokenLogprob
 
 
 def log_normaliser(logits: FloatArray) -> float:
-    """Return what to subtract from a logit, float32 [vocab], for the log probability of its token.
+    """Return the logarithm of the sum of exponentials of logits, float32 [vocab].
+
+    A logit minus this value is the log probability of its token.
 
     Raises:
-        InferenceError: If the logits hold NaN or +inf, or are all -inf.
+        InferenceError: The logits hold NaN or +inf, or are all -inf.
     """
     best = logits.max()
     require_finite(best)
@@ -52,20 +54,20 @@ def log_normaliser(logits: FloatArray) -> float:
 
 
 class AnswerTree:
-    """Answers as a tree of tokens: what several of them begin with is read once.
+    """Answers as a tree of tokens. Shared prefixes are computed once.
 
-    After the prompt each pass reads one path of the tree, from the place where it leaves the path before it. The last
-    token of an answer is read only where another answer goes on behind it. Answers of one token each take no pass.
+    After the prompt, each pass computes one path of the tree, from the point where it leaves the previous path. The
+    last token of an answer is computed only if another answer continues after it. Answers of one token need no pass.
 
     Args:
         answers: Tokens of each answer, at least one; no two are equal.
-        end_token_ids: Tokens that end an answer. Where another answer begins with this one, their probability counts.
+        end_token_ids: Tokens that end an answer. Their probability counts if another answer begins with this one.
     """
 
     def __init__(self, answers: Sequence[Sequence[int]], end_token_ids: Collection[int]):
         self._answers: list[_Tokens] = [tuple(answer) for answer in answers]
         self._ends = sorted(end_token_ids)
-        # What is asked of the logits behind each beginning: tokens.
+        # The tokens whose probability is needed, by the prefix before them.
         self._wanted: dict[_Tokens, set[int]] = {}
         for answer in self._answers:
             for place, token in enumerate(answer):
@@ -77,18 +79,18 @@ class AnswerTree:
 
     @property
     def passes(self) -> list[tuple[_Tokens, int]]:
-        """What is read after the prompt: a path per pass, and how many of its tokens the pass before has read."""
+        """The path of each pass, and the number of its tokens that the previous pass has computed."""
         beginnings = sorted(beginning for beginning in self._wanted if beginning)
         paths = [one for one, after in pairwise([*beginnings, ()]) if after[: len(one)] != one]
         return [(path, _shared(before, path)) for before, path in pairwise([(), *paths])]
 
     def note(self, path: _Tokens, first: int, logits: FloatArray) -> None:
-        """Take what is wanted of logits.
+        """Record the log probabilities that are needed from logits.
 
         Args:
-            path: What was read after the prompt.
-            first: How much of it was read before the first of the logits.
-            logits: float32 [n, vocab], after the first so many tokens of the path, and after each further one.
+            path: The tokens after the prompt.
+            first: Number of path tokens before the first row of logits.
+            logits: float32 [n, vocab]: after the first `first` tokens of the path, then after each further token.
 
         Raises:
             InferenceError: Logits hold NaN or +inf.
@@ -101,7 +103,7 @@ class AnswerTree:
                     self._logprobs[path[:count], token] = float(row[token]) - normaliser
 
     def scores(self) -> list[float]:
-        """Return the log probability of each answer, when all passes were noted."""
+        """Return the log probability of each answer, after all passes."""
         return [self._logprob(answer) for answer in self._answers]
 
     def _logprob(self, answer: _Tokens) -> float:
@@ -112,12 +114,12 @@ class AnswerTree:
 
 
 def _shared(one: _Tokens, other: _Tokens) -> int:
-    """Return how many tokens both begin with."""
+    """Return the length of the common prefix."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def shares(logprobs: Sequence[float]) -> list[float]:
-    """Return the probability of each among all of them; equal ones where none is possible."""
+    """Return the probabilities relative to each other. They are equal if every answer is impossible."""
     whole = _log_sum(logprobs)
     if whole == -inf:
         return [1 / len(logprobs)] * len(logprobs)

@@ -1,4 +1,4 @@
-"""Penalties, biases and bans: what changes the logits before a token is chosen from them."""
+"""Logits processors: penalties, biases and bans."""
 
 from __future__ import annotations
 
@@ -27,24 +27,22 @@ def make_processors(
     eos_token_ids: Collection[int],
     token_texts: Callable[[], TokenTexts] | None = None,
 ) -> LogitsProcessor | None:
-    """Return one function that does all that `params` ask for before the temperature, or None if that is nothing.
+    """Return a function that applies all processors of `params`, or None if there are none.
 
-    The order is that of transformers: bias, repetition penalty, presence and frequency penalty (as in vLLM after the
-    former), n-grams, bad words, end tokens.
+    The order is that of transformers: bias, repetition penalty, presence and frequency penalty (in vLLM's position),
+    n-grams, bad words, end tokens. They run before the temperature.
 
     Args:
-        params: What to do; temperature and what comes after it play no part.
-            Its token ids are ids of the vocabulary.
-        prompt_length: How many of the token ids are the prompt's.
+        params: The parameters. Temperature and truncation are not used here. Token ids must be in the vocabulary.
+        prompt_length: Number of prompt tokens.
         eos_token_ids: The end tokens.
-        token_texts: Gives the texts of the tokens, for `bad_words`.
+        token_texts: Returns the texts of the tokens, for `bad_words`.
 
     Returns:
-        The processor of one row. It returns a copy of the logits; ids that it was called with before are not
-        counted anew.
+        The processor of one row. It returns a copy of the logits. Between calls it remembers counted ids.
 
     Raises:
-        OptionError: If there are bad words and no texts to find them in.
+        OptionError: There are bad words and no `token_texts`.
     """
     edits: list[_Edit] = []
     if params.logit_bias:
@@ -77,17 +75,16 @@ def make_processors(
 
 
 def user_processors(processors: Sequence[Callable[[Any, Any], Any]]) -> LogitsProcessor:
-    """Return one function that calls a user's processors in order, on a copy of the logits.
+    """Return a function that calls a user's processors in order, on a copy of the logits.
 
-    What each returns has to be float32 of the shape that it was given; one that returns None has changed the logits
-    in place.
+    Each must return float32 logits of the shape that it got, or change them in place and return None.
 
     Args:
         processors: At least one.
 
     Returns:
-        The processor. It raises OptionTypeError if one returns something else, OptionError if what it returns
-        holds NaN or +inf and what it was given does not, and InferenceError in place of `SystemExit` and the like.
+        The processor. It raises OptionTypeError if one returns something else, OptionError if one adds NaN or +inf,
+        and InferenceError in place of errors such as `SystemExit`.
     """
 
     def process(token_ids: IntArray, logits: FloatArray) -> FloatArray:
@@ -182,10 +179,10 @@ def _min_tokens(least: int, eos_token_ids: Collection[int]) -> _Edit:
 
 
 class _Tally:
-    """How often each token was seen, counted on from call to call; tokens taken back meanwhile do not count.
+    """Counts tokens incrementally from call to call. Tokens that were removed since then are subtracted.
 
     Args:
-        start: How many tokens at the beginning do not count.
+        start: Number of tokens at the beginning that do not count.
     """
 
     def __init__(self, start: int) -> None:
@@ -194,11 +191,11 @@ class _Tally:
         self._counts = np.empty(0, np.float32)
 
     def of(self, token_ids: IntArray, vocabulary: int) -> tuple[IntArray, FloatArray]:
-        """Return the tokens seen, int64 [m], each once, and how often each was, float32 [m].
+        """Return the distinct tokens, int64 [m], and their counts, float32 [m].
 
         Args:
             token_ids: int64 [n].
-            vocabulary: How many tokens there are; the same in every call.
+            vocabulary: Size of the vocabulary; the same in every call.
         """
         if not self._counts.size:
             self._counts = np.zeros(vocabulary, np.float32)

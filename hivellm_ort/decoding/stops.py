@@ -1,4 +1,4 @@
-"""Stop strings, found in text that arrives in pieces."""
+"""Finds stop strings in text that arrives in pieces."""
 
 from __future__ import annotations
 
@@ -18,32 +18,30 @@ _CLOSING = frozenset(")]};`\"'")
 class StopMatcher:
     r"""Cuts a stream of text at the earliest stop.
 
-    What `push` and `flush` return, joined, is the whole text up to the first place where a stop begins,
-    however the text was cut into pieces; the stop itself is left out. A stop that is complete therefore waits
-    while one that began before it may still become complete. Of stops that begin at the same place the
-    shortest is the one found, because it is complete first.
+    The joined results of `push` and `flush` are the text up to the first stop, without the stop, for any division
+    into pieces. So a complete stop waits while a stop that began earlier may still become complete. Of stops that
+    begin at the same character the shortest wins, because it is complete first.
 
-    Soft stops are those that a package was published with; they must not spoil a good answer. None counts inside a
-    string literal, nor where it would leave nothing but whitespace. One of whitespace counts only where no bracket
-    and no code fence is open. One of closing punctuation, such as `}` or `);` or the end of a code fence, stays in
-    the text, which ends after it, and counts only if it leaves nothing open. `Nesting` says what is open where.
+    Soft stops are the stops of a package's manifest. They must not spoil a good answer, so they do not count inside a
+    string literal, nor if only whitespace precedes them. A soft stop of whitespace counts only outside brackets and
+    code fences. A soft stop of closing punctuation, such as `}`, `);` or the end of a code fence, stays in the text
+    and counts only if nothing is open after it. `Nesting` tracks what is open.
 
-    Nothing stops in a think block: a `<think>` that only whitespace precedes, all up to `</think>`, and the
-    whitespace after that.
+    No stop counts in a think block at the beginning (see `ReasoningParser`) and in the whitespace after it.
 
     Args:
-        stops: At most 16 texts of 1 to 1024 characters; without any, and without soft ones, nothing is held back.
+        stops: At most 16 texts of 1 to 1024 characters. Without any stops nothing is held back.
         soft: At most 64 of these, as above.
-        include_stop: Whether the stop that is found is part of the text.
+        include_stop: Whether the text includes the stop.
 
     Raises:
-        OptionError: If there are too many stops, or one is empty or too long.
+        OptionError: There are too many stops, or one is empty or too long.
     """
 
     matched: str | None
-    """The stop that was found, None as long as none was."""
+    """The stop that was found, or None."""
     include_stop: bool
-    """As given."""
+    """Whether the text includes the stop."""
 
     def __init__(
         self,
@@ -72,10 +70,10 @@ class StopMatcher:
         """Take the next piece of text.
 
         Args:
-            piece: Any text, also none.
+            piece: Any text; may be empty.
 
         Returns:
-            The text that may be shown now, and whether a stop was found: nothing is shown after one.
+            The text that may be shown now, and whether a stop was found. After a stop nothing is shown.
         """
         if self.matched is not None:
             return "", True
@@ -85,7 +83,7 @@ class StopMatcher:
         return shown, self.matched is not None
 
     def flush(self) -> str:
-        """Return what was held, after the last piece; `matched` tells if a stop was found in it."""
+        """Return the held text after the last piece. `matched` is set if it contains a stop."""
         if self.matched is not None:
             return ""
         shown = self._show(self._parser.flush())
@@ -97,7 +95,7 @@ class StopMatcher:
         return shown
 
     def _show(self, segments: Sequence[Segment]) -> str:
-        """Return what may be shown of the segments: the think block as it is, the answer up to a stop."""
+        """Return the text of the segments that may be shown: the think block unchanged, the answer up to a stop."""
         shown = ""
         for part, text in segments:
             if part in (Part.START, Part.ANSWER):
@@ -129,7 +127,7 @@ class StopMatcher:
         return text[:pending]
 
     def _read(self, piece: str) -> None:
-        """Note what is open after each character; nothing counts while there is only whitespace."""
+        """Record what is open after each character. While there is only whitespace, nothing counts."""
         for character in piece if self._readings else "":
             for reading in self._readings:
                 reading.push(character)
@@ -138,7 +136,7 @@ class StopMatcher:
             self._levels.append(open_now if self._begun else Level.LITERAL)
 
     def _first(self, text: str) -> _Found | None:
-        """Return the stop at which the text ends, if one is complete."""
+        """Return the complete stop that ends the text, if any."""
         first = None
         for stop in self._stops:
             start = text.find(stop.text)
@@ -151,7 +149,7 @@ class StopMatcher:
         return first
 
     def _pending(self, text: str, *, kept: bool) -> int:
-        """Return where the earliest stop begins that the end of the text cuts off; else that end."""
+        """Return the start of the earliest stop that may be incomplete at the end of the text, else the end."""
         first = len(text)
         for stop in self._stops:
             if stop.kept != kept:
@@ -171,9 +169,9 @@ class _Stop(NamedTuple):
     """A stop.
 
     Attributes:
-        text: What it is.
-        kept: Whether the text ends after it, not before it.
-        most: What may be open there; None for anything.
+        text: Its text.
+        kept: Whether the text ends after it instead of before it.
+        most: The highest level at which it counts; None for any.
     """
 
     text: str
@@ -182,7 +180,7 @@ class _Stop(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """Where a stop is: the place that it ends the text at, its start, the end of what is shown, and itself."""
+    """A complete stop: where it ends the text, where it starts, where the shown text ends, and its text."""
 
     place: int
     start: int

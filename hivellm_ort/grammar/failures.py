@@ -1,4 +1,4 @@
-"""What llguidance says when it gives up, as errors that name the cause and the cure."""
+"""Turns errors of llguidance into errors that name the cause and what to do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hivellm_ort.printable import printable
 __all__ = ["compile_failure", "dead_end", "run_failure"]
 
 _LONGEST = 400
-# Its words for a limit, and the field of GrammarLimits that sets it. The first that is found counts.
+# Words in its messages, and the field of GrammarLimits for that limit. The first match counts.
 _LIMITS = {
     "Current row has": "max_items_in_row",
     "Too many items": "step_max_items",
@@ -32,9 +32,9 @@ def compile_failure(message: str, *, kind: str, source: str) -> GrammarError:
     """Return the error for a grammar that llguidance does not compile.
 
     Args:
-        message: What llguidance says.
+        message: The message of llguidance.
         kind: A `Kind`.
-        source: Where the grammar is from.
+        source: Source of the grammar, for messages.
     """
     limit = _limit_of(message)
     if limit is not None:
@@ -42,7 +42,7 @@ def compile_failure(message: str, *, kind: str, source: str) -> GrammarError:
     line = column = None
     place = _PLACE.match(message)
     text = message[place.end() :] if place else message
-    # It writes the grammar again below its message, which says nothing for a grammar it got in other words.
+    # It appends the translated grammar, which would confuse the author of another notation.
     text = text.split("\n   1 | ")[0].split("; following special tokens")[0]
     where = source
     if place is not None and kind == "lark":
@@ -55,11 +55,11 @@ def compile_failure(message: str, *, kind: str, source: str) -> GrammarError:
 
 
 def run_failure(message: str, *, source: str) -> GrammarError:
-    """Return the error for an answer that llguidance cannot go on with.
+    """Return the error for an answer that llguidance cannot continue.
 
     Args:
-        message: What llguidance says.
-        source: Where the grammar is from.
+        message: The message of llguidance.
+        source: Source of the grammar, for messages.
     """
     limit = _limit_of(message)
     if limit is not None:
@@ -72,7 +72,7 @@ def run_failure(message: str, *, source: str) -> GrammarError:
 
 
 def dead_end(source: str) -> GrammarError:
-    """Return the error for an answer that is not complete and that no token can go on."""
+    """Return the error for an incomplete answer that no token can continue."""
     return GrammarError(
         f"{source}: the grammar is not complete, and no token may come next; change the rule that asks for what no "
         "text can be, or for a token that this model does not have"

@@ -1,4 +1,4 @@
-"""Whether a grammar is sound and which texts it accepts, without a model."""
+"""Checks grammars, and which texts they accept, without a model."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _ANY_TOKEN = "<[256]>"  # noqa: S105 - a special token of llguidance's byte toke
 
 @dataclass(frozen=True)
 class GrammarReport:
-    """What is to be said of a grammar that compiles.
+    """The report on a grammar that compiles.
 
     Attributes:
-        rules: Number of rules; 1 for a kind that has none.
-        warnings: What its author may not have meant, a sentence each.
-        tokens: The tokens it names. With any, only a model's tokenizer could tell what it accepts.
+        rules: Number of rules; 1 for kinds without rules.
+        warnings: Sentences about probable mistakes.
+        tokens: The tokens it names. If there are any, accepted texts depend on a model's tokenizer.
     """
 
     rules: int
@@ -41,13 +41,13 @@ class GrammarReport:
 
 
 def check_grammar(grammar: Grammar) -> GrammarReport:
-    """Compile a grammar for no model in particular.
+    """Compile a grammar without a model.
 
     Args:
         grammar: Any grammar.
 
     Raises:
-        GrammarError: If it is wrong or exceeds a limit.
+        GrammarError: It is invalid or exceeds a limit.
     """
     matcher, tokens, warned = _compiled(grammar)
     rules, warnings = 1, [*warned, *matcher.get_grammar_warnings()]
@@ -68,14 +68,14 @@ def check_grammar(grammar: Grammar) -> GrammarReport:
 def accepts(grammar: Grammar, texts: list[str]) -> list[int | None]:
     """Return for each text None if the grammar accepts it, else the index of the character at which it fails.
 
-    The index is the text's length where the text is a beginning of what the grammar accepts.
+    The index is the text's length if the grammar accepts a longer text that begins with it.
 
     Args:
         grammar: Any grammar that names no tokens.
-        texts: Whole answers. For a JSON schema, written as `json.dumps` does.
+        texts: Whole answers. For a JSON schema, in the format of `json.dumps`.
 
     Raises:
-        GrammarError: If the grammar is wrong, exceeds a limit or names tokens.
+        GrammarError: The grammar is invalid, exceeds a limit or names tokens.
     """
     matcher, tokens, _ = _compiled(grammar)
     if tokens:

@@ -17,7 +17,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def report_on(value: Mapping[str, Any], where: str, *, lenient: bool = False, cure: str = "") -> Report:
-    """Return an empty report on a JSON object, with places if it is one of `read_json`.
+    """Return an empty report on a JSON object. It has positions if `read_json` read the object.
 
     Args:
         value: The object.
@@ -30,14 +30,14 @@ def report_on(value: Mapping[str, Any], where: str, *, lenient: bool = False, cu
 
 
 class Node:
-    """A JSON object read field by field; null counts as absent.
+    """Typed access to the fields of a JSON object. Null counts as absent.
 
-    A value of another type raises a ManifestError that names its JSON pointer. With a lenient report it is
-    noted there and counts as absent, except for `required` and `fail`.
+    A value of a wrong type raises a ManifestError that names its JSON pointer. With a lenient report the fault
+    is recorded and the value counts as absent, except in `required` and `fail`.
 
     Args:
         value: The object.
-        where: Name of the file, for messages, or the report that takes in the faults.
+        where: Name of the file, for messages, or the report that collects the faults.
         pointer: JSON pointer of the object in the file; empty for the whole.
     """
 
@@ -47,7 +47,7 @@ class Node:
         self._pointer = pointer
 
     def fail(self, key: str, fault: str) -> NoReturn:
-        """Raise a ManifestError about one field, also with a lenient report."""
+        """Raise a ManifestError about a field, even with a lenient report."""
         self._report.fail(self.pointer(key), fault)
 
     def note(self, key: str, fault: str) -> None:
@@ -59,11 +59,11 @@ class Node:
         self._report.note(self.pointer(key), fault)
 
     def pointer(self, key: str) -> str:
-        """JSON pointer of a field."""
+        """Return the JSON pointer of a field."""
         return self._pointer + pointer_of([key])
 
     def has(self, key: str) -> bool:
-        """Return whether a field is there and not null."""
+        """Return whether a field is present and not null."""
         return self._value.get(key) is not None
 
     def text(self, key: str) -> str | None:
@@ -75,7 +75,7 @@ class Node:
         return self._text(self._value.get(key), self.pointer(key))
 
     def required(self, key: str) -> str:
-        """Return a string that is there and not blank.
+        """Return a string that is present and not blank.
 
         Raises:
             ManifestError: The field is missing or blank, or holds something else.
@@ -90,11 +90,11 @@ class Node:
     def texts(
         self, key: str, fault_of: Callable[[str], str | None] = lambda _: None
     ) -> tuple[str, ...] | None:
-        """Return a list of strings, without its nulls; None when absent.
+        """Return a list of strings without its nulls; None when absent.
 
         Args:
             key: The field.
-            fault_of: What is wrong with an item; None where nothing is.
+            fault_of: Returns what is wrong with an item, or None.
 
         Raises:
             ManifestError: The field or an item holds something else, or an item has a fault.
@@ -182,11 +182,11 @@ class Node:
         return tuple(node for node in nodes if node is not None)
 
     def names(self) -> tuple[str, ...]:
-        """Return the names of all fields, those that are null too."""
+        """Return the names of all fields, including those that are null."""
         return tuple(self._value)
 
     def values(self, key: str) -> list[Any] | None:
-        """Return a list as it is; None when absent.
+        """Return a list unchanged; None when absent.
 
         Raises:
             ManifestError: The field holds something else.
@@ -198,7 +198,7 @@ class Node:
         return None
 
     def entries(self) -> Iterator[tuple[str, Node]]:
-        """Yield the fields of an object whose values are all objects.
+        """Yield the fields of an object of objects.
 
         Raises:
             ManifestError: A field holds something else.

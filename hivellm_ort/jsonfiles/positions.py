@@ -1,6 +1,6 @@
-"""Places in the text of a JSON file: where a value stands, and where a rule of the reader is broken.
+"""Finds values and faults in a JSON text, by line and column.
 
-Nothing here runs while a good file is read. A message about a bad one walks the text again to find its place.
+Nothing here runs for a valid file. For an invalid one the text is parsed again to find the position.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MAX_DEPTH = 100
 """Deepest nesting of objects and lists read."""
 
 MAX_VALUES = 100_000
-"""Most values read, those of all objects and lists together."""
+"""Most values in one file, counted over all objects and lists."""
 
 _MAX_DIGITS = 400  # more are beyond a double, and slow to convert
 _parse = json.JSONDecoder().raw_decode
@@ -51,7 +51,7 @@ class _Value(NamedTuple):
 
 
 def position_of(text: str, offset: int) -> Position:
-    """Return the place of a character in a text, given its index."""
+    """Return line and column of a character, given its index."""
     return Position(text.count("\n", 0, offset) + 1, offset - text.rfind("\n", 0, offset))
 
 
@@ -61,14 +61,14 @@ def pointer_of(path: Sequence[str]) -> str:
 
 
 def locate(text: str, pointers: Iterable[str]) -> dict[str, Position]:
-    """Find values by their JSON pointers, in one walk.
+    """Find values by their JSON pointers, in one pass.
 
     Args:
         text: A JSON text that parses.
-        pointers: What to find.
+        pointers: The JSON pointers.
 
     Returns:
-        The place of each value; of the nearest object or list above it where it is missing.
+        The position of each value. For a missing value it is that of the nearest object or list above it.
     """
     paths = {pointer: _path(pointer) for pointer in pointers}
     wanted = {path[:length] for path in paths.values() for length in range(len(path) + 1)}
@@ -87,13 +87,13 @@ def locate(text: str, pointers: Iterable[str]) -> dict[str, Position]:
 
 
 def first_fault(text: str) -> tuple[str, int, str] | None:
-    """Find the first key that is repeated, number that is refused, or value that is one too many or too deep.
+    """Find the first repeated key, refused number, or value beyond `MAX_VALUES` or `MAX_DEPTH`.
 
     Args:
-        text: A JSON text that parses up to there.
+        text: A JSON text that parses up to the fault.
 
     Returns:
-        JSON pointer, index of the character, and what is wrong; None when nothing is.
+        JSON pointer, index of the character, and what is wrong; or None.
     """
     keys: set[tuple[str, ...]] = set()
     for count, (path, start, value) in enumerate(_walk(text)):
@@ -112,7 +112,7 @@ def first_fault(text: str) -> tuple[str, int, str] | None:
 
 
 def number_fault(word: str) -> str | None:
-    """Return why a number, as written, is refused; None if it is not."""
+    """Return why a number is refused, or None."""
     digits = word.removeprefix("-")
     if digits in ("NaN", "Infinity"):
         return f"{word} is not a JSON number; write a finite one"
@@ -125,10 +125,10 @@ def _path(pointer: str) -> tuple[str, ...]:
 
 
 def _walk(text: str, opened: Container[tuple[str, ...]] | None = None) -> Iterator[_Value]:
-    """Yield the values of a JSON text, in the order of the text.
+    """Yield the values of a JSON text in order.
 
     Args:
-        text: A JSON text that parses as far as it is walked.
+        text: A JSON text that parses as far as it is read.
         opened: Paths of the objects and lists whose values are wanted; None for all.
     """
     path: list[str] = []

@@ -1,4 +1,4 @@
-"""What is wrong in one JSON file: gathered with its places, or raised at the first fault."""
+"""Faults of a JSON file: collected with their positions, or raised at the first one."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ MAX_PROBLEMS = 50
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong in a JSON file; as a string, one line for a person.
+    """One fault of a JSON file. Its string is one line for people.
 
     Attributes:
         file: Name of the file, without folders.
         pointer: JSON pointer of the value, or of the field that is missing; empty for the whole file.
-        fault: What is wrong and what to do.
-        position: Where the value stands, or where the object starts that lacks it; None without a text.
+        fault: What is wrong, and what to do.
+        position: Position of the value, or of the object that lacks it; None without a text.
     """
 
     file: str
@@ -41,7 +41,7 @@ class Problem:
 
 
 def error_of(problems: Sequence[Problem]) -> ManifestError:
-    """Return the error that lists these, one line each; its attributes are those of the first."""
+    """Return an error that lists the problems, one a line. Its attributes are those of the first."""
     line, column = problems[0].position or (None, None)
     return ManifestError(
         "\n".join(str(problem) for problem in problems),
@@ -52,13 +52,13 @@ def error_of(problems: Sequence[Problem]) -> ManifestError:
 
 
 class Report:
-    """The faults of one JSON file, one for each value and at most `MAX_PROBLEMS`.
+    """The faults of one JSON file: one for each value, at most `MAX_PROBLEMS`.
 
     Args:
         file: Name of the file, without folders.
-        text: Its text, for the places; None when there is none.
-        lenient: Keep faults that a reader can do without; otherwise each one is raised.
-        cure: What to do about a fault that does not say so itself; empty where its place tells enough.
+        text: Its text, for the positions; None without one.
+        lenient: Keep faults of optional fields. Otherwise the first fault is raised.
+        cure: The advice for faults that have none of their own; empty for no advice.
     """
 
     def __init__(self, file: str, text: str | None = None, *, lenient: bool = False, cure: str = "") -> None:
@@ -70,7 +70,7 @@ class Report:
         self._more = False
 
     def note(self, pointer: str, fault: str) -> None:
-        """Take in a fault that a reader can do without; the first one of a value counts.
+        """Record a fault of an optional field. Only the first fault of a value counts.
 
         Raises:
             ManifestError: The report is not lenient.
@@ -80,7 +80,7 @@ class Report:
         self._keep(pointer, fault)
 
     def fail(self, pointer: str, fault: str) -> NoReturn:
-        """Take in a fault that ends the reading, and raise it.
+        """Record a fault and raise it.
 
         Raises:
             ManifestError: Always.
@@ -91,7 +91,7 @@ class Report:
         raise error_of([self._problem(pointer, fault, self._locate([pointer]))])
 
     def problems(self) -> tuple[Problem, ...]:
-        """Everything taken in, in the order of the file; in that of the pointers without a text."""
+        """Return all recorded faults, in the order of the file, or of the pointers if there is no text."""
         found = self._locate(self._faults)
         listed = [self._problem(pointer, fault, found) for pointer, fault in self._faults.items()]
         listed.sort(key=lambda problem: (problem.position or (0, 0), problem.pointer))

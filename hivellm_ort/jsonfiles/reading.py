@@ -41,10 +41,10 @@ _TYPE_NAMES = {
 
 
 class JsonObject(dict[str, Any]):
-    """The object of a JSON file, with the text it came from.
+    """The object of a JSON file, with its text.
 
     Attributes:
-        text: The whole file, decoded; messages find their line and column in it.
+        text: The whole file, decoded. Messages take line and column from it.
     """
 
     def __init__(self, value: Mapping[str, Any], text: str) -> None:
@@ -56,9 +56,9 @@ def read_json(path: Path) -> JsonObject:
     """Read a JSON file that holds one object, in UTF-8 or the encoding of its byte order mark.
 
     Raises:
-        ManifestError: The file is missing, unreadable, larger than `MAX_JSON_BYTES`, not such a text, not JSON
-            (NaN, Infinity and numbers beyond a double are not), repeats a key, is nested deeper than
-            `MAX_DEPTH`, holds more than `MAX_VALUES` values, or holds no object.
+        ManifestError: The file is missing, unreadable, larger than `MAX_JSON_BYTES`, wrongly encoded, not JSON
+            (NaN, Infinity and numbers beyond a double are not JSON), repeats a key, is nested deeper than
+            `MAX_DEPTH`, holds more than `MAX_VALUES` values, or does not hold an object.
     """
     return parse_json(read_bytes(path), path.name)
 
@@ -81,7 +81,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def parse_json(data: bytes, where: str) -> JsonObject:
-    """Return what `read_json` makes of the bytes of a file.
+    """Parse the bytes of a file as `read_json` does.
 
     Args:
         data: The bytes.
@@ -117,7 +117,7 @@ def parse_json(data: bytes, where: str) -> JsonObject:
 
 
 def parse_value(text: str) -> Any:
-    """Return the value of a JSON text that a user passes, such as a schema or the arguments of a call.
+    """Parse a JSON text that a user passes, such as a schema or the arguments of a tool call.
 
     Raises:
         json.JSONDecodeError: It is not JSON.
@@ -139,7 +139,7 @@ def type_name(value: object) -> str:
 
 
 class _RefusedError(ValueError):
-    """The text has a fault that `first_fault` finds again."""
+    """The text has a fault; `first_fault` finds it again."""
 
 
 def _fault(where: str, text: str, offset: int, fault: str, pointer: str = "") -> ManifestError:

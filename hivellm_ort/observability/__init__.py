@@ -1,4 +1,4 @@
-"""What the library tells about itself: events, metrics made from them, and OpenTelemetry spans."""
+"""Events, metrics and OpenTelemetry spans."""
 
 from hivellm_ort.observability.dispatch import Events
 from hivellm_ort.observability.events import (

@@ -1,4 +1,4 @@
-"""Metrics for readers: the text format 0.0.4 of Prometheus, and JSON types."""
+"""Writes metrics in Prometheus' text format 0.0.4 and as JSON types."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hivellm_ort.observability.histogram import HistogramSnapshot
 __all__ = ["PROMETHEUS_CONTENT_TYPE", "MetricFamily", "json_values", "prometheus_text"]
 
 PROMETHEUS_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-"""Content type of the text, for the answer of a server."""
+"""Content type of `Metrics.prometheus()`, for HTTP responses."""
 
 _PREFIX = "hivellm_ort_"
 
@@ -23,7 +23,7 @@ class MetricFamily:
     Attributes:
         name: Its name without the package's prefix.
         kind: Its type in Prometheus.
-        description: What it counts, in a sentence.
+        description: A sentence for people.
         labels: Names of its labels.
         samples: Values by label values.
     """
@@ -36,12 +36,12 @@ class MetricFamily:
 
 
 def prometheus_text(families: Iterable[MetricFamily]) -> str:
-    """Return the text that a scraper reads, one line per sample."""
+    """Return the text for a scraper, one line per sample."""
     return "".join(f"{line}\n" for family in families for line in _lines(family))
 
 
 def json_values(families: Iterable[MetricFamily]) -> dict[str, Any]:
-    """Return the values by name; those of a family with labels by label values, one level per label."""
+    """Return values by metric name. Metrics with labels have one level of dictionaries per label."""
     return {family.name: _tree(family) for family in families}
 
 

@@ -1,4 +1,4 @@
-"""Counts of values by size."""
+"""Histograms."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ["Histogram", "HistogramSnapshot"]
 
 @dataclass(frozen=True)
 class HistogramSnapshot:
-    """A histogram as it was at one moment.
+    """The state of a histogram at one moment.
 
     Attributes:
         bounds: Upper bounds of the buckets, ascending; one more bucket has no bound.
-        counts: Values in each bucket, not cumulated, len(bounds) + 1.
-        sum: Of all values.
-        least: The smallest value; 0.0 where there is none.
-        most: The largest value; 0.0 where there is none.
+        counts: Values in each bucket, not cumulative, len(bounds) + 1.
+        sum: Sum of all values.
+        least: The smallest value; 0.0 without values.
+        most: The largest value; 0.0 without values.
     """
 
     bounds: tuple[float, ...]
@@ -30,18 +30,18 @@ class HistogramSnapshot:
 
     @property
     def count(self) -> int:
-        """How many values there are."""
+        """Number of values."""
         return sum(self.counts)
 
     @property
     def cumulative(self) -> tuple[tuple[float, int], ...]:
-        """Each bound and how many values do not exceed it; the last bound is infinite."""
+        """Each bound and the number of values up to it. The last bound is infinite."""
         return tuple(zip((*self.bounds, float("inf")), accumulate(self.counts), strict=True))
 
     def percentile(self, share: float) -> float | None:
-        """Return the value that this share of all values, 0 to 1, does not exceed; None where there is none.
+        """Estimate a quantile, `share` from 0 to 1; None without values.
 
-        An estimate: values are taken to be spread evenly over their bucket, within the least and the largest value.
+        Values are assumed to be spread evenly over their bucket.
         """
         rank = share * self.count
         below = 0
@@ -55,10 +55,10 @@ class HistogramSnapshot:
 
 
 class Histogram:
-    """Values counted in buckets; not thread-safe by itself.
+    """Counts values in buckets. Not thread-safe.
 
     Args:
-        bounds: Upper bounds of the buckets, ascending; a value equal to a bound is in its bucket.
+        bounds: Upper bounds of the buckets, ascending; a value equal to a bound belongs to its bucket.
     """
 
     __slots__ = ("_bounds", "_counts", "_least", "_most", "_sum")
@@ -80,7 +80,7 @@ class Histogram:
             self._most = value
 
     def read(self) -> HistogramSnapshot:
-        """Return a copy that changes no more."""
+        """Return an immutable copy."""
         filled = any(self._counts)
         return HistogramSnapshot(
             bounds=self._bounds,

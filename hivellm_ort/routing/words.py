@@ -1,7 +1,7 @@
-"""Prompts and keywords as words, so that a keyword is found where it stands as words and nowhere else.
+"""Splits prompts and keywords into words, so that keywords match whole words only.
 
-There is no pattern per keyword: a prompt is cut into words once, and a keyword of n words is looked up in the
-set of its runs of n words. The time is linear in prompt and keywords, whatever a manifest holds.
+A prompt is split once. A keyword of n words is looked up in the set of the prompt's n-grams. The time is linear in
+prompt and keywords for any manifest.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _LONGEST_NORMALISED = 64  # normalising a run of n accents takes time in n squar
 
 @dataclass(frozen=True, slots=True)
 class Phrase:
-    """One or more words that stand together.
+    """One or more consecutive words.
 
     Attributes:
         words: The words, case folded and normalised.
@@ -44,7 +44,7 @@ class Phrase:
 
     @classmethod
     def of(cls, text: str) -> Phrase | None:
-        """Cut a text into words; None when it has none, or more than `MAX_PHRASE_WORDS`."""
+        """Split a text into words; None if it has no words, or more than `MAX_PHRASE_WORDS`."""
         words = tuple(_words(text))
         return cls(words, " ".join(words)) if 0 < len(words) <= MAX_PHRASE_WORDS else None
 
@@ -70,7 +70,7 @@ class PromptWords:
         self._runs: dict[int, set[str]] = {}
 
     def runs(self, length: int) -> set[str]:
-        """Return the texts of all phrases of so many words."""
+        """Return the texts of all n-grams of `length` words."""
         if length not in self._runs:
             shifted = (self._words[start:] for start in range(length))
             self._runs[length] = set(map(" ".join, zip(*shifted, strict=False)))

@@ -25,7 +25,7 @@ _OPEN, _CLOSE = "<think>", "</think>"
 
 
 class Part(enum.Enum):
-    """What a piece of an answer is."""
+    """The parts of an answer, in order."""
 
     START = enum.auto()
     """Whitespace at the beginning: a block may follow, or the answer."""
@@ -43,7 +43,7 @@ class Segment(NamedTuple):
 
 
 class SplitText(NamedTuple):
-    """A piece of an answer, divided."""
+    """A piece of an answer, split into reasoning and text."""
 
     reasoning: str
     text: str
@@ -55,7 +55,7 @@ def opens_thinking(prompt: str) -> bool:
 
 
 def think_token_ids(tokenizer: Tokenizer) -> tuple[int, int] | None:
-    """Return the ids of `<think>` and `</think>`; None if one of them is no token of the model."""
+    """Return the ids of `<think>` and `</think>`; None if one of them is not a token of the model."""
     open_id, close_id = tokenizer.token_to_id(_OPEN), tokenizer.token_to_id(_CLOSE)
     return None if open_id is None or close_id is None else (open_id, close_id)
 
@@ -70,7 +70,7 @@ class ReasoningParser:
         inside: The answer begins inside the block, because the prompt opened it (see `opens_thinking`).
 
     Attributes:
-        held: The end of the text, where it may be the beginning of a tag. No segment has it yet.
+        held: The end of the text, if it may be the beginning of a tag. It is not in a segment yet.
         part: The part that follows: `START`, `REASONING` or `ANSWER`.
     """
 
@@ -80,7 +80,7 @@ class ReasoningParser:
         self._without_tag = Part.REASONING if inside else Part.ANSWER
 
     def push(self, piece: str) -> list[Segment]:
-        """Take the next piece of the answer and return the segments that are now certain; none is empty."""
+        """Take the next piece of the answer and return the new segments. None of them is empty."""
         segments: list[Segment] = []
         text, self.held = self.held + piece, ""
         if self.part is Part.START:
@@ -94,14 +94,14 @@ class ReasoningParser:
         return [segment for segment in segments if segment.text]
 
     def flush(self) -> list[Segment]:
-        """Return what is still held: call it once, after the answer's last piece."""
+        """Return the held text. Call it once, after the last piece."""
         text, self.held = self.held, ""
         if self.part is Part.START:
             self.part = self._without_tag
         return [Segment(self.part, text)] if text else []
 
     def _begin(self, text: str, segments: list[Segment]) -> str:
-        """Leave the start as soon as it is clear whether the answer opens a block; return the rest of the text."""
+        """Decide whether the answer opens a block, as soon as possible. Return the rest of the text."""
         if text.startswith(_OPEN):
             segments.append(Segment(Part.OPEN, _OPEN))
             self.part = Part.REASONING
@@ -113,7 +113,7 @@ class ReasoningParser:
         return ""
 
     def _read_reasoning(self, text: str, segments: list[Segment]) -> str:
-        """Take reasoning, and the end of the block; return the text after it."""
+        """Take reasoning and the end of the block. Return the text after it."""
         before, close, after = text.partition(_CLOSE)
         if close:
             segments += [Segment(Part.REASONING, before), Segment(Part.CLOSE, close)]
@@ -128,8 +128,8 @@ class ReasoningParser:
 class ReasoningSplitter:
     r"""Separates the reasoning at the beginning of an answer from the text after it, piece by piece.
 
-    What `push` and `flush` return, joined, does not depend on how the answer was cut into pieces. The tags
-    belong to neither part. Line breaks at both ends of the reasoning and before the text are dropped.
+    The joined results of `push` and `flush` do not depend on the division into pieces. The tags belong to neither
+    part. Line breaks at both ends of the reasoning and before the text are dropped.
 
     Args:
         inside: As for `ReasoningParser`.
@@ -137,21 +137,21 @@ class ReasoningSplitter:
 
     def __init__(self, *, inside: bool = False) -> None:
         self._parser = ReasoningParser(inside=inside)
-        self._space = ""  # whitespace at the beginning, until it is clear which part it belongs to
+        self._space = ""  # whitespace at the beginning, until its part is known
         self._line_breaks = ""  # at the end of the reasoning; dropped if the block ends here
-        self._fresh = inside  # line breaks at the front are dropped: nothing of this part is out yet
+        self._fresh = inside  # line breaks are dropped: nothing of this part was returned yet
 
     def push(self, piece: str) -> SplitText:
-        """Take the next piece of the answer and return what is now decided, possibly nothing."""
+        """Take the next piece of the answer and return the new text, possibly empty."""
         return self._split(self._parser.push(piece))
 
     def flush(self) -> SplitText:
-        """Return what is still held: call it once, after the answer's last piece."""
+        """Return the held text. Call it once, after the last piece."""
         return self._split(self._parser.flush())
 
     def _split(self, segments: list[Segment]) -> SplitText:
         reasoning = text = ""
-        # The last, empty one gives whitespace from the beginning to the part that has begun, without a tag.
+        # The empty segment moves whitespace from the start to a part that begins without a tag.
         for part, piece in [*segments, Segment(self._parser.part, "")]:
             match part:
                 case Part.START:
@@ -168,7 +168,7 @@ class ReasoningSplitter:
         return SplitText(reasoning, text)
 
     def _reasoning(self, piece: str) -> str:
-        """Return the reasoning that is decided: all but line breaks at its end."""
+        """Return reasoning up to the line breaks at its end, which are held."""
         piece, self._space, self._line_breaks = self._space + self._line_breaks + piece, "", ""
         if self._fresh:
             piece = piece.lstrip("\n")

@@ -1,9 +1,9 @@
-"""The one place where a `tokenizer.json` becomes a tokenizer of the tokenizers library.
+"""Parses `tokenizer.json`. All tokenizers of the tokenizers library are made here.
 
-The library runs what the file says: regular expressions, replacements, tables. It cannot be interrupted: it holds
-Python's lock meanwhile, and a process beside it would cost every load a tenth of a second and the frozen desktop
-program more. So the file is checked before the library gets it (`tokenizer_limits`, `patterns`), and afterwards it
-must encode a few short texts, each longer than the one before, in reasonable time.
+The library runs regular expressions, replacements and tables of the file. It cannot be interrupted, because it holds
+Python's lock. A separate process would cost every load a tenth of a second, and frozen programs more. So the file is
+checked first (`tokenizer_limits`, `patterns`). Then the tokenizer must encode a few texts of growing length in
+reasonable time.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ _PROBE_UNITS = (
 
 
 class ParsedTokenizer(NamedTuple):
-    """A tokenizer as its file has it, without truncation and padding.
+    """A tokenizer without truncation and padding.
 
     Attributes:
-        tokenizer: Of the tokenizers library.
-        work: What it does with a text before it is cut into tokens.
+        tokenizer: The tokenizer of the library.
+        work: Cost of its normalisation and pre-tokenization.
     """
 
     tokenizer: tokenizers.Tokenizer
@@ -59,15 +59,15 @@ class ParsedTokenizer(NamedTuple):
 
 
 def parse_tokenizer(content: bytes) -> ParsedTokenizer:
-    """Read a tokenizer that takes bounded time and memory for any text.
+    """Parse a tokenizer, and check that its time and memory are bounded for any text.
 
-    Truncation and padding are switched off: a prompt is never cut or padded silently.
+    Truncation and padding are switched off, so that no prompt is cut or padded silently.
 
     Args:
         content: The file, in UTF-8 or the encoding of its byte order mark.
 
     Raises:
-        LoadError: It is no tokenizer, exceeds a limit of `tokenizer_limits`, or fails on a text.
+        LoadError: It is not a tokenizer, exceeds a limit of `tokenizer_limits`, or fails on a text.
     """
     if len(content) > MAX_BYTES:
         raise LoadError(f"{_NAME}: larger than {MAX_BYTES >> 20} MiB; use a tokenizer with fewer tokens")

@@ -1,4 +1,4 @@
-"""What a part of a JSON schema does not allow, where that can be said exactly."""
+"""Complements of JSON schemas, if they can be expressed exactly."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ __all__ = ["of"]
 
 
 def of(reader: Reader, subschema: Subschema) -> Shapes:
-    """Return the values that a negated subschema means: those that one of its keywords does not allow.
+    """Return the values of a negated subschema: those that at least one of its keywords forbids.
 
     Raises:
-        RefusedError: If a keyword's opposite is no set that answers can be held to.
+        RefusedError: The complement of a keyword cannot be enforced.
     """
     found: dict[Any, None] = {}
     for keyword, value in subschema.schema.items():

@@ -1,4 +1,4 @@
-"""Schemas with numbers that a double does not hold: the parts around them in Lark, all else as JSON schemas."""
+"""Writes schemas with numbers beyond a double: the parts around the numbers in Lark, the rest as JSON schemas."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class LarkWriter:
     """Writes a schema as a Lark grammar.
 
     Args:
-        graph: What it allows.
-        style: llguidance's options for JSON, its separators among them.
+        graph: The graph of the schema.
+        style: llguidance's options for JSON, such as separators.
     """
 
     def __init__(self, graph: Graph, style: dict[str, Any]) -> None:
@@ -43,14 +43,14 @@ class LarkWriter:
 
     @property
     def needed(self) -> bool:
-        """Whether there are such numbers."""
+        """Whether the schema has such numbers."""
         return self._graph.root in self._exact
 
     def grammar(self) -> str:
         """Return the grammar.
 
         Raises:
-            RefusedError: If such a number is where it cannot be told.
+            RefusedError: Such a number is in an unsupported position.
         """
         if self._style.get("whitespace_flexible") or self._style.get("whitespace_pattern"):
             self._graph.reader.refuse(
@@ -180,7 +180,7 @@ class LarkWriter:
 
 
 def _reaching(graph: Graph) -> set[Conjunction]:
-    """Return the parts that have such numbers in them."""
+    """Return the parts that contain such numbers."""
     found = {part for part, shapes in graph.shapes.items() if any(needs_text(shape) for shape in shapes)}
     grown = bool(found)
     while grown:

@@ -1,4 +1,4 @@
-"""The values of keywords, and what is said where one is none."""
+"""Checked values of keywords."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["count", "listed", "named", "number", "patterns_of", "sound"]
 
 
 def count(reader: Reader, subschema: Subschema, keyword: str) -> int:
-    """Return the value of a keyword that is a number of something.
+    """Return the value of a keyword that is a count.
 
     Raises:
-        RefusedError: If it is none.
+        RefusedError: It has another type.
     """
     value = subschema.schema[keyword]
     if isinstance(value, float) and value.is_integer():
@@ -33,7 +33,7 @@ def number(reader: Reader, subschema: Subschema, keyword: str) -> Fraction:
     """Return the value of a keyword that is a number.
 
     Raises:
-        RefusedError: If it is none.
+        RefusedError: It has another type.
     """
     value = subschema.schema[keyword]
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -45,7 +45,7 @@ def listed(reader: Reader, subschema: Subschema, keyword: str) -> list[Any]:
     """Return the value of a keyword that is a list.
 
     Raises:
-        RefusedError: If it is none.
+        RefusedError: It has another type.
     """
     value = subschema.schema[keyword]
     if not isinstance(value, list):
@@ -54,10 +54,10 @@ def listed(reader: Reader, subschema: Subschema, keyword: str) -> list[Any]:
 
 
 def named(reader: Reader, subschema: Subschema, keyword: str) -> dict[str, Any]:
-    """Return the value of a keyword that is an object; an empty one where there is no such keyword.
+    """Return the value of a keyword that is an object; empty if the keyword is absent.
 
     Raises:
-        RefusedError: If it is none.
+        RefusedError: It has another type.
     """
     value = subschema.schema.get(keyword, {})
     if not isinstance(value, dict):
@@ -66,10 +66,10 @@ def named(reader: Reader, subschema: Subschema, keyword: str) -> dict[str, Any]:
 
 
 def patterns_of(reader: Reader, subschema: Subschema, keyword: str, pattern: Any) -> list[str] | None:
-    """Return patterns that together are one, as they can be enforced; None, with a warning, where it cannot be.
+    """Return patterns that together are equal to a pattern and can be enforced; None, with a warning, if impossible.
 
     Raises:
-        RefusedError: If it cannot, and the reader is not lenient.
+        RefusedError: It cannot be enforced, and the reader is not lenient.
     """
     if not isinstance(pattern, str):
         raise reader.refusal(subschema, keyword, f"{pattern!r:.60} is no text; give a regular expression")
@@ -88,7 +88,7 @@ def sound(pattern: str) -> str:
     """Return a pattern in llguidance's syntax.
 
     Raises:
-        PatternError: If llguidance cannot enforce it.
+        PatternError: llguidance cannot enforce it.
     """
     written = translated(pattern)
     matches(written, "")

@@ -1,4 +1,4 @@
-"""From the text of a JSON schema to sets of values: what each part of it allows."""
+"""Reads a JSON schema as sets of values: the values that each part allows."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MOST_SHAPES = 5_000
 
 
 class RefusedError(GrammarError):
-    """A part of a schema that answers cannot be held to."""
+    """A part of a schema cannot be enforced."""
 
 
 class Reader:
@@ -37,14 +37,14 @@ class Reader:
 
     Args:
         schema: The schema, an object.
-        source: Where it is from, for messages.
-        pointer: Where it stands in what was given.
-        lenient: Whether what cannot be enforced is left out with a warning instead of refused.
+        source: Its source, for messages.
+        pointer: JSON pointer of the schema in the given document.
+        lenient: Whether to leave out parts that cannot be enforced, with a warning. Else they are refused.
 
     Attributes:
         root: The whole schema.
         lenient: As given.
-        warnings: What is to be said of the schema, each once.
+        warnings: Sentences about the schema, without repetitions.
     """
 
     def __init__(
@@ -67,10 +67,10 @@ class Reader:
         self.root = self._subschemas[id(schema), False] = Subschema(schema, resolver, pointer)
 
     def subschema(self, schema: Any, resolver: Any, *, negated: bool = False) -> Subschema:
-        """Return the subschema of a part; the same for the same part.
+        """Return the subschema of a part. The same part gives the same object.
 
         Raises:
-            RefusedError: If it is no schema.
+            RefusedError: It is not a schema.
         """
         if isinstance(schema, bool):
             return _TRUE if schema is not negated else FALSE
@@ -88,7 +88,7 @@ class Reader:
         return self._subschemas[key]
 
     def part(self, subschema: Subschema, schema: Any, *, negated: bool = False) -> Conjunction:
-        """Return a part of a subschema as a conjunction; a bare reference is what it refers to."""
+        """Return a part of a subschema as a conjunction. Bare references are resolved."""
         found = self.subschema(schema, subschema.resolver, negated=negated)
         seen = set()
         while isinstance(found.schema, dict) and "$ref" in found.schema and found not in seen:
@@ -99,16 +99,16 @@ class Reader:
         return () if found is _TRUE else (found,)
 
     def made(self, subschema: Subschema, key: str, schema: Any) -> Conjunction:
-        """Return a schema that is not in the text but follows from it. The same for the same key."""
+        """Return a derived schema that is not in the text. The same key gives the same object."""
         schema = self._made.setdefault(key, schema)
         self._pointers.setdefault(id(schema), subschema.pointer)
         return self.part(subschema, schema)
 
     def referred(self, subschema: Subschema, reference: Any) -> Subschema:
-        """Return what a reference means.
+        """Resolve a reference.
 
         Raises:
-            RefusedError: If there is nothing.
+            RefusedError: It does not exist.
         """
         pointer = f"{subschema.pointer}/$ref"
         if not isinstance(reference, str):
@@ -127,10 +127,10 @@ class Reader:
         return self.subschema(resolved.contents, resolved.resolver, negated=subschema.negated)
 
     def shapes(self, conjunction: Conjunction) -> Shapes:
-        """Return the values that every subschema allows.
+        """Return the values that all subschemas of a conjunction allow.
 
         Raises:
-            RefusedError: If one of them says what answers cannot be held to.
+            RefusedError: One of them cannot be enforced.
         """
         if FALSE in conjunction:
             return ()
@@ -145,10 +145,10 @@ class Reader:
         return found
 
     def limited(self, pointer: str, shapes: Shapes) -> Shapes:
-        """Return the shapes.
+        """Check the number of shapes, and return them.
 
         Raises:
-            RefusedError: If they are too many.
+            RefusedError: There are too many.
         """
         if len(shapes) > _MOST_SHAPES:
             raise RefusedError(
@@ -158,7 +158,7 @@ class Reader:
         return shapes
 
     def check(self, conjunction: Conjunction) -> None:
-        """Raise RefusedError if something that these values are made of cannot be enforced."""
+        """Raise RefusedError if a part of these values cannot be enforced."""
         if conjunction in self._sound:
             return
         self._sound.add(conjunction)
@@ -171,7 +171,7 @@ class Reader:
             raise
 
     def possible(self, conjunction: Conjunction) -> bool:
-        """Say whether there may be such a value; False is certain.
+        """Return whether a value may exist. False is certain.
 
         Raises:
             RefusedError: As `shapes`.
@@ -184,15 +184,15 @@ class Reader:
         return self._possible[conjunction]
 
     def refuse(self, subschema: Subschema, keyword: str, why: str) -> Shapes:
-        """Return any value, with a warning, where the reader is lenient.
+        """Return the shapes of any value and add a warning, if the reader is lenient.
 
         Args:
-            subschema: Where the keyword is.
+            subschema: The subschema of the keyword.
             keyword: Its name, or a pointer below the subschema.
-            why: What cannot be enforced, and what to do instead.
+            why: The reason, and what to do instead.
 
         Raises:
-            RefusedError: Where it is not.
+            RefusedError: The reader is not lenient.
         """
         if not self.lenient:
             raise self.refusal(
@@ -206,11 +206,11 @@ class Reader:
         return RefusedError(f"{self._where(_below(subschema, keyword))}: {why}")
 
     def warn(self, subschema: Subschema, keyword: str, what: str) -> None:
-        """Keep a warning."""
+        """Add a warning."""
         self.warnings[f"{self._where(_below(subschema, keyword))}: {what}"] = None
 
     def _resolver(self, schema: dict[str, Any], pointer: str, outer: Any) -> Any:
-        """Return what references in a schema are resolved by, inside what those around it are."""
+        """Return the resolver of references in a schema, inside the resolver of the surrounding schema."""
         try:
             resource = Resource.from_contents(schema, default_specification=DRAFT202012)
             if outer is not None:
@@ -261,7 +261,7 @@ _BESIDE_REF = frozenset(
 
 
 def children(shape: Any) -> list[Conjunction]:
-    """Return what the parts of such values are."""
+    """Return the parts of such values."""
     match shape:
         case Array():
             return [*shape.prefix, shape.rest]
@@ -273,7 +273,7 @@ def children(shape: Any) -> list[Conjunction]:
 
 
 def needed(shape: Any) -> Iterator[Conjunction]:
-    """Yield the parts that every such value has."""
+    """Yield the parts that every such value must have."""
     match shape:
         case Array():
             yield from (shape.item(index) for index in range(min(shape.least, len(shape.prefix) + 1)))
@@ -282,7 +282,7 @@ def needed(shape: Any) -> Iterator[Conjunction]:
 
 
 def _pointers(schema: Any, pointer: str) -> Iterator[tuple[int, str]]:
-    """Yield the JSON pointer of every object of a document, by its identity."""
+    """Yield the identity and the JSON pointer of every object in a document."""
     waiting = [(schema, pointer)]
     while waiting:
         node, pointer = waiting.pop()

@@ -46,9 +46,9 @@ _TELLING = frozenset({"type", "const", "enum"})
 
 
 def of(schema: dict[str, Any]) -> Iterator[tuple[str, Rule]]:
-    """Yield the keywords of a schema that say something, in their order, and what tells what they allow.
+    """Yield the keywords of a schema that restrict values, in order, and their rules.
 
-    Some say something together, and are one then.
+    Keywords that belong together count as one.
     """
     done: set[Rule] = set()
     for keyword in schema:
@@ -60,7 +60,7 @@ def of(schema: dict[str, Any]) -> Iterator[tuple[str, Rule]]:
 
 
 def _constant(reader: Reader, subschema: Subschema, value: Any) -> Shapes:
-    """Return the one value that this is."""
+    """Return the shapes of a constant."""
     match value:
         case None:
             return (Null(),)
@@ -85,7 +85,7 @@ def _constant_part(reader: Reader, subschema: Subschema, value: Any) -> Conjunct
 
 
 def type_rule(reader: Reader, subschema: Subschema, keyword: str) -> Shapes:
-    """`type`."""
+    """The rule of `type`."""
     value = subschema.schema[keyword]
     names = value if isinstance(value, list) else [value]
     found: dict[Any, None] = {}
@@ -159,7 +159,7 @@ def _one_of(reader: Reader, subschema: Subschema, keyword: str) -> Shapes:
 
 
 def _kept(reader: Reader, subschema: Subschema, keyword: str) -> list[Conjunction]:
-    """Return the alternatives that can be enforced, if there is one at least; of the others a warning."""
+    """Return the alternatives that can be enforced, at least one. The others give warnings."""
     schemas = listed(reader, subschema, keyword)
     if not schemas:
         raise reader.refusal(
@@ -206,7 +206,7 @@ def _union(reader: Reader, subschema: Subschema, branches: list[Conjunction]) ->
 
 
 def _tagged(reader: Reader, subschema: Subschema, branches: list[Conjunction]) -> Shapes | None:
-    """Return the alternatives with a property required that tells them apart, if there is one."""
+    """Return the alternatives, with their discriminating property required, if there is one."""
     shapes = [reader.shapes(branch) for branch in branches]
     if not all(len(found) == 1 and isinstance(found[0], Object) for found in shapes):
         return None
@@ -281,7 +281,7 @@ def _dependent(reader: Reader, subschema: Subschema, keyword: str) -> Shapes:
 
 
 def _discriminator(reader: Reader, subschema: Subschema, keyword: str) -> Shapes:
-    """Require the property that readers of the answer choose by, although it may have a default."""
+    """Require the discriminator property, even if it has a default, because readers of the answer need it."""
     value = subschema.schema[keyword]
     name = value.get("propertyName") if isinstance(value, dict) else None
     if not isinstance(name, str) or not subschema.schema.keys() & {"oneOf", "anyOf"}:

@@ -1,4 +1,4 @@
-"""What the keywords allow that say something of values of one type."""
+"""Rules of keywords that restrict values of one type."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ __all__ = [
 
 
 def object_rule(reader: Reader, subschema: Subschema, keyword: str) -> Shapes:
-    """`properties`, `patternProperties` and `additionalProperties`, which go together."""
+    """The rule of `properties`, `patternProperties` and `additionalProperties`."""
     return _object_and(reader, subschema, "additionalProperties")
 
 
 def _object_and(reader: Reader, subschema: Subschema, others: str) -> Shapes:
-    """Objects by the keywords that go together; `others` names the one for the names that no other is for."""
+    """Return objects by these keywords. `others` is the keyword for all remaining names."""
     schema = subschema.schema
     patterns: list[tuple[str, Conjunction]] = []
     rest = reader.part(subschema, schema.get(others, True))
@@ -70,7 +70,10 @@ def _object_and(reader: Reader, subschema: Subschema, others: str) -> Shapes:
 
 
 def unevaluated_rule(reader: Reader, subschema: Subschema, keyword: str) -> Shapes:
-    """`unevaluatedProperties` and `unevaluatedItems`, where what else evaluates is the same for every value."""
+    """The rule of `unevaluatedProperties` and `unevaluatedItems`.
+
+    It is enforced if the evaluated parts are the same for all values.
+    """
     schema = subschema.schema
     if schema[keyword] is True:
         return ANY
@@ -93,9 +96,9 @@ def unevaluated_rule(reader: Reader, subschema: Subschema, keyword: str) -> Shap
 
 
 def _evaluated(reader: Reader, subschema: Subschema) -> tuple[list[str], list[str], bool] | None:
-    """Names and patterns of all properties that a schema and what it is made of speak of, and whether of all others.
+    """Return names and patterns of all evaluated properties, and whether all others are evaluated too.
 
-    None where it depends on the value.
+    None if that depends on the value.
     """
     others = "additionalProperties" in subschema.schema
     names: list[str] = []
@@ -122,20 +125,20 @@ def _evaluated(reader: Reader, subschema: Subschema) -> tuple[list[str], list[st
 
 
 def names_rule(reader: Reader, subschema: Subschema, keyword: str) -> Shapes:
-    """`propertyNames`."""
+    """The rule of `propertyNames`."""
     return only(Object(names=reader.part(subschema, subschema.schema[keyword])))
 
 
 def required_rule(reader: Reader, subschema: Subschema, keyword: str) -> Shapes:
-    """`required`."""
+    """The rule of `required`."""
     return only(Object(required=tuple(required_names(reader, subschema))))
 
 
 def required_names(reader: Reader, subschema: Subschema) -> list[str]:
-    """Return the names of `required`, each once.
+    """Return the distinct names of `required`.
 
     Raises:
-        RefusedError: If they are no names.
+        RefusedError: They are not names.
     """
     names = listed(reader, subschema, "required")
     if not all(isinstance(name, str) for name in names):
@@ -144,7 +147,7 @@ def required_names(reader: Reader, subschema: Subschema) -> list[str]:
 
 
 def array_rule(reader: Reader, subschema: Subschema, keyword: str) -> Shapes:
-    """`prefixItems` and `items`, and what they were before 2020-12."""
+    """The rule of `prefixItems` and `items`, and of their forms before 2020-12."""
     return _array_and(reader, subschema, "items")
 
 
@@ -159,7 +162,7 @@ def _array_and(reader: Reader, subschema: Subschema, others: str) -> Shapes:
 
 
 def contains_rule(reader: Reader, subschema: Subschema, keyword: str) -> Shapes:
-    """`contains`, which only allows anything where it asks for none."""
+    """The rule of `contains`. It is supported only if it requires no item."""
     least = count(reader, subschema, "minContains") if "minContains" in subschema.schema else 1
     if least == 0 and "maxContains" not in subschema.schema:
         return ANY
@@ -169,7 +172,7 @@ def contains_rule(reader: Reader, subschema: Subschema, keyword: str) -> Shapes:
 
 
 def unique_rule(reader: Reader, subschema: Subschema, keyword: str) -> Shapes:
-    """`uniqueItems`, which only says nothing where it is false or of one item."""
+    """The rule of `uniqueItems`. It is supported only if it is false or there is at most one item."""
     most = subschema.schema.get("maxItems")
     if subschema.schema[keyword] is False or (type(most) is int and most <= 1):
         return ANY
@@ -196,12 +199,12 @@ _IN_PLACE = frozenset(
 
 
 def only_annotates(name: str) -> bool:
-    """Say whether a format restricts nothing here."""
+    """Return whether a format restricts nothing here."""
     return not (name in ENFORCED_FORMATS or name in RANGES or name in UUIDS)
 
 
 def format_rule(reader: Reader, subschema: Subschema, keyword: str) -> Shapes:
-    """`format`: those that llguidance knows, ranges of integers, and any other as a note."""
+    """The rule of `format`: formats of llguidance and ranges of integers. Others are annotations."""
     value = subschema.schema[keyword]
     if not isinstance(value, str):
         raise reader.refusal(subschema, "format", f"{value!r:.60} is no text; give the name of a format")
@@ -219,13 +222,13 @@ def format_rule(reader: Reader, subschema: Subschema, keyword: str) -> Shapes:
 
 
 def pattern_rule(reader: Reader, subschema: Subschema, keyword: str) -> Shapes:
-    """`pattern`."""
+    """The rule of `pattern`."""
     patterns = patterns_of(reader, subschema, keyword, subschema.schema[keyword])
     return ANY if patterns is None else only(String(patterns=frozenset(patterns)))
 
 
 def bound_rule(reader: Reader, subschema: Subschema, keyword: str) -> Shapes:
-    """Return the four bounds, with draft 4's true and false for the open ones."""
+    """The rule of the four bounds, including the booleans of draft 4."""
     found = ANY
     schema = subschema.schema
     for bound, is_low in (("minimum", True), ("maximum", False)):
@@ -244,7 +247,7 @@ def _bounded(bound: Fraction, is_low: bool, is_open: bool) -> Shapes:
 
 
 def multiple_rule(reader: Reader, subschema: Subschema, keyword: str) -> Shapes:
-    """`multipleOf`."""
+    """The rule of `multipleOf`."""
     step = abs(number(reader, subschema, "multipleOf"))
     # llguidance has it as a whole number of 32 bits over a power of ten.
     tenths = next((power for power in range(10) if (step * 10**power).denominator == 1), None)
@@ -255,7 +258,7 @@ def multiple_rule(reader: Reader, subschema: Subschema, keyword: str) -> Shapes:
 
 
 def _halves(step: float) -> Fraction:
-    """Return what llguidance makes of a number: it multiplies the double by ten until it is whole."""
+    """Return a number as llguidance represents it: it multiplies the double by ten until it is whole."""
     power = 0
     while not step.is_integer() and power < 40:
         step, power = step * 10, power + 1
@@ -271,6 +274,6 @@ COUNTS: dict[str, tuple[type, str]] = {
 
 
 def count_rule(reader: Reader, subschema: Subschema, keyword: str) -> Shapes:
-    """Return a bound on a number of things."""
+    """The rule of a bound on a count."""
     kind, field = COUNTS[keyword]
     return only(kind(**{field: count(reader, subschema, keyword)}))
