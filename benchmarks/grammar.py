@@ -131,7 +131,7 @@ def walk_once(
     constraint = compiler.compile(grammar, end_token_ids=[end])
     for _ in range(200):
         begin = clock()
-        forced = constraint.forced()
+        forced = constraint.forced_tokens()
         times.forced.append(clock() - begin)
         for token in forced:
             constraint.accept(token)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from hivellm_ort.integrity import Trust, Verdict
     from hivellm_ort.loading.options import LoadOptions
     from hivellm_ort.manager import ExpertInfo, ExpertManager
+    from hivellm_ort.observability import PROMETHEUS_CONTENT_TYPE
     from hivellm_ort.options import GenerateOptions, ScoreOptions
     from hivellm_ort.package.archive import Limits
     from hivellm_ort.package.manifest import ExpertManifest
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from hivellm_ort.serving.stream import AsyncTextStream, TextStream
 
 __all__ = [
+    "PROMETHEUS_CONTENT_TYPE",
     "AdapterError",
     "AnswerScore",
     "AsyncTextStream",
@@ -94,6 +96,7 @@ _HOMES = {
     "InferenceResult": "result",
     "Limits": "package.archive",
     "LoadOptions": "loading.options",
+    "PROMETHEUS_CONTENT_TYPE": "observability",
     "ScoreOptions": "options",
     "ScoreResult": "result",
     "TextStream": "serving.stream",

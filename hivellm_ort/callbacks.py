@@ -1,4 +1,4 @@
-"""Functions of the application that are called in the middle of ours: what they raise concerns nobody else."""
+"""Calls functions of the application, so that their errors affect only the request that called them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 from hivellm_ort.errors import InferenceError
 
-__all__ = ["is_interrupt", "ordinary", "raised_by"]
+__all__ = ["as_exception", "is_interrupt", "raised_by"]
 
 
 def raised_by(function: Callable[..., object], *arguments: Any) -> BaseException | None:
-    """Call a function; what it raised, of whatever kind, or None."""
+    """Call a function and return what it raised, or None."""
     try:
         function(*arguments)
     except BaseException as error:
@@ -21,24 +21,24 @@ def raised_by(function: Callable[..., object], *arguments: Any) -> BaseException
 
 
 def is_interrupt(error: BaseException) -> bool:
-    """Whether an error is to end more than the function that raised it.
+    """Return whether an error must reach the caller's program, such as Ctrl-C.
 
-    In the main thread Ctrl-C, and an exit that a signal handler asks for, come up in whatever function runs. In other
-    threads they never do: there the function itself has raised it.
+    In the main thread, Ctrl-C and an exit from a signal handler are raised in any function that happens to run. In
+    other threads they never are: there the function itself raised them.
     """
     return not isinstance(error, Exception) and threading.current_thread() is threading.main_thread()
 
 
-def ordinary(error: BaseException, what: str) -> Exception:
-    """An error in the form in which it can be given to whoever waits in another thread.
+def as_exception(error: BaseException, what: str) -> Exception:
+    """Return an error that may be raised in the thread that waits for a result.
 
     Args:
-        error: what was raised.
-        what: what raised it, for the message.
+        error: What was raised.
+        what: What raised it, for the message.
 
     Returns:
-        The error itself. In place of one that would end the thread that waits (`SystemExit`), or its loop
-        (`StopIteration`) or task (`CancelledError`), an InferenceError whose `__cause__` it is.
+        The error itself. Errors that would end the waiting thread (`SystemExit`), its loop (`StopIteration`) or its
+        task (`CancelledError`) become the `__cause__` of an InferenceError.
     """
     if isinstance(error, Exception) and not isinstance(error, StopIteration | StopAsyncIteration):
         return error

@@ -20,8 +20,8 @@ The tree, with the built-in that a leaf also is::
     └── ExportError                     the exporter cannot do what was asked
         └── UnsupportedArchitectureError (ValueError)
 
-A message says what is wrong, where (file, manifest field, tensor) and what to do about it. It names arguments with
-`argument`, as its reader gives them: a shell has flags.
+A message says what is wrong, where (file, manifest field, tensor) and what to do. `argument` writes the names of
+arguments: Python names, or flags in a shell.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ class ManifestError(LoadError, ValueError):
     """`manifest.json` or `decoder.json` is missing, malformed or contradicts itself.
 
     Attributes:
-        pointer: JSON pointer of the field; None when the fault is not about one field.
-        line: Line of the file, from 1; None when the fault has no place in a file.
+        pointer: JSON pointer of the field; None if the fault is not about one field.
+        line: Line of the file, from 1; None if unknown.
         column: Column in that line, from 1; None as `line`.
     """
 
@@ -120,9 +120,9 @@ class GrammarError(InferenceError, ValueError):
     """A grammar has a fault or exceeds a limit, or an answer cannot go on under it.
 
     Attributes:
-        line: Line of the grammar, from 1; None when the fault has no place in it.
+        line: Line of the grammar, from 1; None if unknown.
         column: Column in that line, from 1, in characters; None as `line`.
-        text: The answer up to the error, for one that had begun.
+        text: The answer up to the error, if it had begun.
     """
 
     def __init__(self, message: str, *, line: int | None = None, column: int | None = None) -> None:
@@ -133,10 +133,10 @@ class GrammarError(InferenceError, ValueError):
 
 
 class InterruptedRunError(InferenceError):
-    """A forward pass was ended since a request was cancelled or out of time; requests never end with this.
+    """A forward pass was stopped because a request was cancelled or timed out. Requests never end with this.
 
     Attributes:
-        read: Tokens of the row that were read before, by runs that had ended.
+        read: Tokens of the row that complete passes had read before.
     """
 
     read = 0
@@ -155,17 +155,17 @@ class UnsupportedArchitectureError(ExportError, ValueError):
 
 
 Naming = Callable[[str, str | int | None], str | None]
-"""From an argument's name in Python, and a value or None, to how a message has them; None for as Python has them."""
+"""Takes an argument's name in Python and a value or None; returns what messages write, None for Python's way."""
 
 _NAMING: ContextVar[Naming | None] = ContextVar("hivellm_ort.naming", default=None)
 
 
 def argument(name: str, value: str | int | None = None) -> str:
-    """How a message names an argument, with a value where it says which: `trust='off'`, or in a shell `--trust off`.
+    """Return an argument as messages write it: `trust='off'`, or in a shell `--trust off`.
 
     Args:
-        name: its name in Python.
-        value: what to give it.
+        name: Its name in Python.
+        value: Its value; None for the name alone.
     """
     naming = _NAMING.get()
     named = naming(name, value) if naming is not None else None
@@ -174,7 +174,7 @@ def argument(name: str, value: str | int | None = None) -> str:
 
 @contextmanager
 def arguments_named_by(naming: Naming) -> Iterator[None]:
-    """Have `argument` ask another function meanwhile, in this thread."""
+    """Let another function name the arguments while the block runs, in this thread."""
     token = _NAMING.set(naming)
     try:
         yield

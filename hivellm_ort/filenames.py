@@ -1,6 +1,6 @@
-"""Which names files of a package may have.
+"""Checks names of files in packages.
 
-The rules of POSIX and Windows hold on every platform, so that a package which loads here loads everywhere.
+The rules of POSIX and of Windows apply on every platform: a package that loads here loads everywhere.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def member_name(raw: str) -> str:
 
 
 def is_system_file(name: str) -> bool:
-    """Whether a file is one that macOS or Windows adds beside others.
+    """Return whether macOS or Windows added a file by itself.
 
     These are `._NAME`, `.DS_Store`, `Thumbs.db` and `desktop.ini`, in any folder. Such a file is never unpacked and
     never read, so a signature need not cover it.
@@ -63,7 +63,7 @@ def is_system_file(name: str) -> bool:
 
 
 def _fault(name: str) -> str | None:
-    """Why a name is not allowed, or None."""
+    """Return why a name is not allowed, or None."""
     if name.startswith("/"):
         return "absolute names are not allowed"
     if _DRIVE.match(name):

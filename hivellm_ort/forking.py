@@ -1,4 +1,4 @@
-"""What a forked process must not use: threads and sessions stay with the process that started them."""
+"""Guards against use in forked processes, which have neither threads nor sessions of their parent."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["Home", "in_child"]
 
 
 class Home:
-    """The process that something was made in.
+    """The process that created an object.
 
     Args:
-        what: what that is, for the message.
+        what: Description of the object, for the message.
     """
 
     def __init__(self, what: str):
@@ -23,14 +23,14 @@ class Home:
 
     @property
     def here(self) -> bool:
-        """Whether this is that process, and not one that was forked from it."""
+        """Whether this is still that process and not a fork."""
         return self._process == os.getpid()
 
     def require(self) -> None:
-        """Refuse to go on where that would wait for threads that are in another process.
+        """Raise an error in a forked process, where waiting would never end.
 
         Raises:
-            InferenceError: this process was forked.
+            InferenceError: This process was forked.
         """
         if not self.here:
             raise InferenceError(
@@ -41,9 +41,9 @@ class Home:
 
 
 def in_child(reset: Callable[[], object]) -> None:
-    """Have a function called in every process that is forked from this one; does nothing where none can be.
+    """Call a function in every process that is forked from this one. Does nothing on systems without fork.
 
-    It is for locks that another thread may have held at that moment, and that nobody would ever let go of.
+    It replaces locks that another thread may have held during the fork, since nobody would release them.
     """
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=reset)

@@ -1,6 +1,6 @@
 """The operators of graphs, a part of the contract: the exporter writes no other, the runtime runs no other unsigned.
 
-`docs/contract.md` states them too. A graph of these has no loop, so every node of it runs once at most. The lists
+`docs/contract.md` lists them too. A graph of these has no loop, so every node of it runs once at most. The lists
 follow ONNX Runtime's `docs/OperatorKernels.md` (CUDA, DirectML) and `coreml_supported_mlprogram_ops.md`.
 """
 
@@ -55,11 +55,11 @@ ROUNDED_CACHE: Mapping[str, Operators] = {
 
 
 def operators_of(target: str, cache_dtype: str) -> Operators:
-    """The operators of the graphs of a bundle.
+    """Return the operators of the graphs of a bundle.
 
     Args:
-        target: its target; one that is not known has none.
-        cache_dtype: type of its keys and values.
+        target: Its target. An unknown target has no operators.
+        cache_dtype: Type of its cached keys and values.
     """
     found = dict(OPERATORS.get(target, {}))
     if cache_dtype == "int8":

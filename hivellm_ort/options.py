@@ -1,4 +1,4 @@
-"""The options of one generation, the same for every way of asking for it."""
+"""Options of generation, shared by all functions that generate."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ __all__ = [
 
 
 class GenerateOptions(TypedDict, total=False):
-    """Keyword options of `Expert.generate` and its relatives; `None` is the same as leaving one out.
+    """Keyword options of `Expert.generate` and similar functions. `None` means the default.
 
-    Sampling options mean what they mean in transformers and vLLM; `SamplingParams` gives their ranges. Where nothing
-    is said the manifest's value holds, and where it has none the neutral one.
+    Sampling options mean what they mean in transformers and vLLM; `SamplingParams` gives their ranges. The default
+    is the value of the manifest, else the neutral value.
 
-    In a batch a list has one value per prompt, and any other value holds for all prompts. `messages`, `tools`,
-    `stop`, `bad_words`, `choice` and `processors` are lists themselves: a flat list holds for all prompts,
-    and a list with lists or None in it has one of them per prompt.
+    In a batch, a list has one value per prompt and any other value applies to all prompts. `messages`, `tools`,
+    `stop`, `bad_words`, `choice` and `processors` are lists themselves: a flat list applies to all prompts,
+    and a list of lists or None has one item per prompt.
 
     Attributes:
         schema: What the answer is about (DDL, graph schema, JSON schema), put into the system message.
@@ -42,7 +42,7 @@ class GenerateOptions(TypedDict, total=False):
         messages: Earlier turns in the form of OpenAI's API: `role`, `content` and, of tools, `tool_calls` and
             `tool_call_id`.
         tools: JSON schemas of the functions that the model may call, for its chat template to show. None and an empty
-            list are the same. The answer is the model's own text of a call: what it means is the caller's to read.
+            list are the same. The answer is the text that the model writes for a call; the caller parses it.
         enable_thinking: Whether a thinking model may think before it answers; off by default.
         temperature: 0 is greedy, the default.
         top_p: Nucleus in (0, 1].
@@ -52,32 +52,32 @@ class GenerateOptions(TypedDict, total=False):
         repetition_penalty: Divides the logits of tokens in prompt and answer; 1 is off.
         presence_penalty: Subtracted from the logits of generated tokens; 0 is off.
         frequency_penalty: Subtracted from the logits of generated tokens as often as each was; 0 is off.
-        no_repeat_ngram_size: No run of so many tokens twice; 0 is off.
+        no_repeat_ngram_size: No n-gram of this size occurs twice; 0 is off.
         logit_bias: Added to the logits, by token id; -inf forbids a token.
-        bad_words: Texts that the answer must not hold, wherever they stand in it and however tokens cut them.
-        min_tokens: No end of the answer before so many tokens.
+        bad_words: Texts that the answer must not contain, in any position and any tokenization.
+        min_tokens: Least tokens of the answer.
         max_tokens: Most tokens to generate. Default: the manifest's `max_new_tokens`, else 512, where the context has
             room.
-        stop: A string, or several, that ends the answer and is not part of it; those of the manifest hold too.
-        include_stop: Whether such a string is part of the answer after all.
-        timeout: Most seconds from now on, waiting included; then the answer ends as if cancelled, at most 0.25 s
-            late, plus the operator of the graph that is running.
-        seed: Of the random numbers; the same request with the same seed gives the same tokens.
-        logprobs: Give the log probability of every token, and of so many of the likeliest in its place, 0 to 20.
-        grammar: What the answer must look like: a GBNF text or a `Grammar`; True for the package's own, False for
-            none. Default: the package's, where its manifest says `use_grammar`. Of this and the next three give only
-            one.
+        stop: A string or several. Each ends the answer and is not part of it. The manifest's stops apply too.
+        include_stop: Whether the stop string is part of the answer.
+        timeout: Most seconds from now on, waiting included. Then the answer ends as if cancelled: at most 0.25 s
+            late, plus the time of the running graph operator.
+        seed: Seed of the random numbers. The same request with the same seed gives the same tokens.
+        logprobs: Return the log probability of every token, and of this many likeliest tokens, 0 to 20.
+        grammar: The grammar of the answer: a GBNF text or a `Grammar`; True for the package's own, False for
+            none. Default: the package's if its manifest says `use_grammar`. Give only one of `grammar`,
+            `json_schema`, `regex` and `choice`.
         json_schema: The answer must be JSON of this schema, written with ", " and ": " on one line: a dict, JSON
             text, a Pydantic model class or a TypeAdapter; True is any JSON.
-        lenient: Whether what of a JSON schema cannot be enforced is left out, with a warning in the result. Default:
-            it is refused.
-        regex: The answer must match this regular expression from its beginning to its end.
+        lenient: Whether to leave out parts of a JSON schema that cannot be enforced, with a warning in the result.
+            Default: they are refused.
+        regex: The whole answer must match this regular expression.
         choice: The answer must be one of these texts.
         processors: Functions `(token_ids int64 [n], logits float32 [vocab]) -> logits float32 [vocab]`, called in
-            order after the penalties. One may also change the logits in place and return nothing.
-        prompt_lookup: Whether to guess tokens from the prompt and check several at once. In fp32 the answer is the
-            same, and it is on by default; quantised kernels compute several tokens a little differently from one, and
-            it is off.
+            order after the penalties. They may also change the logits in place and return None.
+        prompt_lookup: Whether to guess tokens from the prompt and check several at once. Default: on in fp32,
+            where the answer stays the same; off for quantised models, whose kernels compute several tokens slightly
+            differently from one.
     """
 
     schema: str | None
@@ -136,7 +136,7 @@ _LISTS: dict[str, type | tuple[type, ...]] = {
 
 
 class _Kind(NamedTuple):
-    """What a value must be, and how a message says it."""
+    """The type of an option, and its description for messages."""
 
     types: type | tuple[type, ...]
     wanted: str
@@ -182,14 +182,14 @@ _KINDS = {
 
 
 def check_options(options: Mapping[str, Any], of: type[Any] = GenerateOptions) -> None:
-    """Check names and types; ranges are checked where the values are used.
+    """Check names and types. Ranges are checked where the values are used.
 
     Args:
-        options: the options.
-        of: which there are: `GenerateOptions` or `ScoreOptions`.
+        options: The options.
+        of: The allowed options: `GenerateOptions` or `ScoreOptions`.
 
     Raises:
-        OptionTypeError: a name is no option, or a value has a wrong type.
+        OptionTypeError: An option does not exist, or a value has a wrong type.
     """
     check_names(options, of, "a score" if of is ScoreOptions else "a generation")
     for name, value in options.items():
@@ -200,18 +200,18 @@ def check_prompt(prompt: object, where: str = "prompt") -> None:
     """Check that a prompt is a text or None.
 
     Raises:
-        OptionTypeError: it is not.
+        OptionTypeError: It is not.
     """
     if prompt is not None and not isinstance(prompt, str):
         raise OptionTypeError(f"{where} is {_described(prompt)}: pass {_TEXT.wanted}")
 
 
 def check_answers(answers: object) -> None:
-    """Check the answers that are to be scored.
+    """Check the answers for `score`.
 
     Raises:
-        OptionTypeError: they are no list of texts.
-        OptionError: there is none, there are too many, one is empty, or two are equal.
+        OptionTypeError: They are not a list of texts.
+        OptionError: The list is empty or too long, an answer is empty, or two are equal.
     """
     if isinstance(answers, str | bytes) or not isinstance(answers, Sequence):
         raise OptionTypeError(
@@ -233,7 +233,7 @@ def check_prompts(prompts: object) -> None:
     """Check the prompts of a batch.
 
     Raises:
-        OptionTypeError: they are no list of texts.
+        OptionTypeError: They are not a list of texts.
     """
     if isinstance(prompts, str | bytes) or not isinstance(prompts, Sequence):
         raise OptionTypeError(
@@ -247,7 +247,7 @@ def check_requests(requests: object) -> None:
     """Check the requests of a batch to several experts.
 
     Raises:
-        OptionTypeError: they are no list of pairs of texts.
+        OptionTypeError: They are not a list of pairs of texts.
     """
     wanted = "pass a list of pairs (expert, prompt), such as [('sql', 'Count all orders')]"
     if isinstance(requests, str | bytes) or not isinstance(requests, Sequence):
@@ -316,11 +316,11 @@ def check_whole(name: str, value: object, least: int, most: int | None = None) -
 
 
 def options_of_rows(options: Mapping[str, Any], rows: int) -> list[GenerateOptions]:
-    """The options of each row of a batch, as `GenerateOptions` says.
+    """Return the options of each row of a batch (see `GenerateOptions`).
 
     Raises:
-        OptionError: a list has another length than the batch.
-        OptionTypeError: as `check_options`.
+        OptionError: A list and the batch differ in length.
+        OptionTypeError: As `check_options`.
     """
     columns = {name: _column(name, value, rows) for name, value in options.items()}
     if not rows:
@@ -375,6 +375,6 @@ def _check(name: str, value: Any, where: str) -> None:
 
 
 def _described(value: object) -> str:
-    """The type of a value, and where it is short the value."""
+    """Return the type of a value, and the value itself if it is short."""
     shown = repr(value) if isinstance(value, str | int | float) else ""
     return f"{type(value).__name__} {shown}" if 0 < len(shown) <= 40 else type(value).__name__

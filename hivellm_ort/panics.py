@@ -1,7 +1,7 @@
-"""Panics of libraries that are written in Rust, as errors.
+"""Turns panics of Rust libraries into errors of this package.
 
-PyO3 raises a panic as `PanicException`, which is no `Exception`: nothing that handles errors sees it, and it ends a
-thread. The library has also written it to standard error by then; nothing prevents that.
+PyO3 raises a panic as `PanicException`, which is not an `Exception`: `except Exception` does not catch it, and it
+ends a thread. The library also writes it to standard error, which cannot be prevented.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _LONGEST = 200
 
 @contextmanager
 def panics_as(error: Callable[[str], ExpertError]) -> Iterator[None]:
-    """Raise an error of this package in the place of a panic.
+    """Raise an error of this package in place of a panic.
 
     Args:
-        error: Makes the error of the words of the panic.
+        error: Makes the error from the panic's message.
     """
     try:
         yield
@@ -30,5 +30,4 @@ def panics_as(error: Callable[[str], ExpertError]) -> Iterator[None]:
         # The type is made when the library is loaded, and every library has its own.
         if type(panic).__name__ != "PanicException":
             raise
-        words = printable(str(panic))
-        raise error(words if len(words) <= _LONGEST else f"{words[: _LONGEST - 1]}\u2026") from panic
+        raise error(printable(str(panic), most=_LONGEST)) from panic

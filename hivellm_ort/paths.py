@@ -1,4 +1,4 @@
-"""What a public function takes as a path."""
+"""The type of paths that public functions take."""
 
 from __future__ import annotations
 

@@ -14,14 +14,14 @@ _SUSPECT = re.compile(r"[^ -~]")
 
 
 def escaped(text: str, *, keep: str = "\n\t") -> str:
-    r"""A text in which every character that could steer a terminal is written as an escape, such as `\x1b`.
+    r"""Return a text in which every character that could steer a terminal is an escape, such as `\x1b`.
 
     Those are control characters, marks of text direction, characters without width, lone surrogates and line
     separators (Unicode categories Cc, Cf, Cs, Zl and Zp). The two joiners of Persian, Indic scripts and emoji stay.
 
     Args:
-        text: any text.
-        keep: control characters that stay; default: newline and tab.
+        text: Any text.
+        keep: Control characters that stay; default: newline and tab.
     """
 
     def escape(match: re.Match[str]) -> str:
@@ -34,6 +34,14 @@ def escaped(text: str, *, keep: str = "\n\t") -> str:
     return _SUSPECT.sub(escape, text)
 
 
-def printable(text: str) -> str:
-    """A text as `escaped` gives it, on one line: white space is one space."""
-    return escaped(" ".join(text.split()), keep="")
+def printable(text: str, *, most: int | None = None) -> str:
+    """Return a text as `escaped` gives it, on one line: each run of whitespace becomes one space.
+
+    Args:
+        text: Any text.
+        most: Most characters of it that are shown, before the escapes; "…" stands for the rest. Default: all of them.
+    """
+    line = " ".join(text.split())
+    if most is not None and len(line) > most:
+        line = f"{line[: most - 1]}…"
+    return escaped(line, keep="")

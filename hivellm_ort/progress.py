@@ -1,4 +1,4 @@
-"""Bars on a terminal that say how far something is."""
+"""Progress bars on a terminal."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ __all__ = ["progress_bar"]
 def progress_bar(
     what: str, total: int | None = None, *, unit: str = "B"
 ) -> Iterator[Callable[[int], object]]:
-    """A bar on standard error, shown after a second and gone at the end; nothing where that is no terminal.
+    """Show a bar on standard error after one second, and remove it at the end. Without a terminal show nothing.
 
     Args:
-        what: The words before the bar.
-        total: How much there is to do; None where that is unknown.
-        unit: What is counted; default: bytes.
+        what: The text before the bar.
+        total: The total amount; None if unknown.
+        unit: The unit of the count. Default: bytes.
 
     Yields:
-        A function to call with how much was just done.
+        A function that takes the amount that was just done.
     """
     if not _on_terminal():
         yield _ignored
@@ -37,11 +37,11 @@ def progress_bar(
 
 
 def _ignored(_: int) -> None:
-    """What nobody sees."""
+    """Do nothing."""
 
 
 def _on_terminal() -> bool:
-    """Whether standard error is there and is a terminal."""
+    """Return whether standard error is a terminal."""
     isatty = getattr(sys.stderr, "isatty", None)
     try:
         return isatty is not None and bool(isatty())
@@ -50,9 +50,9 @@ def _on_terminal() -> bool:
 
 
 def _reset_lock() -> None:
-    """Replace the lock of tqdm, which a thread may have held that draws a bar, and that is not in this process.
+    """Replace the lock of tqdm: a thread of the parent process may have held it during the fork.
 
-    One that the application gave it stays: it is one for several processes.
+    A lock that the application has set stays: it is made for several processes.
     """
     if "tqdm" in sys.modules:
         from tqdm.std import TqdmDefaultWriteLock, tqdm

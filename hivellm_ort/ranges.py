@@ -1,4 +1,4 @@
-"""Which values options of a generation may have, whether a caller or a manifest gives them."""
+"""Ranges of generation options, for callers and manifests alike."""
 
 from __future__ import annotations
 

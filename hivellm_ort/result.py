@@ -1,4 +1,4 @@
-"""What a generation returns."""
+"""Results of generation."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class TokenLogprob:
 
     Attributes:
         token_id: The token.
-        logprob: The natural logarithm of its probability; -inf for a token that was impossible.
-        top: The most likely tokens and theirs, best first, of equals the lower id first.
+        logprob: The natural logarithm of its probability; -inf for an impossible token.
+        top: The most likely tokens and their log probabilities, best first. Ties are in order of ids.
     """
 
     token_id: int
@@ -33,11 +33,11 @@ class AnswerScore:
     """How likely one of several given answers is.
 
     Attributes:
-        text: the answer.
-        token_ids: its tokens.
-        logprob: natural logarithm of the probability that the model gives these tokens. Where another given answer
-            begins with them, that the model then ends is part of it.
-        share: probability of this answer among those given; the shares of all are 1 together.
+        text: The answer.
+        token_ids: Its tokens.
+        logprob: Natural logarithm of the probability that the model gives these tokens. If another given answer
+            begins with these tokens, it includes the probability that the model ends after them.
+        share: Probability of this answer among the given ones. The shares of all add up to 1.
     """
 
     text: str
@@ -51,10 +51,10 @@ class Timings:
     """Wall-clock seconds.
 
     Attributes:
-        queue: from the request to its turn.
-        swap: binding the expert's adapter; 0.0 where it was bound already.
-        prefill: from its turn to the first token, swap included.
-        decode: all tokens after the first.
+        queue: From the request to its start.
+        swap: Binding the expert's adapter; 0.0 if it was bound already.
+        prefill: From the start to the first token, swap included.
+        decode: All tokens after the first.
     """
 
     queue: float = 0.0
@@ -68,23 +68,23 @@ class InferenceResult:
     """A finished generation.
 
     Attributes:
-        text: the answer, without special tokens and without the stop string.
-        reasoning: what a thinking model wrote before it; not part of `text`.
-        tokens: generated token ids, the end-of-sequence token included where it was reached.
-        prompt_tokens: tokens of the rendered prompt.
-        cached_tokens: how many of these an earlier request had read already.
+        text: The answer, without special tokens and without the stop string.
+        reasoning: The text that a thinking model wrote before the answer; not part of `text`.
+        tokens: Generated token ids, including the end-of-sequence token if it was reached.
+        prompt_tokens: Tokens of the rendered prompt.
+        cached_tokens: Prompt tokens taken from the prefix cache.
         completion_tokens: `len(tokens)`.
-        accepted_tokens: how many of these prompt lookup guessed.
-        forced_tokens: how many of these the grammar left no choice about; they were not sampled.
-        grammar_complete: whether the answer satisfies its grammar; None where it had none. False too where the answer
-            was left before its end, and where a stop string cut it inside a token.
-        logprobs: one `TokenLogprob` per token, where `logprobs` was asked for.
-        sampling: the options of sampling that were used: the caller's, the manifest's or the defaults.
-        finish_reason: `eos` (the model ended), `stop` (a stop string), `length` (`max_tokens`), `grammar` (it lets
-            nothing follow), `cancelled`; `scored` for a request that only scores.
-        timings: where the time went.
-        expert: name of the expert.
-        warnings: what of the JSON schema has no effect or was not enforced, a sentence each.
+        accepted_tokens: Generated tokens that prompt lookup guessed.
+        forced_tokens: Generated tokens that the grammar forced; they were not sampled.
+        grammar_complete: Whether the answer satisfies its grammar; None without a grammar. Also False if the answer
+            was cancelled, or if a stop string cut it inside a token.
+        logprobs: One `TokenLogprob` per token if `logprobs` was requested, else None.
+        sampling: The sampling options in effect: the caller's, the manifest's or the defaults.
+        finish_reason: `eos` (the model ended), `stop` (a stop string), `length` (`max_tokens`), `grammar` (it
+            allows no further token), `cancelled`; `scored` for a request that only scores.
+        timings: Seconds of each phase.
+        expert: Name of the expert.
+        warnings: A sentence for each part of the JSON schema that has no effect or was not enforced.
     """
 
     text: str
@@ -109,7 +109,7 @@ class InferenceResult:
         return (self.completion_tokens - 1) / self.timings.decode if self.timings.decode > 0 else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON types, `tokens_per_second` included."""
+        """Return all fields as JSON types, `tokens_per_second` included."""
         return {
             **dataclasses.asdict(self),
             "tokens": list(self.tokens),
@@ -120,14 +120,14 @@ class InferenceResult:
 
 @dataclass(frozen=True)
 class ScoreResult:
-    """What `score` returns.
+    """The result of `score`.
 
     Attributes:
-        answers: a score for each given answer, in the order in which they were given.
-        prompt_tokens: tokens of the rendered prompt.
-        cached_tokens: how many of these an earlier request had read already.
-        timings: where the time went; `prefill` is all of the scoring.
-        expert: name of the expert.
+        answers: A score for each given answer, in the given order.
+        prompt_tokens: Tokens of the rendered prompt.
+        cached_tokens: Prompt tokens taken from the prefix cache.
+        timings: Seconds of each phase; `prefill` is the whole scoring.
+        expert: Name of the expert.
     """
 
     answers: tuple[AnswerScore, ...]
@@ -138,11 +138,11 @@ class ScoreResult:
 
     @property
     def best(self) -> AnswerScore:
-        """The likeliest answer; of equals the first."""
+        """The likeliest answer; the first of several equal ones."""
         return max(self.answers, key=lambda answer: answer.logprob)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON types; a logarithm of zero is null."""
+        """Return all fields as JSON types. A log probability of -inf becomes null."""
         document = dataclasses.asdict(self)
         for answer in document["answers"]:
             answer["token_ids"] = list(answer["token_ids"])

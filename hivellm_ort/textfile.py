@@ -1,4 +1,4 @@
-"""Text files as editors and shells write them: UTF-8, or what a byte order mark says."""
+"""Decodes text files: UTF-8, or the encoding of the byte order mark."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _MARKS = (
 
 
 def decode_text(data: bytes) -> str:
-    r"""The text of a file: in the encoding of its byte order mark, which is left out, else in UTF-8.
+    r"""Decode a text file by its byte order mark, else as UTF-8. The mark is left out.
 
-    `Out-File` of Windows PowerShell writes UTF-16 with a mark, Notepad UTF-8 with one. Every line ends with `\n`, as
-    in Python's text files: a model was trained on that.
+    `Out-File` of Windows PowerShell writes UTF-16 with a mark, Notepad UTF-8 with one. Line ends
+    become `\n`, as in Python's text files, because models are trained on that.
 
     Args:
         data: The bytes of the whole file.
 
     Raises:
-        UnicodeDecodeError: The bytes are not text of that encoding.
+        UnicodeDecodeError: The bytes are not valid in that encoding.
     """
     mark, encoding = next(((mark, name) for mark, name in _MARKS if data.startswith(mark)), (b"", "utf-8"))
     text = data[len(mark) :].decode(encoding)
@@ -34,5 +34,5 @@ def decode_text(data: bytes) -> str:
 
 
 def is_marked(data: bytes) -> bool:
-    """Whether a file's first bytes, four or more, begin with a byte order mark."""
+    """Return whether the first bytes of a file, at least four, start with a byte order mark."""
     return data.startswith(tuple(mark for mark, _ in _MARKS))

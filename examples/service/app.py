@@ -19,6 +19,7 @@ from question import Question
 from settings import Settings
 
 from hivellm_ort import (
+    PROMETHEUS_CONTENT_TYPE,
     AsyncTextStream,
     ContextLengthError,
     ExpertError,
@@ -31,7 +32,6 @@ from hivellm_ort import (
     OutOfMemoryError,
     UnknownExpertError,
 )
-from hivellm_ort.observability import PROMETHEUS_CONTENT_TYPE
 
 __all__ = ["create_app"]
 

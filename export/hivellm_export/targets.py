@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hivellm_ort.contract import Architecture, GraphForm
+from hivellm_ort.contract import Architecture, GraphConfig
 from hivellm_ort.errors import ExportError
 from hivellm_ort.operators import DOMAIN_MS
 
@@ -51,7 +51,7 @@ class Target:
         packed: Whether q, k and v are one product and one adapter site.
         buckets: Allowed numbers of tokens per row and run, up to the length of the cache; empty if shapes are free.
         whole_prompt: Whether the length of the cache is a bucket too. Then a prompt is read in one run.
-        form: Fields of `GraphForm` that differ from `cpu`, besides types, opsets and shapes.
+        form: Fields of `GraphConfig` that differ from `cpu`, besides types, opsets and shapes.
     """
 
     name: str
@@ -160,7 +160,7 @@ def graph_form(
     architecture: Architecture,
     context: int | None = None,
     cache: str | None = None,
-) -> GraphForm:
+) -> GraphConfig:
     """The form of the graphs of one export.
 
     Args:
@@ -180,7 +180,7 @@ def graph_form(
         form["cache_dtype"] = cache
     limit = architecture.max_position_embeddings
     if not target.buckets:
-        return GraphForm(**form)
+        return GraphConfig(**form)
     length = min(_CONTEXT, limit) if context is None else context
     if not 2 <= length <= limit:
         raise ExportError(f"--context {length}: the model has {limit} positions; use 2 to {limit}")
@@ -192,7 +192,7 @@ def graph_form(
     }
     if form["inputs"]["logits_rows"] == (1,):
         shapes["rows"] = (1,)
-    return GraphForm(**form, shapes=shapes)
+    return GraphConfig(**form, shapes=shapes)
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,7 @@ class Plan:
                 reason = f"{size}: 4 bits lose too much; this CPU is not known to multiply 8 bits fast"
         return replace(self, precision=self.target.precisions[name], automatic=False, reason=reason)
 
-    def form(self, architecture: Architecture) -> GraphForm:
+    def form(self, architecture: Architecture) -> GraphConfig:
         """The form of the graphs.
 
         Raises:

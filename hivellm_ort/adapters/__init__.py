@@ -1,5 +1,5 @@
-"""Adapters as numbers: PEFT files in, one form out.
+"""Reads PEFT adapters and prepares them for the graph.
 
-`config` reads `adapter_config.json`, `tensors` reads safetensors, `prepare` brings every kind to
-`y = scale * (W x) + (x A) B + b + bias`, `prepared` is that form and its file.
+`config` reads `adapter_config.json`, `tensors` reads safetensors, `prepare` converts every kind to
+`y = scale * (W x) + (x A) B + b + bias`, `prepared_adapter` holds the result and its file.
 """

@@ -1,4 +1,4 @@
-"""The base model's weights as a bundle holds them, back in float32 and under their Hugging Face names.
+"""Weights of the base model, read from a bundle as float32 under their Hugging Face names.
 
 DoRA needs `||W + s B A||`. Where a package brings an adapter that was not prepared at export, W comes from the
 bundle itself: exact in fp32, and what the graph really multiplies by in int8 and int4.
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hivellm_ort.adapters.tensors import widened
+from hivellm_ort.adapters.tensors import bfloat16_as_float32
 from hivellm_ort.contract import DECODER_JSON, WEIGHTS_FILE, DecoderConfig, Site, StoredWeights
 from hivellm_ort.errors import LoadError
 
@@ -27,11 +27,11 @@ class BaseWeights:
     """Reads `weights.bin` of a base bundle, one module at a time.
 
     Args:
-        folder: the bundle.
-        config: its `decoder.json`.
+        folder: The bundle.
+        config: Its `decoder.json`.
 
     Raises:
-        LoadError: the bundle does not say where its weights are, or has no `weights.bin`.
+        LoadError: The bundle does not say where its weights are, or has no `weights.bin`.
     """
 
     def __init__(self, folder: Path, config: DecoderConfig):
@@ -65,10 +65,10 @@ class BaseWeights:
                 begin += part.size
 
     def tensor(self, name: str) -> Array:
-        """The weight `<module>.weight`, float32 [N, K], or `<module>.bias`, float32 [N].
+        """Return the weight `<module>.weight`, float32 [N, K], or `<module>.bias`, float32 [N].
 
         Raises:
-            LoadError: the bundle has no such tensor, or its place is not in the file.
+            LoadError: The bundle has no such tensor, or its place is not in the file.
         """
         module, _, kind = name.rpartition(".")
         site, stored, rows = self._places.get(module, (None, None, slice(0)))
@@ -87,7 +87,7 @@ class BaseWeights:
         return self._dequantized(site, stored, rows)
 
     def _dequantized(self, site: Site, stored: StoredWeights, rows: slice) -> Array:
-        """Inverse of MatMulNBits' quantisation: (value - zero point) * scale, block by block along K."""
+        """Undo MatMulNBits' quantisation: (value - zero point) * scale, block by block along K."""
         bits, block, count = stored.bits, stored.block, site.out_features
         if bits not in (4, 8) or block < 2 or block % 2:
             raise LoadError(f"{DECODER_JSON}: /weights: {bits} bits in blocks of {block} are not known")
@@ -102,9 +102,9 @@ class BaseWeights:
         return np.ascontiguousarray(weight.reshape(len(scales), -1)[:, : site.in_features])
 
     def _floats(self, offset: int | None, *shape: int) -> Array:
-        """Floats of the bundle's type, as float32."""
+        """Return floats of the bundle's type as float32."""
         if self._dtype == "bfloat16":
-            return widened(self._view(offset, np.uint16, *shape))
+            return bfloat16_as_float32(self._view(offset, np.uint16, *shape))
         return self._view(offset, np.dtype(self._dtype), *shape).astype(np.float32, copy=False)
 
     def _view(self, offset: int | None, dtype: Any, *shape: int) -> NDArray[Any]:
@@ -118,7 +118,7 @@ class BaseWeights:
 
 
 def _unpacked(values: NDArray[np.uint8], bits: int) -> Array:
-    """One float32 per value; of two 4-bit values in a byte the first is in the low half."""
+    """Return one float32 per value. The low half of a byte holds the first of two 4-bit values."""
     if bits == 8:
         return values.astype(np.float32)
     pairs = np.stack([values & 15, values >> 4], axis=-1)

@@ -1,4 +1,4 @@
-"""`adapter_config.json` as PEFT writes it: every field is honoured or refused by name, none is ignored."""
+"""Reads PEFT's `adapter_config.json`. Every field is used or refused by name; none is ignored."""
 
 from __future__ import annotations
 
@@ -65,17 +65,17 @@ _RANKS = ("r", "init_r")
 
 @dataclass(frozen=True)
 class PeftConfig:
-    """What an adapter's configuration means; `read_peft_config` has checked every expression in it.
+    """An adapter's configuration, with every regular expression checked by `read_peft_config`.
 
     Attributes:
         kind: `lora`, `rslora`, `dora`, `adalora`, `ia3` or `lokr`.
         rank: `r` (AdaLoRA: `init_r`); 0 for IA3.
         alpha: `lora_alpha`; 0 for IA3.
-        rslora: scale by the square root of the rank (https://arxiv.org/abs/2312.03732).
-        dora: learned magnitudes (https://arxiv.org/abs/2402.09353).
+        rslora: Scale by the square root of the rank (https://arxiv.org/abs/2312.03732).
+        dora: Learned magnitudes (https://arxiv.org/abs/2402.09353).
         bias: `none`, `all` or `lora_only`.
-        lora_bias: whether lora_B has a bias.
-        modules_to_save: modules stored whole beside the adapter.
+        lora_bias: Whether lora_B has a bias.
+        modules_to_save: Modules stored whole beside the adapter.
     """
 
     kind: str
@@ -95,7 +95,7 @@ class PeftConfig:
     layers_pattern: tuple[str, ...] = ()
 
     def targets(self, module: str) -> bool:
-        """Whether PEFT attaches the adapter to `module` (`peft.tuners.tuners_utils.check_target_module_exists`)."""
+        """Return whether PEFT attaches the adapter to `module`, as its `check_target_module_exists` does."""
         if _matches(self.exclude_modules, module):
             return False
         if any(re.match(rf"(^|.*\.){name}($|\..*)", module) for name in self.modules_to_save):
@@ -117,15 +117,15 @@ class PeftConfig:
         return False
 
     def is_feedforward(self, module: str) -> bool:
-        """Whether IA3 scales this module's input rather than its output."""
+        """Return whether IA3 scales this module's input rather than its output."""
         return _matches(self.feedforward_modules, module)
 
     def rank_of(self, module: str) -> int:
-        """The rank of `module`, after `rank_pattern`."""
+        """Return the rank of `module`; `rank_pattern` may set its own."""
         return int(_by_pattern(self.rank_pattern, module, self.rank))
 
     def scaling_of(self, module: str, rank: int) -> float:
-        """Give s in `W + s B A` for `module` (PEFT `LoraLayer.update_layer`, `AdaLoraLayer.get_delta_weight`)."""
+        """Return s in `W + s B A` for `module` (PEFT `LoraLayer.update_layer`, `AdaLoraLayer.get_delta_weight`)."""
         if self.kind == "adalora":
             return self.alpha / (self.rank + 1e-5)
         alpha = float(_by_pattern(self.alpha_pattern, module, self.alpha))
@@ -136,7 +136,7 @@ def read_peft_config(path: Path) -> PeftConfig:
     """Read `adapter_config.json`.
 
     Raises:
-        AdapterError: the file is missing or not JSON, the kind is unknown, or a field that would change the
+        AdapterError: The file is missing or not JSON, the kind is unknown, or a field that would change the
             result is not supported; the message names the field.
     """
     where = path.name
@@ -203,10 +203,10 @@ def check_fields(data: Mapping[str, Any]) -> None:
     """Refuse the fields that neither a swapped nor a merged adapter can have.
 
     Args:
-        data: from `read_config_document`.
+        data: From `read_config_document`.
 
     Raises:
-        AdapterError: one of them is set; the message names it.
+        AdapterError: One of them is set; the message names it.
     """
     for name, reason in _NEVER.items():
         if data.get(name) not in _EMPTY:
@@ -281,7 +281,7 @@ def _names(data: Mapping[str, Any], name: str) -> tuple[str, ...]:
 
 
 def _modules(data: Mapping[str, Any], name: str) -> str | tuple[str, ...]:
-    """One text is an expression, a list is of names."""
+    """Return the module names: a string is a regular expression, a list holds names."""
     value = data.get(name)
     return _safe(value, name) if isinstance(value, str) else _names(data, name)
 
@@ -312,7 +312,7 @@ def _matches(pattern: str | Sequence[str], module: str) -> bool:
 
 
 def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
-    """The first pattern that matches wins (`peft.utils.other.get_pattern_key`)."""
+    """Return the value of the first pattern that matches, as `peft.utils.other.get_pattern_key` chooses it."""
     for pattern, value in patterns.items():
         if re.match(rf"(.*\.)?({pattern})$", module):
             return value
@@ -320,9 +320,9 @@ def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
 
 
 def _safe(pattern: str, where: str) -> str:
-    """Refuse expressions that could run for ages: great length, a quantifier behind a group, many of them in a row.
+    """Refuse slow expressions: very long ones, quantified groups, and many quantifiers in a row.
 
-    Module names have some 40 characters, which n quantifiers divide in less than 40 ** n ways.
+    Module names have about 40 characters, so n quantifiers match them in fewer than 40 ** n ways.
     """
     plain = re.sub(r"\\.|\[\^?\]?[^]]*\]", "a", pattern)  # without what is escaped or in a class
     branches = [len(re.findall(r"[*+{]|(?<![*+}(])\?", branch)) for branch in _alternatives(plain)]
@@ -336,7 +336,7 @@ def _safe(pattern: str, where: str) -> str:
 
 
 def _alternatives(pattern: str) -> list[str]:
-    """What stands between the `|` of an expression that are in no group."""
+    """Split an expression at each `|` outside groups."""
     found, depth = [""], 0
     for char in pattern:
         depth += (char == "(") - (char == ")")
@@ -348,7 +348,7 @@ def _alternatives(pattern: str) -> list[str]:
 
 
 def unmatched_targets(config: PeftConfig, modules: Iterable[str]) -> list[str]:
-    """Names in `target_modules` that no module of the base model answers to."""
+    """Return the names in `target_modules` that match no module of the base model."""
     if isinstance(config.target_modules, str):
         return []
     known = list(modules)

@@ -1,4 +1,4 @@
-"""The files of a PEFT adapter's folder: their names, their texts, and what to do where one is missing."""
+"""The files in the folder of a PEFT adapter."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ def check_adapter_files(folder: Path) -> None:
     """Check that a folder has both files of an adapter.
 
     Raises:
-        AdapterError: One is missing; where there is a pickle in place of the weights, the message says how to
-            convert it.
+        AdapterError: One is missing. If the weights are a pickle, the message says how to convert them.
     """
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if (folder / name).is_file():
@@ -34,10 +33,10 @@ def check_adapter_files(folder: Path) -> None:
 
 
 def read_config_document(path: Path) -> dict[str, Any]:
-    """Read `adapter_config.json` as it is, in the encoding of its byte order mark, else in UTF-8.
+    """Read `adapter_config.json` without interpreting its fields.
 
     Raises:
-        AdapterError: The file is missing, or is none that `read_json` reads.
+        AdapterError: The file is missing, or `read_json` refuses it.
     """
     if not path.is_file():
         raise AdapterError(f"{path.name} is missing: PEFT writes it beside the adapter's weights")

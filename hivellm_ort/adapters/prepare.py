@@ -1,4 +1,4 @@
-"""From PEFT's tensors to the one form the graph takes.
+"""Converts PEFT's tensors to the inputs of the graph.
 
 PEFT in evaluation mode computes, for a linear module with weight W [N, K] and bias b:
 
@@ -42,9 +42,9 @@ class Embeddings:
     """The base model's embedding and LM head, for adapters that store them too.
 
     Attributes:
-        vocab_size: rows of each.
-        same: whether the table `model.embed_tokens.weight` or `lm_head.weight` has these values, float32
-            [vocab_size, hidden]; None where that is not known.
+        vocab_size: Rows of each.
+        same: Whether the table `model.embed_tokens.weight` or `lm_head.weight` has these values, float32
+            [vocab_size, hidden]; None if unknown.
     """
 
     vocab_size: int
@@ -60,20 +60,20 @@ def prepare(
     source_sha256: str,
     embeddings: Embeddings,
 ) -> PreparedAdapter:
-    """Prepare a PEFT adapter for the base model whose weights `tensor(name)` gives.
+    """Prepare a PEFT adapter for a base model.
 
     Args:
-        config_file: its `adapter_config.json`.
-        weights_file: its `adapter_model.safetensors`.
-        sites: where the base's graph takes adapters.
-        tensor: a base weight by its Hugging Face name, float32 [N, K] or [N].
-        source_sha256: digest of the base weights.
-        embeddings: the base's embedding and LM head.
+        config_file: Its `adapter_config.json`.
+        weights_file: Its `adapter_model.safetensors`.
+        sites: Where the base's graph takes adapters.
+        tensor: Returns a base weight by its Hugging Face name, float32 [N, K] or [N].
+        source_sha256: Digest of the base weights.
+        embeddings: The base's embedding and LM head.
 
     Raises:
-        AdapterError: a tensor is missing, of the wrong shape, unknown to the base, or the configuration asks for
+        AdapterError: A tensor is missing, of the wrong shape, unknown to the base, or the configuration asks for
             what cannot be swapped; the message names file and tensor or field.
-        BaseMismatchError: the shapes are those of another base model.
+        BaseMismatchError: The shapes are those of another base model.
     """
     config = read_peft_config(config_file)
     _check_swappable(config)
@@ -111,7 +111,7 @@ def _check_swappable(config: PeftConfig) -> None:
 
 
 def _check_embeddings(tensors: AdapterTensors, embeddings: Embeddings) -> None:
-    """What `save_embedding_layers` stored must be the base's own: a swapped adapter shares it."""
+    """Refuse stored embeddings that differ from the base's, which swapped adapters share."""
     size = embeddings.vocab_size
     for name, rows in tensors.embeddings.items():
         where = f"{ADAPTER_WEIGHTS}: tensor {tensors.keys[name]}"
@@ -141,7 +141,7 @@ class _Tensors:
         self._arrays, self._keys = dict(tensors.arrays), tensors.keys
 
     def take(self, module: str, name: str) -> Array:
-        """The tensor `module` + `name`."""
+        """Return the tensor `module` + `name`."""
         if f"{module}.{name}" in self._arrays:
             return self._arrays.pop(f"{module}.{name}")
         raise AdapterError(f"{ADAPTER_WEIGHTS}: tensor {PREFIX}{module}.{name} is missing")
@@ -207,7 +207,7 @@ def _prepare_module(
 
 
 def _check_size(name: str, module: PreparedModule) -> None:
-    """Numbers of float32 may have a product that is none."""
+    """Refuse numbers whose product overflows float32."""
     arrays = [
         array for array in (module.lora_A, module.lora_B, module.scale, module.bias) if array is not None
     ]
@@ -225,7 +225,7 @@ def _check_size(name: str, module: PreparedModule) -> None:
 
 
 def _check_rank_pattern(config: PeftConfig, module: str, rank: int) -> None:
-    """AdaLoRA's `rank_pattern` lists, per module, which singular values were kept."""
+    """Check AdaLoRA's `rank_pattern`, which lists the singular values kept in each module."""
     for key, kept in config.rank_pattern.items():
         if key.removeprefix(PREFIX).startswith(f"{module}.") and sum(map(bool, kept)) != rank:
             raise AdapterError(
@@ -244,7 +244,7 @@ def _mismatch(module: str, name: str, found: tuple[int, ...], wanted: tuple[int,
 def _fold_feedforward(
     config: PeftConfig, prepared: dict[str, PreparedModule], sites: Sequence[Site], tensor: Tensor
 ) -> dict[str, PreparedModule]:
-    """Give IA3's biases their scale, and move feed-forward input scales to where they can be applied."""
+    """Scale IA3's biases, and move input scales of feed-forward modules to `up_proj`."""
     biased = {part.module for site in sites for part in site.parts if part.bias}
     result: dict[str, PreparedModule] = {}
     moved: dict[str, Array] = {}

@@ -1,4 +1,4 @@
-"""A prepared adapter: what the graph binds, one form for every kind, and its file `adapter.safetensors`."""
+"""A prepared adapter: the arrays that the graph binds, and their file `adapter.safetensors`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from hivellm_ort.contract import CONTRACT_VERSION
 from hivellm_ort.contract.architecture import MAX_FEATURES
 from hivellm_ort.contract.fields import digest, text, whole
 from hivellm_ort.errors import AdapterError, ManifestError
-from hivellm_ort.jsonfiles.reading import Node, parse_json
+from hivellm_ort.jsonfiles.node import Node
+from hivellm_ort.jsonfiles.reading import parse_json
 from hivellm_ort.paths import StrPath
 
 __all__ = ["PreparedAdapter", "PreparedModule"]
@@ -48,15 +49,15 @@ class PreparedModule:
 
 @dataclass(frozen=True)
 class PreparedAdapter:
-    """An adapter ready to be bound, immutable and known by its digest.
+    """An immutable adapter, ready to be bound, identified by its digest.
 
     Attributes:
         kind: `lora`, `rslora`, `dora`, `adalora` or `ia3`.
-        rank: the largest rank of any module, at least 1.
-        source_sha256: digest of the base weights it was prepared against.
-        modules: the adapted linear modules by their path in the base model.
-        base_sha256: digest of the bundle it was exported with; any bundle of the same source fits.
-        digest: SHA-256 of the file's bytes; empty until there is a file, and only a file's adapter is bound.
+        rank: The largest rank of any module, at least 1.
+        source_sha256: Digest of the base weights it was prepared against.
+        modules: The adapted linear modules by their path in the base model.
+        base_sha256: Digest of the bundle it was exported with; any bundle of the same source fits.
+        digest: SHA-256 of the file's bytes; empty before it is written. Only adapters read from a file are bound.
     """
 
     kind: str
@@ -67,7 +68,7 @@ class PreparedAdapter:
     digest: str = ""
 
     def to_bytes(self) -> bytes:
-        """The safetensors file; equal adapters give equal bytes."""
+        """Return the safetensors file. Equal adapters give equal bytes."""
         from safetensors.numpy import save
 
         tensors = {
@@ -91,11 +92,11 @@ class PreparedAdapter:
         """Read `adapter.safetensors`.
 
         Args:
-            path: the file.
-            sha256: its digest where it is known, which spares reading the file twice.
+            path: The file.
+            sha256: Its digest, if known; the file is then read only once.
 
         Raises:
-            AdapterError: the file is truncated, or is no prepared adapter of this contract.
+            AdapterError: The file is truncated, or is not a prepared adapter of this contract.
         """
         path = Path(path)
         tensors, metadata = _read(path)
@@ -126,7 +127,7 @@ class PreparedAdapter:
 
 
 def _read(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
-    """The tensors of a safetensors file of float32, as views of the mapped file, and its metadata."""
+    """Return the float32 tensors of a safetensors file, as views of the mapped file, and its metadata."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -154,7 +155,7 @@ def _read(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
 
 
 def _info(metadata: Mapping[str, str], where: str) -> dict[str, Any]:
-    """What `to_bytes` puts into the metadata, each field of its type."""
+    """Return the typed metadata that `to_bytes` wrote."""
     if _METADATA_KEY not in metadata:
         raise AdapterError(
             f"{where}: not a prepared adapter (no {_METADATA_KEY} metadata): export the expert again"

@@ -1,4 +1,4 @@
-"""Read a safetensors file into float32 numpy arrays, bfloat16 included, with typed errors."""
+"""Reads safetensors files into float32 numpy arrays, bfloat16 included."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ __all__ = [
     "EMBEDDINGS",
     "PREFIX",
     "AdapterTensors",
+    "bfloat16_as_float32",
     "plain_name",
     "read_tensors",
     "same_values",
     "shaped",
     "table_digest",
-    "widened",
 ]
 
 Array = NDArray[np.float32]
 
 PREFIX = "base_model.model."
-"""What PEFT puts before the names of a model's modules."""
+"""The prefix of module names in PEFT's files."""
 
 EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
 """The tables that `save_embedding_layers` stores whole, by their names in the base model."""
@@ -45,12 +45,12 @@ _ROOT = re.compile(r"(?:module\.)?(?:base_model\.model\.)*")
 
 @dataclass(frozen=True)
 class AdapterTensors:
-    """The tensors of an adapter by the names that PEFT gives them now, without `PREFIX`.
+    """The tensors of an adapter, by the names of current PEFT without `PREFIX`.
 
     Attributes:
         arrays: float32 arrays; the magnitudes of DoRA are `<module>.lora_magnitude_vector`.
-        keys: the name of each in the file.
-        embeddings: what is stored whole of `EMBEDDINGS`, float32 [rows, hidden]; not in `arrays`.
+        keys: The name of each in the file.
+        embeddings: Whole stored tables of `EMBEDDINGS`, float32 [rows, hidden]; not in `arrays`.
     """
 
     arrays: Mapping[str, Array]
@@ -59,14 +59,14 @@ class AdapterTensors:
 
     @classmethod
     def from_file(cls, path: StrPath, *, saved: tuple[str, ...] = ()) -> AdapterTensors:
-        """Read `adapter_model.safetensors`, whatever wrapped the model when it was saved.
+        """Read `adapter_model.safetensors`, also if the model was wrapped when it was saved.
 
         Args:
-            path: the file.
-            saved: `modules_to_save`: an embedding among them is part of the adapter, and in `arrays`.
+            path: The file.
+            saved: `modules_to_save`. An embedding listed there is part of the adapter and goes into `arrays`.
 
         Raises:
-            AdapterError: as `read_tensors`, or two tensors have names that mean the same.
+            AdapterError: As `read_tensors`, or two names mean the same tensor.
         """
         path = Path(path)
         arrays: dict[str, Array] = {}
@@ -85,10 +85,10 @@ class AdapterTensors:
 
 
 def read_tensors(path: Path) -> dict[str, Array]:
-    """All tensors of a safetensors file as float32.
+    """Return all tensors of a safetensors file as float32.
 
     Raises:
-        AdapterError: the file is missing, truncated or malformed, or a tensor is not floating point or not finite.
+        AdapterError: The file is missing, truncated or malformed, or a tensor is not floating point or not finite.
     """
     import safetensors
 
@@ -103,7 +103,7 @@ def read_tensors(path: Path) -> dict[str, Array]:
     for name, entry in entries:
         data, dtype = entry["data"], entry["dtype"]
         if dtype == "BF16":
-            array = widened(np.frombuffer(data, np.uint16))
+            array = bfloat16_as_float32(np.frombuffer(data, np.uint16))
         elif dtype in _DTYPES:
             array = np.frombuffer(data, _DTYPES[dtype]).astype(np.float32, copy=False)
         else:
@@ -115,10 +115,10 @@ def read_tensors(path: Path) -> dict[str, Array]:
 
 
 def shaped(values: Array, shape: Sequence[int], where: str) -> Array:
-    """Values of a safetensors file in their shape, whose product the library has checked.
+    """Return values of a safetensors file in their shape. The library has checked the product of the sizes.
 
     Raises:
-        AdapterError: there are no values, and the sizes beside the 0 are more or larger than an array may have.
+        AdapterError: One size is 0, and the other sizes are too many or too large for an array.
     """
     try:
         return values.reshape(shape)
@@ -126,13 +126,13 @@ def shaped(values: Array, shape: Sequence[int], where: str) -> Array:
         raise AdapterError(f"{where} has the shape {str(shape)[:80]}, which no array has: {error}") from error
 
 
-def widened(stored: NDArray[np.uint16]) -> Array:
-    """Values of type bfloat16, which numpy lacks, as float32: they are its upper halves."""
+def bfloat16_as_float32(stored: NDArray[np.uint16]) -> Array:
+    """Return bfloat16 values, stored as uint16, as float32. A bfloat16 is the upper half of a float32."""
     return (stored.astype(np.uint32) << 16).view(np.float32)
 
 
 def same_values(found: Array, wanted: Array) -> bool:
-    """Whether `found` is `wanted`, or `wanted` rounded to bfloat16 or float16, as an adapter may be stored."""
+    """Return whether `found` equals `wanted`, or `wanted` rounded to bfloat16 or float16."""
     if found.shape != wanted.shape:
         return False
     if np.array_equal(found, wanted):
@@ -146,12 +146,12 @@ def same_values(found: Array, wanted: Array) -> bool:
 
 
 def table_digest(values: Array) -> str:
-    """SHA-256 of an array's values as little-endian float32, in hex."""
+    """Return the SHA-256 of an array's values as little-endian float32, in hex."""
     return hashlib.sha256(np.ascontiguousarray(values, "<f4").data).hexdigest()
 
 
 def plain_name(key: str) -> str:
-    """The name that `AdapterTensors` gives a tensor of an adapter.
+    """Return the name that `AdapterTensors` gives a tensor of an adapter.
 
     `base_model.model.model.layers.0.q_proj.lora_A.default.weight` is `model.layers.0.q_proj.lora_A.weight`.
     """

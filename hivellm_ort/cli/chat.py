@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from hivellm_ort.cli.output import echo, echo_answer, input_is_a_terminal
 from hivellm_ort.cli.run import loading_options, text_or_file
 from hivellm_ort.errors import ExpertError, OptionError
 from hivellm_ort.expert import Expert
+from hivellm_ort.jsonfiles.reading import parse_value
 from hivellm_ort.loading.options import LoadOptions
 
 __all__ = ["chat"]
@@ -24,7 +24,7 @@ def _tools(ctx: click.Context, param: click.Parameter, value: str | None) -> Any
     """Parse JSON from the text, or from a file after `@`."""
     text = text_or_file(ctx, param, value)
     try:
-        return text and json.loads(text)
+        return text and parse_value(text)
     except ValueError as error:
         raise click.BadParameter(f"not JSON: {error}", param=param) from error
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from hivellm_ort.contract.architecture import Architecture
 from hivellm_ort.contract.decoder import DecoderConfig, FileRecord
-from hivellm_ort.contract.form import GraphForm
+from hivellm_ort.contract.graph_config import GraphConfig
 from hivellm_ort.contract.names import (
     ADAPTER_FILE,
     ADAPTER_GRAPH,
@@ -35,7 +35,7 @@ __all__ = [
     "Architecture",
     "DecoderConfig",
     "FileRecord",
-    "GraphForm",
+    "GraphConfig",
     "Part",
     "Site",
     "StoredWeights",

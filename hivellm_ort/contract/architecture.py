@@ -1,11 +1,11 @@
-"""The numbers of a base model."""
+"""Dimensions of a base model."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from hivellm_ort.contract.fields import AGAIN, text, whole
-from hivellm_ort.jsonfiles.reading import Node
+from hivellm_ort.jsonfiles.node import Node
 
 __all__ = ["MAX_FEATURES", "MAX_LAYERS", "Architecture"]
 
@@ -23,7 +23,7 @@ _MAX_POSITIONS = 1 << 27
 
 @dataclass(frozen=True)
 class Architecture:
-    """The numbers of the base model that the runtime needs."""
+    """Dimensions of the base model that the runtime needs."""
 
     model_type: str
     hidden_size: int
@@ -36,7 +36,7 @@ class Architecture:
     max_position_embeddings: int
 
     def features(self, module: str) -> tuple[int, int] | None:
-        """Input and output features of a linear module by its name's last part; None where that is not known."""
+        """Return input and output features of a linear module by the last part of its name; None if unknown."""
         hidden, inner = self.hidden_size, self.intermediate_size
         queries, keys = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
         known = {
@@ -55,7 +55,7 @@ class Architecture:
         """Read `architecture`.
 
         Raises:
-            ManifestError: A number is missing, or out of the range of any model.
+            ManifestError: A number is missing or out of range.
         """
         heads = whole(node, "num_attention_heads", 1, _MAX_HEADS)
         shared = whole(node, "num_key_value_heads", 1, heads)

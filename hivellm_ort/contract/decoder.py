@@ -1,4 +1,4 @@
-"""`decoder.json`: read once, strictly, into types that are then true everywhere."""
+"""Reads `decoder.json` once, strictly, into typed records."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from hivellm_ort.contract.fields import (
     unique,
     whole,
 )
-from hivellm_ort.contract.form import GraphForm
+from hivellm_ort.contract.graph_config import GraphConfig
 from hivellm_ort.contract.names import (
     ADAPTER_GRAPH,
     BASE_GRAPH,
@@ -34,7 +34,8 @@ from hivellm_ort.contract.names import (
 from hivellm_ort.contract.sites import Site, StoredWeights
 from hivellm_ort.errors import IntegrityError, ManifestError
 from hivellm_ort.filenames import is_system_file, member_name, shown
-from hivellm_ort.jsonfiles.reading import Node, parse_json, read_bytes, report_on
+from hivellm_ort.jsonfiles.node import Node, report_on
+from hivellm_ort.jsonfiles.reading import parse_json, read_bytes
 from hivellm_ort.paths import StrPath
 
 __all__ = ["DecoderConfig", "FileRecord"]
@@ -45,7 +46,7 @@ _MAX_FILE_BYTES = 1 << 50
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """What `decoder.json` says about one file.
+    """Size and digest of one file of a bundle.
 
     Attributes:
         size: Bytes.
@@ -67,27 +68,27 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """`decoder.json`: what a base bundle is.
+    """The content of `decoder.json`: the description of a base bundle.
 
     Attributes:
-        name: the base model's short name.
-        architecture: its numbers.
+        name: The base model's short name.
+        architecture: Its dimensions.
         precision: `fp32`, `fp16`, `bf16`, `int8`, `w8a8` or `int4`.
-        target: what the graphs were lowered for: `cpu`, `cuda`, `dml` or `portable`.
-        sites: where adapters attach; empty in a merged bundle, which has no adapter graph.
-        source_sha256: digest of the weights the bundle was made from; an adapter prepared from the same weights
+        target: The device that the graphs were lowered for: `cpu`, `cuda`, `dml` or `portable`.
+        sites: The linear modules that take adapters; empty in a merged bundle, which has no adapter graph.
+        source_sha256: Digest of the weights the bundle was made from; an adapter prepared from the same weights
             fits every bundle of that source.
-        merged: digest of the adapter folded into the weights, or None.
-        files: every other file of the bundle, by its name.
-        weights: for every site, where its weights are; absent before contract 1.2, and empty where they are not
+        merged: Digest of the adapter folded into the weights, or None.
+        files: Every other file of the bundle, by its name.
+        weights: For every site, where its weights are; absent before contract 1.2, and empty where they are not
             float32.
-        half_weights: the same where floats are of `graph.activation_dtype`, of two bytes each; since contract 1.3.
+        half_weights: The same where floats are of `graph.activation_dtype`, of two bytes each; since contract 1.3.
         embeddings: SHA-256 of the embedding and the LM head as little-endian float32 [vocab_size, hidden_size], by
             their Hugging Face names, before they were quantised: an adapter that stores them too is compared with
             it; since contract 1.7.
-        graph: how the graphs are to be run; absent before contract 1.3, then it is that of `cpu`.
-        contract_version: version of this contract.
-        sha256: digest of the file it was read from, the bundle's name in the store; not part of the file.
+        graph: How to run the graphs. Before contract 1.3 it is absent and means `cpu`.
+        contract_version: Version of this contract.
+        sha256: Digest of the file it was read from, the bundle's name in the store; not part of the file.
     """
 
     name: str
@@ -101,34 +102,34 @@ class DecoderConfig:
     weights: Mapping[str, StoredWeights] = dataclasses.field(default_factory=dict)
     half_weights: Mapping[str, StoredWeights] = dataclasses.field(default_factory=dict)
     embeddings: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    graph: GraphForm = dataclasses.field(default_factory=GraphForm)
+    graph: GraphConfig = dataclasses.field(default_factory=GraphConfig)
     contract_version: str = CONTRACT_VERSION
     sha256: str = ""
 
     @property
     def context(self) -> int:
-        """Most tokens of a prompt and its answer: what the model can, and what its graphs have room for."""
+        """Most tokens of prompt and answer: the smaller limit of model and graphs."""
         return min((self.architecture.max_position_embeddings, *self.graph.shapes.get("max_length", ())))
 
     @property
     def graphs(self) -> tuple[str, ...]:
-        """The names of the bundle's graphs; one with a merged adapter has none that takes adapters."""
+        """Names of the bundle's graphs. A merged bundle has no adapter graph."""
         return (BASE_GRAPH,) if self.merged is not None else (BASE_GRAPH, ADAPTER_GRAPH)
 
     def to_bytes(self) -> bytes:
-        """The file's content: sorted keys, two spaces, a final newline."""
+        """Return the file's content: sorted keys, two spaces, a final newline."""
         document = dataclasses.asdict(self)
         del document["sha256"]
         return (json.dumps(document, indent=2, sort_keys=True) + "\n").encode()
 
     @classmethod
     def from_file(cls, path: StrPath) -> DecoderConfig:
-        """Read `decoder.json`; keys it does not know, as a later minor version may have, are passed over.
+        """Read `decoder.json`. Unknown keys are ignored: a later minor version may add some.
 
         Raises:
-            ManifestError: The file is missing, is no JSON, is of a newer contract, or a field of it is missing, of
+            ManifestError: The file is missing, is not JSON, has a newer contract, or a field of it is missing, of
                 another type, or out of range; the message has its JSON pointer.
-            IntegrityError: It lists a file that is none inside the bundle.
+            IntegrityError: It lists a file outside the bundle.
         """
         path = Path(path)
         if not path.is_file():
@@ -153,7 +154,7 @@ def _read(content: bytes, where: str) -> DecoderConfig:
         weights={name: StoredWeights.read(entry) for name, entry in entries(node, "weights")},
         half_weights={name: StoredWeights.read(entry) for name, entry in entries(node, "half_weights")},
         embeddings=_digests(node, "embeddings"),
-        graph=GraphForm() if (form := node.child("graph")) is None else GraphForm.read(form),
+        graph=GraphConfig() if (form := node.child("graph")) is None else GraphConfig.read(form),
         contract_version=text(node, "contract_version"),
         sha256=hashlib.sha256(content).hexdigest(),
     )
@@ -172,10 +173,10 @@ def _check_version(node: Node) -> None:
 
 
 def _check_whole(node: Node, config: DecoderConfig) -> None:
-    """Refuse fields that go against each other.
+    """Refuse fields that contradict each other.
 
     Raises:
-        ManifestError: Two do.
+        ManifestError: Two fields contradict each other.
     """
     for name in (*config.graphs, WEIGHTS_FILE):
         if name not in config.files:
@@ -198,7 +199,7 @@ def _check_whole(node: Node, config: DecoderConfig) -> None:
     size = config.files[WEIGHTS_FILE].size
     for key in ("weights", "half_weights"):
         for name, stored in getattr(config, key).items():
-            if max(stored.places) >= size:
+            if max(stored.offsets) >= size:
                 node.fail(key, f"{shown(name)} begins behind the {size} bytes of {WEIGHTS_FILE}; {AGAIN}")
 
 
@@ -215,10 +216,10 @@ def _digests(node: Node, key: str) -> dict[str, str]:
 
 
 def _inside(node: Node, name: str) -> str:
-    """The name of a file that a bundle lists.
+    """Return a file name of a bundle, if it stays inside the bundle.
 
     Raises:
-        IntegrityError: It is none of a file inside the bundle.
+        IntegrityError: It does not.
     """
     try:
         if member_name(name) == name and name != DECODER_JSON and not is_system_file(name):

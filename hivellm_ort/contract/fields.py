@@ -1,4 +1,4 @@
-"""Fields of `decoder.json`, each of one type and within a range."""
+"""Typed fields of `decoder.json`, checked against their ranges."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from hivellm_ort.jsonfiles.reading import Node, type_name
+from hivellm_ort.jsonfiles.node import Node
+from hivellm_ort.jsonfiles.reading import type_name
 from hivellm_ort.printable import escaped
 
 __all__ = [
@@ -24,7 +25,7 @@ __all__ = [
 ]
 
 AGAIN = "export again"
-"""What to do about a field that no export has written so."""
+"""The advice for a field that the exporter never writes like this."""
 
 MAX_TEXT = 200
 """Most characters of a name."""
@@ -33,7 +34,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def whole(node: Node, key: str, least: int, most: int) -> int:
-    """A whole number from `least` to `most`.
+    """Return a whole number from `least` to `most`.
 
     Raises:
         ManifestError: The field is missing, or holds something else.
@@ -47,7 +48,7 @@ def whole(node: Node, key: str, least: int, most: int) -> int:
 
 
 def text(node: Node, key: str) -> str:
-    """A name: 1 to `MAX_TEXT` characters that steer no terminal.
+    """Return a name of 1 to `MAX_TEXT` printable characters.
 
     Raises:
         ManifestError: The field is missing, or holds something else.
@@ -61,7 +62,7 @@ def text(node: Node, key: str) -> str:
 
 
 def text_fault(value: str) -> str | None:
-    """What is wrong with a name; None if nothing is."""
+    """Return what is wrong with a name, or None."""
     if len(value) > MAX_TEXT:
         return f"has {len(value)} characters, {MAX_TEXT} is the most; {AGAIN}"
     if escaped(value, keep="") != value:
@@ -70,7 +71,7 @@ def text_fault(value: str) -> str | None:
 
 
 def digest(node: Node, key: str) -> str:
-    """A SHA-256 in lower-case hex.
+    """Return a SHA-256 in lower-case hex.
 
     Raises:
         ManifestError: The field is missing, or holds something else.
@@ -82,12 +83,12 @@ def digest(node: Node, key: str) -> str:
 
 
 def optional_digest(node: Node, key: str) -> str | None:
-    """The same; None where the field is absent."""
+    """Return a SHA-256 in lower-case hex, or None if the field is absent."""
     return digest(node, key) if node.has(key) else None
 
 
 def objects(node: Node, key: str) -> tuple[Node, ...]:
-    """A list of objects; empty where the field is absent.
+    """Return a list of objects; empty if the field is absent.
 
     Raises:
         ManifestError: The field or an item holds something else.
@@ -98,7 +99,7 @@ def objects(node: Node, key: str) -> tuple[Node, ...]:
 
 
 def entries(node: Node, key: str) -> Iterator[tuple[str, Node]]:
-    """The fields of an object whose values are all objects; none where it is absent.
+    """Return the fields of an object of objects; nothing if it is absent.
 
     Raises:
         ManifestError: The field or one of its fields holds something else.
@@ -113,10 +114,10 @@ def entries(node: Node, key: str) -> Iterator[tuple[str, Node]]:
 
 
 def unique(node: Node, key: str, names: Iterable[str]) -> None:
-    """Refuse a list in which a name comes twice.
+    """Refuse a list that has a name twice.
 
     Raises:
-        ManifestError: One does.
+        ManifestError: A name comes twice.
     """
     seen: set[str] = set()
     for name in names:
@@ -126,7 +127,7 @@ def unique(node: Node, key: str, names: Iterable[str]) -> None:
 
 
 def shortened(value: Any) -> str:
-    """A value of a JSON file for a message."""
+    """Return a JSON value for a message, shortened."""
     if isinstance(value, str):
         return ascii(value if len(value) <= 80 else value[:80] + "...")
     if isinstance(value, int | float):

@@ -26,10 +26,10 @@ GREEDY_OUTPUT = "token_ids"
 
 
 def past_names(layer: int) -> tuple[str, str]:
-    """Graph inputs that hold the key and value cache of `layer`, each [B, kv_heads, max_len, head_dim]."""
+    """Return the graph inputs that hold the key and value cache of `layer`, each [B, kv_heads, max_len, head_dim]."""
     return f"past_key_values.{layer}.key", f"past_key_values.{layer}.value"
 
 
 def present_names(layer: int) -> tuple[str, str]:
-    """Graph outputs bound to the same buffers as `past_names(layer)`."""
+    """Return the graph outputs bound to the same buffers as `past_names(layer)`."""
     return f"present.{layer}.key", f"present.{layer}.value"

@@ -1,4 +1,4 @@
-"""Where a graph takes adapter weights, and where the base's own are in `weights.bin`."""
+"""Where a graph takes adapter weights, and where `weights.bin` holds the base weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from hivellm_ort.contract.architecture import MAX_FEATURES
 from hivellm_ort.contract.fields import AGAIN, text, whole
-from hivellm_ort.jsonfiles.reading import Node
+from hivellm_ort.jsonfiles.node import Node
 
 __all__ = ["Part", "Site", "StoredWeights"]
 
@@ -37,8 +37,8 @@ class Site:
     """A place where the graph takes adapter weights: linear modules that share one input.
 
     With input x [T, K] for T = B * S tokens, and W, b the parts' weights and biases stacked along N, the graph
-    computes `y = scale * (W x) + ((x lora_A) * lora_gate) lora_B + b + bias`. R is free, and may differ from site
-    to site.
+    computes `y = scale * (W x) + ((x lora_A) * lora_gate) lora_B + b + bias`. R may differ between
+    sites.
     """
 
     name: str
@@ -66,14 +66,14 @@ class Site:
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """The modules that a site of this name has: its own, or those of query, key and value together."""
+        """Return the modules of a site by its name: one module, or query, key and value together."""
         parent, _, last = self.name.rpartition(".")
         names = ("q_proj", "k_proj", "v_proj") if last == "qkv_proj" and len(self.parts) > 1 else (last,)
         return tuple(f"{parent}.{name}" if parent else name for name in names)
 
     @property
     def bias(self) -> bool:
-        """Whether any part has a bias in the base model; only then `bias_input` exists."""
+        """Whether any part has a bias in the base model. Only then `bias_input` exists."""
         return any(part.bias for part in self.parts)
 
     @property
@@ -93,7 +93,7 @@ class Site:
 
     @property
     def gate(self) -> str:
-        """Graph input [T or 1, R or 1]: which of the R rows a token uses; a single one where there is one adapter."""
+        """Graph input [T or 1, R or 1]: 1 for the rows of lora_A and lora_B that a token uses, else 0."""
         return f"{self.name}.lora_gate"
 
     @property
@@ -112,16 +112,16 @@ class StoredWeights:
     """Where `weights.bin` holds the weights of a site's parts, stacked along N; offsets in bytes.
 
     Attributes:
-        weight: offset of the values. With `bits` 0 they are float32 [K, N]; with 8 or 4 they are uint8
+        weight: Offset of the values. With `bits` 0 they are float32 [K, N]; with 8 or 4 they are uint8
             [N, ceil(K / block), block * bits / 8], the layout of `com.microsoft::MatMulNBits`; with 8 and
             `smoothing` they are int8 [K, N].
         bits: 0, 8 or 4.
-        block: values along K that share a scale; 0 where `bits` is.
-        scales: offset of float32 [N, ceil(K / block)]; [N] with `smoothing`.
-        zero_points: offset of uint8, packed as the values are, each row of blocks filled up to whole bytes; None
+        block: Values along K that share a scale; 0 where `bits` is.
+        scales: Offset of float32 [N, ceil(K / block)]; [N] with `smoothing`.
+        zero_points: Offset of uint8, packed as the values are, each row of blocks filled up to whole bytes; None
             where the zero is 2 ** (bits - 1).
-        bias: offset of float32 [N]; None where no part has a bias.
-        smoothing: offset of float32 [K], which multiplies the activations before they are quantised, so that
+        bias: Offset of float32 [N]; None where no part has a bias.
+        smoothing: Offset of float32 [K], which multiplies the activations before they are quantised, so that
             W[n, k] = values[k, n] * scales[n] * smoothing[k]; None where they are not; since contract 1.4.
     """
 
@@ -149,7 +149,7 @@ class StoredWeights:
         return cls(whole(node, "weight", 0, _MAX_OFFSET), bits, block, **others)
 
     @property
-    def places(self) -> tuple[int, ...]:
-        """All offsets."""
+    def offsets(self) -> tuple[int, ...]:
+        """Return all offsets."""
         others = (self.scales, self.zero_points, self.bias, self.smoothing)
         return (self.weight, *(place for place in others if place is not None))

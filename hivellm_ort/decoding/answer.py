@@ -1,4 +1,4 @@
-"""From tokens to the text of an answer: characters, reasoning, stop strings."""
+"""Turns tokens into the text of an answer: detokenizes, separates reasoning, applies stop strings."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["AnswerText"]
 
 
 class AnswerText:
-    """What is certain of the text, token by token.
+    """The text of an answer, as far as it is certain, token by token.
 
     Args:
-        detokenizer: fresh; turns tokens to text.
-        stops: fresh; cuts the text at a stop string. Reasoning is never cut.
-        reasoning: fresh; tells a leading think block from the answer; None where the model does not think.
+        detokenizer: New; turns tokens into text.
+        stops: New; cuts the text at a stop string. Reasoning is never cut.
+        reasoning: New; separates a leading think block from the answer. None if the model does not think.
     """
 
     def __init__(
@@ -29,21 +29,21 @@ class AnswerText:
         self._detokenizer = detokenizer
         self._stops = stops
         self._reasoning = reasoning
-        self._searched = 0  # characters that were searched for stops
-        self._shown = 0  # how many of these are shown
-        self._ends: list[int] = []  # what was searched after each token
+        self._searched = 0  # characters searched for stops
+        self._shown = 0  # characters returned
+        self._ends: list[int] = []  # `_searched` after each token
 
     def push(self, token_id: int) -> tuple[str, str, bool]:
-        """The reasoning and the text that a token makes certain, and whether a stop string ends the answer."""
+        """Take the next token. Return new reasoning, new text, and whether a stop string ended the answer."""
         split = self._split(self._detokenizer.push(token_id))
         self._ends.append(self._searched)
         return split
 
     def flush(self, *, cut: bool = False) -> tuple[str, str, bool]:
-        """As `push`, after the last token: what was held back.
+        """Return the held text after the last token, as `push` does.
 
         Args:
-            cut: leave out bytes at the end that are no whole character, instead of showing them as U+FFFD.
+            cut: Leave out an incomplete character at the end, instead of returning U+FFFD.
         """
         held = self._detokenizer.flush()
         thought, text, stopped = self._split(held.rstrip("\N{REPLACEMENT CHARACTER}") if cut else held)
@@ -56,12 +56,12 @@ class AnswerText:
         return thought, text + last, self._stops.matched is not None
 
     def surplus(self) -> int | None:
-        """How many of the last tokens the text that is shown does without; None if it ends inside a token."""
+        """Return the number of tokens after the end of the returned text; None if it ends inside a token."""
         count = bisect_left(self._ends, self._shown) + 1 if self._shown else 0
         return len(self._ends) - count if not count or self._ends[count - 1] == self._shown else None
 
     def close(self, token_id: int) -> tuple[str, str]:
-        """The reasoning and the text at the end, where the last token is a stop string."""
+        """End the answer with a token that is a stop string. Return the rest of reasoning and text."""
         thought, text, _ = self.flush()
         stop = self._detokenizer.push(token_id) + self._detokenizer.flush()
         return thought, text + stop * self._stops.include_stop

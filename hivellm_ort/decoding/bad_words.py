@@ -1,4 +1,4 @@
-"""Words that an answer must not hold, found by their text: however tokens cut them, and wherever they stand."""
+"""Forbids words by their text, in any tokenization and any position."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ _KEPT = 16  # lists of words whose tokens are kept, for requests that bring the 
 
 
 class TokenTexts:
-    """The tokens of a vocabulary by their texts.
+    """Index of a vocabulary by the texts of its tokens.
 
     Args:
-        texts: What each token adds to an answer, in bytes of UTF-8, by its id; empty for those that answers do not
-            show.
+        texts: The UTF-8 bytes that each token adds to an answer, by id; empty for tokens that answers do not show.
     """
 
     def __init__(self, texts: Sequence[bytes]) -> None:
@@ -35,11 +34,11 @@ class TokenTexts:
     def forbid(
         self, words: Collection[str], *, prompt_length: int, end_token_ids: Collection[int] = ()
     ) -> Callable[[IntArray, FloatArray], None]:
-        """Return a function of token ids and logits that forbids every token that would complete one of the words.
+        """Return a function of token ids and logits that forbids every token that would complete a word.
 
         Args:
-            words: Texts of one character or more.
-            prompt_length: How many of the token ids are the prompt's, which may hold the words.
+            words: Texts of at least one character.
+            prompt_length: Number of prompt tokens. The prompt may contain the words.
             end_token_ids: Never forbidden: their text is not part of an answer.
         """
         whole, rests = self._prepared(tuple(dict.fromkeys(word.encode() for word in words)))
@@ -66,7 +65,7 @@ class TokenTexts:
         return edit
 
     def _prepare(self, words: tuple[bytes, ...]) -> tuple[IntArray, dict[bytes, list[bytes]]]:
-        """Return the tokens that hold a word, and by each beginning of a word what is left of it."""
+        """Return the tokens that contain a word, and the rest of a word by each of its prefixes."""
         holds = re.compile(b"|".join(map(re.escape, words)) or b"(?!)").search
         whole = np.array([i for i, text in enumerate(self._texts) if holds(text)], np.int64)
         rests: dict[bytes, list[bytes]] = defaultdict(list)

@@ -1,7 +1,7 @@
-"""Prompt lookup: guess the next tokens from an earlier place where the last few stood (arXiv 2304.04487).
+"""Prompt lookup decoding: guess the next tokens from an earlier occurrence of the last few (arXiv 2304.04487).
 
-Answers that repeat what they were asked (corrected JSON, columns of a schema) are guessed well. One pass checks the
-whole guess, and only tokens that would have been chosen anyway are kept, so the answer does not change.
+It works well for answers that repeat their prompt (corrected JSON, columns of a schema). One pass checks the whole
+guess. Only tokens that would be chosen anyway are kept, so the answer does not change.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _PAUSE = 12  # tokens between two guesses that are not expected to pay
 
 
 class PromptLookup:
-    """Guesses for one sequence, as many tokens at once as have been paying.
+    """Guesses tokens of one sequence. The number of tokens adapts to the success of earlier guesses.
 
     Args:
-        token_ids: the prompt.
+        token_ids: The prompt.
     """
 
     def __init__(self, token_ids: Sequence[int]):
@@ -33,11 +33,11 @@ class PromptLookup:
         self._index(token_ids)
 
     def guess(self, token_ids: Sequence[int], room: int) -> list[int]:
-        """The tokens that may follow, at most `room`; none where nothing is known or it does not pay.
+        """Guess the next tokens, at most `room`. Returns none if nothing is known or a guess is not expected to pay.
 
         Args:
-            token_ids: prompt and answer so far.
-            room: most tokens to guess.
+            token_ids: Prompt and answer so far.
+            room: Most tokens to guess.
         """
         size = min(self._size(), room)
         guess: list[int] = []
@@ -51,7 +51,7 @@ class PromptLookup:
         return guess
 
     def record(self, guessed: int, accepted: int) -> None:
-        """Learn from a guess: how many of its tokens were right."""
+        """Record how many tokens of a guess were right."""
         self.accepted += accepted
         if guessed:
             # A guess is right up to a place: that many successes, and a failure unless all were right.
@@ -59,7 +59,7 @@ class PromptLookup:
             self._rate = _MEMORY * self._rate + (1 - _MEMORY) * accepted / tried
 
     def _size(self) -> int:
-        """The size with the most tokens expected per cost; 0 for one at a time."""
+        """Return the guess size with the most expected tokens per cost; 0 for no guess."""
         gain = {
             size: (sum(self._rate**i for i in range(size + 1))) / (1 + _TOKEN_COST * size) for size in _SIZES
         }
@@ -73,7 +73,7 @@ class PromptLookup:
         return 0
 
     def _index(self, token_ids: Sequence[int]) -> None:
-        """Note where each run of tokens was followed last; the run at the very end has nothing after it yet."""
+        """Record the last position after each n-gram. The n-gram at the very end has no next token yet."""
         for end in range(max(self._seen, 1), len(token_ids)):
             for count in _NGRAMS:
                 if end >= count:

@@ -1,4 +1,4 @@
-"""What a text of code, JSON or prose has open at its end: brackets, literals, comments, code fences."""
+"""Tracks open brackets, literals, comments and code fences in code, JSON or prose."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class Level(IntEnum):
 
 
 class Nesting:
-    """Reads a text character by character, whatever language it is in.
+    """Reads a text character by character, in any language.
 
     Literals stand between two of `"`, of `'`, of a backtick or of `$tag$`; a `'` right after a word is an apostrophe.
     Comments begin with `--`, `//` or `/*` at the start of a line or after whitespace. Three backticks open a code
     fence, and close it with all that was opened in it, but inside a literal only at the start of a line.
 
     Args:
-        escaping: The quotes between which a backslash takes the meaning from the next character.
+        escaping: The quotes in which a backslash escapes the next character.
     """
 
     def __init__(self, escaping: str) -> None:

@@ -1,7 +1,7 @@
-"""Dropping what matters least, as long as it has no more than a share of all weight: top-p and typical-p.
+"""Drops the least important tokens up to a share of the total weight: top-p and typical-p.
 
-A vocabulary is not sorted for that. A sample of it is, which tells two keys between which the edge probably lies;
-then only the entries between the two are sorted. Whether the edge was there is seen from the sums, which are exact.
+The vocabulary is not sorted. A sorted sample gives two keys between which the threshold probably is, and only the
+entries between them are sorted. Exact sums show whether the threshold was really there.
 """
 
 from __future__ import annotations

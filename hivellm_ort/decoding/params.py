@@ -1,4 +1,4 @@
-"""The parameters that decide how the next token is chosen."""
+"""Sampling parameters."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _TOKEN_IDS = range(2**31)
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How the next token is chosen; the defaults are greedy, with nothing forbidden and nothing penalised.
+    """How the next token is chosen. The defaults are greedy, without penalties or bans.
 
-    Names and meanings are those of transformers and vLLM. Seen tokens are those of prompt and answer, generated
-    ones those of the answer alone.
+    Names and meanings are those of transformers and vLLM. "Seen" tokens are those of prompt and answer, "generated"
+    tokens those of the answer.
 
     Args:
         temperature: 0 takes the most likely token; otherwise 0.0001 to 1000000, the logits' divisor.
@@ -36,16 +36,16 @@ class SamplingParams:
             negative ones.
         presence_penalty: -2 to 2: subtracted from the logits of generated tokens.
         frequency_penalty: -2 to 2: subtracted from a token's logit as many times as it was generated.
-        no_repeat_ngram_size: No sequence of so many seen tokens comes a second time; 0 is off.
+        no_repeat_ngram_size: No n-gram of this size among the seen tokens occurs twice; 0 is off.
         logit_bias: Added to the logits of these token ids; -inf forbids a token, which no finite number does.
-        bad_words: Texts that the answer never holds: at its start, after a space, a bracket or a line break, inside
-            another word, and in whatever tokens it is written. Several spellings are several words.
-        min_tokens: No end token before the answer has so many tokens.
-        seed: At least 0: the same draws in every run. None draws differently each time.
-        logprobs: 0 to 20: tell the log probability of each token, and of so many of the best; None tells none.
+        bad_words: Texts that the answer never contains, in any position (also inside other words) and any
+            tokenization. Different spellings are different texts.
+        min_tokens: Least tokens of the answer: no end token comes before.
+        seed: At least 0; gives the same draws in every run. None gives different ones each time.
+        logprobs: 0 to 20: return the log probability of each token and of this many best tokens. None returns none.
 
     Raises:
-        OptionError: If a value is outside its range, not a number or NaN. A bool is not a number.
+        OptionError: A value is outside its range, not a number or NaN. A bool is not a number.
     """
 
     temperature: float = 0.0

@@ -1,4 +1,4 @@
-"""Penalties, biases and bans: what changes the logits before a token is chosen from them."""
+"""Logits processors: penalties, biases and bans."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from hivellm_ort.callbacks import ordinary
+from hivellm_ort.callbacks import as_exception
 from hivellm_ort.decoding.arrays import FloatArray, IntArray
 from hivellm_ort.decoding.bad_words import TokenTexts
 from hivellm_ort.decoding.params import SamplingParams
 from hivellm_ort.decoding.sampler import LogitsProcessor
 from hivellm_ort.errors import OptionError, OptionTypeError
 
-__all__ = ["checked", "make_processors"]
+__all__ = ["make_processors", "user_processors"]
 
 _Edit: TypeAlias = Callable[[IntArray, FloatArray], None]
 
@@ -27,23 +27,22 @@ def make_processors(
     eos_token_ids: Collection[int],
     token_texts: Callable[[], TokenTexts] | None = None,
 ) -> LogitsProcessor | None:
-    """Return one function that does all that `params` ask for before the temperature, or None if that is nothing.
+    """Return a function that applies all processors of `params`, or None if there are none.
 
-    The order is that of transformers: bias, repetition penalty, presence and frequency penalty (as in vLLM after the
-    former), n-grams, bad words, end tokens.
+    The order is that of transformers: bias, repetition penalty, presence and frequency penalty (in vLLM's position),
+    n-grams, bad words, end tokens. They run before the temperature.
 
     Args:
-        params: What to do; temperature and what comes after it play no part.
-        prompt_length: How many of the token ids are the prompt's.
+        params: The parameters. Temperature and truncation are not used here. Token ids must be in the vocabulary.
+        prompt_length: Number of prompt tokens.
         eos_token_ids: The end tokens.
-        token_texts: Gives the texts of the tokens, for `bad_words`.
+        token_texts: Returns the texts of the tokens, for `bad_words`.
 
     Returns:
-        The processor of one row. It returns a copy of the logits; ids that it was called with before are not
-        counted anew. It raises ValueError if an id of `params` is none of the vocabulary's.
+        The processor of one row. It returns a copy of the logits. Between calls it remembers counted ids.
 
     Raises:
-        OptionError: If there are bad words and no texts to find them in.
+        OptionError: There are bad words and no `token_texts`.
     """
     edits: list[_Edit] = []
     if params.logit_bias:
@@ -64,11 +63,8 @@ def make_processors(
         edits.append(_min_tokens(prompt_length + params.min_tokens, eos_token_ids))
     if not edits:
         return None
-    greatest = max(params.logit_bias, default=0)
 
     def process(token_ids: IntArray, logits: FloatArray) -> FloatArray:
-        if greatest >= logits.size:
-            raise OptionError(f"logit_bias names token {greatest}: the vocabulary ends at {logits.size - 1}")
         logits = logits.copy()
         with np.errstate(over="ignore"):  # as infinity it is refused by the sampler
             for edit in edits:
@@ -78,18 +74,17 @@ def make_processors(
     return process
 
 
-def checked(processors: Sequence[Callable[[Any, Any], Any]]) -> LogitsProcessor:
-    """Return one function that calls a user's processors in order, on a copy of the logits.
+def user_processors(processors: Sequence[Callable[[Any, Any], Any]]) -> LogitsProcessor:
+    """Return a function that calls a user's processors in order, on a copy of the logits.
 
-    What each returns has to be float32 of the shape that it was given; one that returns None has changed the logits
-    in place.
+    Each must return float32 logits of the shape that it got, or change them in place and return None.
 
     Args:
         processors: At least one.
 
     Returns:
-        The processor. It raises OptionTypeError if one returns something else, OptionError if what it returns
-        holds NaN or +inf and what it was given does not, and InferenceError in place of `SystemExit` and the like.
+        The processor. It raises OptionTypeError if one returns something else, OptionError if one adds NaN or +inf,
+        and InferenceError in place of errors such as `SystemExit`.
     """
 
     def process(token_ids: IntArray, logits: FloatArray) -> FloatArray:
@@ -100,7 +95,7 @@ def checked(processors: Sequence[Callable[[Any, Any], Any]]) -> LogitsProcessor:
                 with np.errstate():  # what it sets ends with it: the thread is not its own
                     returned = one(token_ids, logits)
             except BaseException as error:
-                raise ordinary(error, f"processors[{index}]")  # noqa: B904 - it has its cause
+                raise as_exception(error, f"processors[{index}]")  # noqa: B904 - it has its cause
             logits = _sound(logits if returned is None else returned, given, f"processors[{index}]")
         return logits
 
@@ -184,10 +179,10 @@ def _min_tokens(least: int, eos_token_ids: Collection[int]) -> _Edit:
 
 
 class _Tally:
-    """How often each token was seen, counted on from call to call; tokens taken back meanwhile do not count.
+    """Counts tokens incrementally from call to call. Tokens that were removed since then are subtracted.
 
     Args:
-        start: How many tokens at the beginning do not count.
+        start: Number of tokens at the beginning that do not count.
     """
 
     def __init__(self, start: int) -> None:
@@ -196,11 +191,11 @@ class _Tally:
         self._counts = np.empty(0, np.float32)
 
     def of(self, token_ids: IntArray, vocabulary: int) -> tuple[IntArray, FloatArray]:
-        """Return the tokens seen, int64 [m], each once, and how often each was, float32 [m].
+        """Return the distinct tokens, int64 [m], and their counts, float32 [m].
 
         Args:
             token_ids: int64 [n].
-            vocabulary: How many tokens there are; the same in every call.
+            vocabulary: Size of the vocabulary; the same in every call.
         """
         if not self._counts.size:
             self._counts = np.zeros(vocabulary, np.float32)

@@ -1,4 +1,4 @@
-"""Finding what matters among the scores of a vocabulary without sorting it."""
+"""Top-k, sums and inverse sampling over a vocabulary, without sorting it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from hivellm_ort.decoding.arrays import DoubleArray, FloatArray, IntArray
 from hivellm_ort.errors import InferenceError
 
-__all__ = ["block_sums", "inverse", "require_finite", "top_k"]
+__all__ = ["block_sums", "inverse_cdf", "require_finite", "top_k"]
 
 _ROWS = 64  # scores are folded into so many rows; the columns' maxima bound the k-th best from below
 _BLOCK = 512  # values added up to one
@@ -23,7 +23,7 @@ def require_finite(best: np.float32) -> None:
         best: Their maximum, which is NaN if any of them is.
 
     Raises:
-        InferenceError: If it is not finite.
+        InferenceError: It is not finite.
     """
     if not isfinite(best):
         cause = "every token is masked" if best == -np.inf else "the logits hold NaN or infinity"
@@ -33,7 +33,7 @@ def require_finite(best: np.float32) -> None:
 
 
 def top_k(scores: FloatArray, k: int) -> IntArray:
-    """Return the places, ascending, of the scores that are no less than the k-th best and above -inf.
+    """Return the indices, ascending, of the scores that reach the k-th best and are above -inf.
 
     Args:
         scores: float32 [n], no NaN.
@@ -53,9 +53,9 @@ def top_k(scores: FloatArray, k: int) -> IntArray:
 
 
 def block_sums(values: FloatArray) -> DoubleArray:
-    """Return the sums of 512 values each, the last of what is left, exact to about 1e-7 and their sum to 1e-8.
+    """Return the sums of blocks of 512 values, exact to about 1e-7, and their total to 1e-8.
 
-    Those of up to 8192 values are exact to float64.
+    Up to 8192 values are summed in float64.
 
     Args:
         values: float32 [n].
@@ -73,11 +73,11 @@ def block_sums(values: FloatArray) -> DoubleArray:
     return sums
 
 
-def inverse(weights: FloatArray, share: float) -> int:
-    """Return the first place up to which the weights add up to more than `share` of them all.
+def inverse_cdf(weights: FloatArray, share: float) -> int:
+    """Return the first index up to which the weights add up to more than `share` of their total.
 
     Args:
-        weights: float32 [n], none negative and not all 0. The place returned has one above 0.
+        weights: float32 [n], none negative and not all 0. The weight at the returned index is above 0.
         share: From 0, below 1.
     """
     # Sums of blocks first: adding up a whole vocabulary one by one takes longer than all the rest.

@@ -1,50 +1,47 @@
-"""Stop strings, found in text that arrives in pieces."""
+"""Finds stop strings in text that arrives in pieces."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from hivellm_ort.decoding.nesting import Level, Nesting
 from hivellm_ort.errors import OptionError
 from hivellm_ort.ranges import MAX_PUBLISHED_STOPS, MAX_STOP_LENGTH, MAX_STOPS
+from hivellm_ort.text.reasoning import Part, ReasoningParser, Segment
 
 __all__ = ["StopMatcher"]
 
 _CLOSING = frozenset(")]};`\"'")
-_OPEN, _CLOSE = "<think>", "</think>"
 
 
 class StopMatcher:
     r"""Cuts a stream of text at the earliest stop.
 
-    What `push` and `flush` return, joined, is the whole text up to the first place where a stop begins,
-    however the text was cut into pieces; the stop itself is left out. A stop that is complete therefore waits
-    while one that began before it may still become complete. Of stops that begin at the same place the
-    shortest is the one found, because it is complete first.
+    The joined results of `push` and `flush` are the text up to the first stop, without the stop, for any division
+    into pieces. So a complete stop waits while a stop that began earlier may still become complete. Of stops that
+    begin at the same character the shortest wins, because it is complete first.
 
-    Soft stops are those that a package was published with; they must not spoil a good answer. None counts inside a
-    string literal, nor where it would leave nothing but whitespace. One of whitespace counts only where no bracket
-    and no code fence is open. One of closing punctuation, such as `}` or `);` or the end of a code fence, stays in
-    the text, which ends after it, and counts only if it leaves nothing open. `Nesting` says what is open where.
+    Soft stops are the stops of a package's manifest. They must not spoil a good answer, so they do not count inside a
+    string literal, nor if only whitespace precedes them. A soft stop of whitespace counts only outside brackets and
+    code fences. A soft stop of closing punctuation, such as `}`, `);` or the end of a code fence, stays in the text
+    and counts only if nothing is open after it. `Nesting` tracks what is open.
 
-    Nothing stops in a think block: a `<think>` that only whitespace precedes, all up to `</think>`, and the
-    whitespace after that.
+    No stop counts in a think block at the beginning (see `ReasoningParser`) and in the whitespace after it.
 
     Args:
-        stops: At most 16 texts of 1 to 1024 characters; without any, and without soft ones, nothing is held back.
+        stops: At most 16 texts of 1 to 1024 characters. Without any stops nothing is held back.
         soft: At most 64 of these, as above.
-        include_stop: Whether the stop that is found is part of the text.
-        thinking: Whether the prompt has opened a think block already.
+        include_stop: Whether the text includes the stop.
 
     Raises:
-        OptionError: If there are too many stops, or one is empty or too long.
+        OptionError: There are too many stops, or one is empty or too long.
     """
 
     matched: str | None
-    """The stop that was found, None as long as none was."""
+    """The stop that was found, or None."""
     include_stop: bool
-    """As given."""
+    """Whether the text includes the stop."""
 
     def __init__(
         self,
@@ -52,7 +49,6 @@ class StopMatcher:
         soft: Sequence[str] = (),
         *,
         include_stop: bool = False,
-        thinking: bool = False,
     ) -> None:
         _check("stop", stops, MAX_STOPS)
         _check("soft stop", soft, MAX_PUBLISHED_STOPS)
@@ -65,44 +61,32 @@ class StopMatcher:
         self._held = ""
         self._levels = [Level.LITERAL]  # before each character held, and after the last
         self._begun = False  # something but whitespace has come
-        self._phase: Literal["start", "block", "gap", "answer"] = "block" if thinking else "start"
-        self._tag = ""  # the beginning of a <think>, not shown yet, or the end of what was shown of the block
+        self._parser = ReasoningParser()
+        self._early = 0  # how many characters that the parser holds are shown already
+        self._gap = False  # the think block has ended, and only whitespace has come since
         self.matched = None
 
     def push(self, piece: str) -> tuple[str, bool]:
         """Take the next piece of text.
 
         Args:
-            piece: Any text, also none.
+            piece: Any text; may be empty.
 
         Returns:
-            The text that may be shown now, and whether a stop was found: nothing is shown after one.
+            The text that may be shown now, and whether a stop was found. After a stop nothing is shown.
         """
         if self.matched is not None:
             return "", True
         if not self._stops:
             return piece, False
-        shown = ""
-        if self._phase == "start":
-            shown, piece = self._read_start(piece)
-        if self._phase == "block":
-            thought, piece = self._read_block(piece)
-            shown += thought
-        if self._phase == "gap":
-            rest = piece.lstrip()
-            shown, piece = shown + piece[: len(piece) - len(rest)], rest
-            self._phase = "answer" if rest else "gap"
-        if self._phase == "answer":
-            shown += self._search(piece)
+        shown = self._show(self._parser.push(piece))
         return shown, self.matched is not None
 
     def flush(self) -> str:
-        """Return what was held, after the last piece; `matched` tells if a stop was found in it."""
+        """Return the held text after the last piece. `matched` is set if it contains a stop."""
         if self.matched is not None:
             return ""
-        shown = ""
-        if self._phase == "start":
-            shown, self._phase = self._search(self._tag), "answer"
+        shown = self._show(self._parser.flush())
         found = self._first(self._held)
         if found is not None:
             self.matched = found.stop
@@ -110,33 +94,24 @@ class StopMatcher:
         self._held = ""
         return shown
 
-    def _read_start(self, piece: str) -> tuple[str, str]:
-        """Take whitespace and what may be a <think>; return what to show, and the rest of the piece."""
-        text = self._tag + piece
-        rest = text.lstrip()
-        shown = self._search(text[: len(text) - len(rest)])
-        if self.matched is not None:
-            return shown, ""
-        if rest.startswith(_OPEN):
-            shown, self._held, self._tag, self._phase = shown + self._held + _OPEN, "", "", "block"
-            self._levels = self._levels[-1:]
-            return shown, rest[len(_OPEN) :]
-        self._tag = rest
-        if not _OPEN.startswith(rest):
-            self._phase = "answer"
-            return shown, rest
-        return shown, ""
-
-    def _read_block(self, piece: str) -> tuple[str, str]:
-        """Take what is in the think block; return it and the rest of the piece."""
-        before = len(self._tag)
-        text = self._tag + piece
-        end = text.find(_CLOSE)
-        if end < 0:
-            self._tag = text[1 - len(_CLOSE) :]
-            return piece, ""
-        self._phase = "gap"
-        return text[before : end + len(_CLOSE)], text[end + len(_CLOSE) :]
+    def _show(self, segments: Sequence[Segment]) -> str:
+        """Return the text of the segments that may be shown: the think block unchanged, the answer up to a stop."""
+        shown = ""
+        for part, text in segments:
+            if part in (Part.START, Part.ANSWER):
+                answer = text.lstrip() if self._gap else text
+                self._gap = self._gap and not answer
+                shown += text[: len(text) - len(answer)] + (self._search(answer) if answer else "")
+                if self.matched is not None:
+                    break
+            else:
+                shown, self._held, self._levels = shown + self._held + text, "", self._levels[-1:]
+                self._gap = part is Part.CLOSE
+        # In the block nothing needs to wait for the end of a tag.
+        inside = self._parser.part is Part.REASONING and self.matched is None
+        held = self._parser.held if inside else ""
+        shown, self._early = (shown + held)[self._early :], len(held)
+        return shown
 
     def _search(self, piece: str) -> str:
         """Take text of the answer and return what may be shown."""
@@ -152,7 +127,7 @@ class StopMatcher:
         return text[:pending]
 
     def _read(self, piece: str) -> None:
-        """Note what is open after each character; nothing counts while there is only whitespace."""
+        """Record what is open after each character. While there is only whitespace, nothing counts."""
         for character in piece if self._readings else "":
             for reading in self._readings:
                 reading.push(character)
@@ -161,7 +136,7 @@ class StopMatcher:
             self._levels.append(open_now if self._begun else Level.LITERAL)
 
     def _first(self, text: str) -> _Found | None:
-        """Return the stop at which the text ends, if one is complete."""
+        """Return the complete stop that ends the text, if any."""
         first = None
         for stop in self._stops:
             start = text.find(stop.text)
@@ -174,7 +149,7 @@ class StopMatcher:
         return first
 
     def _pending(self, text: str, *, kept: bool) -> int:
-        """Return where the earliest stop begins that the end of the text cuts off; else that end."""
+        """Return the start of the earliest stop that may be incomplete at the end of the text, else the end."""
         first = len(text)
         for stop in self._stops:
             if stop.kept != kept:
@@ -194,9 +169,9 @@ class _Stop(NamedTuple):
     """A stop.
 
     Attributes:
-        text: What it is.
-        kept: Whether the text ends after it, not before it.
-        most: What may be open there; None for anything.
+        text: Its text.
+        kept: Whether the text ends after it instead of before it.
+        most: The highest level at which it counts; None for any.
     """
 
     text: str
@@ -205,7 +180,7 @@ class _Stop(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """Where a stop is: the place that it ends the text at, its start, the end of what is shown, and itself."""
+    """A complete stop: where it ends the text, where it starts, where the shown text ends, and its text."""
 
     place: int
     start: int

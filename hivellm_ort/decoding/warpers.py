@@ -28,14 +28,14 @@ def distribution(logits: FloatArray, params: SamplingParams) -> tuple[IntArray, 
 
     Args:
         logits: float32 [vocab]; -inf marks a forbidden token.
-        params: What to keep; its seed and what processors do play no part. With temperature 0 only the most
-            likely token is kept.
+        params: The parameters; seed and those of processors are not used. With temperature 0 only the most likely
+            token is kept.
 
     Returns:
         Token ids, int64 [n], ascending, and their probabilities, float64 [n], positive and summing to 1.
 
     Raises:
-        InferenceError: If the logits hold NaN or +inf, or are all -inf.
+        InferenceError: The logits hold NaN or +inf, or are all -inf.
     """
     if params.temperature == 0:
         best = logits.argmax()  # a NaN counts as the greatest, so it is seen here
@@ -50,14 +50,14 @@ def distribution(logits: FloatArray, params: SamplingParams) -> tuple[IntArray, 
 
 @dataclass
 class _Pool:
-    """The tokens that are left: their logits, how likely they are compared with the best one, and their ids."""
+    """The remaining tokens: logits, weights relative to the best token, and ids."""
 
     logits: FloatArray
     weights: FloatArray
     ids: IntArray | None = None
 
     def narrow(self, places: IntArray) -> None:
-        """Copy out the tokens at `places`."""
+        """Keep only the tokens at `places`."""
         self.ids = places if self.ids is None else self.ids[places]
         self.logits, self.weights = self.logits[places], self.weights[places]
 
@@ -65,10 +65,10 @@ class _Pool:
 class Warper:
     """Turns the logits of a row into the weights of the tokens that may be drawn.
 
-    It keeps the arrays that it works in: fresh ones of the size of a vocabulary cost more than the work.
+    It reuses its arrays, because allocating arrays of a vocabulary's size costs more than the computation.
 
     Args:
-        params: What to keep; the temperature is not 0.
+        params: The parameters. The temperature is not 0.
     """
 
     def __init__(self, params: SamplingParams) -> None:
@@ -92,7 +92,7 @@ class Warper:
             next call: the probabilities times a common factor, 0 for a token that may not be drawn.
 
         Raises:
-            InferenceError: If the logits hold NaN or +inf, or are all -inf.
+            InferenceError: The logits hold NaN or +inf, or are all -inf.
         """
         if self._mask.size != logits.size:
             self._weights, self._spare = (np.empty(logits.size, np.float32) for _ in range(2))
@@ -125,7 +125,7 @@ class Warper:
         return np.divide(logits, self._temperature, out=out)
 
     def _weigh(self, pool: _Pool) -> None:
-        """Make weights of the scores, which stand in their place."""
+        """Turn the scores in `weights` into weights."""
         pool.weights = np.subtract(pool.weights, self._best, out=self._weights[: pool.weights.size])
         np.exp(pool.weights, out=pool.weights)
 
@@ -163,7 +163,7 @@ class Warper:
             tail.drop(pool.weights, keys, exact, mask, guess=False)
 
     def _few(self, values: FloatArray, least: np.float32) -> IntArray | None:
-        """Return the places of the values that reach `least`, or None if they are not few, judged by a sample."""
+        """Return the indices of the values that reach `least`, or None if a sample shows that they are many."""
         sample = values[:: values.size // _SAMPLE + 1]
         if np.count_nonzero(sample >= least) * _FEW > sample.size:
             return None

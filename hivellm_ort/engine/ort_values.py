@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from hivellm_ort.adapters.tensors import widened
+from hivellm_ort.adapters.tensors import bfloat16_as_float32
 from hivellm_ort.engine.environment import import_onnxruntime
 from hivellm_ort.errors import OutOfMemoryError
 
@@ -73,7 +73,7 @@ class ElementType:
         """
         if self.in_numpy:
             return stored.astype(np.float32)
-        return widened(stored)
+        return bfloat16_as_float32(stored)
 
 
 FLOAT_TYPES = {

@@ -1,1 +1,1 @@
-"""Grammars: what an answer may look like, read, compiled and enforced token by token."""
+"""Parses and compiles grammars, and enforces them token by token."""

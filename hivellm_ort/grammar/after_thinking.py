@@ -1,4 +1,4 @@
-"""A grammar for the answers of a model that thinks first: it holds from the end of the think block on."""
+"""Applies a grammar after the think block of an answer."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class _Phase(Enum):
 
 
 class AfterThinking:
-    r"""A `Constraint` that lets a think block pass, without an end of the answer in it, and then holds.
+    r"""A `Constraint` that starts after the think block. In the block only end tokens are forbidden.
 
     Args:
-        constraint: Fresh; of the answer.
-        open_id: The token `<think>`; None where the prompt has opened the block.
+        constraint: New; the grammar of the answer.
+        open_id: The token `<think>`; None if the prompt has opened the block.
         close_id: The token `</think>`.
-        gap: Tokens forced after it, such as those of `\n\n`: the models were trained on them.
+        gap: Tokens forced after it, such as those of `\n\n`, as in the training data of the models.
         end_token_ids: Tokens that end an answer.
     """
 
@@ -44,7 +44,9 @@ class AfterThinking:
         self._close_id = close_id
         self._gap = list(gap)
         self._ends = np.array(sorted(end_token_ids), np.int64)
-        self._phases = [_Phase.BLOCK if open_id is None else _Phase.START]  # before each token, and now
+        self._phases = [
+            _Phase.BLOCK if open_id is None else _Phase.START
+        ]  # before each accepted token, and now
 
     @property
     def complete(self) -> bool:
@@ -87,16 +89,16 @@ class AfterThinking:
             following = _Phase.ANSWER
         self._phases.append(following)
 
-    def forced(self) -> list[int]:
+    def forced_tokens(self) -> list[int]:
         """See `Constraint`."""
         match self._phases[-1]:
             case _Phase.ANSWER:
-                return self._inner.forced()
+                return self._inner.forced_tokens()
             case _Phase.GAP:
-                return [*self._gap_left(), *self._inner.forced()]
+                return [*self._gap_left(), *self._inner.forced_tokens()]
         return []
 
-    def fits(self, token_ids: Sequence[int]) -> int:
+    def validate_tokens(self, token_ids: Sequence[int]) -> int:
         """See `Constraint`."""
         phase = self._phases[-1]
         opens = phase is _Phase.START and bool(token_ids) and token_ids[0] == self._open_id
@@ -104,7 +106,7 @@ class AfterThinking:
             stops = (i for i, token in enumerate(token_ids) if token == self._close_id or token in self._ends)
             first = next(stops, len(token_ids))
             return first + (first < len(token_ids) and token_ids[first] == self._close_id)
-        return 0 if phase is _Phase.GAP else self._inner.fits(token_ids)
+        return 0 if phase is _Phase.GAP else self._inner.validate_tokens(token_ids)
 
     def rollback(self, count: int) -> None:
         """See `Constraint`."""
@@ -114,6 +116,6 @@ class AfterThinking:
                 self._inner.rollback(1)
 
     def _gap_left(self) -> list[int]:
-        # The phases end with one GAP before each of its tokens that has come, and one for the next.
+        # The phases end with one GAP for each accepted gap token, and one for the next.
         come = next(i for i, phase in enumerate(reversed(self._phases)) if phase is not _Phase.GAP)
         return self._gap[come - 1 :]

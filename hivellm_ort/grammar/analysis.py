@@ -1,4 +1,4 @@
-"""Facts about rules that hold through any number of references."""
+"""Computes properties of rules across references."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["holds", "is_empty_leaf", "reachable"]
 
 
 def reachable(nodes: Mapping[str, Node]) -> dict[str, Node]:
-    """Return the rules that `root` uses, itself among them, in their order."""
+    """Return the rules that `root` uses, including itself, in order."""
     seen = {ROOT}
     todo = [ROOT]
     while todo:
@@ -32,7 +32,7 @@ def reachable(nodes: Mapping[str, Node]) -> dict[str, Node]:
 
 
 def is_empty_leaf(leaf: Node) -> bool:
-    """Say whether a node without parts matches the empty text."""
+    """Return whether a node without parts matches the empty text."""
     return leaf in (Literal(""), Sequence(()))
 
 
@@ -42,16 +42,15 @@ def holds(
     *,
     optional: Callable[[Repeat], bool] = lambda node: node.min == 0,
 ) -> set[str]:
-    """Return the rules for which a property holds that passes from parts to wholes.
+    """Return the rules that have a property, computed from their parts.
 
-    It holds for a sequence when it holds for all items, for alternatives when for one option, for a repetition when
-    its item may be left out or has the property, and for a reference when it holds for the rule.
-    The time is linear in the size of the rules.
+    A sequence has the property if all items have it, a choice if one option has it, a repetition if its item has it
+    or may be left out, and a reference if its rule has it. The time is linear in the size of the rules.
 
     Args:
         nodes: The rules.
-        leaf: Says whether the property holds for a node without parts, among them references to no rule.
-        optional: Says whether a repetition's item may be left out.
+        leaf: Returns whether a node without parts has the property. References to unknown rules are such nodes.
+        optional: Returns whether a repetition's item may be left out.
     """
     parents: list[int] = []  # of each node the node right above it
     needed: list[int] = []  # how many more parts must hold before the node does

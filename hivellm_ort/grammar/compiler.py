@@ -1,4 +1,4 @@
-"""From a grammar to the constraint of an answer, for the tokenizer of one base."""
+"""Compiles grammars to constraints, for the tokenizer of one base."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _OWN_LIMITS = ("max_bytes", "max_options", "max_rules", "max_depth", "max_repeti
 
 
 class GrammarCompiler:
-    """Compiles grammars for one base. For use by any number of threads.
+    """Compiles grammars for one base. Thread-safe.
 
-    llguidance's tokenizer is built once, when the first grammar is compiled: it takes a second. What was made of the
-    last 64 grammars in use is kept.
+    llguidance's tokenizer is built once, with the first grammar, which takes a second. The last 64 grammars are
+    cached.
 
     Args:
-        read_tokenizer: Returns the content of the base's `tokenizer.json`; called once at most.
+        read_tokenizer: Returns the content of the base's `tokenizer.json`. Called at most once.
         width: Width of the model's logits.
     """
 
@@ -55,17 +55,17 @@ class GrammarCompiler:
         closing_token_ids: Collection[int] = (),
         limits: GrammarLimits = DEFAULT,
     ) -> Constraint:
-        """Return the constraint of an answer that is about to begin.
+        """Return the constraint for a new answer.
 
         Args:
-            grammar: What the answer may look like.
-            end_token_ids: Tokens that end the answer: allowed exactly when the grammar is complete.
-            closing_token_ids: Tokens of text that end the answer too when the grammar is complete, such as a stop
-                string of one token. They are allowed then, and else where the grammar allows them.
-            limits: Bounds on the grammar and on the work of its parser.
+            grammar: The grammar.
+            end_token_ids: Tokens that end the answer. They are allowed exactly when the grammar is complete.
+            closing_token_ids: Tokens of text that also end a complete answer, such as a stop string of one token.
+                They are allowed when the grammar is complete or where the grammar itself allows them.
+            limits: Limits on the grammar and on the work of its parser.
 
         Raises:
-            GrammarError: If the grammar is wrong, exceeds a limit or allows no answer at all, or if llguidance
+            GrammarError: The grammar is wrong, exceeds a limit or allows no answer at all, or if llguidance
                 cannot read the tokenizer.
         """
         vocabulary = self._built()
@@ -76,8 +76,8 @@ class GrammarCompiler:
             definition = to_llguidance(grammar, limits, vocabulary.named, exact=False)
             if grammar.kind == "choice":
                 _require_spelling(grammar, vocabulary)
-        # Anew for each answer, in a millisecond or two: copies of a matcher share its lexer, and what one answer
-        # takes of its limits the next ones lack.
+        # A new matcher for each answer takes one or two milliseconds. Copies of a matcher would share its lexer, and
+        # each answer would use up the limits of the next ones.
         constraint = MatcherConstraint(
             compile_matcher(definition.text, vocabulary.tokenizer, grammar, limits),
             vocabulary,
@@ -85,7 +85,7 @@ class GrammarCompiler:
             closing_token_ids=closing_token_ids,
             source=grammar.source,
         )
-        # Limits may be reached at the first token, and some grammars have none: better now than in an answer.
+        # Errors at the first token (a limit, or no allowed token) are raised now and not in the answer.
         fill_masks([constraint])
         constraint.require_token()
         with self._keeping:
@@ -95,20 +95,19 @@ class GrammarCompiler:
                 self._definitions.popitem(last=False)
         return constraint
 
-    def warnings(self, grammar: Grammar, *, limits: GrammarLimits = DEFAULT) -> tuple[str, ...]:
-        """Return what of a grammar has no effect or is not enforced, a sentence each.
+    def warnings(self, grammar: Grammar) -> tuple[str, ...]:
+        """Return a sentence for each part of a grammar that has no effect or is not enforced.
 
         Args:
-            grammar: One that was compiled before, of which what was made is kept; else it is read anew.
-            limits: As `compile`.
+            grammar: The grammar. It is parsed again if it is not in the cache.
 
         Raises:
             GrammarError: As `compile`.
         """
         with self._keeping:
-            definition = self._definitions.get(_key(grammar, limits))
+            definition = self._definitions.get(_key(grammar, DEFAULT))
         if definition is None:
-            definition = to_llguidance(grammar, limits, self._built().named, exact=False)
+            definition = to_llguidance(grammar, DEFAULT, self._built().named, exact=False)
         return definition.warnings
 
     def _built(self) -> Vocabulary:
@@ -119,25 +118,25 @@ class GrammarCompiler:
 
 
 def _key(grammar: Grammar, limits: GrammarLimits) -> _Key:
-    """Under what a translation is kept; the warnings of a JSON schema name its source."""
+    """Return the cache key. Warnings of JSON schemas contain the source, so it is part of their key."""
     return grammar.digest, grammar.source if grammar.kind == "json_schema" else "", limits
 
 
 def to_llguidance(
     grammar: Grammar, limits: GrammarLimits, name_tokens: Callable[[str], str], *, exact: bool
 ) -> Definition:
-    """Return the grammar in llguidance's own form.
+    """Translate a grammar for llguidance.
 
     Args:
         grammar: Any grammar.
-        limits: Bounds on its text, rules and repetitions.
-        exact: Whether every text of the language is allowed. A text has many derivations where blanks may be left out
-            (`SELECTaFROMt`), too many for a large vocabulary; without this, words that run into each other are left
-            out, and nothing is added.
-        name_tokens: Changes the names of tokens in a Lark text into those that the tokenizer has for them.
+        limits: Limits on its text, rules and repetitions.
+        exact: Whether to allow every text of the language. Texts without optional blanks (`SELECTaFROMt`) have too
+            many derivations for a large vocabulary. With False, words that run into each other are left out; nothing
+            is added.
+        name_tokens: Replaces the names of tokens in a Lark text by those in llguidance's tokenizer.
 
     Raises:
-        GrammarError: If the text is too long, GBNF is wrong, or `name_tokens` raises it.
+        GrammarError: The text is too long, the GBNF is invalid, or `name_tokens` raises it.
     """
     from llguidance import LLMatcher
 
@@ -145,7 +144,7 @@ def to_llguidance(
     if size > limits.max_bytes:
         raise GrammarError(
             f"{grammar.source}: the grammar has {size} bytes, more than GrammarLimits.max_bytes "
-            f"({limits.max_bytes}); shorten it, or raise the limit"
+            f"({limits.max_bytes}); shorten it"
         )
     if grammar.kind == "json_schema":
         # Slow to import, and most answers are under no grammar.
@@ -175,7 +174,7 @@ def to_llguidance(
 
 
 def _choice(grammar: Grammar, limits: GrammarLimits) -> str:
-    """The texts as one terminal of Lark: as many rules they would be as many items in each row of the parser."""
+    """Return the texts as one terminal of Lark. As rules, each text would be an item in each row of the parser."""
     options = json.loads(grammar.text)
     if len(options) > limits.max_options:
         raise GrammarError(
@@ -190,7 +189,7 @@ def _choice(grammar: Grammar, limits: GrammarLimits) -> str:
 
 
 def _require_spelling(grammar: Grammar, vocabulary: Vocabulary) -> None:
-    """Raise GrammarError for an option that has characters that no tokens make."""
+    """Raise GrammarError for an option that the model's tokens cannot spell."""
     options = json.loads(grammar.text)
     if vocabulary.spells("\0".join(options)):  # nearly always, and soon told
         return
@@ -209,13 +208,13 @@ def compile_matcher(
     """Return llguidance's matcher of a grammar.
 
     Args:
-        definition: The text of what `to_llguidance` returns.
-        tokenizer: What it is compiled for.
-        grammar: For messages.
-        limits: Bounds on the parser's work.
+        definition: The text of a `Definition`.
+        tokenizer: The tokenizer of llguidance.
+        grammar: The grammar, for messages.
+        limits: Limits on the parser's work.
 
     Raises:
-        GrammarError: If llguidance does not compile it.
+        GrammarError: llguidance does not compile it.
     """
     from llguidance import LLMatcher, LLParserLimits
 

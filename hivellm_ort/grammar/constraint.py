@@ -1,4 +1,4 @@
-"""What a grammar is to the decode loop: it says which tokens may come next, and takes the one that came."""
+"""The interface between grammars and the decode loop."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ FloatArray: TypeAlias = npt.NDArray[np.float32]
 
 
 class Constraint(Protocol):
-    """The state of one answer under a grammar. Not for use by several threads at a time.
+    """The state of one answer under a grammar. Not thread-safe.
 
-    End tokens, those of the request and its closing ones, are allowed exactly when `complete`; they are never
-    accepted, because the answer ends there. Every method raises GrammarError once a limit of the grammar is reached.
+    End tokens and closing tokens of the request are allowed exactly when `complete`. They are never passed to
+    `accept`, because the answer ends with them. Every method raises GrammarError after a limit of the grammar was
+    reached.
 
     Attributes:
-        complete: what was accepted satisfies the grammar.
-        finished: complete, and nothing can follow; only an end token is allowed.
+        complete: Whether the accepted tokens satisfy the grammar.
+        finished: Whether it is complete and nothing can follow except an end token.
     """
 
     @property
@@ -33,33 +34,33 @@ class Constraint(Protocol):
         """See above."""
 
     def apply(self, logits: FloatArray) -> FloatArray:
-        """Return the logits with -inf for every token that must not come next.
+        """Return the logits with -inf for every forbidden token.
 
         Args:
-            logits: float32 [vocab], as wide as the model's; left as it is.
+            logits: float32 [vocab], as wide as the model's; not changed.
 
         Returns:
-            float32 [vocab], the constraint's own array: valid until the next call.
+            float32 [vocab], an array of the constraint, valid until the next call.
 
         Raises:
-            GrammarError: If no token may come next.
+            GrammarError: No token is allowed.
         """
 
     def accept(self, token_id: int) -> None:
         """Take the next token.
 
         Raises:
-            GrammarError: If the grammar does not allow it. The state is unchanged then.
+            GrammarError: The grammar does not allow it. The state is unchanged.
         """
 
-    def forced(self) -> list[int]:
-        """Return the tokens that must come next, as the tokenizer writes their text; often none. Accepts nothing."""
+    def forced_tokens(self) -> list[int]:
+        """Return the tokens that must come next, in the usual tokenization; often none. Does not accept them."""
 
-    def fits(self, token_ids: Sequence[int]) -> int:
-        """Return how many of these tokens could come next, one after another. Changes nothing.
+    def validate_tokens(self, token_ids: Sequence[int]) -> int:
+        """Return how many of these tokens are allowed one after another. Does not change the state.
 
-        The count ends before an end token.
+        Counting stops before an end token.
         """
 
     def rollback(self, count: int) -> None:
-        """Take back the last `count` accepted tokens, as many as were accepted at most."""
+        """Take back the last `count` accepted tokens. `count` is at most the number of accepted tokens."""

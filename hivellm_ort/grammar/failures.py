@@ -1,15 +1,16 @@
-"""What llguidance says when it gives up, as errors that name the cause and the cure."""
+"""Turns errors of llguidance into errors that name the cause and what to do."""
 
 from __future__ import annotations
 
 import re
 
 from hivellm_ort.errors import GrammarError
+from hivellm_ort.printable import printable
 
 __all__ = ["compile_failure", "dead_end", "run_failure"]
 
 _LONGEST = 400
-# Its words for a limit, and the field of GrammarLimits that sets it. The first that is found counts.
+# Words in its messages, and the field of GrammarLimits for that limit. The first match counts.
 _LIMITS = {
     "Current row has": "max_items_in_row",
     "Too many items": "step_max_items",
@@ -31,9 +32,9 @@ def compile_failure(message: str, *, kind: str, source: str) -> GrammarError:
     """Return the error for a grammar that llguidance does not compile.
 
     Args:
-        message: What llguidance says.
+        message: The message of llguidance.
         kind: A `Kind`.
-        source: Where the grammar is from.
+        source: Source of the grammar, for messages.
     """
     limit = _limit_of(message)
     if limit is not None:
@@ -41,7 +42,7 @@ def compile_failure(message: str, *, kind: str, source: str) -> GrammarError:
     line = column = None
     place = _PLACE.match(message)
     text = message[place.end() :] if place else message
-    # It writes the grammar again below its message, which says nothing for a grammar it got in other words.
+    # It appends the translated grammar, which would confuse the author of another notation.
     text = text.split("\n   1 | ")[0].split("; following special tokens")[0]
     where = source
     if place is not None and kind == "lark":
@@ -50,15 +51,15 @@ def compile_failure(message: str, *, kind: str, source: str) -> GrammarError:
     cure = "correct the grammar"
     if kind == "json_schema":
         cure = next((cure for words, cure in _SCHEMA_CURES.items() if words in text), "correct the schema")
-    return GrammarError(f"{where}: {_shown(text)}; {cure}", line=line, column=column)
+    return GrammarError(f"{where}: {_words(text)}; {cure}", line=line, column=column)
 
 
 def run_failure(message: str, *, source: str) -> GrammarError:
-    """Return the error for an answer that llguidance cannot go on with.
+    """Return the error for an answer that llguidance cannot continue.
 
     Args:
-        message: What llguidance says.
-        source: Where the grammar is from.
+        message: The message of llguidance.
+        source: Source of the grammar, for messages.
     """
     limit = _limit_of(message)
     if limit is not None:
@@ -66,12 +67,12 @@ def run_failure(message: str, *, source: str) -> GrammarError:
     if message.startswith("NoExtension"):
         return dead_end(source)
     return GrammarError(
-        f"{source}: the grammar's parser failed ({_shown(message)}); simplify the grammar, or update llguidance"
+        f"{source}: the grammar's parser failed ({_words(message)}); simplify the grammar, or update llguidance"
     )
 
 
 def dead_end(source: str) -> GrammarError:
-    """Return the error for an answer that is not complete and that no token can go on."""
+    """Return the error for an incomplete answer that no token can continue."""
     return GrammarError(
         f"{source}: the grammar is not complete, and no token may come next; change the rule that asks for what no "
         "text can be, or for a token that this model does not have"
@@ -84,13 +85,10 @@ def _limit_of(message: str) -> str | None:
 
 def _over(limit: str, message: str, source: str) -> GrammarError:
     return GrammarError(
-        f"{source}: the grammar's parser reached its limit {limit} ({_shown(message)}); make the grammar less "
-        f"ambiguous or its repetitions smaller, or raise GrammarLimits.{limit}"
+        f"{source}: the grammar's parser reached its limit {limit} ({_words(message)}); make the grammar less "
+        "ambiguous or its repetitions smaller"
     )
 
 
-def _shown(message: str) -> str:
-    """The message on one line, of bounded length, without what could steer a terminal."""
-    text = " ".join(message.replace("<non-verbose/>", "").split())
-    text = "".join(char if char.isprintable() else "?" for char in text)
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+def _words(message: str) -> str:
+    return printable(message.replace("<non-verbose/>", ""), most=_LONGEST)

@@ -1,4 +1,4 @@
-"""Regular parts of a grammar, each as a regex and as the automaton that tells what it can begin and end with."""
+"""Regular parts of a grammar, as regexes and as automata."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ01234567
 
 @dataclass(frozen=True)
 class Fragment:
-    """A regular language as Glushkov's automaton: one position for each character of its regex.
+    """A regular language as a Glushkov automaton, with one position for each character of its regex.
 
-    Sets of positions are the bits of an integer, and so are sets of bytes.
+    Sets of positions and sets of bytes are bit sets in integers.
 
     Attributes:
         regex: The language in the syntax of Rust's regex crate.
-        nullable: Whether the empty text is in it.
-        first: The positions that a text can begin at.
-        last: The positions that a text can end at.
-        leads: Of each position the first bytes, in UTF-8, of its characters.
-        follow: Of each position those that can come next.
-        atomic: Whether the regex needs no brackets before a repetition.
+        nullable: Whether it contains the empty text.
+        first: The positions at which a text can begin.
+        last: The positions at which a text can end.
+        leads: For each position the first UTF-8 bytes of its characters.
+        follow: For each position the positions that can come next.
+        atomic: Whether the regex needs no parentheses before a repetition.
     """
 
     regex: str
@@ -53,16 +53,16 @@ class Fragment:
 
     @cached_property
     def starts(self) -> int:
-        """The bytes that a text of the language can begin with."""
+        """The possible first bytes of a text."""
         return _leads_of(self, self.first)
 
     def is_blank(self) -> bool:
-        """Say whether all texts of the language are blanks and line ends."""
+        """Return whether all texts of the language are whitespace."""
         return not _leads_of(self, (1 << len(self.leads)) - 1) & ~_BLANKS
 
     @cached_property
     def has_optional_blank(self) -> bool:
-        """Whether a text of the language can begin, or end, with a blank that can as well be left out."""
+        """Whether a text can begin or end with an optional blank."""
         for ends in (self.first, self.last):
             kinds = {not self.leads[position] & ~_BLANKS for position in bits(ends)}
             if len(kinds) == 2:
@@ -104,18 +104,18 @@ class Fragments:
                 fold(nodes[name], self._visit)
 
     def of(self, node: Node) -> Fragment | None:
-        """Return the automaton of a node of the rules, or None when it is not regular or too large."""
+        """Return the automaton of a node, or None if it is not regular or too large."""
         return self._nodes[id(node)]
 
     def _visit(self, node: Node, parts: list[Fragment | None]) -> Fragment | None:
-        """Return a node's automaton, and remember it."""
+        """Return a node's automaton and cache it."""
         made = self._nodes[id(node)] = self._made(
             node, [part for part in parts if part is not None], len(parts)
         )
         return made
 
     def _made(self, node: Node, parts: list[Fragment], count: int) -> Fragment | None:
-        """Return the automaton of a node over `count` parts, of which these are regular."""
+        """Return the automaton of a node with `count` parts, given the regular ones."""
         if len(parts) < count:
             return None
         match node:
@@ -141,14 +141,14 @@ def literal(text: str) -> Fragment | None:
 
 
 def compared(one: Fragment, other: Fragment) -> tuple[bool, int]:
-    """Compare two languages as a lexer meets them.
+    """Compare two languages for a lexer that takes the longest match.
 
-    Where characters share a first byte in UTF-8 they are taken as equal, and where the comparison takes long the
-    answer is the largest one, so that the answer is never too small.
+    Characters with the same first UTF-8 byte count as equal, and a long comparison returns the largest result. So the
+    result is never too small.
 
     Returns:
-        Whether some text is in both, and the bytes that can follow a text of the first one inside of the second one:
-        a lexer that takes the longest match would then miss the end of the first text.
+        Whether some text is in both, and the bytes that can follow a text of the first inside a text of the second.
+        Before such a byte the lexer would miss the end of the first text.
     """
     if len(one.leads) == len(other.leads) == 1 and not one.follow[0] | other.follow[0]:
         return bool(one.leads[0] & other.leads[0]), 0
@@ -187,7 +187,7 @@ def _leads_of(fragment: Fragment, positions: int) -> int:
 
 @lru_cache(maxsize=4096)
 def bits(number: int) -> tuple[int, ...]:
-    """Return the places of the ones in a number."""
+    """Return the indices of the set bits of a number."""
     places = []
     while number:
         low = number & -number
@@ -220,12 +220,12 @@ def _lead_byte(code: int) -> int:
 
 
 def _escaped(code: int) -> str:
-    """Return a character as it stands in a regex, in a class or outside."""
+    """Return a character escaped for a regex, inside or outside a class."""
     return chr(code) if chr(code) in _PLAIN else f"\\x{{{code:X}}}"
 
 
 def _shifted(parts: list[Fragment]) -> list[tuple[Fragment, int]]:
-    """Return each automaton with the number of its first position in the whole."""
+    """Return each automaton with the offset of its positions in the whole."""
     at = 0
     placed = []
     for part in parts:
@@ -235,7 +235,7 @@ def _shifted(parts: list[Fragment]) -> list[tuple[Fragment, int]]:
 
 
 def _joined(parts: list[Fragment]) -> Fragment | None:
-    """Return one automaton after the other."""
+    """Return the concatenation of automata."""
     if len(parts) == 1:
         return parts[0]
     if sum(len(part.leads) for part in parts) > _MAX_POSITIONS:
@@ -259,7 +259,7 @@ def _joined(parts: list[Fragment]) -> Fragment | None:
 
 
 def _either(parts: list[Fragment]) -> Fragment | None:
-    """Return any of the automata."""
+    """Return the union of automata."""
     if not parts or sum(len(part.leads) for part in parts) > _MAX_POSITIONS:
         return None
     first, last = 0, 0
@@ -278,7 +278,7 @@ def _either(parts: list[Fragment]) -> Fragment | None:
 
 
 def repeated(part: Fragment, least: int, most: int | None) -> Fragment | None:
-    """Return an automaton again and again."""
+    """Return the repetition of an automaton."""
     size = len(part.leads)
     copies = max(1, least if most is None else most)
     if size * copies > _MAX_POSITIONS:

@@ -1,7 +1,7 @@
-"""Reads GBNF, the grammar notation of llama.cpp.
+"""Parses GBNF, the grammar notation of llama.cpp.
 
-Beyond llama.cpp it takes `_` in rule names, `{,n}`, left recursion, and a line that begins with `|`, because
-published grammars have them.
+Unlike llama.cpp it accepts `_` in rule names, `{,n}`, left recursion, and lines that begin with `|`, because
+published grammars use them.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ _LARGEST_TOKEN_ID = (1 << 31) - 1
 
 
 def parse_gbnf(text: str, *, limits: GrammarLimits = DEFAULT) -> Rules:
-    r"""Return the rules that a GBNF text defines.
+    r"""Parse a GBNF text.
 
     Args:
-        text: The grammar; lines end in LF, CRLF or CR, and it may begin with a byte order mark.
-        limits: How large it may be.
+        text: The grammar. Lines end with LF, CRLF or CR. It may begin with a byte order mark.
+        limits: Limits on its size.
 
     Returns:
-        The rules as they are written; `root` is among them and every rule that is used is defined.
+        The rules as written. `root` exists, and every used rule is defined.
 
     Raises:
-        GrammarError: The text breaks the notation or a limit. The message holds line, column and rule.
+        GrammarError: The text has a syntax error or exceeds a limit. The message names line, column and rule.
 
     Example:
         >>> parse_gbnf('root ::= "a"+').nodes
@@ -70,7 +70,7 @@ def parse_gbnf(text: str, *, limits: GrammarLimits = DEFAULT) -> Rules:
 
 
 class _Group:
-    """An open group, or a rule's body: what has been read of it so far."""
+    """An open group or rule body, as far as it has been parsed."""
 
     __slots__ = ("depth", "items", "options", "size", "start")
 
@@ -82,13 +82,13 @@ class _Group:
         self.size = [0, 0]  # items written out: of the whole but the last item, and of the last item
 
     def add(self, item: Node, size: int) -> None:
-        """Append an item of so many items when written out."""
+        """Append an item, with its number of items after expansion."""
         self.items.append(item)
         self.depth = 0
         self.size = [sum(self.size), size]
 
     def end_option(self) -> None:
-        """Close the alternative that is being read."""
+        """Close the current alternative."""
         items = self.items
         if not items:
             self.size[0] += 1
@@ -97,7 +97,7 @@ class _Group:
         self.add_nothing()
 
     def add_nothing(self) -> None:
-        """Forget the last item, so that no repetition can follow."""
+        """Clear the last item, so that no repetition can follow."""
         self.size = [sum(self.size), 0]
         self.depth = 0
 
@@ -108,7 +108,7 @@ class _Group:
 
 
 class _Reader:
-    """Reads a text once from its beginning to its end."""
+    """Parses a text in one pass."""
 
     def __init__(self, text: str, limits: GrammarLimits) -> None:
         self.text = text
@@ -122,7 +122,7 @@ class _Reader:
         self.line_starts = [self.at, *(found.end() for found in _LINE_END.finditer(text))]
 
     def rules(self) -> Rules:
-        """Read all rules and check that every name is defined."""
+        """Parse all rules and check that every name is defined."""
         self.skip(lines=True)
         while self.at < len(self.text):
             self.definition()
@@ -143,20 +143,20 @@ class _Reader:
         raise GrammarError(f"line {line}, column {column}{rule}: {message}", line=line, column=column)
 
     def peek(self) -> str:
-        """Return the next character, or nothing at the end."""
+        """Return the next character; empty at the end."""
         return self.text[self.at : self.at + 1]
 
     def seen(self, at: int) -> str:
-        """Return the character at a place in words, for a message."""
+        """Return a description of the character at `at`, for messages."""
         return repr(self.text[at]) if at < len(self.text) else "the end of the grammar"
 
     def skip(self, *, lines: bool) -> None:
-        """Step over blanks and comments, and over line ends where they may stand."""
+        """Skip blanks and comments, and line ends where they are allowed."""
         found = (_BLANKS_AND_LINES if lines else _BLANKS).match(self.text, self.at)
         self.at = found.end() if found else self.at
 
     def definition(self) -> None:
-        """Read one rule."""
+        """Parse one rule."""
         start, self.rule = self.at, ""
         found = _NAME.match(self.text, start)
         if not found:
@@ -177,7 +177,7 @@ class _Reader:
         self.skip(lines=True)
 
     def body(self) -> Node:
-        """Read alternatives up to the end of the rule."""
+        """Parse alternatives up to the end of the rule."""
         groups = [_Group(self.at)]
         while True:
             group, start, char = groups[-1], self.at, self.peek()
@@ -217,7 +217,7 @@ class _Reader:
         return group.node()
 
     def unexpected(self, at: int) -> NoReturn:
-        """Raise the error about a character that cannot stand here."""
+        """Raise the error for an unexpected character."""
         cure = {
             ")": "there is no group to close",
             "]": "a class begins with `[`",
@@ -229,13 +229,13 @@ class _Reader:
         self.fail(at, f"unexpected {self.seen(at)}; {cure}")
 
     def too_large(self, at: int) -> NoReturn:
-        """Raise the error about repetitions that multiply."""
+        """Raise the error for too large nested repetitions."""
         self.fail(
             at, f"written out, the rules hold more than {self.limits.max_expanded} items (max_expanded)"
         )
 
     def next_line_continues(self) -> bool:
-        """Step over line ends if the next line begins with `|`, and say whether it does."""
+        """Skip line ends if the next line begins with `|`. Return whether it does."""
         if self.peek() not in ("\r", "\n"):
             return False
         found = _BLANKS_AND_LINES.match(self.text, self.at)
@@ -245,7 +245,7 @@ class _Reader:
         return False
 
     def item(self, group: _Group) -> bool:
-        """Read a literal, class, token or reference, and say whether there is one."""
+        """Parse a literal, class, token or reference. Return whether there is one."""
         start, char = self.at, self.peek()
         if char == '"':
             text = self.literal()
@@ -266,12 +266,12 @@ class _Reader:
         return True
 
     def begins_rule(self, at: int) -> bool:
-        """Say whether `::=` follows, so that a rule begins where an item may stand."""
+        """Return whether a name and `::=` follow, so that a new rule begins."""
         found = _BLANKS.match(self.text, at)
         return bool(found and self.text.startswith("::=", found.end()))
 
     def literal(self) -> str:
-        """Read a literal in quotes."""
+        """Parse a literal in quotes."""
         start = self.at
         self.at += 1
         parts: list[str] = []
@@ -289,14 +289,14 @@ class _Reader:
         return "".join(parts)
 
     def checked(self, text: str, at: int) -> str:
-        """Return a part of the text as it is, if all its characters are ones."""
+        """Return a part of the text after checking that it has only valid characters."""
         for offset, char in enumerate(text) if not text.isascii() else ():
             if "\ud800" <= char <= "\udfff":
                 self.fail(at + offset, f"U+{ord(char):04X} is half of a surrogate pair, not a character")
         return text
 
     def escape(self) -> str:
-        """Read what a backslash begins."""
+        """Parse an escape."""
         start = self.at
         kind = self.text[start + 1 : start + 2]
         if kind in _ESCAPES:
@@ -315,7 +315,7 @@ class _Reader:
         return chr(code)
 
     def member(self, start: int) -> int:
-        """Read one character of a class that began at `start`, and return its code point."""
+        """Parse one character of a class that began at `start`. Return its code point."""
         char = self.peek()
         if char in ("", "\r", "\n"):
             self.fail(start, "the class has no end; close it with `]` on its line, with `\\n` for a break")
@@ -326,7 +326,7 @@ class _Reader:
         return ord(char)
 
     def character_class(self) -> CharacterClass:
-        """Read a class in brackets."""
+        """Parse a class in brackets."""
         start = self.at
         self.at += 1
         negated = self.peek() == "^"
@@ -350,7 +350,7 @@ class _Reader:
         return node
 
     def token(self) -> TokenReference:
-        """Read a token in angle brackets."""
+        """Parse a token in angle brackets."""
         start = self.at
         negated = self.peek() == "!"
         self.at += negated
@@ -370,7 +370,7 @@ class _Reader:
         return TokenReference(text=self.checked(found.group(), found.start()), negated=negated)
 
     def repetition(self, group: _Group) -> None:
-        """Read `?`, `*`, `+` or braces, and repeat the last item so."""
+        """Parse `?`, `*`, `+` or braces, and apply them to the last item."""
         start, char = self.at, self.peek()
         if not group.items:
             self.fail(start, f"there is nothing before {char!r} to repeat")
@@ -388,7 +388,7 @@ class _Reader:
             self.too_large(start)
 
     def bounds(self) -> tuple[int, int | None]:
-        """Read `{m}`, `{m,}`, `{m,n}` or `{,n}`."""
+        """Parse `{m}`, `{m,}`, `{m,n}` or `{,n}`."""
         start = self.at
         self.at += 1
         least = self.count()
@@ -407,7 +407,7 @@ class _Reader:
         return least or 0, most
 
     def count(self) -> int | None:
-        """Read a number and the blanks around it, if there is one."""
+        """Parse a number and the blanks around it, if any."""
         self.skip(lines=False)
         found = _COUNT.match(self.text, self.at)
         if not found:

@@ -1,4 +1,4 @@
-"""A grammar as it was given: its kind, its text and where it is from."""
+"""Grammars as users give them: kind, text and source."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, NoReturn, get_args
+from typing import Any, Literal, get_args
 
 from hivellm_ort.errors import GrammarError, OptionError, OptionTypeError
+from hivellm_ort.jsonfiles.reading import parse_value
 
 __all__ = ["Definition", "Grammar", "Kind"]
 
@@ -18,18 +19,19 @@ Kind = Literal["gbnf", "json_schema", "regex", "lark", "choice"]
 
 @dataclass(frozen=True)
 class Grammar:
-    """What an answer may look like. Two are equal if kind and text are.
+    """A grammar for answers. Two grammars are equal if kind and text are equal.
 
     Args:
-        kind: `gbnf`, llama.cpp's grammars; `json_schema`; `regex`, in the syntax of Rust's regex crate, which the
-            whole answer matches; `lark`, llguidance's dialect; `choice`, one of several texts.
-        text: The grammar. For `json_schema` a JSON object; for `choice` a JSON list of strings.
-        source: Where it is from, for messages.
-        lenient: Whether what of a JSON schema cannot be enforced is left out with a warning, instead of refused.
+        kind: `gbnf` (llama.cpp), `json_schema`, `regex` (syntax of Rust's regex crate; the whole answer must match),
+            `lark` (llguidance's dialect) or `choice` (one of several texts).
+        text: The grammar. For `json_schema` it is a JSON object, for `choice` a JSON list of strings.
+        source: Name of its source, for messages.
+        lenient: Whether to leave out parts of a JSON schema that cannot be enforced, with a warning. Else they are
+            refused.
 
     Raises:
-        TypeError: If a value has the wrong type.
-        GrammarError: If the text can be no grammar of its kind. Only what is cheap to see is checked here.
+        OptionTypeError: A value has a wrong type.
+        GrammarError: The text is not a grammar of its kind. Only cheap checks are done here.
     """
 
     kind: Kind
@@ -45,7 +47,7 @@ class Grammar:
                 raise OptionTypeError(
                     f"{name} of a grammar is {type(getattr(self, name)).__name__}: it must be str"
                 )
-        # A byte order mark that was read as text is no part of it.
+        # A byte order mark is not part of the text.
         object.__setattr__(self, "text", self.text.removeprefix("\ufeff"))
         try:
             self.text.encode()
@@ -58,51 +60,51 @@ class Grammar:
 
     @classmethod
     def gbnf(cls, text: str, *, source: str = "grammar") -> Grammar:
-        """A grammar in llama.cpp's GBNF."""
+        """Make a grammar from llama.cpp's GBNF."""
         return cls("gbnf", text, source)
 
     @classmethod
     def lark(cls, text: str, *, source: str = "grammar") -> Grammar:
-        """A grammar in llguidance's dialect of Lark."""
+        """Make a grammar from llguidance's dialect of Lark."""
         return cls("lark", text, source)
 
     @classmethod
     def regex(cls, text: str, *, source: str = "regex") -> Grammar:
-        """A regular expression that the whole answer matches."""
+        """Make a grammar from a regular expression, which the whole answer must match."""
         return cls("regex", text, source)
 
     @classmethod
     def json_schema(cls, schema: Any, *, lenient: bool = False, source: str = "json_schema") -> Grammar:
-        """A JSON schema.
+        """Make a grammar from a JSON schema.
 
         Args:
-            schema: The schema as a dict or as JSON text, a class of Pydantic, or a TypeAdapter; `True` and `{}` are
-                any JSON value. What OpenAI's clients wrap a schema in (`{"name", "strict", "schema"}`) is taken off.
-            lenient: Whether what cannot be enforced is left out with a warning, instead of refused.
-            source: Where it is from, for messages.
+            schema: A dict, a JSON text, a Pydantic class or a TypeAdapter. `True` and `{}` allow any JSON value.
+                Wrappers of OpenAI's clients (`{"name", "strict", "schema"}`) are removed.
+            lenient: Whether to leave out parts that cannot be enforced, with a warning. Else they are refused.
+            source: Name of its source, for messages.
         """
         text = schema if isinstance(schema, str) else _schema_text(_plain_schema(schema, source), source)
         return cls("json_schema", text, source, lenient)
 
     @classmethod
     def choice(cls, options: Sequence[str], *, source: str = "choice") -> Grammar:
-        """One of several texts."""
+        """Make a grammar that allows one of several texts."""
         return cls("choice", _choice_text(options, source), source)
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of what two equal grammars have in common, in hex."""
+        """SHA-256 of kind, text and `lenient`, in hex."""
         kind = f"{self.kind} lenient" if self.lenient else self.kind
         return hashlib.sha256(f"{kind}\0{self.text}".encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Definition:
-    """A grammar in llguidance's own form.
+    """A grammar translated for llguidance.
 
     Attributes:
         text: The grammar.
-        warnings: What of it has no effect or is not enforced, a sentence each.
+        warnings: A sentence for each part that has no effect or is not enforced.
     """
 
     text: str
@@ -110,7 +112,7 @@ class Definition:
 
 
 def _plain_schema(schema: Any, source: str) -> Any:
-    """The schema as a mapping, true or false; of a class of Pydantic, 1 or 2, and of a TypeAdapter what it gives."""
+    """Return the schema as a mapping or a boolean. Pydantic classes (1 and 2) and TypeAdapters give their own."""
     if isinstance(schema, Mapping | bool):
         return schema
     give = getattr(schema, "model_json_schema" if isinstance(schema, type) else "json_schema", None)
@@ -131,7 +133,7 @@ def _plain_schema(schema: Any, source: str) -> Any:
 
 
 def _schema_text(schema: Any, source: str) -> str:
-    """The schema as JSON text, its keys in their order: it is the order of the answer's."""
+    """Return the schema as JSON text. The order of keys is kept, because answers have the same order."""
     if schema is False:
         raise GrammarError(f"{source}: no value satisfies the schema false; give a schema that allows one")
     if schema is True:
@@ -160,16 +162,13 @@ def _choice_text(options: Any, source: str) -> str:
 
 
 def _parsed(text: str, source: str) -> Any:
-    def refuse(constant: str) -> NoReturn:
-        raise ValueError(f"{constant} is no number of JSON")
-
     try:
-        return json.loads(text, parse_constant=refuse)
+        return parse_value(text)
     except json.JSONDecodeError as error:
         raise GrammarError(
             f"{source}, line {error.lineno}, column {error.colno}: not JSON ({error.msg}); correct it",
             line=error.lineno,
             column=error.colno,
         ) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise GrammarError(f"{source}: not JSON ({error}); correct it") from error

@@ -32,19 +32,18 @@ _RULE_NAME = re.compile(r"\b(?:r\d+_|g\d)\w*")
 def to_lark(rules: Rules, *, exact: bool = True) -> str:
     """Return the rules as a Lark grammar for llguidance.
 
-    Rules stay rules, in lower case. Regular parts become terminals where llguidance's lexer, which takes the longest
-    match, cannot lose a text by it.
+    Rules stay rules, in lower case. Regular parts become terminals if llguidance's lexer, which takes the longest
+    match, loses no text by it.
 
     Args:
         rules: Rules as `normalise` leaves them.
-        exact: True for exactly the same language, to recognise texts. False to make masks quick, to generate texts:
-            then a word is always taken as long as it can be, so that a text such as `aFROM` is left out where `a`
-            and `FROM` can be told apart by a blank between them or by ending a repetition. Nothing else is left
-            out, and each text that can be begun can be ended.
+        exact: True keeps the language exactly, to recognise texts. False allows faster masks, to generate texts:
+            words are always as long as possible, so `aFROM` is left out if a blank or the end of a repetition can
+            separate `a` and `FROM`. Nothing else is left out, and each text that can begin can also end.
 
     Raises:
-        GrammarError: A token is negated by its text, for which llguidance has no notation, or rules refer to each
-            other in too long a chain.
+        GrammarError: A token is negated by its text, which llguidance cannot express, or a chain of references is too
+            long.
     """
     return _Printer(rules, exact=exact).text()
 
@@ -76,7 +75,7 @@ class _Printer:
         return "".join(f"{name}: {text}\n" for name, text in lines.items())
 
     def check_chains(self, lines: Mapping[str, str]) -> None:
-        """Refuse rules that llguidance's compiler could not enter without running out of stack."""
+        """Refuse chains of rules that would overflow the stack of llguidance's compiler."""
         seen = {"start"}
         path = [_RULE_NAME.finditer(lines["start"])]
         while path:
@@ -93,7 +92,7 @@ class _Printer:
                     )
 
     def printed(self, node: Node, parts: list[_Printed]) -> _Printed:
-        """Return a node's text, given that of its parts."""
+        """Return a node's text, given the texts of its parts."""
         match node:
             case Reference(name):
                 return _Printed(self.names[name])
@@ -115,7 +114,7 @@ class _Printer:
                 raise AssertionError(f"{node} is part of a terminal")
 
     def bracketed(self, part: _Printed, loosest: int) -> _Printed:
-        """Return a part as it can stand where nothing looser than `loosest` may stand."""
+        """Return a part, in parentheses if it binds looser than `loosest`."""
         if part.binding <= loosest:
             return part
         if part.depth < _MAX_NESTING:
@@ -125,7 +124,7 @@ class _Printer:
         return _Printed(name)
 
     def token(self, node: TokenReference) -> str:
-        """Return a token as llguidance writes it."""
+        """Return a token in llguidance's notation."""
         if node.id is not None:
             return f"<[^{node.id}]>" if node.negated else f"<[{node.id}]>"
         if node.negated:
@@ -148,8 +147,8 @@ class _Printed:
 
     Attributes:
         text: The text.
-        depth: How deep its brackets are.
-        binding: How tight it binds, from `_ATOM` on.
+        depth: Depth of its parentheses.
+        binding: How tightly it binds, from `_ATOM` on.
     """
 
     text: str
@@ -158,5 +157,5 @@ class _Printed:
 
 
 def _joined(mark: str, parts: list[_Printed], binding: int) -> _Printed:
-    """Return the parts with a mark between them."""
+    """Join parts with a separator."""
     return _Printed(mark.join(part.text for part in parts), max(part.depth for part in parts), binding)

@@ -1,4 +1,4 @@
-"""How large a grammar may be, and how much work its parser may do."""
+"""Limits on grammars and on the work of their parser."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ __all__ = ["DEFAULT", "GrammarLimits"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GrammarLimits:
-    """Bounds on a grammar's text and on the work of the parser that enforces it.
+    """Limits on a grammar's text and on the work of its parser.
 
-    The last six fields are llguidance's `LLParserLimits` under their names there and with its defaults.
+    The last six fields have the names and defaults of llguidance's `LLParserLimits`.
 
     Attributes:
         max_bytes: Length of the grammar's text in bytes of UTF-8.
         max_options: Number of texts of a choice.
         max_rules: Number of rules.
-        max_depth: Groups inside groups.
+        max_depth: Depth of nested groups.
         max_repetition: Largest number in `{m,n}`.
-        max_expanded: Items of all rules when every `{m,n}` is written out; nested repetitions multiply.
-        max_items_in_row: Earley items of one position.
-        step_max_items: Earley items made while one mask is computed.
-        step_lexer_fuel: Work of the lexer while one mask is computed.
-        initial_lexer_fuel: Work of the lexer while the grammar is compiled.
+        max_expanded: Items of all rules after expanding every `{m,n}`. Nested repetitions multiply.
+        max_items_in_row: Earley items at one position.
+        step_max_items: Earley items for one mask.
+        step_lexer_fuel: Work of the lexer for one mask.
+        initial_lexer_fuel: Work of the lexer to compile the grammar.
         max_lexer_states: States of the lexer.
         max_grammar_size: Symbols of the compiled grammar.
     """
@@ -44,10 +44,10 @@ class GrammarLimits:
     max_grammar_size: int = 500_000
 
     def __post_init__(self) -> None:
-        """Refuse limits that let nothing through.
+        """Check the limits.
 
         Raises:
-            ValueError: A limit is not a positive whole number.
+            OptionError: A limit is not a positive whole number.
         """
         for field in fields(self):
             value = getattr(self, field.name)

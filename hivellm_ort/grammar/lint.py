@@ -1,4 +1,4 @@
-"""Warns authors of what a grammar allows and its author seldom means."""
+"""Warns about parts of a grammar that are probably mistakes."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ Edges = Mapping[str, Mapping[str, None]]
 
 
 def warnings_of(rules: Rules) -> list[str]:
-    """Return what is worth a second look in a grammar: one sentence for each finding, in the order of its rules.
+    """Return warnings about a grammar, one sentence each, in the order of its rules.
 
-    It finds rules that can begin with themselves, blanks that may be left out, rules that `root` never uses, rules
-    that match nothing but the empty text, and alternatives that stand twice in one place.
+    It finds left recursion, optional blanks, rules that `root` never uses, rules that match only the empty text, and
+    repeated alternatives.
 
     Args:
-        rules: Rules as `parse_gbnf` returns them; `normalise` removes much of what there is to warn of.
+        rules: Rules from `parse_gbnf`. Do not normalise them first, which hides many mistakes.
     """
     nodes = rules.nodes
     used = reachable(nodes)
@@ -69,12 +69,12 @@ def warnings_of(rules: Rules) -> list[str]:
 
 
 def _is_text(leaf: Node) -> bool:
-    """Say whether a leaf, other than a reference, matches more than the empty text."""
+    """Return whether a leaf that is not a reference matches more than the empty text."""
     return not isinstance(leaf, Reference) and not is_empty_leaf(leaf)
 
 
 def _is_visible(leaf: Node) -> bool:
-    """Say whether a leaf, other than a reference, can match something that is no blank."""
+    """Return whether a leaf that is not a reference can match more than blanks."""
     if isinstance(leaf, Literal):
         return any(ord(char) not in _BLANKS for char in leaf.text)
     if isinstance(leaf, CharacterClass):
@@ -86,12 +86,12 @@ def _is_visible(leaf: Node) -> bool:
 
 
 def _has_leaf(node: Node, wanted: Callable[[Node], bool]) -> bool:
-    """Say whether one of a tree's leaves is wanted."""
+    """Return whether a tree has a wanted leaf."""
     return fold(node, lambda part, inner: any(inner) or (not parts_of(part) and wanted(part)))
 
 
 def _reaching(uses: Edges, targets: set[str]) -> set[str]:
-    """Return the rules from which a target is reached, the targets among them."""
+    """Return the rules that reach a target, including the targets."""
     users: dict[str, list[str]] = {name: [] for name in uses}
     for name, others in uses.items():
         for other in others:
@@ -106,7 +106,7 @@ def _reaching(uses: Edges, targets: set[str]) -> set[str]:
 
 
 def _first_names(node: Node, nullable: set[str]) -> dict[str, None]:
-    """Return the names of the rules that a text of the node can begin with."""
+    """Return the names of the rules that can begin a text of the node."""
 
     def visit(part: Node, inner: list[tuple[dict[str, None], bool]]) -> tuple[dict[str, None], bool]:
         if isinstance(part, Reference):
@@ -127,7 +127,7 @@ def _first_names(node: Node, nullable: set[str]) -> dict[str, None]:
 
 
 def _cycles(edges: Edges) -> dict[str, list[str]]:
-    """Return a shortest way from each rule back to itself, for rules that have one."""
+    """Return a shortest cycle through each rule that has one."""
     found: dict[str, list[str]] = {}
     for group in _strong_groups(edges):
         members = set(group)
@@ -149,7 +149,7 @@ def _cycles(edges: Edges) -> dict[str, list[str]]:
 
 
 def _strong_groups(edges: Edges) -> Iterator[list[str]]:
-    """Yield the groups of rules that reach each other, by Kosaraju's algorithm, in the order of the rules."""
+    """Yield the strongly connected components, by Kosaraju's algorithm, in the order of the rules."""
     finished: list[str] = []
     seen: set[str] = set()
     for start in edges:
@@ -185,7 +185,7 @@ def _strong_groups(edges: Edges) -> Iterator[list[str]]:
 
 
 def _repeated_alternatives(node: Node) -> list[tuple[int, int]]:
-    """Return the places, from 1, of each alternative that equals an earlier one of the same choice."""
+    """Return the positions, from 1, of alternatives that repeat an earlier one of the same choice."""
     numbers: dict[object, int] = {}
     found: list[tuple[int, int]] = []
 

@@ -1,4 +1,4 @@
-"""A constraint that llguidance enforces."""
+"""Constraints that llguidance enforces."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _BOUNDS = np.where(_BITS == 1, np.float32(np.inf), np.float32(-np.inf))
 
 
 class MatcherConstraint:
-    """The state of one answer under a grammar, as `Constraint` says.
+    """The state of one answer under a grammar; see `Constraint`.
 
     Args:
-        matcher: Fresh, and for this answer alone.
-        vocabulary: What the matcher was compiled for.
+        matcher: New, for this answer only.
+        vocabulary: The vocabulary of the matcher.
         end_token_ids: Allowed exactly when the grammar is complete.
-        closing_token_ids: Allowed when the grammar is complete, and else where the grammar allows them.
-        source: Where the grammar is from, for messages.
+        closing_token_ids: Allowed when the grammar is complete, or where the grammar itself allows them.
+        source: Source of the grammar, for messages.
     """
 
     def __init__(
@@ -61,16 +61,16 @@ class MatcherConstraint:
 
     @property
     def complete(self) -> bool:
-        """Whether what was accepted satisfies the grammar."""
+        """Whether the accepted tokens satisfy the grammar."""
         return self.matcher.is_accepting()
 
     @property
     def finished(self) -> bool:
-        """Whether it does, and nothing can follow."""
+        """Whether the grammar is complete and nothing can follow."""
         return self.matcher.is_accepting() and self.matcher.is_stopped()
 
     def apply(self, logits: FloatArray) -> FloatArray:
-        """Return the logits with -inf for every token that must not come next; see `Constraint`."""
+        """Return the logits with -inf for every forbidden token; see `Constraint`."""
         if self._mask is None:
             fill_masks([self])
         mask = self.require_token()
@@ -89,15 +89,15 @@ class MatcherConstraint:
         self._accepted += 1
         self._mask = None
 
-    def forced(self) -> list[int]:
+    def forced_tokens(self) -> list[int]:
         """Return the tokens that must come next; see `Constraint`."""
         tokens = self.matcher.compute_ff_tokens()
         self._require_sound()
         # A grammar may name an end token, which the loop has to choose itself.
         return list(takewhile(lambda token: token not in self._ends, tokens))
 
-    def fits(self, token_ids: Sequence[int]) -> int:
-        """Return how many of these tokens could come next; see `Constraint`."""
+    def validate_tokens(self, token_ids: Sequence[int]) -> int:
+        """Return how many of these tokens are allowed; see `Constraint`."""
         plain = list(takewhile(lambda token: token not in self._ends, token_ids))
         count = self.matcher.validate_tokens(plain)
         self._require_sound()
@@ -115,9 +115,9 @@ class MatcherConstraint:
         self._mask = None
 
     def take_mask(self, mask: _Bytes) -> None:
-        """Take the mask that llguidance computed for the present state, one bit per token, and finish it.
+        """Take the mask that llguidance computed for the current state, one bit per token, and complete it.
 
-        Where the parser gave up instead there is none, and `apply` says so.
+        If the parser failed there is no mask, and `apply` raises the error.
         """
         if self.matcher.is_error():
             return
@@ -134,10 +134,10 @@ class MatcherConstraint:
         self._mask = mask
 
     def require_token(self) -> _Bytes:
-        """Return the mask of the present state, uint8 [bytes], once it is known.
+        """Return the mask of the current state, uint8 [bytes].
 
         Raises:
-            GrammarError: If it allows no token, or the parser gave up.
+            GrammarError: It allows no token, or the parser failed.
         """
         self._require_sound()
         mask = self._mask
@@ -147,19 +147,20 @@ class MatcherConstraint:
 
     @property
     def known(self) -> bool:
-        """Whether the mask of the present state is known."""
+        """Whether the mask of the current state was computed."""
         return self._mask is not None
 
     def _require_sound(self) -> None:
-        """Raise GrammarError for a matcher that gave up: its masks would allow nothing but an end."""
+        """Raise GrammarError for a failed matcher, whose masks would allow only an end token."""
         if self.matcher.is_error():
             raise run_failure(self.matcher.get_error(), source=self._source)
 
 
 def fill_masks(constraints: Iterable[Constraint]) -> None:
-    """Compute what may come next in several answers of one base at once, on several threads without the GIL.
+    """Compute the masks of several answers of one base in parallel, on threads without the GIL.
 
-    `apply` does it where this was not called, and tells what went wrong; constraints of other kinds are left alone.
+    Without this call, `apply` computes the mask. Errors are raised by `apply`. Other kinds of constraints are
+    skipped.
     """
     unknown = [one for one in constraints if isinstance(one, MatcherConstraint) and not one.known]
     if not unknown:
@@ -177,7 +178,7 @@ def fill_masks(constraints: Iterable[Constraint]) -> None:
 
 @cache
 def _executor(process: int) -> LLExecutor:
-    """The threads of a process; those of another are not in one that was forked from it."""
+    """Return the thread pool of this process. A forked process has none of its parent's threads."""
     from llguidance import LLExecutor
 
     return LLExecutor()

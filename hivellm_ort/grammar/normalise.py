@@ -1,4 +1,4 @@
-"""Rewrites rules into shapes that a parser handles well, without changing their language."""
+"""Simplifies rules for the parser without changing their language."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ __all__ = ["normalise"]
 
 
 def normalise(rules: Rules) -> Rules:
-    """Return rules of the same language in a simpler shape.
+    """Return simpler rules of the same language.
 
-    Rules that `root` does not reach are left out. Where a rule begins or ends its own alternatives, the recursion
-    becomes repetition. An empty alternative becomes `?`, and alternatives of one character one class. Sequences,
-    alternatives and repetitions right inside their own kind are merged. Other recursion stays as it is.
+    Rules that `root` does not reach are removed. Left and right recursion of a rule becomes repetition. An empty
+    alternative becomes `?`, and alternatives of one character become one class. Directly nested sequences,
+    alternatives and repetitions are merged. Other recursion stays.
 
     Args:
-        rules: Rules as `parse_gbnf` returns them.
+        rules: Rules from `parse_gbnf`.
 
     Raises:
-        GrammarError: A rule can never end, so that nothing matches it.
+        GrammarError: A rule can never end, so it matches nothing.
     """
     reached = reachable(rules.nodes)
     ends = holds(reached, _ends)
@@ -55,25 +55,25 @@ def normalise(rules: Rules) -> Rules:
 
 
 def _ends(leaf: Node) -> bool:
-    """Say whether a node without parts matches some text."""
+    """Return whether a node without parts matches some text."""
     return not isinstance(leaf, CharacterClass) or bool(leaf.spans())
 
 
 class _Builder:
-    """Makes simple nodes from simple nodes.
+    """Builds simplified nodes.
 
-    Equal nodes are made once, so that comparing two of them does not walk their trees.
+    Equal nodes are shared, so that a comparison does not walk their trees.
     """
 
     def __init__(self) -> None:
         self.made: dict[object, Node] = {}
 
     def simplified(self, node: Node) -> Node:
-        """Return the tree rebuilt from simple nodes."""
+        """Return the simplified tree."""
         return fold(node, self.rebuilt)
 
     def rebuilt(self, node: Node, parts: list[Node]) -> Node:
-        """Return a node over parts that are simple already."""
+        """Return a node with simplified parts."""
         match node:
             case Literal(""):
                 return self.once(EMPTY)
@@ -89,7 +89,7 @@ class _Builder:
                 return self.once(node)
 
     def once(self, node: Node) -> Node:
-        """Return the one node that equals this one."""
+        """Return the shared node that equals this one."""
         parts = parts_of(node)
         key: object = node
         if parts:
@@ -98,7 +98,7 @@ class _Builder:
         return self.made.setdefault(key, node)
 
     def sequence(self, items: Iterable[Node]) -> Node:
-        """Return the items in a row, with literals joined and `a* a` or `a a*` written `a+`."""
+        """Return a sequence, with literals joined and `a* a` or `a a*` written as `a+`."""
         joined: list[Node] = []
         for item in items:
             for part in item.items if isinstance(item, Sequence) else (item,):
@@ -112,7 +112,7 @@ class _Builder:
         return joined[0] if len(joined) == 1 else self.once(Sequence(tuple(joined)))
 
     def choice(self, options: Iterable[Node]) -> Node:
-        """Return one of the options, with single characters in one class and an empty option as `?`."""
+        """Return a choice, with single characters in one class and an empty option as `?`."""
         kept: dict[int, Node] = {}
         ranges: list[tuple[int, int]] = []
         where: int | None = None  # the first option that is one character
@@ -144,7 +144,7 @@ class _Builder:
         return self.repeat(node, 0, 1) if empty else node
 
     def repeat(self, item: Node, least: int, most: int | None) -> Node:
-        """Return the item repeated, with `?`, `*` and `+` right inside each other merged."""
+        """Return a repetition, with directly nested `?`, `*` and `+` merged."""
         if _is_empty(item) or most == 0:
             return self.once(EMPTY)
         if (least, most) == (1, 1):
@@ -156,10 +156,10 @@ class _Builder:
         return self.once(Repeat(item, least, most))
 
     def without_recursion(self, name: str, nodes: Mapping[str, Node]) -> Node:
-        """Return a rule's body with the recursion at the ends of its alternatives written as repetition.
+        """Return a rule's body with left and right recursion written as repetition.
 
-        With `x ::= d x | b | x g x | x a` as the general case, each text of `x` is `d* b` and then any number of
-        `g d* b` and `a`. The parts may hold `x` too.
+        In the general case `x ::= d x | b | x g x | x a`, each text of `x` is `d* b`, then any number of `g d* b` and
+        `a`. The parts may contain `x` too.
         """
         before: list[Node] = []
         ends: list[Node] = []
@@ -187,7 +187,7 @@ class _Builder:
         return self.sequence([start, self.repeat(self.choice([*more, *behind]), 0, None)])
 
     def options(self, name: str, nodes: Mapping[str, Node]) -> list[Node]:
-        """Return the alternatives of a rule, with those in place that begin or end with it through a rule."""
+        """Return the alternatives of a rule. Rules through which it recurs at the ends are expanded."""
         found: list[Node] = []
         for option in self.alternatives(nodes[name]):
             inner = self.alternatives(nodes[option.name]) if isinstance(option, Reference) else []
@@ -203,7 +203,7 @@ class _Builder:
         return found
 
     def alternatives(self, body: Node) -> list[Node]:
-        """Return the alternatives of a body, the empty one among them."""
+        """Return the alternatives of a body, including an empty one."""
         optional = isinstance(body, Repeat) and (body.min, body.max) == (0, 1)
         inner = body.item if optional and isinstance(body, Repeat) else body
         found: list[Node] = list(inner.options) if isinstance(inner, Choice) else [inner]
@@ -224,12 +224,12 @@ class _Builder:
 
 
 def _is_empty(node: Node) -> bool:
-    """Say whether a simple node matches only the empty text."""
+    """Return whether a simple node matches only the empty text."""
     return isinstance(node, Sequence) and not node.items
 
 
 def _is_star_of(node: Node, item: Node) -> bool:
-    """Say whether a simple node is the item any number of times."""
+    """Return whether a simple node is the item with `*`."""
     return isinstance(node, Repeat) and node.item is item and (node.min, node.max) == (0, None)
 
 

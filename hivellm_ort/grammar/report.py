@@ -1,4 +1,4 @@
-"""Whether a grammar is sound and which texts it accepts, without a model."""
+"""Checks grammars, and which texts they accept, without a model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hivellm_ort.grammar.compiler import compile_matcher, to_llguidance
 from hivellm_ort.grammar.failures import run_failure
 from hivellm_ort.grammar.gbnf import parse_gbnf
 from hivellm_ort.grammar.grammar import Grammar
-from hivellm_ort.grammar.limits import DEFAULT, GrammarLimits
+from hivellm_ort.grammar.limits import DEFAULT
 from hivellm_ort.grammar.lint import warnings_of
 from hivellm_ort.grammar.vocabulary import replace_tokens
 
@@ -27,12 +27,12 @@ _ANY_TOKEN = "<[256]>"  # noqa: S105 - a special token of llguidance's byte toke
 
 @dataclass(frozen=True)
 class GrammarReport:
-    """What is to be said of a grammar that compiles.
+    """The report on a grammar that compiles.
 
     Attributes:
-        rules: Number of rules; 1 for a kind that has none.
-        warnings: What its author may not have meant, a sentence each.
-        tokens: The tokens it names. With any, only a model's tokenizer could tell what it accepts.
+        rules: Number of rules; 1 for kinds without rules.
+        warnings: Sentences about probable mistakes.
+        tokens: The tokens it names. If there are any, accepted texts depend on a model's tokenizer.
     """
 
     rules: int
@@ -40,20 +40,19 @@ class GrammarReport:
     tokens: tuple[str, ...]
 
 
-def check_grammar(grammar: Grammar, *, limits: GrammarLimits = DEFAULT) -> GrammarReport:
-    """Compile a grammar for no model in particular.
+def check_grammar(grammar: Grammar) -> GrammarReport:
+    """Compile a grammar without a model.
 
     Args:
         grammar: Any grammar.
-        limits: Bounds on the grammar and on its parser's work.
 
     Raises:
-        GrammarError: If it is wrong or exceeds a limit.
+        GrammarError: It is invalid or exceeds a limit.
     """
-    matcher, tokens, warned = _compiled(grammar, limits)
+    matcher, tokens, warned = _compiled(grammar)
     rules, warnings = 1, [*warned, *matcher.get_grammar_warnings()]
     if grammar.kind == "gbnf":
-        parsed = parse_gbnf(grammar.text, limits=limits)
+        parsed = parse_gbnf(grammar.text)
         rules = len(parsed.nodes)
         warnings += warnings_of(parsed)
     elif grammar.kind == "lark":
@@ -66,20 +65,19 @@ def check_grammar(grammar: Grammar, *, limits: GrammarLimits = DEFAULT) -> Gramm
     return GrammarReport(rules, warnings, tokens)
 
 
-def accepts(grammar: Grammar, texts: list[str], *, limits: GrammarLimits = DEFAULT) -> list[int | None]:
+def accepts(grammar: Grammar, texts: list[str]) -> list[int | None]:
     """Return for each text None if the grammar accepts it, else the index of the character at which it fails.
 
-    The index is the text's length where the text is a beginning of what the grammar accepts.
+    The index is the text's length if the grammar accepts a longer text that begins with it.
 
     Args:
         grammar: Any grammar that names no tokens.
-        texts: Whole answers. For a JSON schema, written as `json.dumps` does.
-        limits: Bounds on the grammar and on its parser's work.
+        texts: Whole answers. For a JSON schema, in the format of `json.dumps`.
 
     Raises:
-        GrammarError: If the grammar is wrong, exceeds a limit or names tokens.
+        GrammarError: The grammar is invalid, exceeds a limit or names tokens.
     """
-    matcher, tokens, _ = _compiled(grammar, limits)
+    matcher, tokens, _ = _compiled(grammar)
     if tokens:
         raise GrammarError(
             f"{grammar.source}: the grammar names tokens ({', '.join(tokens)}), so that which texts it accepts can "
@@ -99,16 +97,19 @@ def _failing(matcher: LLMatcher, text: str, source: str) -> int | None:
     return len(content[:taken].decode(errors="ignore"))
 
 
-def _compiled(grammar: Grammar, limits: GrammarLimits) -> tuple[LLMatcher, tuple[str, ...], tuple[str, ...]]:
-    """The grammar's matcher on bytes, the tokens that it names, for which it has any other, and its warnings."""
+def _compiled(grammar: Grammar) -> tuple[LLMatcher, tuple[str, ...], tuple[str, ...]]:
+    """Return a matcher on bytes, the tokens that the grammar names, and its warnings.
+
+    One special token stands for all that are named.
+    """
     tokens: dict[str, None] = {}
 
     def stand_in(token: str) -> str:
         tokens[token] = None
         return _ANY_TOKEN
 
-    definition = to_llguidance(grammar, limits, lambda lark: replace_tokens(lark, stand_in), exact=True)
-    matcher = compile_matcher(definition.text, _byte_tokenizer(), grammar, limits)
+    definition = to_llguidance(grammar, DEFAULT, lambda lark: replace_tokens(lark, stand_in), exact=True)
+    matcher = compile_matcher(definition.text, _byte_tokenizer(), grammar, DEFAULT)
     return matcher, tuple(tokens), definition.warnings
 
 

@@ -36,25 +36,25 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Literal:
-    """The characters of a text, one after the other; an empty text matches nothing at all."""
+    """A text. An empty literal matches nothing at all."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class CharacterClass:
-    """One character of a set.
+    """Any one character of a set.
 
     Attributes:
-        ranges: First and last code point of each range, both inside it.
-        negated: True when the set holds all characters outside the ranges; without ranges that is any character.
+        ranges: First and last code point of each range, inclusive.
+        negated: Whether the set is all characters outside the ranges. Without ranges that is any character.
     """
 
     ranges: tuple[tuple[int, int], ...]
     negated: bool = False
 
     def spans(self) -> tuple[tuple[int, int], ...]:
-        """Return the set as ascending ranges that do not touch, without negation and surrogates."""
+        """Return the set as ascending, separate ranges, without negation and surrogates."""
         inside = _merged(self.ranges)
         if self.negated:
             return _complement([*inside, _SURROGATES])
@@ -66,9 +66,9 @@ class TokenReference:
     """One token of the model's vocabulary.
 
     Attributes:
-        text: The token's text with its angle brackets, such as `<think>`; None when the id is given.
-        id: The token's id; None when the text is given.
-        negated: True for every token but this one.
+        text: The token with its angle brackets, such as `<think>`; None if the id is given.
+        id: The token's id; None if the text is given.
+        negated: Whether it means every token except this one.
     """
 
     text: str | None = None
@@ -78,14 +78,14 @@ class TokenReference:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """Whatever the rule of this name matches."""
+    """A reference to a rule."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Sequence:
-    """One item after the other; without items, the empty text."""
+    """A sequence of items. Without items it is the empty text."""
 
     items: tuple[Node, ...]
 
@@ -99,12 +99,12 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
-    """An item again and again.
+    """A repetition of an item.
 
     Attributes:
-        item: What is repeated.
-        min: Smallest number of times.
-        max: Largest number of times; None when there is none.
+        item: The repeated item.
+        min: Least number of repetitions.
+        max: Largest number of repetitions; None for no limit.
     """
 
     item: Node
@@ -119,23 +119,23 @@ EMPTY = Sequence(())
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The rules of a grammar; its texts are those of the rule `root`.
+    """The rules of a grammar. Its start rule is `root`.
 
     Attributes:
-        nodes: The tree of each rule, in the order of the text.
-        lines: The line of the text at which each rule is defined, from 1.
+        nodes: The syntax tree of each rule, in order.
+        lines: The line of each rule's definition, from 1.
     """
 
     nodes: Mapping[str, Node]
     lines: Mapping[str, int] = field(default_factory=dict)
 
     def line(self, name: str) -> int:
-        """Return the line at which the rule is defined, or 0 when it comes from no text."""
+        """Return the line of the rule's definition; 0 if it is not in the text."""
         return self.lines.get(name, 0)
 
 
 def parts_of(node: Node) -> tuple[Node, ...]:
-    """Return the nodes right below a node."""
+    """Return the direct parts of a node."""
     match node:
         case Sequence(items):
             return items
@@ -150,12 +150,12 @@ def parts_of(node: Node) -> tuple[Node, ...]:
 def fold(
     node: Node, visit: Callable[[Node, list[T]], T], *, whole: Callable[[Node], bool] = lambda _: False
 ) -> T:
-    """Return what `visit` makes of a node and of what it made of the node's parts.
+    """Compute a value for a tree from its leaves to its root.
 
     Args:
         node: The root of the tree.
-        visit: Called once for each node of the tree, after its parts.
-        whole: Says of a node that `visit` takes it without its parts.
+        visit: Gets a node and the values of its parts, and returns the node's value. Called once per node.
+        whole: Returns whether `visit` takes a node without the values of its parts.
     """
     results: list[T] = []
     todo: list[tuple[Node, bool]] = [(node, False)]
@@ -174,7 +174,7 @@ def fold(
 
 
 def names_in(node: Node) -> Iterator[str]:
-    """Yield the names of the rules that a tree refers to, from left to right, each as often as it occurs."""
+    """Yield the rule names in a tree from left to right, with repetitions."""
     todo = [node]
     while todo:
         current = todo.pop()
@@ -184,7 +184,7 @@ def names_in(node: Node) -> Iterator[str]:
 
 
 def _merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return the ranges in ascending order, with those joined that overlap or touch."""
+    """Return the ranges in ascending order, with overlapping and adjacent ones joined."""
     merged: list[tuple[int, int]] = []
     for low, high in sorted(ranges):
         if merged and low <= merged[-1][1] + 1:

@@ -1,10 +1,9 @@
-"""Decides which parts of a grammar the lexer may take as one piece.
+"""Decides which parts of a grammar become terminals of the lexer.
 
-The parser asks its lexer for pieces, called terminals, and the lexer always takes the longest piece that any of the
-terminals allowed at that place matches. Large terminals are quick, but where a shorter piece would have been right
-the text is lost. A terminal is safe when no text of it, followed by a character that may come next, is the beginning
-of a longer text of a terminal that is allowed at the same place. Parts that are not safe are broken into smaller
-ones, in the end into single characters, which always are.
+The lexer always takes the longest match of all allowed terminals. Large terminals are fast, but a text is lost if a
+shorter match would have been right. A terminal is safe if no text of it, followed by a possible next character,
+begins a longer text of a terminal that is allowed at the same position. Unsafe parts are split into smaller ones, in
+the end into single characters, which are always safe.
 """
 
 from __future__ import annotations
@@ -44,8 +43,8 @@ class Terminals:
     """A grammar over terminals.
 
     Attributes:
-        rules: The rules that `root` needs; a reference to one of the names in `regexes` is a terminal.
-        regexes: The regex of each terminal. No rule has such a name.
+        rules: The rules that `root` needs. A reference to a name in `regexes` is a terminal.
+        regexes: The regex of each terminal. Their names differ from rule names.
     """
 
     rules: Mapping[str, Node]
@@ -53,12 +52,12 @@ class Terminals:
 
 
 def choose_terminals(rules: Mapping[str, Node], *, exact: bool = True) -> Terminals:
-    """Return the rules over the largest terminals that keep the language.
+    """Choose the largest terminals that keep the language.
 
     Args:
-        rules: Rules as `normalise` leaves them.
-        exact: False to keep only the texts in which no terminal runs into the next one where that can be avoided,
-            with blanks that may stand between them or by ending a repetition.
+        rules: Rules from `normalise`.
+        exact: False keeps only the texts in which terminals do not run into each other, if a blank or the end of a
+            repetition can separate them.
     """
     fragments = Fragments(rules)
     pairs = _Pairs()
@@ -77,12 +76,12 @@ def choose_terminals(rules: Mapping[str, Node], *, exact: bool = True) -> Termin
 
 
 class _Plan:
-    """The rules over terminals made of every regular part that is not broken.
+    """The rules with terminals for all regular parts that are not split.
 
     Attributes:
         rules: The rules that `root` needs, with references to terminals.
         automata: The automaton of each terminal.
-        optional: The terminals `x+` that stand for `x*`. Next to one of the same regex they are not needed.
+        optional: The terminals `x+` that stand for `x*`. Next to a terminal of the same regex they are not needed.
     """
 
     def __init__(self, rules: Mapping[str, Node], fragments: Fragments, broken: set[str] | None) -> None:
@@ -104,7 +103,7 @@ class _Plan:
         return Terminals(self.rules, {name: automaton.regex for name, automaton in self.automata.items()})
 
     def loop(self, node: Node) -> Fragment | None:
-        """Return the automaton of `x+` for a node `x*`, when it may be a terminal."""
+        """Return the automaton of `x+` for a node `x*`, if it may be a terminal."""
         if not isinstance(node, Repeat) or (node.min, node.max) != (0, None):
             return None
         item = self.fragments.of(node.item)
@@ -112,19 +111,19 @@ class _Plan:
         return made if made and self.allowed(made) else None
 
     def allowed(self, fragment: Fragment | None) -> bool:
-        """Say whether a regular part may be a terminal."""
+        """Return whether a regular part may be a terminal."""
         if fragment is None or fragment.nullable or fragment.has_optional_blank:
             return False
         return self.broken is not None and fragment.regex not in self.broken
 
     def whole(self, node: Node) -> bool:
-        """Say whether a node becomes a terminal as it is."""
+        """Return whether the whole node becomes a terminal."""
         if isinstance(node, Reference):
             return True
         return self.allowed(self.fragments.of(node)) or self.loop(node) is not None
 
     def planned(self, node: Node, parts: list[Node]) -> Node:
-        """Return what becomes of a node, given what becomes of its parts."""
+        """Return the planned node, given its planned parts."""
         if isinstance(node, Reference | TokenReference):
             return node
         fragment = self.fragments.of(node)
@@ -147,7 +146,7 @@ class _Plan:
                 raise AssertionError(f"a class has an automaton: {node}")
 
     def pieces(self, text: str) -> Iterator[Node]:
-        """Yield the terminals of a text that is no terminal itself."""
+        """Yield the terminals of a text that is not a terminal itself."""
         for start in range(0, len(text), _PIECE):
             part = literal(text[start : start + _PIECE])
             whole = part if len(text) > _PIECE and self.allowed(part) else None
@@ -163,10 +162,10 @@ class _Plan:
 
 
 class _Pairs:
-    """How each two terminals compare, worked out once.
+    """Cached comparisons of pairs of terminals.
 
     Attributes:
-        work: The comparisons of two positions made. Beyond the limit no more are made, and all answers are wrong.
+        work: Number of compared positions. Beyond the limit nothing is compared, and the results are invalid.
     """
 
     def __init__(self) -> None:
@@ -174,7 +173,7 @@ class _Pairs:
         self.known: dict[tuple[str, str], tuple[bool, int]] = {}
 
     def compare(self, one: Fragment, other: Fragment) -> tuple[bool, int]:
-        """Return what `compared` does."""
+        """Return the cached result of `compared`."""
         if not one.starts & other.starts or self.work > _MAX_COMPARISONS:
             return False, 0
         key = (one.regex, other.regex)
@@ -185,7 +184,7 @@ class _Pairs:
 
 
 def _unsafe(plan: _Plan, pairs: _Pairs, *, exact: bool) -> set[str]:
-    """Return the regexes of the terminals that can hide the end of another one, or of themselves."""
+    """Return the regexes of the terminals that can hide the end of another terminal or of themselves."""
     neighbours = _Neighbours(plan, pairs, exact=True)
     together = neighbours.together()
     if not exact:
@@ -220,17 +219,17 @@ def _union(sets: list[int], numbers: int) -> int:
 
 
 class _Neighbours:
-    """Which terminals can come next, and which can be allowed at one place.
+    """Which terminals can come next, and which can be allowed at the same position.
 
-    Sets of terminals are the bits of an integer. One more number stands for the beginning and for every token.
+    Sets of terminals are bit sets in integers. One more bit stands for the beginning and for every token.
 
     Args:
         plan: The rules over terminals.
         pairs: How terminals compare.
-        exact: False to leave out what can be avoided: skipped blanks, and the next round of a repetition.
+        exact: False leaves out what can be avoided: skipped blanks, and further repetitions.
 
     Attributes:
-        after: Of each terminal those that can come right after it.
+        after: For each terminal those that can follow directly.
     """
 
     def __init__(self, plan: _Plan, pairs: _Pairs, *, exact: bool) -> None:
@@ -268,7 +267,7 @@ class _Neighbours:
             todo |= dict.fromkeys(self._spread(plan.rules[name], self.follow[name]))
 
     def _optional(self, node: Repeat) -> bool:
-        """Say whether a repetition may be left out."""
+        """Return whether a repetition may be left out."""
         blank = isinstance(node.item, Reference) and node.item.name in self.blanks
         return node.min == 0 and (self.exact or not blank)
 
@@ -296,7 +295,7 @@ class _Neighbours:
         return first, empty
 
     def _spread(self, node: Node, follow: int) -> Iterator[str]:
-        """Note what comes after each part of a node, and yield the rules for which that is new."""
+        """Record what follows each part of a node. Yield the rules for which that is new."""
         todo = [(node, follow)]
         while todo:
             current, then = todo.pop()
@@ -321,7 +320,7 @@ class _Neighbours:
                     todo.extend((part, then) for part in parts_of(current))
 
     def together(self) -> list[int]:
-        """Return of each terminal those that can be allowed where it is."""
+        """Return for each terminal those that can be allowed at the same position."""
         alike = [1 << number for number in range(self.edge + 1)]  # those that can match the same text there
         together = [0] * (self.edge + 1)
         todo = dict.fromkeys(range(self.edge + 1))

@@ -1,4 +1,4 @@
-"""The tokenizer as llguidance needs it: no text of a grammar is ever read as a special token."""
+"""The tokenizer of llguidance. It never reads text of a grammar as a special token."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ _PROBE = 'A b  c\n\t{"key": [1.5, "é 東 🙂"]}\r\n'
 class Vocabulary:
     """llguidance's tokenizer of one base, and the tokens that grammars may name.
 
-    llguidance writes forced text with the tokenizer itself, which reads `<think>` in it as the token. It then
-    contradicts its own grammar, which means the letters. So here every special token has an unguessable name.
-    It holds any token that is marked special or written `<…>` as special, and so do we.
+    llguidance encodes forced text with the tokenizer, which would read `<think>` in the text as the token. That
+    contradicts the grammar, which means the letters. So every special token gets a random name here. As in
+    llguidance, a token is special if it is marked special or written `<…>`.
 
     Args:
         tokenizer_json: The content of `tokenizer.json`.
         width: Width of the model's logits, at least the number of tokens.
 
     Attributes:
-        tokenizer: What llguidance compiles grammars for.
+        tokenizer: The tokenizer for llguidance.
         width: As given.
-        size: The first id that no token has, up to which ids may be allowed.
+        size: The number of ids that may be allowed: one more than the last token.
 
     Raises:
-        GrammarError: If llguidance cannot read the tokenizer.
+        GrammarError: llguidance cannot read the tokenizer.
     """
 
     def __init__(self, tokenizer_json: str, width: int) -> None:
@@ -73,7 +73,7 @@ class Vocabulary:
             return bool(self.tokenizer.decode_bytes(self.tokenizer.tokenize_str(text)) == text.encode())
 
     def spells(self, text: str) -> bool:
-        """Say whether some tokens make the text."""
+        """Return whether the tokens can spell the text."""
         content = text.encode()
         if self._reads_back(text):
             return True
@@ -93,10 +93,10 @@ class Vocabulary:
         return len(content) in reached
 
     def named(self, lark: str) -> str:
-        """Return the Lark text with `<name>` replaced by `<[id]>` wherever it stands for a token.
+        """Return the Lark text with token names `<name>` replaced by `<[id]>`.
 
         Raises:
-            GrammarError: If the tokenizer has no special token of that name.
+            GrammarError: The tokenizer has no special token of that name.
         """
 
         def numbered(token: str) -> str:
@@ -120,11 +120,11 @@ def _unreadable(words: str) -> GrammarError:
 
 
 def replace_tokens(lark: str, replacement: Callable[[str], str]) -> str:
-    """Return a text in llguidance's Lark with `replacement` of each token that it names.
+    """Return a Lark text of llguidance with each named token replaced.
 
     Args:
         lark: The text.
-        replacement: Gets a token as it is written there, such as `<think>` or `<[1000]>`.
+        replacement: Gets a token as written, such as `<think>` or `<[1000]>`, and returns its replacement.
     """
 
     def replaced(match: re.Match[str]) -> str:

@@ -1,4 +1,4 @@
-"""Who made a package, and whether it is still what they made: signatures, keys and trust."""
+"""Signatures of packages, keys and trust."""
 
 from hivellm_ort.integrity.keyfiles import generate_key, read_public_key
 from hivellm_ort.integrity.signing import SignedPackage, sign

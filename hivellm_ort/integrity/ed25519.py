@@ -33,10 +33,10 @@ SIGNATURE = re.compile(r"[0-9a-f]{128}")
 
 
 def checked_key(text: str) -> str:
-    """A public key, if it has the right form.
+    """Return a public key after checking its form.
 
     Raises:
-        IntegrityError: It has not.
+        IntegrityError: It is malformed.
     """
     if PUBLIC_KEY.fullmatch(text) is None:
         raise IntegrityError(
@@ -46,28 +46,28 @@ def checked_key(text: str) -> str:
 
 
 def new_seed() -> bytes:
-    """A new private key: the 32 bytes of its seed, from the system's generator."""
+    """Return a new private key: a seed of 32 bytes from the system's random generator."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     return Ed25519PrivateKey.generate().private_bytes_raw()
 
 
 def public_key(seed: bytes) -> str:
-    """The public key of a private one."""
+    """Return the public key that belongs to a private key."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     return PREFIX + Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw().hex()
 
 
 def sign(seed: bytes, message: bytes) -> str:
-    """Sign a message; the signature has 128 hex digits."""
+    """Sign a message and return the signature, 128 hex digits."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     return Ed25519PrivateKey.from_private_bytes(seed).sign(message).hex()
 
 
 def is_valid(key: str, signature: str, message: bytes) -> bool:
-    """Whether a signature of the right form is that of the message by the key."""
+    """Return whether a well-formed signature of the message is valid under the key."""
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 

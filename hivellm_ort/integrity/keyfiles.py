@@ -1,4 +1,4 @@
-"""Key files in the form of the reference tool, so that keys serve both.
+"""Key files in the format of the reference tool, so that both tools can use them.
 
 A private key is the 32 raw bytes of its seed. The public key lies beside it, with the suffix `.pub`:
 `ed25519:` and 64 hex digits, without a newline.
@@ -24,14 +24,14 @@ _MAX_PUBLIC_BYTES = 1024
 
 
 def public_path(path: Path) -> Path:
-    """Where the public key of a private key file lies."""
+    """Return the path of the public key that belongs to a private key file."""
     return path.with_suffix(".pub")
 
 
 def generate_key(path: StrPath) -> str:
-    """Make a key and write both its files. Neither may be there, and after an error neither is.
+    """Make a key and write its two files. Neither may exist before, and after an error neither exists.
 
-    Only the user may read the private one (mode 0600; on Windows the folder's access list decides).
+    Only the user may read the private key (mode 0600; on Windows the folder's access list decides).
 
     Args:
         path: The private key file.
@@ -40,8 +40,8 @@ def generate_key(path: StrPath) -> str:
         The public key.
 
     Raises:
-        LoadError: A file is there already or cannot be written.
-        ValueError: The path has the suffix of public keys.
+        LoadError: A file exists already or cannot be written.
+        OptionError: The path has the suffix of public keys.
     """
     path = Path(path)
     if not path.name:
@@ -61,7 +61,7 @@ def generate_key(path: StrPath) -> str:
 
 
 def read_private_key(path: StrPath) -> bytes:
-    """Read a private key file; warn if other users of the machine can read it too.
+    """Read a private key file. Warn if other users of the machine can read it.
 
     Returns:
         The seed, 32 bytes.
@@ -89,13 +89,13 @@ def read_private_key(path: StrPath) -> bytes:
 
 
 def read_public_key(source: StrPath) -> str:
-    """A public key given as text, or as the file that holds it.
+    """Return a public key from its text or its file.
 
     Args:
         source: A string that begins with `ed25519:`, else the path of a `.pub` file.
 
     Raises:
-        IntegrityError: It is no public key.
+        IntegrityError: It is not a public key.
         LoadError: The file cannot be read.
     """
     if isinstance(source, str) and source.startswith(PREFIX):
@@ -120,7 +120,7 @@ def read_public_key(source: StrPath) -> str:
 
 
 def _create(path: Path, data: bytes, *, mode: int) -> None:
-    """Write a new file whole, or leave none."""
+    """Write a new file completely, or leave none."""
     binary = getattr(os, "O_BINARY", 0)  # Windows would else write two bytes for a newline
     try:
         number = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | binary, mode)

@@ -1,4 +1,4 @@
-"""The files of a package with their digests, and the list of them in `integrity.files`."""
+"""The files of a package and their digests, compared with the list in `integrity.files`."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _MAX_FILES = Limits().max_members
 
 
 def members_of(package: UnpackedPackage) -> dict[str, Member]:
-    """All files of a package by name, those that were left out of the unpacked archive included.
+    """Return all files of a package by name, including members that were not unpacked.
 
-    An archive's digests are those taken when it was unpacked; a folder's files are read now.
+    Digests of an archive were computed while unpacking. The files of a folder are read now.
 
     Raises:
         IntegrityError: The folder holds a link, a device or a name that no archive may have.
@@ -35,10 +35,10 @@ def members_of(package: UnpackedPackage) -> dict[str, Member]:
 
 
 def field(block: Mapping[str, Any], key: str, form: re.Pattern[str]) -> str:
-    """A field of the integrity block that must have a certain form.
+    """Return a string field of the integrity block after checking its form.
 
     Raises:
-        IntegrityError: It has another form, is no string or is missing.
+        IntegrityError: It is missing, is not a string or is malformed.
     """
     value = block.get(key)
     if not isinstance(value, str) or form.fullmatch(value) is None:
@@ -47,7 +47,7 @@ def field(block: Mapping[str, Any], key: str, form: re.Pattern[str]) -> str:
 
 
 def listed_digests(block: Mapping[str, Any]) -> dict[str, str]:
-    """The names and digests that an integrity block lists.
+    """Return the names and digests that an integrity block lists.
 
     Raises:
         IntegrityError: They are missing or malformed.
@@ -64,10 +64,10 @@ def listed_digests(block: Mapping[str, Any]) -> dict[str, str]:
 
 
 def covered(listed: Mapping[str, str], members: Mapping[str, Member]) -> dict[str, Member]:
-    """The members that a signature must cover.
+    """Return the members that a signature must cover.
 
-    Those are all but the files that macOS and Windows add and the signature does not list. These are never unpacked
-    and never read, also in a folder opened in place, so whoever adds one changes nothing that is used.
+    These are all members except unlisted files that macOS and Windows add. Such files are never unpacked and never
+    read, so adding one changes nothing that is used.
 
     Args:
         listed: Names and digests in the integrity block.
@@ -77,7 +77,7 @@ def covered(listed: Mapping[str, str], members: Mapping[str, Member]) -> dict[st
 
 
 def compare(listed: Mapping[str, str], members: Mapping[str, Member]) -> None:
-    """Find the first file that is not as listed.
+    """Refuse the first file that differs from the list.
 
     Raises:
         IntegrityError: A file is missing, is not listed, or differs.
@@ -92,7 +92,7 @@ def compare(listed: Mapping[str, str], members: Mapping[str, Member]) -> None:
 
 
 def _walk(root: Path) -> Iterator[Member]:
-    """The files under a folder, under the rules for the names of an archive."""
+    """Yield the files under a folder. Their names must follow the rules of archives."""
     names = MemberNames()
     for count, (found, folder) in enumerate(files_below(root), start=1):
         if count > _MAX_FILES:

@@ -63,14 +63,14 @@ _TEXT = re.compile(r".*", re.DOTALL)
 def signed_manifest(
     manifest: Mapping[str, Any], members: Iterable[Member], seed: bytes, *, publisher: str, created_at: str
 ) -> bytes:
-    """Write a manifest that carries the signature of its package.
+    """Return a manifest that carries the signature of its package.
 
     Args:
         manifest: The parsed manifest; an integrity block in it is replaced.
         members: All other members of the package.
         seed: The private key.
-        publisher: Who signs.
-        created_at: When, as the scheme writes it.
+        publisher: Name of the signer.
+        created_at: Time of signing, as the scheme writes it.
 
     Returns:
         The bytes of `manifest.json`.
@@ -100,7 +100,7 @@ def signed_manifest(
 def verified_key(
     text: bytes, manifest: Mapping[str, Any], block: Mapping[str, Any], members: Mapping[str, Member]
 ) -> str:
-    """The public key that signed the package.
+    """Return the public key that signed the package.
 
     Args:
         text: The bytes of `manifest.json`.
@@ -109,7 +109,7 @@ def verified_key(
         members: All other members of the package by name.
 
     Raises:
-        IntegrityError: There is no valid signature; the message says what was changed.
+        IntegrityError: There is no valid signature. The message says what was changed.
     """
     if _TAIL.search(text[-200:]) is None or [*manifest][-1] != "integrity" or [*block] != _KEYS:
         raise IntegrityError(f"{MANIFEST} does not end with an integrity block as {SCHEME} writes it")

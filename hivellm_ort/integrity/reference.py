@@ -1,4 +1,4 @@
-"""Verifying packages that the reference tool `expert-cli` signed.
+"""Verifies packages that the reference tool `expert-cli` signed.
 
 Its signer lists the SHA-256 of every file of the package in `integrity.files`. The message is one line
 `<path>:<digest>` for each, sorted by the UTF-8 bytes of the paths, joined by newlines, without one at the end.
@@ -56,7 +56,7 @@ _MAX_PERMUTED_BYTES = 256 << 10  # bounds the work of 720 permutations; real man
 
 
 def verified_key(text: bytes, block: Mapping[str, Any], members: Mapping[str, Member]) -> str:
-    """The public key that signed the package.
+    """Return the public key that signed the package.
 
     Args:
         text: The bytes of `manifest.json`.
@@ -104,7 +104,7 @@ def _check_manifest(text: bytes, block: Mapping[str, Any], digest: str) -> None:
 
 
 def _permuted_digests(text: bytes) -> Iterator[str]:
-    """The digests of a manifest with its evaluation metrics in every order, a few hundred at most."""
+    """Yield the digests of a manifest for each order of its evaluation metrics, a few hundred at most."""
     metrics = _METRICS.search(text) if len(text) <= _MAX_PERMUTED_BYTES else None
     if metrics is None:
         return

@@ -1,4 +1,4 @@
-"""Signing a package with our own scheme."""
+"""Signs packages with our own scheme."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _MAX_PUBLISHER = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignedPackage:
-    """What `sign` wrote.
+    """The result of `sign`.
 
     Attributes:
         path: The signed package.
         key: The public key of the signature.
-        members: How many files it holds.
+        members: Number of files in it.
         notes: One sentence for each file that was left out or came twice, and for an integrity block replaced.
     """
 
@@ -48,25 +48,24 @@ def sign(
     limits: Limits = DEFAULT_LIMITS,
     progress: Progress | None = None,
 ) -> SignedPackage:
-    """Write a package again with a signature. A reader sees the old one or the new one, whole.
+    """Sign a package. Readers see either the old file or the complete new one.
 
-    Pickles, executables, what macOS and Windows add and the reference tool's `signature.sig` are left out. An
-    integrity block that is there is replaced, valid or not: the signature says that you vouch for what the package
-    holds now.
+    Pickles, executables, files that macOS and Windows add, and the reference tool's `signature.sig` are left out.
+    An existing integrity block is replaced, valid or not: by signing you vouch for the current content.
 
     Args:
         package: The `.expert` file.
         private_key: The key file that `generate_key` wrote.
-        publisher: Who signs; a claim that readers see only beside your key.
-        output: Where the signed package goes; in place by default.
-        limits: What the archive may unpack to.
-        progress: Called with the number of bytes just unpacked (compressed) or packed.
+        publisher: The name of the signer. Readers see it only together with your key.
+        output: Path of the signed package. Default: replace the package itself.
+        limits: Limits on the unpacked archive.
+        progress: Called with the number of bytes that were just read (compressed) or packed.
 
     Raises:
-        IntegrityError: The archive is damaged or unsafe, or the key file is no key.
+        IntegrityError: The archive is damaged or unsafe, or the key file does not hold a key.
         ManifestError: `manifest.json` is missing or malformed.
         LoadError: A file cannot be read or written.
-        ValueError: The publisher is empty, too long or not printable.
+        OptionError: The publisher is empty, too long or not printable.
     """
     if not publisher.strip() or len(publisher) > _MAX_PUBLISHER or not publisher.isprintable():
         raise OptionError(f"publisher {publisher[:80]!a}: give 1 to {_MAX_PUBLISHER} printable characters")

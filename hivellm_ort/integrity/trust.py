@@ -1,4 +1,4 @@
-"""Whether to load a package, given what its signature says."""
+"""Decides by its signature whether a package may be loaded."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ in_child(_reset_lock)
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """Whom to trust, and what to do with packages from others.
+    """Which signers to trust, and what to do with other packages.
 
     Attributes:
-        policy: `require`: only packages signed by a pinned key load. `warn`: unsigned packages and those signed
-            by unknown keys load with a warning; a signature that fails is refused. `off`: everything loads.
+        policy: `require` loads only packages signed by a pinned key. `warn` loads unsigned packages and unknown keys
+            with a warning, and refuses invalid signatures. `off` loads everything.
         keys: Names and public keys of the pinned signers; None for those of the user's `TrustStore`.
 
     Raises:
-        ValueError: Another policy, or a malformed name or key.
+        OptionError: Another policy, or a malformed name or key.
     """
 
     policy: Policy = "warn"
@@ -57,7 +57,7 @@ class Trust:
             object.__setattr__(self, "keys", checked_keys(self.keys))
 
     def pinned(self) -> Mapping[str, str]:
-        """The pinned keys by name.
+        """Return the pinned keys by name.
 
         Raises:
             LoadError: The user's list cannot be read.
@@ -66,17 +66,17 @@ class Trust:
 
 
 def check(package: UnpackedPackage, trust: Trust, *, where: StrPath | None = None) -> Verdict:
-    """Verify a package and refuse it if the policy does.
+    """Verify a package, and refuse it if the policy says so.
 
-    A package that loads with a warning warns once in a process, a folder once for its path.
+    Each package is warned about once per process, each folder once per path.
 
     Args:
         package: The opened package.
         trust: The policy and the pinned keys.
-        where: What messages call the package; its folder or its digest by default.
+        where: Name of the package in messages. Default: its folder or its digest.
 
     Returns:
-        The verdict, for a package that may be loaded.
+        The verdict on a package that may be loaded.
 
     Raises:
         IntegrityError: The policy refuses the package.

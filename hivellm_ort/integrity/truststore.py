@@ -28,23 +28,23 @@ _MAX_NAME = 80
 
 
 class TrustStore:
-    """Public keys pinned by name. Several processes may change it at once; nobody reads half of it.
+    """Public keys pinned by name. Several processes may change it at once; readers always see a complete file.
 
-    It lies in `HIVELLM_HOME` where that is set, else in the user's folder for configuration. The cache of
-    packages can be cleared without losing it.
+    The file is in `HIVELLM_HOME` if that is set, else in the user's configuration folder. Clearing the cache of
+    packages does not remove it.
 
     Args:
-        path: Another file.
+        path: Path of the file. Default: as above.
 
     Attributes:
-        path: The file; it need not be there.
+        path: The file; it need not exist.
     """
 
     def __init__(self, path: StrPath | None = None) -> None:
         self.path = _default_path() if path is None else Path(path)
 
     def mapping(self) -> dict[str, str]:
-        """The names and their public keys, in the order they were added; none without a file.
+        """Return public keys by name, in the order they were added; empty without a file.
 
         Raises:
             LoadError: The file cannot be read or is damaged.
@@ -59,14 +59,14 @@ class TrustStore:
             ) from error
 
     def add(self, name: str, key: str) -> None:
-        """Pin a public key. To pin the same key under the same name again is fine.
+        """Pin a public key. Pinning the same key under the same name again changes nothing.
 
         Args:
-            name: Whose key it is.
+            name: Name of the key's owner.
             key: `ed25519:` and 64 hex digits.
 
         Raises:
-            IntegrityError: Name or key is malformed, or one of them is pinned with another partner.
+            IntegrityError: Name or key is malformed, or one of them is pinned already, to another key or name.
             LoadError: The file cannot be read or written.
         """
         _check_name(name)
@@ -83,7 +83,7 @@ class TrustStore:
             self._save(checked_keys({**keys, name: key}))
 
     def remove(self, name_or_key: str) -> str:
-        """Forget a pinned key.
+        """Remove a pinned key.
 
         Returns:
             The name it had.
@@ -127,7 +127,7 @@ class TrustStore:
 
 
 def checked_keys(keys: Mapping[str, str]) -> dict[str, str]:
-    """A copy of names and their public keys, if they have the right form.
+    """Return a copy of names and their public keys after checking their form.
 
     Raises:
         IntegrityError: A name or a key is malformed, or one key has two names.

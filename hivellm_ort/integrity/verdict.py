@@ -1,4 +1,4 @@
-"""What is known about the signature of a package."""
+"""The outcome of checking the signature of a package."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Verdict:
             `unsigned`: nothing claims to be a signature. `failed`: something does, and it is not valid.
         key: The public key of a valid signature, `ed25519:` and 64 hex digits; None without one.
         signer: The name under which the key is pinned; None unless verified.
-        reason: Why it failed, or a note on an unsigned package; None where there is nothing to say.
-        scheme: `hivellm-ort/1`, or `expert-cli` for the reference signer; None where neither was found.
+        reason: Why it failed, or a note on an unsigned package; None if there is nothing to say.
+        scheme: `hivellm-ort/1`, or `expert-cli` for the reference signer; None if neither was found.
     """
 
     status: Status
@@ -32,7 +32,7 @@ class Verdict:
     scheme: str | None = None
 
     def against(self, keys: Mapping[str, str]) -> Verdict:
-        """This verdict, verified if the signature is valid and its key among these.
+        """Return this verdict as `verified` if the signature is valid and its key is among `keys`.
 
         Args:
             keys: Names and their public keys.
@@ -51,5 +51,5 @@ class Verdict:
 
 
 def short_key(key: str) -> str:
-    """A public key cut to its first 16 hex digits, to recognise it by; never to compare it by."""
+    """Return the first 16 hex digits of a public key, for display only. Never compare keys by it."""
     return f"{key[:_SHORT]}…"

@@ -1,4 +1,4 @@
-"""Verifying the signature of a package."""
+"""Verifies the signature of a package."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _CLAIMS = ("scheme", "signature", "pubkey", "public_key")
 
 
 def verify(package: UnpackedPackage, keys: Mapping[str, str]) -> Verdict:
-    """Verify the signature of a package, ours or the reference tool's.
+    """Verify the signature of a package, in our scheme or the reference tool's.
 
-    The digests of a `.expert` file's members are those taken when it was unpacked. A folder's files are read,
-    but only if its manifest carries a signature; links and files that were not signed are refused there too.
+    The digests of a `.expert` file were computed while unpacking. The files of a folder are read only if its
+    manifest carries a signature. Links and unsigned files are refused in a folder too.
 
     Args:
         package: The opened package.
         keys: Names of signers and their public keys, `ed25519:` and 64 hex digits.
 
     Returns:
-        The verdict; a bad signature is one too.
+        The verdict. An invalid signature is a verdict too, not an error.
 
     Raises:
         ManifestError: The manifest cannot be read.
@@ -58,7 +58,7 @@ def verify(package: UnpackedPackage, keys: Mapping[str, str]) -> Verdict:
 
 
 def _scheme(manifest: Mapping[str, Any]) -> str | None:
-    """The scheme of the manifest's signature; None where nothing claims to be one."""
+    """Return the scheme of the manifest's signature; None if there is no signature."""
     block = manifest.get("integrity")
     if block is None:
         return None

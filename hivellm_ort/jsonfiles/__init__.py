@@ -1,1 +1,1 @@
-"""JSON files of packages: strict reading, typed fields, and where a fault stands."""
+"""Reads JSON files strictly, gives typed access to fields, and locates errors by line and column."""

@@ -1,6 +1,6 @@
-"""Places in the text of a JSON file: where a value stands, and where a rule of the reader is broken.
+"""Finds values and faults in a JSON text, by line and column.
 
-Nothing here runs while a good file is read. A message about a bad one walks the text again to find its place.
+Nothing here runs for a valid file. For an invalid one the text is parsed again to find the position.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from hivellm_ort.filenames import shown
 __all__ = [
     "MAX_DEPTH",
     "MAX_VALUES",
-    "Place",
+    "Position",
     "first_fault",
-    "line_and_column",
+    "locate",
     "number_fault",
-    "places",
     "pointer_of",
+    "position_of",
 ]
 
 MAX_DEPTH = 100
 """Deepest nesting of objects and lists read."""
 
 MAX_VALUES = 100_000
-"""Most values read, those of all objects and lists together."""
+"""Most values in one file, counted over all objects and lists."""
 
 _MAX_DIGITS = 400  # more are beyond a double, and slow to convert
 _parse = json.JSONDecoder().raw_decode
@@ -37,7 +37,7 @@ _BETWEEN = re.compile(r"[\s,:]*+")
 _NUMBER = re.compile(r"NaN|-?Infinity|-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][-+]?[0-9]++)?")
 
 
-class Place(NamedTuple):
+class Position(NamedTuple):
     """Line and column of a character, both from 1."""
 
     line: int
@@ -50,25 +50,25 @@ class _Value(NamedTuple):
     value: int  # of the value
 
 
-def line_and_column(text: str, offset: int) -> Place:
-    """The place of a character in a text, given its index."""
-    return Place(text.count("\n", 0, offset) + 1, offset - text.rfind("\n", 0, offset))
+def position_of(text: str, offset: int) -> Position:
+    """Return line and column of a character, given its index."""
+    return Position(text.count("\n", 0, offset) + 1, offset - text.rfind("\n", 0, offset))
 
 
 def pointer_of(path: Sequence[str]) -> str:
-    """The JSON pointer (RFC 6901) of keys and indices; empty for the whole."""
+    """Return the JSON pointer (RFC 6901) of keys and indices; empty for the whole."""
     return "".join(f"/{token.replace('~', '~0').replace('/', '~1')}" for token in path)
 
 
-def places(text: str, pointers: Iterable[str]) -> dict[str, Place]:
-    """Find values by their JSON pointers, in one walk.
+def locate(text: str, pointers: Iterable[str]) -> dict[str, Position]:
+    """Find values by their JSON pointers, in one pass.
 
     Args:
         text: A JSON text that parses.
-        pointers: What to find.
+        pointers: The JSON pointers.
 
     Returns:
-        The place of each value; of the nearest object or list above it where it is missing.
+        The position of each value. For a missing value it is that of the nearest object or list above it.
     """
     paths = {pointer: _path(pointer) for pointer in pointers}
     wanted = {path[:length] for path in paths.values() for length in range(len(path) + 1)}
@@ -79,7 +79,7 @@ def places(text: str, pointers: Iterable[str]) -> dict[str, Place]:
             if len(starts) == len(wanted):
                 break
     return {
-        pointer: line_and_column(
+        pointer: position_of(
             text, next(starts[path[:end]] for end in range(len(path), -1, -1) if path[:end] in starts)
         )
         for pointer, path in paths.items()
@@ -87,13 +87,13 @@ def places(text: str, pointers: Iterable[str]) -> dict[str, Place]:
 
 
 def first_fault(text: str) -> tuple[str, int, str] | None:
-    """Find the first key that is repeated, number that is refused, or value that is one too many or too deep.
+    """Find the first repeated key, refused number, or value beyond `MAX_VALUES` or `MAX_DEPTH`.
 
     Args:
-        text: A JSON text that parses up to there.
+        text: A JSON text that parses up to the fault.
 
     Returns:
-        JSON pointer, index of the character, and what is wrong; None when nothing is.
+        JSON pointer, index of the character, and what is wrong; or None.
     """
     keys: set[tuple[str, ...]] = set()
     for count, (path, start, value) in enumerate(_walk(text)):
@@ -112,7 +112,7 @@ def first_fault(text: str) -> tuple[str, int, str] | None:
 
 
 def number_fault(word: str) -> str | None:
-    """Why a number, as written, is refused; None if it is not."""
+    """Return why a number is refused, or None."""
     digits = word.removeprefix("-")
     if digits in ("NaN", "Infinity"):
         return f"{word} is not a JSON number; write a finite one"
@@ -125,10 +125,10 @@ def _path(pointer: str) -> tuple[str, ...]:
 
 
 def _walk(text: str, opened: Container[tuple[str, ...]] | None = None) -> Iterator[_Value]:
-    """The values of a JSON text, in the order of the text.
+    """Yield the values of a JSON text in order.
 
     Args:
-        text: A JSON text that parses as far as it is walked.
+        text: A JSON text that parses as far as it is read.
         opened: Paths of the objects and lists whose values are wanted; None for all.
     """
     path: list[str] = []

@@ -1,4 +1,4 @@
-"""What is wrong in one JSON file: gathered with its places, or raised at the first fault."""
+"""Faults of a JSON file: collected with their positions, or raised at the first one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from hivellm_ort.errors import ManifestError
-from hivellm_ort.jsonfiles.positions import Place, places
+from hivellm_ort.jsonfiles.positions import Position, locate
 
 __all__ = ["MAX_PROBLEMS", "Problem", "Report", "error_of"]
 
@@ -17,30 +17,32 @@ MAX_PROBLEMS = 50
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong in a JSON file; as a string, one line for a person.
+    """One fault of a JSON file. Its string is one line for people.
 
     Attributes:
         file: Name of the file, without folders.
         pointer: JSON pointer of the value, or of the field that is missing; empty for the whole file.
-        fault: What is wrong and what to do.
-        place: Where the value stands, or where the object starts that lacks it; None without a text.
+        fault: What is wrong, and what to do.
+        position: Position of the value, or of the object that lacks it; None without a text.
     """
 
     file: str
     pointer: str
     fault: str
-    place: Place | None
+    position: Position | None
 
     def __str__(self) -> str:
-        where = self.file if self.place is None else f"{self.file}:{self.place.line}:{self.place.column}"
+        where = (
+            self.file if self.position is None else f"{self.file}:{self.position.line}:{self.position.column}"
+        )
         # Keys of a hostile file: no line ends, no controls, no endless names.
         pointer = ascii(self.pointer if len(self.pointer) <= 160 else self.pointer[:160] + "...")[1:-1]
         return f"{where}: {pointer}: {self.fault}" if pointer else f"{where}: {self.fault}"
 
 
 def error_of(problems: Sequence[Problem]) -> ManifestError:
-    """The error that lists these, one line each; its attributes are those of the first."""
-    line, column = problems[0].place or (None, None)
+    """Return an error that lists the problems, one a line. Its attributes are those of the first."""
+    line, column = problems[0].position or (None, None)
     return ManifestError(
         "\n".join(str(problem) for problem in problems),
         pointer=problems[0].pointer or None,
@@ -50,13 +52,13 @@ def error_of(problems: Sequence[Problem]) -> ManifestError:
 
 
 class Report:
-    """The faults of one JSON file, one for each value and at most `MAX_PROBLEMS`.
+    """The faults of one JSON file: one for each value, at most `MAX_PROBLEMS`.
 
     Args:
         file: Name of the file, without folders.
-        text: Its text, for the places; None when there is none.
-        lenient: Keep faults that a reader can do without; otherwise each one is raised.
-        cure: What to do about a fault that does not say so itself; empty where its place tells enough.
+        text: Its text, for the positions; None without one.
+        lenient: Keep faults of optional fields. Otherwise the first fault is raised.
+        cure: The advice for faults that have none of their own; empty for no advice.
     """
 
     def __init__(self, file: str, text: str | None = None, *, lenient: bool = False, cure: str = "") -> None:
@@ -68,7 +70,7 @@ class Report:
         self._more = False
 
     def note(self, pointer: str, fault: str) -> None:
-        """Take in a fault that a reader can do without; the first one of a value counts.
+        """Record a fault of an optional field. Only the first fault of a value counts.
 
         Raises:
             ManifestError: The report is not lenient.
@@ -78,7 +80,7 @@ class Report:
         self._keep(pointer, fault)
 
     def fail(self, pointer: str, fault: str) -> NoReturn:
-        """Take in a fault that ends the reading, and raise it.
+        """Record a fault and raise it.
 
         Raises:
             ManifestError: Always.
@@ -86,13 +88,13 @@ class Report:
         if self._cure and ";" not in fault:
             fault = f"{fault}; {self._cure}"
         self._keep(pointer, fault)
-        raise error_of([self._problem(pointer, fault, self._places([pointer]))])
+        raise error_of([self._problem(pointer, fault, self._locate([pointer]))])
 
     def problems(self) -> tuple[Problem, ...]:
-        """Everything taken in, in the order of the file; in that of the pointers without a text."""
-        found = self._places(self._faults)
+        """Return all recorded faults, in the order of the file, or of the pointers if there is no text."""
+        found = self._locate(self._faults)
         listed = [self._problem(pointer, fault, found) for pointer, fault in self._faults.items()]
-        listed.sort(key=lambda problem: (problem.place or (0, 0), problem.pointer))
+        listed.sort(key=lambda problem: (problem.position or (0, 0), problem.pointer))
         if self._more:
             listed.append(Problem(self._file, "", "there are more problems; correct these first", None))
         return tuple(listed)
@@ -105,8 +107,8 @@ class Report:
         else:
             self._more = True
 
-    def _places(self, pointers: Iterable[str]) -> dict[str, Place]:
-        return {} if self._text is None else places(self._text, pointers)
+    def _locate(self, pointers: Iterable[str]) -> dict[str, Position]:
+        return {} if self._text is None else locate(self._text, pointers)
 
-    def _problem(self, pointer: str, fault: str, found: Mapping[str, Place]) -> Problem:
+    def _problem(self, pointer: str, fault: str, found: Mapping[str, Position]) -> Problem:
         return Problem(self._file, pointer, fault, found.get(pointer))

@@ -8,7 +8,7 @@ from pathlib import Path
 from hivellm_ort.errors import GrammarError, IntegrityError, LoadError
 from hivellm_ort.filenames import is_system_file, member_name, shown
 from hivellm_ort.grammar.grammar import Grammar, Kind
-from hivellm_ort.grammar.limits import DEFAULT, GrammarLimits
+from hivellm_ort.grammar.limits import DEFAULT
 from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
 from hivellm_ort.package.manifest_parts import DecodingDefaults
 from hivellm_ort.package.store import UnpackedPackage
@@ -25,9 +25,7 @@ _ANY_JSON = {"x-guidance": {"whitespace_flexible": True}}
 _LOG = logging.getLogger("hivellm_ort")
 
 
-def find_grammar(
-    package: UnpackedPackage, manifest: ExpertManifest, limits: GrammarLimits = DEFAULT
-) -> Grammar | None:
+def find_grammar(package: UnpackedPackage, manifest: ExpertManifest) -> Grammar | None:
     """Read the grammar of a package; one that its manifest wants enforced is checked.
 
     It is the member that `training.decoding.grammar_file` names, else `grammar.gbnf`; its ending tells its kind, GBNF
@@ -37,7 +35,6 @@ def find_grammar(
     Args:
         package: the package.
         manifest: its manifest.
-        limits: what the grammar may be.
 
     Raises:
         LoadError: the file that the manifest names is not in the package, is too large or not UTF-8, or the grammar
@@ -55,14 +52,14 @@ def find_grammar(
                 GRAMMAR,
             )
         return None
-    text = _text(path, limits)
+    text = _text(path)
     try:
         grammar = Grammar(_SUFFIXES.get(path.suffix, "gbnf"), text, path.name)
         if decoding.use_grammar and grammar.kind == "gbnf":
             from hivellm_ort.grammar.gbnf import parse_gbnf  # slow to import
             from hivellm_ort.grammar.normalise import normalise
 
-            normalise(parse_gbnf(text, limits=limits))
+            normalise(parse_gbnf(text))
     except GrammarError as error:
         raise LoadError(f"{path.name}: {error}; or set use_grammar to false in {MANIFEST}") from error
     return grammar
@@ -84,12 +81,12 @@ def _file(package: UnpackedPackage, decoding: DecodingDefaults) -> Path | None:
     return None
 
 
-def _text(path: Path, limits: GrammarLimits) -> str:
+def _text(path: Path) -> str:
     try:
         with path.open("rb") as file:
-            content = file.read(limits.max_bytes + 1)
-        if len(content) > limits.max_bytes:
-            raise LoadError(f"{path.name}: larger than {limits.max_bytes} bytes: shorten the grammar")
+            content = file.read(DEFAULT.max_bytes + 1)
+        if len(content) > DEFAULT.max_bytes:
+            raise LoadError(f"{path.name}: larger than {DEFAULT.max_bytes} bytes: shorten the grammar")
         return decode_text(content)
     except (OSError, UnicodeDecodeError) as error:
         raise LoadError(f"{path.name}: not a text in UTF-8 ({error}): save it as such") from error

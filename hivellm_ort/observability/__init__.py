@@ -1,4 +1,4 @@
-"""What the library tells about itself: events, metrics made from them, and OpenTelemetry spans."""
+"""Events, metrics and OpenTelemetry spans."""
 
 from hivellm_ort.observability.dispatch import Events
 from hivellm_ort.observability.events import (
@@ -19,7 +19,7 @@ from hivellm_ort.observability.events import (
 )
 from hivellm_ort.observability.exposition import PROMETHEUS_CONTENT_TYPE
 from hivellm_ort.observability.metrics import Metrics
-from hivellm_ort.observability.tracing import RequestSpan, start_request
+from hivellm_ort.observability.tracing import start_request
 
 __all__ = [
     "PROMETHEUS_CONTENT_TYPE",
@@ -36,7 +36,6 @@ __all__ = [
     "Metrics",
     "RequestFinished",
     "RequestQueued",
-    "RequestSpan",
     "RequestStarted",
     "StepDone",
     "Swapped",

@@ -1,4 +1,4 @@
-"""Tells events to the hooks that want them."""
+"""Sends events to listeners."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LOG = logging.getLogger("hivellm_ort")
 
 
 class _Hook:
-    """A listener, and whether its failure has been logged."""
+    """A listener, and whether its failure was logged."""
 
     __slots__ = ("failed", "listener")
 
@@ -24,10 +24,10 @@ class _Hook:
 
 
 class Events:
-    """Listeners, and the way to tell them what happens. Every method may be called from any thread.
+    """Sends events to listeners. Every method may be called from any thread.
 
     Args:
-        listeners: the first ones.
+        listeners: The initial listeners.
     """
 
     def __init__(self, *listeners: Listener):
@@ -39,10 +39,10 @@ class Events:
             self.add(listener)
 
     def add(self, listener: Listener) -> Listener:
-        """Tell `listener` every event from now on, after those that were added before.
+        """Add a listener. It gets every event from now on, after the listeners that were added before.
 
         Returns:
-            The listener, so that this can decorate a function. One that is there already is not added again.
+            The listener, so that this can decorate a function. A listener is never added twice.
         """
         with self._lock:
             if all(hook.listener != listener for hook in self._hooks):
@@ -50,16 +50,15 @@ class Events:
         return listener
 
     def remove(self, listener: Listener) -> None:
-        """Tell `listener` nothing more; does nothing where it is not there. A call that has begun goes on."""
+        """Remove a listener, if present. A running call of it goes on."""
         with self._lock:
             self._hooks = tuple(hook for hook in self._hooks if hook.listener != listener)
 
     def emit(self, event: Event) -> None:
-        """Tell `event` to every listener, in this thread.
+        """Call every listener with `event`, in this thread.
 
-        A listener that raises is logged, the first time with its traceback and then no more; it goes on being told,
-        and so do the others. Only in the main thread does what is no Exception, such as Ctrl-C, go on from here, when
-        all were told.
+        The first error of each listener is logged with its traceback. The listener and the others still get later
+        events. Ctrl-C in the main thread is raised again after all listeners were called.
         """
         interrupt = None
         for hook in self._hooks:

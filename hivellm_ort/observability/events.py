@@ -1,4 +1,4 @@
-"""What happens while experts are loaded and requests are answered, as small immutable records.
+"""Events of loading and generation, as immutable records.
 
 No event holds a path, a prompt or an answer. Every `RequestQueued` is followed by exactly one `RequestFinished`,
 with at most one `RequestStarted` and one `FirstToken` between them. Every `ExpertLoaded` is followed by one
@@ -39,8 +39,8 @@ class RequestQueued:
     """A request was submitted.
 
     Attributes:
-        expert: name the expert is loaded under.
-        base: short name of its base model.
+        expert: Name the expert is loaded under.
+        base: Short name of its base model.
     """
 
     expert: str
@@ -52,9 +52,9 @@ class RequestStarted:
     """A request got a row of the running batch.
 
     Attributes:
-        expert: name the expert is loaded under.
-        base: short name of its base model.
-        queued_seconds: how long it waited since it was submitted.
+        expert: Name the expert is loaded under.
+        base: Short name of its base model.
+        queued_seconds: Time between submission and start.
     """
 
     expert: str
@@ -64,12 +64,12 @@ class RequestStarted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FirstToken:
-    """The first token of an answer is there.
+    """The first token of an answer was generated.
 
     Attributes:
-        expert: name the expert is loaded under.
-        base: short name of its base model.
-        seconds: since the request was submitted, waiting included.
+        expert: Name the expert is loaded under.
+        base: Short name of its base model.
+        seconds: Time since the submission of the request.
     """
 
     expert: str
@@ -82,19 +82,19 @@ class RequestFinished:
     """A request ended, with an answer, by cancellation or with an error.
 
     Attributes:
-        expert: name the expert is loaded under.
-        base: short name of its base model.
-        finish_reason: as in `InferenceResult`; None where it ended with an error.
-        error: name of the error's type; None where there was none.
-        started: False where it ended while it waited for a row.
-        prompt_tokens: tokens of the rendered prompt.
-        cached_tokens: how many of these an earlier request had read already.
-        completion_tokens: generated tokens.
-        forced_tokens: how many of these the grammar left no choice about.
-        accepted_tokens: how many of these prompt lookup guessed.
-        queued_seconds: from the submission to the row, or to the end where it got none.
-        prefill_seconds: from the row to the first token.
-        decode_seconds: all tokens after the first.
+        expert: Name the expert is loaded under.
+        base: Short name of its base model.
+        finish_reason: As in `InferenceResult`; None after an error.
+        error: Name of the error's type; None without an error.
+        started: False if it ended while it waited for a row.
+        prompt_tokens: Tokens of the rendered prompt.
+        cached_tokens: Prompt tokens taken from the prefix cache.
+        completion_tokens: Generated tokens.
+        forced_tokens: Generated tokens that the grammar forced.
+        accepted_tokens: Generated tokens that prompt lookup guessed.
+        queued_seconds: From the submission to the row, or to the end if it got no row.
+        prefill_seconds: From the row to the first token.
+        decode_seconds: All tokens after the first.
     """
 
     expert: str
@@ -115,14 +115,14 @@ class RequestFinished:
     def from_result(
         cls, result: InferenceResult, *, expert: str, base: str, queued_seconds: float, started: bool = True
     ) -> RequestFinished:
-        """The event for a request that ended without an error.
+        """Make the event of a request that ended without an error.
 
         Args:
-            result: what it returned.
-            expert: name the expert is loaded under; `result.expert` is that of its manifest.
-            base: short name of its base model.
-            queued_seconds: how long it waited for a row.
-            started: whether it got one.
+            result: Its result.
+            expert: Name the expert is loaded under. `result.expert` is the name in its manifest.
+            base: Short name of its base model.
+            queued_seconds: Time it waited for a row.
+            started: Whether it got a row.
         """
         return cls(
             expert=expert,
@@ -142,13 +142,13 @@ class RequestFinished:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertLoaded:
-    """An expert's adapter came into memory, on the caller's wish or because an evicted one was used again.
+    """An expert's adapter was loaded: by the caller, or because an evicted expert was used again.
 
     Attributes:
-        expert: name it is loaded under.
-        base: short name of its base model.
+        expert: Name it is loaded under.
+        base: Short name of its base model.
         digest: SHA-256 of the adapter, in hex.
-        bytes: memory of the adapter's weights.
+        bytes: Memory of the adapter's weights.
     """
 
     expert: str
@@ -159,13 +159,13 @@ class ExpertLoaded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertUnloaded:
-    """An adapter left memory because the caller unloaded, replaced or closed it.
+    """An adapter was freed because the caller unloaded, replaced or closed it.
 
     Attributes:
-        expert: name it was loaded under.
-        base: short name of its base model.
+        expert: Name it was loaded under.
+        base: Short name of its base model.
         digest: SHA-256 of the adapter, in hex.
-        bytes: memory of the adapter's weights.
+        bytes: Memory of the adapter's weights.
     """
 
     expert: str
@@ -176,14 +176,14 @@ class ExpertUnloaded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertEvicted:
-    """An adapter left memory to make room; its next use loads it again.
+    """An adapter was freed to make room. Its next use loads it again.
 
     Attributes:
-        expert: name it is known under.
-        base: short name of its base model.
+        expert: Name it is loaded under.
+        base: Short name of its base model.
         digest: SHA-256 of the adapter, in hex.
-        bytes: memory of the adapter's weights.
-        reason: which limit was exceeded.
+        bytes: Memory of the adapter's weights.
+        reason: The exceeded limit.
     """
 
     expert: str
@@ -195,13 +195,13 @@ class ExpertEvicted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseLoaded:
-    """A base model came into memory.
+    """A base model was loaded.
 
     Attributes:
-        base: its short name.
+        base: Its short name.
         digest: SHA-256 of its bundle, in hex.
-        bytes: memory of its weights and caches.
-        seconds: how long that took.
+        bytes: Memory of its weights and caches.
+        seconds: Duration.
     """
 
     base: str
@@ -212,13 +212,13 @@ class BaseLoaded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseFreed:
-    """A base model left memory.
+    """A base model was freed.
 
     Attributes:
-        base: its short name.
+        base: Its short name.
         digest: SHA-256 of its bundle, in hex.
-        bytes: memory of its weights and caches.
-        reason: `unused` (its last expert was unloaded), `closed` (the manager was), or the limit that was exceeded.
+        bytes: Memory of its weights and caches.
+        reason: `unused` (its last expert was unloaded), `closed` (the manager was closed), or the exceeded limit.
     """
 
     base: str
@@ -229,12 +229,12 @@ class BaseFreed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Swapped:
-    """An adapter was bound in another one's place.
+    """An adapter replaced another one in the graph.
 
     Attributes:
-        expert: name of the expert it belongs to.
-        base: short name of its base model.
-        seconds: how long that took.
+        expert: Name of the expert it belongs to.
+        base: Short name of its base model.
+        seconds: Duration.
     """
 
     expert: str
@@ -244,14 +244,14 @@ class Swapped:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepDone:
-    """A base read a prompt, or the next tokens of its running rows.
+    """A base computed a prompt, or the next tokens of its running rows.
 
     Attributes:
-        base: its short name.
-        rows: rows in use.
-        capacity: rows there are.
-        seconds: how long it took.
-        tokens: tokens it read, those of prompts and guesses included.
+        base: Its short name.
+        rows: Rows in use.
+        capacity: Number of rows.
+        seconds: Duration.
+        tokens: Input tokens, prompts and guesses included.
     """
 
     base: str
@@ -274,7 +274,7 @@ Event = (
     | Swapped
     | StepDone
 )
-"""Any of them."""
+"""Any event."""
 
 Listener = Callable[[Event], None]
-"""A hook. It is called in the thread that does the work, from several threads at once: be quick and thread-safe."""
+"""A function that gets events. Several worker threads call it at once: it must be quick and thread-safe."""

@@ -1,4 +1,4 @@
-"""Metrics for readers: the text format 0.0.4 of Prometheus, and JSON types."""
+"""Writes metrics in Prometheus' text format 0.0.4 and as JSON types."""
 
 from __future__ import annotations
 
@@ -6,53 +6,53 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hivellm_ort.observability.histogram import HistogramReading
+from hivellm_ort.observability.histogram import HistogramSnapshot
 
-__all__ = ["PROMETHEUS_CONTENT_TYPE", "Family", "json_values", "prometheus_text"]
+__all__ = ["PROMETHEUS_CONTENT_TYPE", "MetricFamily", "json_values", "prometheus_text"]
 
 PROMETHEUS_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-"""Content type of the text, for the answer of a server."""
+"""Content type of `Metrics.prometheus()`, for HTTP responses."""
 
 _PREFIX = "hivellm_ort_"
 
 
 @dataclass(frozen=True)
-class Family:
+class MetricFamily:
     """A metric with a value for each combination of its labels.
 
     Attributes:
-        name: its name without the package's prefix.
-        kind: its type in Prometheus.
-        description: what it counts, in a sentence.
-        labels: names of its labels.
-        samples: values by label values.
+        name: Its name without the package's prefix.
+        kind: Its type in Prometheus.
+        description: A sentence for people.
+        labels: Names of its labels.
+        samples: Values by label values.
     """
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
     description: str
     labels: tuple[str, ...]
-    samples: Mapping[tuple[str, ...], float | HistogramReading]
+    samples: Mapping[tuple[str, ...], float | HistogramSnapshot]
 
 
-def prometheus_text(families: Iterable[Family]) -> str:
-    """The text that a scraper reads, one line per sample."""
+def prometheus_text(families: Iterable[MetricFamily]) -> str:
+    """Return the text for a scraper, one line per sample."""
     return "".join(f"{line}\n" for family in families for line in _lines(family))
 
 
-def json_values(families: Iterable[Family]) -> dict[str, Any]:
-    """The values by name; those of a family with labels by label values, one level per label."""
+def json_values(families: Iterable[MetricFamily]) -> dict[str, Any]:
+    """Return values by metric name. Metrics with labels have one level of dictionaries per label."""
     return {family.name: _tree(family) for family in families}
 
 
-def _lines(family: Family) -> Iterator[str]:
+def _lines(family: MetricFamily) -> Iterator[str]:
     name = _PREFIX + family.name
     yield f"# HELP {name} {_escape(family.description)}"
     yield f"# TYPE {name} {family.kind}"
     for values, reading in family.samples.items():
         labels = dict(zip(family.labels, values, strict=True))
-        if isinstance(reading, HistogramReading):
-            for bound, count in reading.cumulated:
+        if isinstance(reading, HistogramSnapshot):
+            for bound, count in reading.cumulative:
                 yield _sample(f"{name}_bucket", {**labels, "le": _number(bound)}, count)
             yield _sample(f"{name}_sum", labels, reading.sum)
             yield _sample(f"{name}_count", labels, reading.count)
@@ -79,7 +79,7 @@ def _escape_value(text: str) -> str:
     return _escape(sound).replace('"', '\\"')
 
 
-def _tree(family: Family) -> Any:
+def _tree(family: MetricFamily) -> Any:
     if not family.labels:
         return _plain(family.samples[()])
     tree: dict[str, Any] = {}
@@ -91,13 +91,13 @@ def _tree(family: Family) -> Any:
     return tree
 
 
-def _plain(reading: float | HistogramReading) -> Any:
-    if not isinstance(reading, HistogramReading):
+def _plain(reading: float | HistogramSnapshot) -> Any:
+    if not isinstance(reading, HistogramSnapshot):
         return reading
     return {
         "count": reading.count,
         "sum": reading.sum,
-        "buckets": {_number(bound): count for bound, count in reading.cumulated},
+        "buckets": {_number(bound): count for bound, count in reading.cumulative},
         "p50": reading.percentile(0.50),
         "p95": reading.percentile(0.95),
         "p99": reading.percentile(0.99),

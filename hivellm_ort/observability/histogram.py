@@ -1,4 +1,4 @@
-"""Counts of values by size."""
+"""Histograms."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-__all__ = ["Histogram", "HistogramReading"]
+__all__ = ["Histogram", "HistogramSnapshot"]
 
 
 @dataclass(frozen=True)
-class HistogramReading:
-    """A histogram as it was at one moment.
+class HistogramSnapshot:
+    """The state of a histogram at one moment.
 
     Attributes:
-        bounds: upper bounds of the buckets, ascending; one more bucket has no bound.
-        counts: values in each bucket, not cumulated, len(bounds) + 1.
-        sum: of all values.
-        least: the smallest value; 0.0 where there is none.
-        most: the largest value; 0.0 where there is none.
+        bounds: Upper bounds of the buckets, ascending; one more bucket has no bound.
+        counts: Values in each bucket, not cumulative, len(bounds) + 1.
+        sum: Sum of all values.
+        least: The smallest value; 0.0 without values.
+        most: The largest value; 0.0 without values.
     """
 
     bounds: tuple[float, ...]
@@ -30,18 +30,18 @@ class HistogramReading:
 
     @property
     def count(self) -> int:
-        """How many values there are."""
+        """Number of values."""
         return sum(self.counts)
 
     @property
-    def cumulated(self) -> tuple[tuple[float, int], ...]:
-        """Each bound and how many values do not exceed it; the last bound is infinite."""
+    def cumulative(self) -> tuple[tuple[float, int], ...]:
+        """Each bound and the number of values up to it. The last bound is infinite."""
         return tuple(zip((*self.bounds, float("inf")), accumulate(self.counts), strict=True))
 
     def percentile(self, share: float) -> float | None:
-        """The value that this share of all values, 0 to 1, does not exceed; None where there is none.
+        """Estimate a quantile, `share` from 0 to 1; None without values.
 
-        An estimate: values are taken to be spread evenly over their bucket, within the least and the largest value.
+        Values are assumed to be spread evenly over their bucket.
         """
         rank = share * self.count
         below = 0
@@ -55,10 +55,10 @@ class HistogramReading:
 
 
 class Histogram:
-    """Values counted in buckets; not thread-safe by itself.
+    """Counts values in buckets. Not thread-safe.
 
     Args:
-        bounds: upper bounds of the buckets, ascending; a value equal to a bound is in its bucket.
+        bounds: Upper bounds of the buckets, ascending; a value equal to a bound belongs to its bucket.
     """
 
     __slots__ = ("_bounds", "_counts", "_least", "_most", "_sum")
@@ -79,10 +79,10 @@ class Histogram:
         if value > self._most:
             self._most = value
 
-    def read(self) -> HistogramReading:
-        """A copy that changes no more."""
+    def read(self) -> HistogramSnapshot:
+        """Return an immutable copy."""
         filled = any(self._counts)
-        return HistogramReading(
+        return HistogramSnapshot(
             bounds=self._bounds,
             counts=tuple(self._counts),
             sum=self._sum,

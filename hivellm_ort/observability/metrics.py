@@ -1,4 +1,4 @@
-"""Counters, gauges and histograms, made from events."""
+"""Counters, gauges and histograms of events."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hivellm_ort.observability.events import (
     StepDone,
     Swapped,
 )
-from hivellm_ort.observability.exposition import Family, json_values, prometheus_text
+from hivellm_ort.observability.exposition import MetricFamily, json_values, prometheus_text
 from hivellm_ort.observability.histogram import Histogram
 
 __all__ = ["Metrics"]
@@ -34,7 +34,7 @@ _ROWS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0,
 
 
 class _ExpertCounts:
-    """What is counted for one expert."""
+    """Counters of one expert."""
 
     __slots__ = ("accepted", "cached", "completion", "forced", "hits", "prompt", "requests", "swaps")
 
@@ -45,10 +45,10 @@ class _ExpertCounts:
 
 
 class Metrics:
-    """A listener that counts. Every method may be called from any thread.
+    """A listener that counts events. Every method may be called from any thread.
 
-    Gauges count from the moment it listens, so let it listen before anything is loaded. 200 experts are told apart by
-    name; later ones are counted together as `other`. The same holds for types of errors.
+    Gauges count from the moment of registration, so add the listener before anything is loaded. The first 200
+    expert names are counted separately, later ones together as `other`. The same applies to error types.
     """
 
     def __init__(self) -> None:
@@ -82,8 +82,8 @@ class Metrics:
 
     def __call__(self, event: Event) -> None:
         """Count one event."""
-        # Never waits for the lock: the garbage collector may close a stream, and so tell an event, in a thread that
-        # is counting. Whoever holds the lock, or the next event or reader, counts what is waiting.
+        # Never waits for the lock: in a thread that is counting, the garbage collector may close a stream, which
+        # causes another event. The holder of the lock, or the next event or reader, counts the waiting ones.
         self._waiting.append(event)
         if self._counting.acquire(blocking=False):
             try:
@@ -92,18 +92,18 @@ class Metrics:
                 self._counting.release()
 
     def snapshot(self) -> dict[str, Any]:
-        """Everything as JSON types, all of one moment.
+        """Return all values of one moment as JSON types.
 
         Returns:
-            Values by the names of `prometheus()` without `hivellm_ort_`. A metric with labels is a dictionary by its
-            label values, one level per label. A histogram is a dictionary of `count`, `sum`, `buckets` (how many
-            values do not exceed a bound, by bound) and the estimates `p50`, `p95` and `p99`, None where there are no
-            values.
+            Values by the names of `prometheus()` without `hivellm_ort_`. A metric with labels is a dictionary by
+            label values, one level per label. A histogram is a dictionary of `count`, `sum`,
+            `buckets` (number of values up to each bound) and the estimates `p50`, `p95` and `p99`, which are None
+            without values.
         """
         return json_values(self._families())
 
     def prometheus(self) -> str:
-        """Everything in Prometheus' text format 0.0.4; serve it as `PROMETHEUS_CONTENT_TYPE`."""
+        """Return Prometheus' text format 0.0.4. Serve it as `PROMETHEUS_CONTENT_TYPE`."""
         return prometheus_text(self._families())
 
     def _count(self) -> None:
@@ -181,7 +181,7 @@ class Metrics:
             counts = self._experts.setdefault(_label(expert, self._experts), _ExpertCounts())
         return counts
 
-    def _families(self) -> list[Family]:
+    def _families(self) -> list[MetricFamily]:
         with self._counting:
             self._count()
             return [
@@ -252,11 +252,11 @@ class Metrics:
                 _gauge("queued_requests", "Requests that wait for a row.", self._queued),
             ]
 
-    def _by_expert(self, attribute: str, name: str, description: str) -> Family:
+    def _by_expert(self, attribute: str, name: str, description: str) -> MetricFamily:
         samples = (((expert,), getattr(counts, attribute)) for expert, counts in self._experts.items())
         return _counter(name, description, ("expert",), samples)
 
-    def _by_expert_and_reason(self) -> Family:
+    def _by_expert_and_reason(self) -> MetricFamily:
         samples = (
             ((expert, reason), count)
             for expert, counts in self._experts.items()
@@ -271,7 +271,7 @@ class Metrics:
 
 
 def _label(name: str, known: Collection[str]) -> str:
-    """The name, or `other` where it would be one too many: what is counted must stay bounded."""
+    """Return the name, or `other` if there are too many names already."""
     return name if name in known or len(known) < _MAX_LABELS else _OTHER
 
 
@@ -280,13 +280,13 @@ def _counter(
     description: str,
     labels: tuple[str, ...],
     samples: Iterable[tuple[tuple[str, ...], float]],
-) -> Family:
-    return Family(name, "counter", description, labels, dict(samples))
+) -> MetricFamily:
+    return MetricFamily(name, "counter", description, labels, dict(samples))
 
 
-def _gauge(name: str, description: str, value: float) -> Family:
-    return Family(name, "gauge", description, (), {(): value})
+def _gauge(name: str, description: str, value: float) -> MetricFamily:
+    return MetricFamily(name, "gauge", description, (), {(): value})
 
 
-def _histogram(name: str, description: str, histogram: Histogram) -> Family:
-    return Family(name, "histogram", description, (), {(): histogram.read()})
+def _histogram(name: str, description: str, histogram: Histogram) -> MetricFamily:
+    return MetricFamily(name, "histogram", description, (), {(): histogram.read()})

@@ -1,8 +1,8 @@
-"""OpenTelemetry spans, one per request, where `opentelemetry-api` is installed; otherwise nothing.
+"""OpenTelemetry spans, one per request, if `opentelemetry-api` is installed.
 
 Names and attributes are those of the semantic conventions for generative AI (the development version of 2026, after
-1.37: `gen_ai.provider.name` in the place of `gen_ai.system`). The kind is INTERNAL, which they allow for a model in
-the same process. Neither prompts, answers nor messages of errors are recorded, for those may quote them.
+1.37: `gen_ai.provider.name` replaces `gen_ai.system`). The kind is INTERNAL, which they allow for a model in the
+same process. Prompts, answers and error messages are never recorded, because messages may quote answers.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class RequestSpan:
     """The span of one request. Its methods may be called from any thread and never raise.
 
     Args:
-        span: what records; None records nothing.
-        stream: whether the answer is given piece by piece.
+        span: The span; None records nothing.
+        stream: Whether the answer is streamed.
     """
 
     __slots__ = ("_begin", "_span", "_stream")
@@ -50,7 +50,7 @@ class RequestSpan:
         self._begin = time.perf_counter()
 
     def first_token(self) -> None:
-        """Add the event `first_token`: the first token of the answer is there."""
+        """Record the event `first_token`."""
         if self._span is None:
             return
         try:
@@ -64,10 +64,10 @@ class RequestSpan:
             _report_failure()
 
     def end(self, outcome: InferenceResult | BaseException) -> None:
-        """Record what the request ended with, and end the span; does nothing once it has ended.
+        """Record the outcome and end the span. Later calls do nothing.
 
         Args:
-            outcome: the result, or the error.
+            outcome: The result or the error.
         """
         if self._span is None:
             return
@@ -87,15 +87,15 @@ _NOTHING = RequestSpan()
 
 
 def start_request(expert: str, sampling: Mapping[str, Any], *, stream: bool = False) -> RequestSpan:
-    """Start the span of a request, in the thread that submits it: that thread's current span is its parent.
+    """Start the span of a request. The current span of the calling thread becomes its parent.
 
     Args:
-        expert: name the expert is loaded under.
-        sampling: options by their names in `GenerateOptions`; `stop` is a string or several, None is no value.
-        stream: whether the answer is given piece by piece.
+        expert: Name the expert is loaded under.
+        sampling: Options by their names in `GenerateOptions`. None counts as absent.
+        stream: Whether the answer is streamed.
 
     Returns:
-        Something that records nothing where OpenTelemetry is not installed or does not record this request.
+        The span. It records nothing if OpenTelemetry is not installed or does not sample this request.
     """
     tracer = _tracer()
     if tracer is None:

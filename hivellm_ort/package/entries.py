@@ -11,7 +11,8 @@ from typing import Literal
 
 from hivellm_ort.contract import DECODER_JSON, DecoderConfig
 from hivellm_ort.errors import LoadError
-from hivellm_ort.jsonfiles.reading import Node, read_json
+from hivellm_ort.jsonfiles.node import Node
+from hivellm_ort.jsonfiles.reading import read_json
 from hivellm_ort.package.bundle_check import stored_fault
 from hivellm_ort.package.filecheck import FileChecks, is_digest
 from hivellm_ort.package.folders import Layout

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from hivellm_ort.errors import LoadError
 from hivellm_ort.filenames import shown
-from hivellm_ort.jsonfiles.reading import Node, read_json
+from hivellm_ort.jsonfiles.node import Node
+from hivellm_ort.jsonfiles.reading import read_json
 from hivellm_ort.package.archive import ArchiveContents, Member
 from hivellm_ort.package.bundle_check import stored_fault
 from hivellm_ort.package.bundle_folders import bundle_members

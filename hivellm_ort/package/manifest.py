@@ -15,8 +15,9 @@ from typing import Any
 
 from hivellm_ort.errors import IntegrityError, ManifestError
 from hivellm_ort.filenames import member_name
+from hivellm_ort.jsonfiles.node import Node, report_on
 from hivellm_ort.jsonfiles.problems import error_of
-from hivellm_ort.jsonfiles.reading import Node, read_json, report_on
+from hivellm_ort.jsonfiles.reading import read_json
 from hivellm_ort.package.manifest_parts import (
     AdapterRef,
     BaseModelRef,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from hivellm_ort.filenames import shown
-from hivellm_ort.jsonfiles.reading import Node
+from hivellm_ort.jsonfiles.node import Node
 from hivellm_ort.ranges import (
     MAX_PENALTY,
     MAX_PUBLISHED_STOPS,

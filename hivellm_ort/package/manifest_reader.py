@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from hivellm_ort.filenames import shown
-from hivellm_ort.jsonfiles.reading import Node
+from hivellm_ort.jsonfiles.node import Node
 from hivellm_ort.package.manifest_parts import BaseModelRef, Constraints, DecodingDefaults, Routing
 
 __all__ = ["read_fields"]

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from hivellm_ort.errors import ManifestError
 from hivellm_ort.filenames import shown
+from hivellm_ort.jsonfiles.node import Node, report_on
 from hivellm_ort.jsonfiles.positions import MAX_DEPTH, pointer_of
 from hivellm_ort.jsonfiles.problems import MAX_PROBLEMS, Problem, Report
-from hivellm_ort.jsonfiles.reading import Node, read_json, report_on, type_name
+from hivellm_ort.jsonfiles.reading import read_json, type_name
 from hivellm_ort.package.manifest_reader import read_fields
 from hivellm_ort.paths import StrPath
 

@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 
 from hivellm_ort.errors import LoadError
-from hivellm_ort.jsonfiles.reading import Node, read_json
+from hivellm_ort.jsonfiles.node import Node
+from hivellm_ort.jsonfiles.reading import read_json
 from hivellm_ort.package.filecheck import FileChecks
 from hivellm_ort.package.folders import write_file
 

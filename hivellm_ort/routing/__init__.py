@@ -1,4 +1,4 @@
-"""Which expert a prompt is for: candidates ranked by what their manifests say, with the reasons."""
+"""Chooses the expert for a prompt: ranks candidates by their manifests and gives the reasons."""
 
 from hivellm_ort.routing.candidates import Candidate, Route, Scorer, Tags
 from hivellm_ort.routing.hint import parse_hint

@@ -1,4 +1,4 @@
-"""What routing chooses among, what it answers, and what a scorer is."""
+"""Types of routing: candidates, routes and scorers."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Tags = Mapping[str, tuple[str, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An expert that a prompt may be for.
+    """An expert that routing may choose.
 
     Attributes:
         name: The name it is loaded under.
-        routing: The section `routing` of its manifest; without one, its capabilities alone speak for it.
+        routing: The section `routing` of its manifest. Without it only the capabilities count.
         capabilities: Capabilities of its manifest, such as `database:sql`.
     """
 
@@ -43,8 +43,8 @@ class Route:
 
     Attributes:
         name: The candidate's name.
-        score: Above 0 when it fits; higher is better.
-        reasons: Sentence fragments such as `keyword "group by" +1.50`, the weightiest first.
+        score: Above 0 if the expert fits; higher is better.
+        reasons: Sentence fragments such as `keyword "group by" +1.50`, by descending weight.
     """
 
     name: str
@@ -53,14 +53,14 @@ class Route:
 
     @property
     def fits(self) -> bool:
-        """Whether the prompt is for this expert at all."""
+        """Whether the expert fits the prompt."""
         return self.score > 0
 
 
 class Scorer(Protocol):
-    """Says how well a prompt fits a candidate: a function, or an object with `__call__`.
+    """Scores how well a candidate fits a prompt.
 
-    It is called once per candidate and prompt, from any thread.
+    It is called once per candidate and prompt, from any thread. A function is a scorer too.
     """
 
     def __call__(self, prompt: str, candidate: Candidate, tags: Tags, /) -> tuple[float, Sequence[str]]:
@@ -69,8 +69,8 @@ class Scorer(Protocol):
         Args:
             prompt: The prompt as the user wrote it.
             candidate: The expert.
-            tags: What the caller knows of the request; empty when nothing.
+            tags: Properties of the request that the caller knows; may be empty.
 
         Returns:
-            A finite score, above 0 when the candidate fits, and the reasons.
+            A finite score, above 0 if the candidate fits, and the reasons.
         """

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hivellm_ort.errors import ManifestError
+from hivellm_ort.printable import printable
 from hivellm_ort.routing.candidates import Tags
-from hivellm_ort.routing.words import label, spaced
+from hivellm_ort.routing.words import MAX_SHOWN, spaced
 
 __all__ = [
     "MAX_HINT_DEPTH",
@@ -62,26 +63,28 @@ class Term:
     value: str
 
     def __str__(self) -> str:
-        return label(self.value if self.key is None else f"{self.key}{self.comparison}{self.value}")
+        return printable(
+            self.value if self.key is None else f"{self.key}{self.comparison}{self.value}", most=MAX_SHOWN
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Not:
-    """Holds when its operand does not."""
+    """True if its operand is false."""
 
     operand: Hint
 
 
 @dataclass(frozen=True, slots=True)
 class And:
-    """Holds when all operands do."""
+    """True if all operands are true."""
 
     operands: tuple[Hint, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Or:
-    """Holds when an operand does."""
+    """True if any operand is true."""
 
     operands: tuple[Hint, ...]
 
@@ -90,7 +93,7 @@ Hint = Term | Not | And | Or
 
 
 def parse_hint(text: str) -> Hint:
-    """Read a hint.
+    """Parse a hint.
 
     Raises:
         ManifestError: It is malformed, longer than `MAX_HINT_LENGTH` or nested deeper than `MAX_HINT_DEPTH`.
@@ -102,9 +105,9 @@ def parse_hint(text: str) -> Hint:
 
 
 def holds(hint: Hint, tags: Tags) -> bool:
-    """Whether a hint holds for what is known of a request; what is not known does not hold.
+    """Return whether a hint is true for the tags of a request. Unknown keys make a term false.
 
-    Keys and values are compared without case, and a hyphen, an underscore and a space are the same.
+    Comparison ignores case and treats hyphens, underscores and spaces as equal.
     """
     match hint:
         case Term():
@@ -118,7 +121,7 @@ def holds(hint: Hint, tags: Tags) -> bool:
 
 
 def terms(hint: Hint, *, positive: bool = True) -> Iterator[tuple[Term, bool]]:
-    """Yield each term, and whether it speaks for the expert: False under an odd number of negations."""
+    """Yield each term, and whether it counts for the expert: False under an odd number of negations."""
     match hint:
         case Term():
             yield hint, positive

@@ -1,4 +1,4 @@
-"""How much a keyword tells: little for an everyday English word, more for a term, most for a phrase."""
+"""Weights of keywords: low for everyday English words, higher for technical terms, highest for phrases."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["KeywordWeight", "weight_of"]
 
 
 class KeywordWeight(Enum):
-    """Kinds of keywords; the value is the weight."""
+    """Kinds of keywords. The value is the weight."""
 
     PHRASE = 1.5
     """Several words, not all of them everyday words; symbols are no words."""
@@ -25,7 +25,7 @@ class KeywordWeight(Enum):
 
     @property
     def everyday(self) -> bool:
-        """Whether the weight is capped together with that of other everyday words."""
+        """Whether the weight counts towards the limit for all everyday words."""
         return self in (KeywordWeight.EVERYDAY, KeywordWeight.EVERYDAY_PHRASE)
 
 
@@ -79,7 +79,7 @@ _AMBIGUOUS = _word_set(
 
 
 def weight_of(phrase: Phrase) -> KeywordWeight:
-    """Say how much a phrase tells by itself, whatever the candidates are."""
+    """Return the weight of a phrase, independent of the candidates."""
     words = [word for word in phrase.words if any(map(str.isalnum, word))]
     if len(words) > 1:
         return KeywordWeight.EVERYDAY_PHRASE if all(map(_is_everyday, words)) else KeywordWeight.PHRASE

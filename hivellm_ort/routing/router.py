@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterable, Mapping
 
 from hivellm_ort.errors import OptionError
+from hivellm_ort.printable import printable
 from hivellm_ort.routing.candidates import Candidate, Route, Scorer, Tags
 from hivellm_ort.routing.scorer import KeywordScorer
-from hivellm_ort.routing.words import label
+from hivellm_ort.routing.words import MAX_SHOWN
 
 __all__ = ["Router", "TagValue", "rank"]
 
@@ -20,11 +21,11 @@ _SEPARATOR = re.compile("[=:]")
 
 
 class Router:
-    """Ranks a fixed set of candidates; make one when the set changes, and use it from any thread.
+    """Ranks a fixed set of candidates. Make a new one when the set changes. Thread-safe.
 
     Args:
         candidates: The experts to choose among.
-        scorer: Scores one candidate; `KeywordScorer` over the candidates when None.
+        scorer: Scores one candidate. Default: `KeywordScorer` of the candidates.
     """
 
     def __init__(self, candidates: Iterable[Candidate], *, scorer: Scorer | None = None) -> None:
@@ -38,16 +39,16 @@ class Router:
         tags: Mapping[str, TagValue] | Iterable[str] | None = None,
         include_unfit: bool = False,
     ) -> list[Route]:
-        """Rank the candidates, best first; equal scores by priority, then by name.
+        """Rank the candidates, best first. Ties are ordered by priority, then by name.
 
         Args:
             prompt: The prompt as the user wrote it.
-            tags: What the caller knows of the request, for the hints of manifests: `{"database": "sql"}`, or
+            tags: Properties of the request, for the hints of manifests: `{"database": "sql"}`, or
                 texts such as `"database=sql"`, `"database:sql"` and bare words.
-            include_unfit: Whether candidates with a score of 0 or less are in the answer too.
+            include_unfit: Whether to include candidates with a score of 0 or less.
 
         Raises:
-            ValueError: The scorer gave a score that is not finite.
+            OptionError: The scorer gave a score that is not finite.
         """
         known = _tags(tags)
         routes = [
@@ -60,7 +61,8 @@ class Router:
         score, reasons = self._scorer(prompt, candidate, tags)
         if not math.isfinite(score):
             raise OptionError(
-                f"the scorer gave {score} for expert {label(candidate.name)}; give a finite number"
+                f"the scorer gave {score} for expert {printable(candidate.name, most=MAX_SHOWN)}; "
+                "give a finite number"
             )
         return Route(candidate.name, score, tuple(reasons))
 
@@ -73,7 +75,7 @@ def rank(
     scorer: Scorer | None = None,
     include_unfit: bool = False,
 ) -> list[Route]:
-    """Rank candidates once; for many prompts make a `Router`, which reads the candidates only once.
+    """Rank candidates for one prompt. For many prompts make one `Router`.
 
     Args:
         prompt: As for `Router.rank`.
@@ -83,7 +85,7 @@ def rank(
         include_unfit: As for `Router.rank`.
 
     Raises:
-        ValueError: The scorer gave a score that is not finite.
+        OptionError: The scorer gave a score that is not finite.
     """
     return Router(candidates, scorer=scorer).rank(prompt, tags=tags, include_unfit=include_unfit)
 

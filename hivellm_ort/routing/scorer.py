@@ -1,4 +1,4 @@
-"""The default scorer: keywords, capabilities and the hint of a manifest, each with its weight."""
+"""The default scorer: weighs keywords, capabilities and the hint of a manifest."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from hivellm_ort.errors import ManifestError
+from hivellm_ort.printable import printable
 from hivellm_ort.routing.candidates import Candidate, Tags
 from hivellm_ort.routing.hint import MAX_HINT_LENGTH, Hint, holds, parse_hint, terms
 from hivellm_ort.routing.keyword_weight import KeywordWeight, weight_of
-from hivellm_ort.routing.words import Phrase, PromptWords, label, spaced
+from hivellm_ort.routing.words import MAX_SHOWN, Phrase, PromptWords, spaced
 
 __all__ = ["NEEDED", "KeywordScorer"]
 
@@ -36,7 +37,7 @@ _LOG = logging.getLogger("hivellm_ort")
 
 @dataclass(frozen=True, slots=True)
 class _Clue:
-    """A phrase that speaks for or against a candidate when it is in the prompt."""
+    """A phrase that counts for or against a candidate if the prompt contains it."""
 
     phrase: Phrase
     source: str
@@ -46,7 +47,7 @@ class _Clue:
 
 
 class _Clues:
-    """Clues with different words: of those with the same words the first is kept."""
+    """Clues with distinct words. Of clues with the same words only the first counts."""
 
     def __init__(self) -> None:
         self._by_text: dict[str, _Clue] = {}
@@ -64,11 +65,11 @@ class _Clues:
         self._by_length.setdefault(len(phrase.words), set()).add(phrase.text)
 
     def found(self, words: PromptWords, everyday: float, *, with_hints: bool) -> list[tuple[float, str]]:
-        """The weights and sources of the clues that count, the weightiest first.
+        """Return weights and sources of the clues in a prompt, by descending weight.
 
         Args:
             words: The prompt.
-            everyday: What everyday words may weigh together.
+            everyday: Largest total weight of everyday words.
             with_hints: Whether the terms of the hint count as clues.
         """
         texts = [text for length, mine in self._by_length.items() for text in mine & words.runs(length)]
@@ -92,7 +93,7 @@ class _Clues:
 
 @dataclass(frozen=True, slots=True)
 class _Profile:
-    """What of a candidate is looked up in prompts."""
+    """The clues and the hint of one candidate."""
 
     gains: _Clues
     losses: _Clues
@@ -103,7 +104,7 @@ class KeywordScorer:
     """Scores candidates by their keywords, capabilities and hints; docs/routing.md lists the weights.
 
     Args:
-        candidates: All candidates of the choice: a keyword that many of them have counts less.
+        candidates: All candidates. A keyword that many of them share counts less.
     """
 
     def __init__(self, candidates: Iterable[Candidate]) -> None:
@@ -146,12 +147,12 @@ def _profile(candidate: Candidate, shares: Mapping[str, float]) -> _Profile:
     routing, hint = candidate.routing, _hint_of(candidate)
     gains, losses = _Clues(), _Clues()
     for text, keyword in _keywords(candidate).items():
-        gains.add(keyword, f'keyword "{label(keyword)}"', shares.get(text, 1.0))
+        gains.add(keyword, f'keyword "{printable(keyword, most=MAX_SHOWN)}"', shares.get(text, 1.0))
     for capability in candidate.capabilities:
         value = capability.partition(":")[2] or capability
-        gains.add(spaced(value), f"capability {label(capability)}", _CAPABILITY)
+        gains.add(spaced(value), f"capability {printable(capability, most=MAX_SHOWN)}", _CAPABILITY)
     for keyword in routing.exclude_keywords:
-        losses.add(keyword, f'excluded by "{label(keyword)}"', _EXCLUDED)
+        losses.add(keyword, f'excluded by "{printable(keyword, most=MAX_SHOWN)}"', _EXCLUDED)
     for term, positive in terms(hint) if hint else ():
         if term.comparison != "=":
             continue
@@ -163,13 +164,13 @@ def _profile(candidate: Candidate, shares: Mapping[str, float]) -> _Profile:
 
 
 def _keywords(candidate: Candidate) -> dict[str, str]:
-    """The keywords by the text of their phrases; of several spellings of one phrase the first."""
+    """Return the keywords by the text of their phrases. Of several spellings the first counts."""
     phrases = ((Phrase.of(keyword), keyword) for keyword in reversed(candidate.routing.keywords))
     return {phrase.text: keyword for phrase, keyword in phrases if phrase is not None}
 
 
 def _holding(hint: Hint, tags: Tags) -> str:
-    """The terms that made a hint hold; when it holds for what is absent, that."""
+    """Return the true terms of a hint, or a note if it is true only because of absent tags."""
     good = [str(term) for term, positive in terms(hint) if positive and holds(term, tags)]
     return ", ".join(good[:3]) or "nothing that it excludes"
 
@@ -181,9 +182,9 @@ def _hint_of(candidate: Candidate) -> Hint | None:
 
 @lru_cache(maxsize=256)
 def _read_hint(name: str, text: str) -> Hint | None:
-    """Read an expert's hint; a faulty one is reported once, for the answer is kept."""
+    """Parse an expert's hint. A malformed one is logged once, because the result is cached."""
     try:
         return parse_hint(text)
     except ManifestError as error:
-        _LOG.warning("expert %s: %s; the hint is ignored", label(name), error)
+        _LOG.warning("expert %s: %s; the hint is ignored", printable(name, most=MAX_SHOWN), error)
         return None

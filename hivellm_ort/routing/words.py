@@ -1,7 +1,7 @@
-"""Prompts and keywords as words, so that a keyword is found where it stands as words and nowhere else.
+"""Splits prompts and keywords into words, so that keywords match whole words only.
 
-There is no pattern per keyword: a prompt is cut into words once, and a keyword of n words is looked up in the
-set of its runs of n words. The time is linear in prompt and keywords, whatever a manifest holds.
+A prompt is split once. A keyword of n words is looked up in the set of the prompt's n-grams. The time is linear in
+prompt and keywords for any manifest.
 """
 
 from __future__ import annotations
@@ -10,10 +10,13 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-__all__ = ["MAX_PHRASE_WORDS", "Phrase", "PromptWords", "label", "spaced"]
+__all__ = ["MAX_PHRASE_WORDS", "MAX_SHOWN", "Phrase", "PromptWords", "spaced"]
 
 MAX_PHRASE_WORDS = 16
 """Most words of a phrase; longer ones match nothing."""
+
+MAX_SHOWN = 60
+"""Most characters of a manifest's text in a reason or a message."""
 
 # Scripts written without spaces: each character is a word, so that a keyword is found inside a sentence.
 _SPACELESS = (
@@ -29,7 +32,7 @@ _LONGEST_NORMALISED = 64  # normalising a run of n accents takes time in n squar
 
 @dataclass(frozen=True, slots=True)
 class Phrase:
-    """One or more words that stand together.
+    """One or more consecutive words.
 
     Attributes:
         words: The words, case folded and normalised.
@@ -41,12 +44,12 @@ class Phrase:
 
     @classmethod
     def of(cls, text: str) -> Phrase | None:
-        """Cut a text into words; None when it has none, or more than `MAX_PHRASE_WORDS`."""
+        """Split a text into words; None if it has no words, or more than `MAX_PHRASE_WORDS`."""
         words = tuple(_words(text))
         return cls(words, " ".join(words)) if 0 < len(words) <= MAX_PHRASE_WORDS else None
 
     def inner(self) -> set[str]:
-        """The texts of the shorter phrases inside this one."""
+        """Return the texts of the shorter phrases inside this one."""
         size = len(self.words)
         return {
             " ".join(self.words[start : start + length])
@@ -67,7 +70,7 @@ class PromptWords:
         self._runs: dict[int, set[str]] = {}
 
     def runs(self, length: int) -> set[str]:
-        """The texts of all phrases of so many words."""
+        """Return the texts of all n-grams of `length` words."""
         if length not in self._runs:
             shifted = (self._words[start:] for start in range(length))
             self._runs[length] = set(map(" ".join, zip(*shifted, strict=False)))
@@ -75,15 +78,8 @@ class PromptWords:
 
 
 def spaced(identifier: str) -> str:
-    """An identifier such as `group_by` or `query-dsl` with spaces in place of hyphens and underscores."""
+    """Return an identifier such as `group_by` or `query-dsl` with spaces in place of hyphens and underscores."""
     return identifier.replace("_", " ").replace("-", " ")
-
-
-def label(text: str) -> str:
-    """A text of a manifest for people to read: on one line, without invisible characters, at most 60."""
-    line = " ".join(text[:200].split())
-    line = line if len(line) <= 60 else line[:57] + "..."
-    return "".join(c if c.isprintable() else "\ufffd" for c in line)
 
 
 def _words(text: str) -> list[str]:

@@ -12,7 +12,8 @@ from hivellm_ort.engine.adapters import BoundAdapter
 from hivellm_ort.engine.devices import Placement
 from hivellm_ort.engine.session import PREFIX_CACHE_BYTES, Engine
 from hivellm_ort.grammar.compiler import GrammarCompiler
-from hivellm_ort.jsonfiles.reading import Node, read_json
+from hivellm_ort.jsonfiles.node import Node
+from hivellm_ort.jsonfiles.reading import read_json
 from hivellm_ort.serving.scheduler import Scheduler
 from hivellm_ort.text.template import ChatTemplate
 from hivellm_ort.text.template_source import TemplateSource, read_template_source

@@ -1,4 +1,4 @@
-"""Answer several generations, so many at a time."""
+"""Runs the generations of a batch."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from hivellm_ort.serving.threads import refuse_to_wait
 __all__ = ["DEFAULT_BATCH_SIZE", "run_all"]
 
 DEFAULT_BATCH_SIZE = DEFAULT_ROWS
-"""Most generations of a batch that run at a time."""
+"""Most generations of a batch that run at the same time."""
 
 
-def run_all(asked: Sequence[tuple[Scheduler, Generation]], batch_size: int) -> list[InferenceResult]:
-    """The results of generations, in their order. Whatever happens, all of them end.
+def run_all(generations: Sequence[tuple[Scheduler, Generation]], batch_size: int) -> list[InferenceResult]:
+    """Run generations and return their results in order. All of them end, also after an error.
 
     Args:
-        asked: generations, each with the scheduler that runs it.
-        batch_size: most of them at a time for each scheduler.
+        generations: Each with the scheduler that runs it.
+        batch_size: Most generations at the same time, for each scheduler.
 
     Raises:
-        OptionTypeError: `batch_size` is no integer.
-        OptionError: it is below 1.
-        Exception: the one that a generation failed with; the others are cancelled then.
+        OptionTypeError: `batch_size` is not an integer.
+        OptionError: It is below 1.
+        Exception: The error of a generation that failed. The others are cancelled then.
     """
     queues: dict[Scheduler, deque[Generation]] = {}
-    for scheduler, generation in asked:
+    for scheduler, generation in generations:
         queues.setdefault(scheduler, deque()).append(generation)
     with contextlib.ExitStack() as reserved:
         try:
@@ -46,9 +46,9 @@ def run_all(asked: Sequence[tuple[Scheduler, Generation]], batch_size: int) -> l
                 reserved.enter_context(scheduler.reserve(rows))
                 for _ in range(rows):
                     _submit_next(scheduler, waiting)
-            return [_result(generation) for _, generation in asked]
+            return [_result(generation) for _, generation in generations]
         finally:
-            for _, generation in asked:
+            for _, generation in generations:
                 generation.cancel()
             for waiting in queues.values():
                 while (left := _popped(waiting)) is not None:
@@ -56,7 +56,7 @@ def run_all(asked: Sequence[tuple[Scheduler, Generation]], batch_size: int) -> l
 
 
 def _submit_next(scheduler: Scheduler, waiting: deque[Generation]) -> None:
-    """Submit the next generation that waits, and when it has ended the one after it."""
+    """Submit the next generation, and after its end the one after it."""
     while (generation := _popped(waiting)) is not None:
         scheduler.submit(generation)
         if not generation.ended:

@@ -1,4 +1,4 @@
-"""From a prompt and options to a generation."""
+"""Makes a generation from a prompt and options."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from hivellm_ort.decoding.answer import AnswerText
 from hivellm_ort.decoding.lookup import PromptLookup
 from hivellm_ort.decoding.params import SamplingParams
-from hivellm_ort.decoding.processors import checked, make_processors
+from hivellm_ort.decoding.processors import make_processors, user_processors
 from hivellm_ort.decoding.sampler import LogitsProcessor
 from hivellm_ort.decoding.stops import StopMatcher
 from hivellm_ort.engine.adapters import BoundAdapter
@@ -26,13 +26,13 @@ from hivellm_ort.serving.request import GenerationRequest
 from hivellm_ort.text.detokenizer import IncrementalDetokenizer
 from hivellm_ort.text.messages import checked_tools
 from hivellm_ort.text.prompt import build_messages
-from hivellm_ort.text.reasoning import ReasoningSplitter, opens_thinking
+from hivellm_ort.text.reasoning import ReasoningSplitter, opens_thinking, think_token_ids
 from hivellm_ort.text.template import ChatTemplate, Prompt, end_of_turn_ids
 
 __all__ = ["DEFAULT_MAX_TOKENS", "RequestBuilder"]
 
 DEFAULT_MAX_TOKENS = 512
-"""Most tokens of an answer where neither the caller nor the manifest says."""
+"""Most tokens of an answer if neither caller nor manifest sets a limit."""
 
 _GRAMMARS: dict[str, Callable[[Any], Grammar]] = {
     "grammar": Grammar.gbnf,
@@ -44,16 +44,16 @@ _GRAMMARS: dict[str, Callable[[Any], Grammar]] = {
 
 @dataclass(frozen=True)
 class RequestBuilder:
-    """Makes generations: what a base, an adapter, a manifest and a chat template make of a prompt and options.
+    """Makes generations from prompts and options, for one base, adapter, manifest and chat template.
 
     Attributes:
-        base: its base.
-        adapter: its adapter; None where it is merged.
-        manifest: its manifest.
-        template: how its prompts are written.
-        eos_token_ids: tokens that end its answers: the base's, and the template's.
-        dialect: what its system message says where the caller gives a schema only.
-        grammar: the grammar of its package, if it has one.
+        base: The base model.
+        adapter: The adapter; None if it is merged into the base.
+        manifest: The manifest of the expert.
+        template: The chat template.
+        eos_token_ids: Tokens that end an answer: those of the base and of the template.
+        dialect: Text of the system message if the caller gives only a schema.
+        grammar: The grammar of the package, if any.
     """
 
     base: Base
@@ -66,7 +66,7 @@ class RequestBuilder:
 
     @classmethod
     def for_base(cls, base: Base) -> RequestBuilder:
-        """For the base model without any expert."""
+        """Make the builder of the base model without an expert."""
         manifest = ExpertManifest(
             name=base.config.name, version="", schema_version="2.0", base_models=(), raw={}
         )
@@ -81,21 +81,21 @@ class RequestBuilder:
         )
 
     def build(self, prompt: str | None, options: GenerateOptions) -> Generation:
-        """The generation for a prompt, not submitted yet.
+        """Make the generation for a prompt. It is not submitted yet.
 
         Raises:
-            OptionTypeError: an option does not exist, or has a value of a wrong type.
-            OptionError: one is out of range, or a message or a tool is malformed.
-            ContextLengthError: prompt and `max_tokens` do not fit the model's context.
-            GrammarError: the grammar has a fault, or there is none where `grammar` is True.
-            InferenceError: the chat template fails, or does not show the tools or a message.
+            OptionTypeError: An option does not exist, or has a wrong type.
+            OptionError: An option is out of range, or a message or a tool is malformed.
+            ContextLengthError: Prompt and `max_tokens` exceed the model's context.
+            GrammarError: The grammar is invalid, or `grammar` is True and the package has none.
+            InferenceError: The chat template fails, or drops the tools or a message.
         """
         check_prompt(prompt)
         check_options(options)
         grammar = self._grammar(options)
         thinking = options.get("enable_thinking") or False
-        written = self._written(prompt, options, thinking=thinking)
-        prompt_ids, inside = written.token_ids, opens_thinking(written.text)
+        encoded = self._encode_prompt(prompt, options, thinking=thinking)
+        prompt_ids, inside = encoded.token_ids, opens_thinking(encoded.text)
         stops = self._stops(options)
         # Under a grammar a published stop counts where the grammar is complete; elsewhere it may cut a good answer.
         soft = self.manifest.decoding.stop_sequences or ()
@@ -117,21 +117,21 @@ class RequestBuilder:
             adapter=self.adapter,
             process=self._process(sampling, options, len(prompt_ids)),
             constraint=self._constraint(grammar, closing, inside, thinking) if grammar else None,
-            lookup=PromptLookup(prompt_ids) if self._guesses(options) else None,
+            lookup=PromptLookup(prompt_ids) if self._uses_lookup(options) else None,
         )
 
     def build_score(self, prompt: str | None, answers: Sequence[str], options: ScoreOptions) -> Generation:
-        """The generation that scores given answers to a prompt, not submitted yet. Raises as `build`."""
+        """Make the generation that scores given answers. It is not submitted yet. Raises as `build`."""
         check_prompt(prompt)
         check_answers(answers)
         check_options(options, ScoreOptions)
-        written = self._written(prompt, options, thinking=False)
+        encoded = self._encode_prompt(prompt, options, thinking=False)
         tokens = tuple(tuple(self.base.tokenizer.encode(answer)) for answer in answers)
         for index, token_ids in enumerate(tokens):
             self._check_tokens(token_ids, f"answers[{index}]")
-        self._max_tokens(written.token_ids, max(map(len, tokens)))  # there must be room for the longest
+        self._max_tokens(encoded.token_ids, max(map(len, tokens)))  # there must be room for the longest
         request = GenerationRequest(
-            prompt_ids=written.token_ids,
+            prompt_ids=encoded.token_ids,
             max_tokens=1,
             eos_token_ids=self.eos_token_ids,
             timeout=options.get("timeout"),
@@ -140,10 +140,10 @@ class RequestBuilder:
         )
         return Generation(request, answer=self._answer((), (), False, {}), adapter=self.adapter)
 
-    def _written(
+    def _encode_prompt(
         self, question: str | None, options: GenerateOptions | ScoreOptions, *, thinking: bool
     ) -> Prompt:
-        """The prompt in text and tokens."""
+        """Render and encode the prompt."""
         messages = build_messages(
             question,
             schema=options.get("schema"),
@@ -152,12 +152,12 @@ class RequestBuilder:
             dialect=self.dialect,
         )
         messages, tools = self.template.fit(messages, checked_tools(options.get("tools")))
-        prompt = self.template.write(messages, self.base.tokenizer, tools=tools, enable_thinking=thinking)
+        prompt = self.template.encode(messages, self.base.tokenizer, tools=tools, enable_thinking=thinking)
         self._check_tokens(prompt.token_ids, "the prompt")
         return prompt
 
     def _sampling(self, options: GenerateOptions) -> SamplingParams:
-        """The caller's values, else the manifest's, else those of SamplingParams."""
+        """Return the sampling parameters: the caller's values, else the manifest's, else the defaults."""
         names = {field.name for field in dataclasses.fields(SamplingParams)}
         values: dict[str, Any] = {
             name: getattr(self.manifest.decoding, name)
@@ -173,7 +173,7 @@ class RequestBuilder:
         return SamplingParams(**{name: value for name, value in values.items() if value is not None})
 
     def _check_tokens(self, token_ids: Sequence[int], what: str) -> None:
-        """Refuse what the model cannot read: a text without a token, or with one that it has no row for."""
+        """Refuse a text without tokens, or with tokens beyond the model's vocabulary."""
         if not token_ids:
             raise InferenceError(f"the tokenizer makes no token of {what}: write a text")
         greatest, size = max(token_ids), self.base.config.architecture.vocab_size
@@ -193,13 +193,13 @@ class RequestBuilder:
             token_texts=lambda: self.base.token_texts,
         )
         given = options.get("processors")
-        users = checked(given) if given else None
+        users = user_processors(given) if given else None
         if own is None or users is None:
             return own or users
         return lambda token_ids, logits: users(token_ids, own(token_ids, logits))
 
-    def _guesses(self, options: GenerateOptions) -> bool:
-        """Whether to guess tokens: by default where several at once give exactly what one by one gives."""
+    def _uses_lookup(self, options: GenerateOptions) -> bool:
+        """Return whether to use prompt lookup. Default: in fp32, where it does not change the answer."""
         wanted = options.get("prompt_lookup")
         return self.base.config.precision == "fp32" if wanted is None else wanted
 
@@ -216,7 +216,7 @@ class RequestBuilder:
         return AnswerText(IncrementalDetokenizer(self.base.tokenizer), matcher, reasoning)
 
     def _grammar(self, options: GenerateOptions) -> Grammar | None:
-        """The grammar of the request, as strict as it wants it."""
+        """Return the grammar of the request, with its option `lenient`."""
         grammar = self._wanted_grammar(options)
         lenient = options.get("lenient")
         if grammar is None or grammar.kind != "json_schema" or lenient is None:
@@ -224,7 +224,7 @@ class RequestBuilder:
         return dataclasses.replace(grammar, lenient=lenient)
 
     def _wanted_grammar(self, options: GenerateOptions) -> Grammar | None:
-        """The grammar of the caller, else the package's where its manifest wants it."""
+        """Return the caller's grammar, else the package's if its manifest says so."""
         given: dict[str, Any] = {
             name: value for name, value in options.items() if name in _GRAMMARS and value is not None
         }
@@ -247,7 +247,7 @@ class RequestBuilder:
         return self.grammar if value is True else value or None
 
     def _single_tokens(self, stops: Sequence[str]) -> frozenset[int]:
-        """The stops that are one token each."""
+        """Return the tokens of the stops that are a single token."""
         tokenizer = self.base.tokenizer
         encoded = ((stop, tokenizer.encode(stop)) for stop in stops)
         return frozenset(ids[0] for stop, ids in encoded if len(ids) == 1 and tokenizer.decode(ids) == stop)
@@ -261,16 +261,16 @@ class RequestBuilder:
         if not inside and not (thinking and self.template.supports_thinking):
             return constraint
         tokenizer = self.base.tokenizer
-        open_id, close_id = map(tokenizer.token_to_id, ("<think>", "</think>"))
-        if open_id is None or close_id is None:
+        tags = think_token_ids(tokenizer)
+        if tags is None:
             raise GrammarError(
                 "a grammar after thinking needs <think> and </think> among the model's tokens, and they are not: "
                 f"leave out the grammar, or {argument('enable_thinking')}"
             )
         return AfterThinking(
             constraint,
-            open_id=None if inside else open_id,
-            close_id=close_id,
+            open_id=None if inside else tags[0],
+            close_id=tags[1],
             gap=tokenizer.encode("\n\n"),
             end_token_ids=self.eos_token_ids,
         )

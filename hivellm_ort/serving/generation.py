@@ -1,4 +1,4 @@
-"""One answer from the question to its end: its state, what came of it, and who is told.
+"""One answer from its request to its end: status, result, subscribers.
 
 ```
             submit            start               last token, stop, end of grammar
@@ -25,9 +25,9 @@ from typing import Protocol
 
 from hivellm_ort.callbacks import is_interrupt, raised_by
 from hivellm_ort.decoding.answer import AnswerText
+from hivellm_ort.decoding.logprobs import shares
 from hivellm_ort.decoding.lookup import PromptLookup
 from hivellm_ort.decoding.sampler import LogitsProcessor, Sampler, make_sampler
-from hivellm_ort.decoding.scoring import shares
 from hivellm_ort.engine.adapters import BoundAdapter
 from hivellm_ort.errors import GrammarError, InferenceError, OptionError, argument
 from hivellm_ort.forking import Home
@@ -43,7 +43,7 @@ _PATIENCE = 0.5  # seconds: on Windows Ctrl-C does not interrupt a wait
 
 
 class Status(enum.Enum):
-    """Where a generation is in its life. The last three are final."""
+    """Status of a generation. The last three are final."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -57,14 +57,14 @@ class Step:
     """One generated token.
 
     Attributes:
-        token_id: the token; None where the generation was cancelled, or failed, before another.
-        text: text that is certain now; may be empty, and may hold more than this token's.
-        reasoning: the same of a think block before the answer.
+        token_id: The token; None if the generation was cancelled or failed before it.
+        text: The text that became certain. It may be empty, or longer than this token's text.
+        reasoning: The same for the think block before the answer.
         finish_reason: None while the generation goes on.
-        logprob: the token's probability, where it was asked for.
-        forced: whether the grammar left no other token.
-        grammar_complete: of the last step: whether the answer satisfies its grammar; None where it has none.
-        error: what ended the generation, in place of a finish reason.
+        logprob: The token's log probability, if requested.
+        forced: Whether the grammar left no other token.
+        grammar_complete: In the last step: whether the answer satisfies its grammar; None without a grammar.
+        error: The error that ended the generation, in place of a finish reason.
     """
 
     token_id: int | None
@@ -78,48 +78,48 @@ class Step:
 
     @property
     def last(self) -> bool:
-        """Whether the generation ends with it."""
+        """Whether it is the last step."""
         return self.finish_reason is not None or self.error is not None
 
 
 class Subscriber(Protocol):
-    """The thread that runs a generation calls these. They must not wait; what they raise is logged."""
+    """Callbacks of a generation, called by the thread that runs it. They must not block. Their errors are logged."""
 
     def started(self, generation: Generation) -> None:
-        """It left the queue for a row."""
+        """The generation got a row."""
 
     def first_token(self, generation: Generation) -> None:
-        """Its first token is there."""
+        """The first token was generated."""
 
     def ended(self, generation: Generation) -> None:
-        """It has ended; whoever waits for it is told next."""
+        """The generation has ended. Waiting threads are woken after this."""
 
 
 class Generation:
-    """One answer. A scheduler's thread generates it; other threads cancel it and wait for it.
+    """One answer. A scheduler's thread generates it. Other threads may cancel it and wait for it.
 
     Args:
-        request: what is asked.
-        answer: fresh; makes text of the tokens.
-        adapter: what the engine binds; None for the base alone.
-        process: changes the logits before sampling; gets the token ids so far, prompt included, int64 [n].
-        constraint: fresh; the grammar of the answer. Tokens that it forces are not sampled.
-        lookup: fresh; guesses tokens; None for one token at a time.
+        request: The request.
+        answer: New; turns tokens into text.
+        adapter: The adapter to bind; None for the base alone.
+        process: The logits processor. Its token ids, int64 [n], include the prompt.
+        constraint: New; the grammar of the answer. Forced tokens are not sampled.
+        lookup: New; guesses tokens. None for one token at a time.
 
     Attributes:
-        request: as given.
-        answer: as given.
-        adapter: as given; None after the end, so that whoever keeps an answer keeps no expert in memory.
-        process: as given.
-        constraint: as given.
-        lookup: as given.
-        sampler: picks a token from logits float32 [vocab].
-        status: where it is in its life.
-        error: what it failed with; None otherwise.
-        cached_tokens: tokens of the prompt that an earlier request had read.
-        swap_seconds: time it took to bind the adapter.
-        scores: log probability of each of the request's given answers.
-        pieces: text as it became certain; None after the last.
+        request: As given.
+        answer: As given.
+        adapter: As given; None after the end, so that a kept answer does not keep an expert in memory.
+        process: As given.
+        constraint: As given.
+        lookup: As given.
+        sampler: Chooses a token from logits, float32 [vocab].
+        status: Its status.
+        error: The error of a failed generation, else None.
+        cached_tokens: Prompt tokens taken from the prefix cache.
+        swap_seconds: Time to bind the adapter.
+        scores: Log probability of each given answer of the request.
+        pieces: Queue of text pieces; None after the last.
 
     Raises:
         OptionError: `timeout` is not above 0.
@@ -166,36 +166,36 @@ class Generation:
 
     @property
     def ended(self) -> bool:
-        """Whether it finished, was cancelled or failed."""
+        """Whether its status is final."""
         return self._ended.is_set()
 
     @property
     def cancelled(self) -> bool:
-        """Whether it is to end now: somebody cancelled it, or its time is over."""
+        """Whether it should end now: it was cancelled, or its timeout is over."""
         return self._cancelled.is_set() or (self._deadline is not None and time.monotonic() > self._deadline)
 
     @property
     def here(self) -> bool:
-        """Whether this process generates it."""
+        """Whether it belongs to this process and not to its parent."""
         return self._home.here
 
     def cancel(self) -> None:
-        """End it after the step that is running. Any thread may call this, at any time."""
+        """End it after the running step. Any thread may call this at any time."""
         self._cancelled.set()
 
     def start(self) -> None:
-        """It leaves the queue for a row."""
+        """Mark it as running: it got a row."""
         self.status = Status.RUNNING
         self._turn = self._first = self._last = time.perf_counter()
         for subscriber in self._subscribers:
             _tell(subscriber.started, self)
 
     def add(self, step: Step, now: float) -> None:
-        """Add a step; with the last one the generation ends.
+        """Add a step. The last step ends the generation.
 
         Args:
-            step: the step.
-            now: when it was done, of `time.perf_counter`.
+            step: The step.
+            now: Time of the step, from `time.perf_counter`.
         """
         self._last = now
         if self.status is Status.WAITING:  # it ends before its turn
@@ -222,18 +222,18 @@ class Generation:
                 _tell(listener)
 
     def end_before_start(self, error: Exception | None = None) -> None:
-        """End it without a row: as cancelled, or with an error."""
+        """End it before it got a row: as cancelled, or with an error."""
         reason: FinishReason | None = "cancelled" if error is None else None
         self.add(Step(None, finish_reason=reason, error=error), time.perf_counter())
 
     def subscribe(self, subscriber: Subscriber) -> None:
-        """Have a subscriber told of everything that happens from now on; before it is submitted."""
+        """Add a subscriber. Call this before the generation is submitted."""
         self._subscribers.append(subscriber)
 
     def listen(self, listener: Callable[[], None]) -> None:
-        """Have a function called after every piece of text and at the end, by the thread that generates.
+        """Call a function after every piece of text and at the end, in the thread that generates.
 
-        It is called at once if the generation has ended. It must not wait; what it raises is logged.
+        It is called at once if the generation has ended. It must not block. Its errors are logged.
         """
         with self._lock:
             self._listeners.append(listener)
@@ -242,13 +242,13 @@ class Generation:
             _tell(listener)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Return when it has ended; True if it has.
+        """Wait until it has ended. Return whether it has.
 
         Args:
-            timeout: most seconds to wait; None for any number.
+            timeout: Most seconds to wait; None for no limit.
 
         Raises:
-            InferenceError: this is the thread that generates it, or another process does.
+            InferenceError: The caller is the generating thread, or a forked process.
         """
         self._require_waiting()
         if timeout is not None:
@@ -258,18 +258,18 @@ class Generation:
         return True
 
     def next_piece(self) -> str | None:
-        """The next of `pieces`, as soon as there is one. Raises as `wait`."""
+        """Wait for the next of `pieces` and return it. Raises as `wait`."""
         self._require_waiting()
         while True:
             with contextlib.suppress(Empty):
                 return self.pieces.get(timeout=_PATIENCE)
 
     def result(self) -> InferenceResult:
-        """What was generated.
+        """Return the result.
 
         Raises:
-            InferenceError: it has not ended.
-            Exception: the one that it failed with.
+            InferenceError: It has not ended.
+            Exception: Its error, if it failed.
         """
         if self.error is not None:
             raise self.error
@@ -295,11 +295,11 @@ class Generation:
         )
 
     def score_result(self, answers: Sequence[str]) -> ScoreResult:
-        """What the given answers scored; `answers` are their texts.
+        """Return the scores of the given answers; `answers` are their texts.
 
         Raises:
-            InferenceError: it has not ended, or was cancelled.
-            Exception: the one that it failed with.
+            InferenceError: It has not ended, or was cancelled.
+            Exception: Its error, if it failed.
         """
         result = self.result()
         if not self.scores:
@@ -316,7 +316,7 @@ class Generation:
         )
 
     def timings(self) -> Timings:
-        """Where the time went so far."""
+        """Return the seconds of each phase so far."""
         return Timings(
             queue=self._turn - self._created,
             swap=self.swap_seconds,
@@ -342,7 +342,7 @@ class Generation:
         try:
             for subscriber in self._subscribers:
                 _tell(subscriber.ended, self)
-        finally:  # Ctrl-C must not leave anybody waiting
+        finally:  # Ctrl-C must not leave threads waiting
             self.adapter = None
             self._subscribers.clear()
             with self._lock:
@@ -362,7 +362,7 @@ def _deadline(timeout: float | None) -> float | None:
 
 
 def _tell(listener: Callable[..., None], *arguments: object) -> None:
-    """Call what must not disturb the requests that are answered beside this one."""
+    """Call a function and log its error, so that other requests are not affected."""
     error = raised_by(listener, *arguments)
     if error is None:
         return

@@ -15,30 +15,30 @@ __all__ = ["Loop"]
 
 _StepT = TypeVar("_StepT", bound=Step | None)
 
-# So many forced tokens per row of a batch go with the steps of all rows: one more row makes a step little longer, and
-# a pass for the tokens of one row alone takes as long as a step of several.
+# Up to this number of forced tokens per row are computed in steps of all rows. A separate pass for one row takes as
+# long as a step of several rows.
 _FEW_PER_ROW = 2
 
 
 class Loop:
-    """Runs generations on the rows of a model; they may come and go at any time.
+    """Runs generations on the rows of a model. Generations may start and end at any step.
 
-    Every step that it yields comes with its generation. The texts of a generation's steps joined are its answer; its
-    last step, and only it, has a `finish_reason` or an `error`. A generation that fails ends alone, unless the model
-    fails on a step of all rows.
+    Each yielded step comes with its generation. The joined texts of a generation's steps are its answer. Only the
+    last step has a `finish_reason` or an `error`. A failing generation ends alone, unless the model fails on a step
+    of all rows.
 
     Args:
-        model: rows of the engine, none of them in use.
+        model: The rows of the engine, all unused.
     """
 
     def __init__(self, model: Model):
         self._model = model
         self._rows: list[Row] = []
-        self._again = False  # whether the rows were to take a step, and did not
+        self._again = False  # a step was interrupted and must be repeated
 
     @property
     def active(self) -> int:
-        """How many generations are running."""
+        """Number of running generations."""
         return len(self._rows)
 
     def begin(self, generation: Generation) -> Iterator[tuple[Generation, Step]]:
@@ -48,14 +48,14 @@ class Loop:
         last: Step | None = None
         for step in _guarded(row, row.begin(self._model, index)):
             if step is None:
-                # The others wait for this row, which may take for ever: theirs are given back when it has begun.
+                # Cancelled rows end now: reading this prompt may take long. Their rows are freed after it.
                 yield from self._end_cancelled()
             elif row.finished:
                 last = step
             else:
                 yield generation, step
         if row.started and not row.failed:
-            # Others may begin alike, and need not wait for the end of this answer.
+            # Requests with the same prefix can use it before this answer ends.
             self._model.save_prefix(index, row.token_ids)
         if not row.finished:
             self._rows.append(row)
@@ -64,7 +64,7 @@ class Loop:
             yield generation, last
 
     def step(self) -> Iterator[tuple[Generation, Step]]:
-        """Generate the next token of every generation, of a single one perhaps several."""
+        """Generate the next token of every generation. A generation alone may get several."""
         self._again = True
         while self._again:
             self._again = False
@@ -74,7 +74,7 @@ class Loop:
                     last.append((generation, step))
                 else:
                     yield generation, step
-            # Whoever learns that an answer has ended may rely on its row being free, and its prefix kept.
+            # When the end of an answer is reported, its row is free and its prefix is cached.
             self._remove_finished()
             yield from last
 
@@ -87,17 +87,17 @@ class Loop:
             try:
                 for index, row in enumerate(rows):
                     row.catch_up(model, index, _FEW_PER_ROW * len(rows))
-                plain = all(row.plain for row in rows)
-                logits = model.step([row.next_unread for row in rows], greedy=plain)
+                greedy_only = all(row.greedy_only for row in rows)
+                logits = model.step([row.next_unread for row in rows], greedy=greedy_only)
             except InterruptedRunError:
-                self._again = True  # the others take the step again at once
+                self._again = True  # repeat the step for the other rows
                 yield from self._end_cancelled()
-            except BaseException as error:  # nothing of these rows can be trusted any more
+            except BaseException as error:  # the state of these rows is unknown
                 for row in rows:
                     yield row.generation, row.fail(error)
             else:
                 choosing = [row.generation.constraint for row in rows if row.chooses]
-                # One of them failed: `apply` does it for each alone, and tells.
+                # If one fails, `apply` computes each mask alone and raises the error of its row.
                 with contextlib.suppress(BaseException):
                     fill_masks([constraint for constraint in choosing if constraint is not None])
                 for row, scores in zip(rows, logits, strict=True):
@@ -112,7 +112,7 @@ class Loop:
                     yield row.generation, step
 
     def _remove_finished(self) -> None:
-        """Free the rows of finished generations; the rows in use stay the first ones."""
+        """Free the rows of finished generations. The rows in use stay the first ones."""
         rows = self._rows
         for index in reversed(range(len(rows))):
             if rows[index].finished:
@@ -126,7 +126,7 @@ class Loop:
 
 
 def _guarded(row: Row, steps: Iterator[_StepT]) -> Iterator[_StepT | Step]:
-    """The steps; what a grammar, a processor or the model raises on this row becomes the last of them."""
+    """Yield the steps. An error of grammar, processor or model on this row becomes the last step."""
     step: _StepT | Step
     while not row.failed:
         try:
@@ -135,5 +135,5 @@ def _guarded(row: Row, steps: Iterator[_StepT]) -> Iterator[_StepT | Step]:
             return
         except BaseException as error:
             step = row.fail(error)
-        # Not under that `try`: what closes this generator is no failure of the row.
+        # Outside `try`: closing this generator is not a failure of the row.
         yield step

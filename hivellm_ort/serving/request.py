@@ -1,4 +1,4 @@
-"""What is asked of a base: checked, in tokens, and fixed."""
+"""A checked, immutable request to a base."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ __all__ = ["GenerationRequest"]
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
-    """One answer that somebody wants. It never changes; a `Generation` says what came of it.
+    """The request for one answer. It never changes; its `Generation` holds status and result.
 
     Attributes:
-        prompt_ids: the rendered prompt, at least one token.
-        max_tokens: most tokens of the answer, from 1.
-        eos_token_ids: tokens that end the answer.
-        sampling: how tokens are chosen.
-        closing_token_ids: tokens that are a stop string where the grammar is complete.
-        timeout: seconds after which the answer is cancelled, counted from the question; None for no limit.
-        expert: name of the expert, for the result.
-        answers: tokens of given answers, whose probabilities are wanted in place of an answer.
-        warnings: what the result says about the grammar, a sentence each.
+        prompt_ids: Tokens of the rendered prompt, at least one.
+        max_tokens: Most tokens of the answer, from 1.
+        eos_token_ids: Tokens that end the answer.
+        sampling: The sampling parameters.
+        closing_token_ids: Tokens that act as stop strings when the grammar is complete.
+        timeout: Seconds from the request until the answer is cancelled; None for no limit.
+        expert: Name of the expert, for the result.
+        answers: Tokens of given answers to score. Then no answer is generated.
+        warnings: Sentences about the grammar, for the result.
     """
 
     prompt_ids: Sequence[int]
@@ -40,5 +40,5 @@ class GenerationRequest:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options of sampling that are used, by name, with `max_tokens`."""
+        """The sampling options in effect by name, and `max_tokens`."""
         return dataclasses.asdict(self.sampling) | {"max_tokens": self.max_tokens}

@@ -1,4 +1,4 @@
-"""One generation on one row of the model."""
+"""Runs one generation on one row of the model."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from hivellm_ort.callbacks import ordinary
+from hivellm_ort.callbacks import as_exception
 from hivellm_ort.decoding.arrays import FloatArray, IntArray
-from hivellm_ort.decoding.logprobs import token_logprob
+from hivellm_ort.decoding.logprobs import AnswerTree, token_logprob
 from hivellm_ort.decoding.sampler import chosen_by_graph, greedy
-from hivellm_ort.decoding.scoring import AnswerTree
 from hivellm_ort.engine.adapters import BoundAdapter
 from hivellm_ort.errors import InterruptedRunError
 from hivellm_ort.result import FinishReason, TokenLogprob
@@ -22,56 +21,57 @@ from hivellm_ort.serving.generation import Generation, Step
 
 __all__ = ["Model", "Row"]
 
-_RESERVED = 256  # tokens of an answer to have room for at once
+_RESERVED = 256  # answer tokens to allocate at first
 
 
 class Model(Protocol):
-    """What is needed of the engine: rows of tokens, each with an adapter of its own.
+    """The interface of the engine: rows of tokens, each with its own adapter.
 
-    `append` and `step` may raise InterruptedRunError when a generation of any row was cancelled. A row then has the
-    tokens that it had, and after `append` those more that the error says.
+    `append` and `step` may raise InterruptedRunError if a generation of any row was cancelled. The rows then keep
+    their tokens. After `append` the row also has the first `InterruptedRunError.read` new ones.
     """
 
     swap_seconds: float
     tokens_read: int
 
     def start(self, row: int, adapter: BoundAdapter | None, capacity: int, token_ids: Sequence[int]) -> int:
-        """Begin a row anew, for these tokens; how many of them need not be read again."""
+        """Reset a row for these tokens. Return how many of them are cached."""
 
     def append(
         self, row: int, token_ids: Sequence[int], logits_to_keep: int = 1, *, greedy: bool = False
     ) -> FloatArray | IntArray:
-        """Read tokens into a row; the logits after the last ones, [logits_to_keep, vocab], until the next call.
+        """Compute tokens of a row. Return the logits of the last ones, [logits_to_keep, vocab].
 
-        With `greedy` it may give int64 [logits_to_keep] instead, of each position the most likely token, -1 for none.
+        They are valid until the next call. With `greedy` it may return the argmax of each position instead, int64
+        [logits_to_keep]; -1 for none.
         """
 
     def step(self, token_ids: Sequence[int], *, greedy: bool = False) -> FloatArray | IntArray:
-        """Read a token into each of the first rows; logits [rows, vocab], until the next call.
+        """Compute one token of each of the first rows. Return logits, [rows, vocab].
 
-        With `greedy` it may give tokens instead, int64 [rows], as `append`.
+        Otherwise as `append`: with `greedy` it may return tokens, int64 [rows].
         """
 
     def truncate(self, row: int, length: int) -> None:
-        """Forget the last tokens of a row."""
+        """Cut a row to its first `length` tokens."""
 
     def move(self, source: int, target: int) -> None:
-        """Put a row in the place of another."""
+        """Move a row to another index."""
 
     def save_prefix(self, row: int, token_ids: Sequence[int]) -> None:
-        """Put what a row has read into the prefix cache."""
+        """Put the prefix of a row into the prefix cache."""
 
 
 class Row:
-    """One row of the model, and the generation that has it: chooses tokens and counts what the model has read.
+    """Runs a generation on a row: chooses its tokens, and tracks which of them the model has computed.
 
     Attributes:
-        generation: what is answered.
-        token_ids: prompt and answer so far.
-        started: whether the row of the model was begun.
-        finished: whether the generation has had its last step.
-        failed: whether that was an error.
-        plain: whether it needs no logits: the most likely token is always taken, and no probabilities are told.
+        generation: The generation.
+        token_ids: Prompt and answer so far.
+        started: Whether the row of the model was reset for it.
+        finished: Whether its last step was made.
+        failed: Whether it ended with an error.
+        greedy_only: Whether the argmax is enough: greedy, without processors, grammar, log probabilities or scores.
     """
 
     def __init__(self, generation: Generation):
@@ -80,19 +80,19 @@ class Row:
         self.token_ids = list(request.prompt_ids)
         self.started = self.finished = self.failed = False
         self._end = len(request.prompt_ids) + request.max_tokens
-        # How many of the last tokens the model has not read; at least one between two passes.
+        # Number of tokens at the end that the model has not computed; at least one between two passes.
         self._unread = 0
-        self._forced: deque[int] = deque()  # what the grammar says comes next
+        self._forced: deque[int] = deque()  # next tokens that the grammar forces
         others = (
             generation.process,
             generation.constraint,
             request.sampling.logprobs,
             request.answers or None,
         )
-        self.plain = generation.sampler is greedy and all(other is None for other in others)
+        self.greedy_only = generation.sampler is greedy and all(other is None for other in others)
 
     def begin(self, model: Model, index: int) -> Iterator[Step | None]:
-        """Read the prompt, and generate the first token; None where another row was cancelled before that."""
+        """Compute the prompt and generate the first token. Yields None if another row was cancelled meanwhile."""
         generation = self.generation
         if generation.cancelled:
             yield self._cancel()
@@ -115,7 +115,7 @@ class Row:
             yield from self.accept(logits[0])
 
     def _score(self, model: Model, index: int, logits: FloatArray) -> Iterator[Step | None]:
-        """Read the given answers after the prompt; the model is left with the prompt."""
+        """Score the given answers. Afterwards the row holds only the prompt."""
         request, length = self.generation.request, len(self.token_ids)
         tree = AnswerTree(request.answers, request.eos_token_ids)
         tree.note((), 0, logits[np.newaxis])
@@ -134,27 +134,27 @@ class Row:
     def _append(
         self, model: Model, index: int, token_ids: Sequence[int], length: int, *, wanted: int = 1
     ) -> Generator[Step | None, None, Any]:
-        """Read the tokens from `length` on. None comes where another row was cancelled, then it goes on.
+        """Compute the tokens from `length` on. Yields None if another row was cancelled, then goes on.
 
         Returns:
-            The logits after the last `wanted` tokens; None where this generation was cancelled.
+            The logits after the last `wanted` tokens; None if this generation was cancelled.
         """
         begin = length
         while True:
             try:
-                return model.append(index, token_ids[begin:], wanted, greedy=self.plain)
+                return model.append(index, token_ids[begin:], wanted, greedy=self.greedy_only)
             except InterruptedRunError as interrupted:
                 begin += interrupted.read
             if self.generation.cancelled:
                 yield self._cancel()
                 return None
-            if wanted > 1:  # some of them are lost
+            if wanted > 1:  # some logits are lost
                 begin = length
                 model.truncate(index, length)
             yield None
 
     def advance(self, model: Model) -> Iterator[Step]:
-        """Read the last tokens and a guess at what follows, and generate the tokens guessed right, plus one."""
+        """Compute the last tokens and a guess of the next ones. Yields the right guesses and one more token."""
         generation, lookup = self.generation, self.generation.lookup
         if generation.cancelled:
             yield self._cancel()
@@ -162,10 +162,10 @@ class Row:
         start = len(self.token_ids)
         guess = lookup.guess(self.token_ids, self._end - start - 1) if lookup is not None else []
         if guess and generation.constraint is not None:
-            guess = guess[: generation.constraint.fits(guess)]
+            guess = guess[: generation.constraint.validate_tokens(guess)]
         tokens = [*self.token_ids[-self._unread :], *guess]
         try:
-            logits = model.append(0, tokens, len(guess) + 1, greedy=self.plain)
+            logits = model.append(0, tokens, len(guess) + 1, greedy=self.greedy_only)
         except InterruptedRunError:
             model.truncate(0, start + len(guess) - len(tokens))
             yield from self.end_if_cancelled()
@@ -183,26 +183,28 @@ class Row:
 
     @property
     def next_unread(self) -> int:
-        """The first token that the model has not read."""
+        """The first token that the model has not computed."""
         return self.token_ids[-self._unread]
 
     @property
     def chooses(self) -> bool:
-        """Whether that is the last one, so that a token is chosen after it."""
+        """Whether `next_unread` is the last token, so that a token is chosen after it."""
         return self._unread == 1
 
     def catch_up(self, model: Model, index: int, few: int) -> None:
-        """Read all tokens but the last, where they are more than a few."""
+        """Compute all pending tokens but the last, if they are more than `few`."""
         if self._unread - 1 > few:
             try:
-                model.append(index, self.token_ids[-self._unread : -1], greedy=True)  # of no use either way
+                model.append(
+                    index, self.token_ids[-self._unread : -1], greedy=True
+                )  # the logits are not used
             except InterruptedRunError as interrupted:
                 self._unread -= interrupted.read
                 raise
             self._unread = 1
 
     def read(self, logits: FloatArray) -> Iterator[Step]:
-        """Generate the next token from what came after the first unread one, if that was the last of them."""
+        """Take the logits after `next_unread`. If it was the last token, generate the next one."""
         self._unread -= 1
         if not self._unread:
             yield from self.accept(logits)
@@ -210,10 +212,10 @@ class Row:
             yield self._cancel()
 
     def accept(self, logits: FloatArray | np.int64 | None) -> Iterator[Step]:
-        """Choose the next token from its logits, float32 [vocab], and take those that the grammar forces after it.
+        """Choose the next token from logits, float32 [vocab], and append the tokens that the grammar forces.
 
-        In place of logits it may be the token, as a graph chose it. Without, as before the first token, only those
-        that the grammar forces.
+        `logits` may also be a token that the graph chose. With None, before the first token, only forced tokens are
+        appended.
         """
         generation = self.generation
         if generation.cancelled:
@@ -224,8 +226,8 @@ class Row:
         elif logits is not None:
             yield self._choose(logits)
         elif generation.constraint is not None:
-            self._forced.extend(generation.constraint.forced())
-        # Probabilities are those of the model: where they are wanted, forced tokens wait for logits too.
+            self._forced.extend(generation.constraint.forced_tokens())
+        # Log probabilities come from the model, so forced tokens wait for logits if they are requested.
         while self._forced and generation.request.sampling.logprobs is None and not self.finished:
             yield self._take(self._forced.popleft(), forced=True)
 
@@ -235,10 +237,10 @@ class Row:
             yield self._cancel()
 
     def fail(self, error: BaseException) -> Step:
-        """The last step of a request that cannot go on."""
+        """End the generation with an error, and return its last step."""
         self.finished = self.failed = True
-        step = Step(None, error=ordinary(error, "a function that this request called"))
-        # What has failed may fail again when it is asked how far it came.
+        step = Step(None, error=as_exception(error, "a function that this request called"))
+        # The failed object may fail again when its state is read.
         with contextlib.suppress(BaseException):
             step = self._last(step)
         return step
@@ -272,7 +274,7 @@ class Row:
                 constraint.accept(token)
                 reason = "grammar" if constraint.finished else None
             if reason is None and not self._forced:
-                self._forced.extend(constraint.forced())
+                self._forced.extend(constraint.forced_tokens())
         self.token_ids.append(token)
         self._unread += 1
         thought, text, stopped = "", "", False
@@ -293,10 +295,10 @@ class Row:
         return self._last(Step(None, finish_reason="cancelled"))
 
     def _last(self, step: Step) -> Step:
-        """The step with the text that was held back, and whether the answer satisfies its grammar."""
+        """Complete the last step: add the held text, and check the grammar."""
         answer, constraint = self.generation.answer, self.generation.constraint
         reason = step.finish_reason
-        # A grammar makes whole characters only; what cuts its answer short must not cut one.
+        # Answers under a grammar have complete characters only, also if they are cut short.
         thought, text, stopped = answer.flush(cut=constraint is not None and reason not in ("eos", "grammar"))
         if stopped and reason in ("eos", "grammar", "length"):
             reason = "stop"

@@ -1,4 +1,4 @@
-"""The generations of one base, run together by one thread: they share every forward pass."""
+"""Runs the generations of one base in one thread, so that they share every forward pass."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from hivellm_ort.callbacks import ordinary, raised_by
+from hivellm_ort.callbacks import as_exception, raised_by
 from hivellm_ort.engine.adapters import BoundAdapter
 from hivellm_ort.engine.decoder import Decoder
 from hivellm_ort.engine.session import Engine
@@ -28,7 +28,7 @@ __all__ = ["DEFAULT_ROWS", "OnIdle", "OnStep", "Scheduler"]
 _LOG = logging.getLogger("hivellm_ort")
 
 DEFAULT_ROWS = 8
-"""Most generations that share a forward pass."""
+"""Default maximum of generations that share a forward pass."""
 
 OnStep = Callable[[int, int, float, int], None]
 OnIdle = Callable[[], None]
@@ -36,25 +36,25 @@ OnIdle = Callable[[], None]
 
 @dataclass(eq=False)
 class _Release:
-    """An adapter that is to be released, and who waits for that."""
+    """An adapter to release, and an event for the waiting thread."""
 
     adapter: BoundAdapter
     done: threading.Event = field(default_factory=threading.Event)
 
 
 class Scheduler:
-    """Runs the generations of one graph of a base, first come, first served, as many at once as there are rows.
+    """Runs the generations of one graph of a base, first come, first served, up to the number of rows.
 
-    Between two steps of the running rows at most one waiting generation starts, so that the others go on meanwhile.
-    One thread does this. It starts with the first generation, and ends with `close`. Every method may be called from
-    any thread. Functions that the thread calls may call `submit` and `release`: there these do not wait.
+    At most one waiting generation starts between two steps, so that running generations are not delayed much. One
+    thread does this. It starts with the first generation and ends with `close`. Every method may be called from any
+    thread. Callbacks of this thread may call `submit` and `release`, which do not wait there.
 
     Args:
-        engine: the base.
-        adapters: whether its generations have adapters.
+        engine: The base.
+        adapters: Whether to use the graph with adapter inputs.
 
     Attributes:
-        home: the process of its thread.
+        home: The process that owns its thread.
     """
 
     def __init__(self, engine: Engine, *, adapters: bool):
@@ -74,28 +74,28 @@ class Scheduler:
 
     @property
     def rows(self) -> int:
-        """Most generations that share a forward pass now."""
+        """Current maximum of generations that share a forward pass."""
         return max([DEFAULT_ROWS, *self._reserved])
 
     @property
     def active(self) -> int:
-        """Generations that are running."""
+        """Number of running generations."""
         return len(self._running)
 
     @property
     def queued(self) -> int:
-        """Generations that wait for a row."""
+        """Number of generations that wait for a row."""
         return len(self._waiting)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of keys and values."""
+        """Bytes of the KV cache."""
         decoder = self._decoder
         return decoder.nbytes if decoder is not None else 0
 
     @contextlib.contextmanager
     def reserve(self, rows: int) -> Iterator[None]:
-        """Allow so many rows meanwhile, where that is more than the default."""
+        """Allow at least this number of rows while the block runs."""
         with self._changed:
             self._reserved.append(rows)
         try:
@@ -105,7 +105,7 @@ class Scheduler:
                 self._reserved.remove(rows)
 
     def submit(self, generation: Generation) -> None:
-        """Run a generation as soon as a row is free. Where that cannot be, it ends with the error."""
+        """Run a generation as soon as a row is free. If that is impossible, it ends with an error."""
         try:
             self._submit(generation)
         except InferenceError as error:
@@ -125,15 +125,15 @@ class Scheduler:
             self._changed.notify()
 
     def follow(self, on_step: OnStep, on_idle: OnIdle) -> Callable[[], None]:
-        """Have functions called by the scheduler's thread, which must not raise.
+        """Add functions that the scheduler's thread calls. They must not raise.
 
         Args:
-            on_step: called after a prompt was read, and after every step of the running rows: rows in use, rows there
-                may be, seconds, tokens that were read.
-            on_idle: called when there is nothing more to do and memory was given back.
+            on_step: Called after every prompt and every step of the running rows, with the number of used rows, the
+                maximum of rows, the seconds, and the number of computed tokens.
+            on_idle: Called when nothing is left to do and memory was freed.
 
         Returns:
-            What ends that.
+            A function that removes them.
         """
         follower = (on_step, on_idle)
 
@@ -146,9 +146,9 @@ class Scheduler:
         return stop
 
     def release(self, adapter: BoundAdapter) -> None:
-        """Let go of an adapter: at once, unless a generation has it; then when the last of these has ended.
+        """Release an adapter: at once, or after the last generation that uses it.
 
-        Where a forward pass of others lasts longer than `END_SECONDS`, it is let go of after that.
+        If a forward pass of others takes longer than `END_SECONDS`, this returns before the release.
         """
         if not self.home.here:
             return
@@ -159,11 +159,11 @@ class Scheduler:
             self._releases.append(release)
             used = self._used(adapter)
             self._changed.notify()
-        if not used and not is_serving():  # two schedulers that wait for each other would wait for ever
+        if not used and not is_serving():  # two schedulers would wait for each other forever
             release.done.wait(END_SECONDS)
 
     def close(self) -> None:
-        """Take nothing more, and end the thread: now if there is nothing to do, else after the last answer."""
+        """Accept no more generations, and end the thread after the last answer. If idle, wait for its end."""
         with self._changed:
             self._closing = True
             busy, thread = bool(self._running or self._waiting), self._thread
@@ -172,7 +172,7 @@ class Scheduler:
             thread.join()
 
     def abandon(self) -> None:
-        """End the thread, and all generations as cancelled; a run that lasts is ended."""
+        """Cancel all generations and end the thread. A running forward pass is interrupted."""
         if not self.home.here:
             return
         with self._changed:
@@ -192,8 +192,8 @@ class Scheduler:
                     if not self._next():
                         break
                     loop = self._turn(loop)
-                # Not of one request: nothing of this loop can be trusted any more. Also what is no Exception must not
-                # end the thread: others wait for it.
+                # The error is not of one request, so the state of the loop is unknown. Not even a BaseException may
+                # end the thread: other threads wait for it.
                 except BaseException as error:
                     loop = self._decoder = None
                     self._fail(error)
@@ -202,7 +202,7 @@ class Scheduler:
             self._end()
 
     def _turn(self, loop: Loop | None) -> Loop:
-        """Start a waiting generation, and generate the next token of all."""
+        """Start a waiting generation, and run one step of all."""
         with self._changed:
             self._idle = False
             starting = self._waiting.popleft() if self._waiting and len(self._running) < self.rows else None
@@ -219,7 +219,7 @@ class Scheduler:
         return loop
 
     def _next(self) -> bool:
-        """Wait for something to do; False when there is nothing more to come."""
+        """Wait for work. Return False if the thread should end."""
         while True:
             self._end_cancelled()
             self._release_unused()
@@ -242,19 +242,19 @@ class Scheduler:
                 _tell(on_idle)
 
     def _pass_unwanted(self) -> bool:
-        """Whether to end the forward pass that goes on, because one of its generations was cancelled.
+        """Return whether to interrupt the forward pass, because one of its generations was cancelled.
 
-        The watchdog's thread asks. It ends waiting generations here: the pass goes on meanwhile.
+        The watchdog's thread calls this. It also ends cancelled generations in the queue, while the pass goes on.
         """
         with serving():
             self._end_cancelled()
         with self._changed:
             return any(generation.cancelled for generation in self._running)
 
-    # Each of these in a function of its own: what a waiting thread has in its hands is not freed.
+    # These are separate functions, so that a waiting thread holds no references in local variables.
 
     def _end_cancelled(self) -> None:
-        """End the generations that were cancelled before their turn."""
+        """End the waiting generations that were cancelled."""
         with self._changed:
             cancelled = [one for one in self._waiting if one.cancelled]
             for one in cancelled:
@@ -263,7 +263,7 @@ class Scheduler:
             self._deliver(one, Step(None, finish_reason="cancelled"))
 
     def _release_unused(self) -> None:
-        """Let go of the adapters that no generation has any more."""
+        """Release the adapters that no generation uses any more."""
         with self._changed:
             leaving = [one for one in self._releases if not self._used(one.adapter)]
             self._releases = [one for one in self._releases if one not in leaving]
@@ -273,12 +273,12 @@ class Scheduler:
             one.done.set()
 
     def _fail(self, error: BaseException) -> None:
-        step = Step(None, error=ordinary(error, "the engine"))
+        step = Step(None, error=as_exception(error, "the engine"))
         for generation in list(self._running):
             self._deliver(generation, step)
 
     def _end(self) -> None:
-        """Nobody shall wait for a thread that is gone."""
+        """End everything that waits for this thread."""
         with self._changed:
             self._ended = True
             left, releases = [*self._running, *self._waiting], self._releases
@@ -292,7 +292,7 @@ class Scheduler:
         return any(one.adapter is adapter for one in [*self._running, *self._waiting])
 
     def _drive(self, decoder: Decoder, rows: int, steps: Iterator[tuple[Generation, Step]]) -> None:
-        """Deliver steps, and tell the followers what they took; nothing where no token was read."""
+        """Deliver steps, and report their duration to the followers if tokens were computed."""
         begin, read = time.perf_counter(), decoder.tokens_read
         for generation, step in steps:
             self._deliver(generation, step)
@@ -309,7 +309,7 @@ class Scheduler:
 
 
 def _tell(function: Callable[..., object], *arguments: object) -> None:
-    """Call what must not raise, and log it where it does: the other requests go on."""
+    """Call a function and log its error, so that other requests go on."""
     error = raised_by(function, *arguments)
     if error is not None:
         _LOG.error("a function that follows the scheduler raised; the generation goes on", exc_info=error)
@@ -320,6 +320,6 @@ _RUNNING: weakref.WeakSet[Scheduler] = weakref.WeakSet()
 
 @atexit.register
 def _end_threads() -> None:
-    """ONNX Runtime must not be unloaded under a thread that uses it."""
+    """End all threads, because ONNX Runtime must not be unloaded while a thread uses it."""
     for scheduler in list(_RUNNING):
         scheduler.abandon()

@@ -1,4 +1,4 @@
-"""A generation that is going on, as an iterator of text."""
+"""Iterators over the text of a running generation."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ __all__ = ["AsyncTextStream", "TextStream"]
 
 
 class TextStream(Iterator[str]):
-    """Pieces of the answer as they become certain; `result` once it has ended.
+    """An iterator over the pieces of an answer. Read `result` after the end.
 
-    The answer is generated whether or not it is read. A piece never ends inside a UTF-8 character nor inside a stop
-    string. Leaving the iteration early is fine: `close()`, the end of a `with` block or garbage collection free the
-    row, and `result` then holds what was generated, with the finish reason `cancelled`. `cancel()` may be called from
-    any thread.
+    The answer is generated even if nobody iterates. A piece never ends inside a UTF-8 character or a stop string.
+    You may stop early: `close()`, the end of a `with` block or garbage collection free the row, and `result` then
+    holds the text so far, with the finish reason `cancelled`. `cancel()` may be called from any thread.
     """
 
     def __init__(self, generation: Generation):
@@ -35,18 +34,18 @@ class TextStream(Iterator[str]):
 
     @property
     def result(self) -> InferenceResult:
-        """The finished generation.
+        """The result of the finished generation.
 
         Raises:
-            InferenceError: it is still going on, or has failed.
+            InferenceError: The generation is still running, or has failed.
         """
         return self._generation.result()
 
     def poll(self) -> str | None:
-        """The next piece if there is one already, else None.
+        """Return the next piece if it is available, else None.
 
         Raises:
-            StopIteration: the answer has ended.
+            StopIteration: The answer has ended.
         """
         try:
             return self._checked(self._generation.pieces.get_nowait())
@@ -54,15 +53,15 @@ class TextStream(Iterator[str]):
             return None
 
     def listen(self, listener: Callable[[], None]) -> None:
-        """Have a function called, from another thread, whenever there is something to `poll`."""
+        """Call a function, from another thread, whenever there is something to `poll`."""
         self._generation.listen(listener)
 
     def cancel(self) -> None:
-        """End the generation after the step that is running, interrupted if it lasts; iterating then ends."""
+        """End the generation after the running step; a long step is interrupted. Iteration then ends."""
         self._generation.cancel()
 
     def close(self) -> None:
-        """End the generation here, and wait until it has; does nothing once it has ended, or in a forked process."""
+        """Cancel the generation and wait for its end. Does nothing after its end or in a forked process."""
         if self._generation.here:
             self.cancel()
             self._generation.wait()
@@ -70,7 +69,7 @@ class TextStream(Iterator[str]):
     def _checked(self, piece: str | None) -> str:
         if piece is not None:
             return piece
-        self._generation.pieces.put(None)  # for whoever asks again
+        self._generation.pieces.put(None)  # for later calls
         if self._generation.error is not None:
             raise self._generation.error
         raise StopIteration
@@ -89,10 +88,9 @@ class TextStream(Iterator[str]):
 
 
 class AsyncTextStream(AsyncIterator[str]):
-    """A `TextStream` for `async for`: the event loop goes on while it waits.
+    """A `TextStream` for `async for`. Waiting does not block the event loop.
 
-    The generation begins with the first piece that is asked for. Cancelling the task that waits for a piece cancels
-    the generation.
+    The generation starts when the first piece is requested. Cancelling the waiting task cancels the generation.
     """
 
     def __init__(self, start: Callable[[], TextStream]):
@@ -103,11 +101,11 @@ class AsyncTextStream(AsyncIterator[str]):
         return self
 
     async def __anext__(self) -> str:
-        import asyncio  # slow to import, and there already where it is needed
+        import asyncio  # slow to import, and already imported by its users
 
         refuse_to_wait()
         if self._stream is None:
-            # Templates, tokenizers and grammars take their time.
+            # Templates, tokenizers and grammars may be slow.
             self._stream = await asyncio.to_thread(self._start)
             self._updated = asyncio.Event()
             loop, updated = asyncio.get_running_loop(), self._updated

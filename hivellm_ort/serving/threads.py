@@ -1,4 +1,4 @@
-"""Which threads generate: these must not wait for answers, since nobody else would bring them."""
+"""Marks the threads that generate. They must not wait for answers, because they produce them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _HERE = threading.local()
 
 @contextmanager
 def serving() -> Iterator[None]:
-    """Mark this thread as one that generates, while the block runs."""
+    """Mark this thread as a generating one while the block runs."""
     before = getattr(_HERE, "serving", None)
     _HERE.serving = os.getpid()
     try:
@@ -26,15 +26,15 @@ def serving() -> Iterator[None]:
 
 
 def is_serving() -> bool:
-    """Whether this thread must not wait for answers."""
+    """Return whether this thread generates answers and must not wait for them."""
     return getattr(_HERE, "serving", None) == os.getpid()  # a forked process answers nothing of its parent's
 
 
 def refuse_to_wait() -> None:
-    """Refuse to wait for an answer where that would be for ever.
+    """Raise an error in a thread that would wait for an answer forever.
 
     Raises:
-        InferenceError: this is the thread of a scheduler, or in the middle of asking.
+        InferenceError: This is the thread of a scheduler, or it runs a callback of one.
     """
     if is_serving():
         raise InferenceError(

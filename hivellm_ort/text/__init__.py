@@ -1,1 +1,1 @@
-"""Text in, text out: tokenizer, chat templates, prompts, reasoning and the incremental detokenizer."""
+"""Tokenizer, chat templates, prompts, reasoning and the incremental detokenizer."""

@@ -1,9 +1,8 @@
-"""What one rendering of a chat template may use: steps and bytes.
+"""Limits the steps and bytes of one rendering of a chat template.
 
-A template is a program of someone else. Its loops, calls and operators count here before they do anything that
-multiplies, so that no template runs without end or fills the memory. Steps are the parts of the template that run,
-and what is read; bytes are what is made, whether it is kept or not. Both are bounded by the template alone, and by
-the conversation: a long one may take more.
+A template is an untrusted program. Its loops, calls and operators are counted before they run, so that no template
+runs forever or fills the memory. Steps count executed parts of the template and values read. Bytes count values
+made, kept or not. A long conversation raises both limits.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ from hivellm_ort.errors import InferenceError
 __all__ = ["BUDGET", "MAX_BITS", "MAX_BYTES", "MAX_STEPS", "Budget", "Size", "TemplateLimitError"]
 
 MAX_STEPS = 1_000_000
-"""Most steps of a rendering whose conversation is short."""
+"""Most steps of a rendering of a short conversation."""
 
 MAX_BYTES = 32 << 20
-"""Most bytes that it makes."""
+"""Most bytes made by a rendering of a short conversation."""
 
 _STEPS_PER_VALUE = 2_000  # for every role, text and argument of the conversation
 _BYTES_PER_BYTE = 32  # for every byte of the conversation
@@ -45,22 +44,22 @@ _NUMBER = re.compile(r"\d+")
 
 
 class TemplateLimitError(InferenceError):
-    """A chat template exceeds a limit; another form of the conversation would not help."""
+    """A chat template exceeds a limit in any form of the conversation."""
 
 
 Size = tuple[int, int, int]
-"""Most bytes that a value's text, or its JSON, can have; how many values it is; how deep they are nested."""
+"""Most bytes of a value as text or JSON; number of values in it; depth of nesting."""
 
 
 class Budget:
-    """The steps and bytes that a rendering has left.
+    """The remaining steps and bytes of a rendering.
 
     Args:
-        given: What is rendered. It is measured only if the template needs more than one with little to say.
+        given: The conversation. It is measured only if the basic limits do not suffice.
 
     Attributes:
-        steps: Left.
-        bytes: Left.
+        steps: Remaining steps.
+        bytes: Remaining bytes.
     """
 
     __slots__ = ("_chains", "_given", "_kept", "bytes", "max_bytes", "max_steps", "steps")
@@ -96,7 +95,7 @@ class Budget:
             )
 
     def spend(self, size: int) -> None:
-        """Count bytes that were made."""
+        """Count made bytes."""
         self.bytes -= size
         if self.bytes < 0:
             self.check()
@@ -108,14 +107,14 @@ class Budget:
             self.check()
 
     def require(self, size: int) -> None:
-        """Raise TemplateLimitError if so many bytes are not left; called before they are made."""
+        """Raise TemplateLimitError if fewer bytes remain. Call this before making them."""
         if size > self.bytes:
             self.bytes -= size
             self.check()
             self.bytes += size
 
     def measure(self, value: Any, depth: int = 0) -> Size:
-        """Return the size of a value, which is not written for it: lists that hold a list twice may be endless."""
+        """Return the size of a value without writing it: lists that share items may be huge as text."""
         if isinstance(value, str):
             return (6 if value.isascii() else 12) * len(value) + 2, 1, 0  # as JSON escapes it
         kind = type(value)
@@ -165,11 +164,11 @@ class Budget:
         return size
 
     def made(self, value: Any, source: Any = None) -> Any:
-        """Return a new value, counted; iterators count what they give.
+        """Count a new value and return it. Iterators count their items later.
 
         Args:
-            value: What was made.
-            source: What it was made of: an iterator that reads an iterator, and so on, has an end.
+            value: The value.
+            source: The value it was made from. The length of chains of iterators is limited.
         """
         kind = type(value)
         if kind is str or isinstance(value, str):
@@ -192,7 +191,7 @@ class Budget:
         return value
 
     def _chained(self, value: Iterator[Any], source: Any) -> Iterator[Any]:
-        """Return an iterator that counts what another gives, which reads what it was made of."""
+        """Return an iterator that counts the items of another one, and limits chains of iterators."""
         known = [self._chains.get(one, 0) for one in (value, source) if isinstance(one, GeneratorType)]
         depth = 1 + max(known, default=0)
         if depth > _MAX_CHAIN:
@@ -202,7 +201,7 @@ class Budget:
         return result
 
     def each(self, items: Iterable[Any], cost: int = 8) -> Iterator[Any]:
-        """Yield the items of an iterator, each counted."""
+        """Yield the items of an iterator and count each."""
         for item in items:
             self.steps -= cost
             self.bytes -= 64
@@ -211,13 +210,13 @@ class Budget:
             yield item
 
     def walk(self, value: Any, cost: int = 2) -> None:
-        """Count what a filter does with every item of a value; iterators count by themselves."""
+        """Count the work of a filter for every item of a value. Iterators count by themselves."""
         if hasattr(value, "__len__"):
             self.step(len(value) * cost)
             self.spend(len(value) * 64)
 
     def read(self, value: Any) -> Any:
-        """Return a value that is compared, hashed or searched, with the time that takes counted."""
+        """Count the time to compare, hash or search a value, and return it."""
         if type(value) is str or isinstance(value, str):
             if len(value) > 256:
                 self.step(len(value) >> 8)
@@ -230,7 +229,7 @@ class Budget:
         return value
 
     def within(self, value: Any) -> Any:
-        """As `read`, for what is on the right of `in`, whatever is sought in it: a mapping finds by hash."""
+        """As `read`, for the right side of `in`. Mappings search by hash."""
         if type(value) is dict:
             return value
         self.search(value, value)
@@ -245,12 +244,12 @@ class Budget:
         return part in whole
 
     def search(self, text: Any, part: Any) -> None:
-        """Count the time in which a part is sought in a text or in bytes."""
+        """Count the time to search a text or bytes for a part."""
         if isinstance(text, str | bytes) and isinstance(part, str | bytes):
             self.step(min(len(text) * len(part), _LONGEST_SEARCH) >> 10)
 
     def whole(self, value: Any) -> None:
-        """Count what is done with an integer; raise TemplateLimitError for one that is too large for it."""
+        """Count an operation on an integer. Raise TemplateLimitError if the integer is too large."""
         if isinstance(value, int):
             bits = value.bit_length()
             self._bits(bits)
@@ -272,7 +271,7 @@ class Budget:
         return text
 
     def concat(self, pieces: Iterable[Any]) -> str:
-        """Return the texts of values as one: `~`."""
+        """Return the joined texts of values: the operator `~`."""
         texts = [self.text(piece) for piece in pieces]
         size = sum(map(len, texts))
         if 4 * size > self.bytes:
@@ -318,7 +317,7 @@ class Budget:
         return self.made(left**right)
 
     def modulo(self, left: Any, right: Any) -> Any:
-        """Return `left % right`, a remainder or a text in printf's style."""
+        """Return `left % right`: a remainder or a formatted text."""
         if isinstance(left, str | bytes):
             self.printf(left, right)
         else:
@@ -327,7 +326,7 @@ class Budget:
         return self.made(left % right)
 
     def apply(self, operator: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
-        """Return what another operator makes of two values, which is no more than they are."""
+        """Apply an operator whose result is not larger than its operands."""
         if type(left) is int and type(right) is int and -_SMALL < left < _SMALL and -_SMALL < right < _SMALL:
             return operator(left, right)
         return self.made(operator(self.read(left), self.read(right)))
@@ -344,7 +343,7 @@ class Budget:
         self.require(size + weight * (text.count("%") if isinstance(values, Mapping) else 1))
 
     def widths(self, text: str) -> int:
-        """Return the sum of the numbers in a format, no number being larger than all bytes there are."""
+        """Return the sum of the widths in a format, each capped at the limit of bytes."""
         self.read(text)
         return sum(int(digits) if len(digits) < 12 else 10**12 for digits in _NUMBER.findall(text))
 

@@ -1,7 +1,7 @@
-"""Text of an answer as it grows, token by token.
+"""Incremental detokenization: the text of an answer, token by token.
 
-`tokenizers.decoders.DecodeStream` is not used: it cannot hand out what it holds at the end, raises when a run
-of `<0xNN>` tokens turns out not to be UTF-8, and decodes ever longer lists while the text ends in U+FFFD.
+`tokenizers.decoders.DecodeStream` is not used. It has no flush at the end, raises if a run of `<0xNN>` tokens is not
+UTF-8, and decodes ever longer lists while the text ends in U+FFFD.
 """
 
 from __future__ import annotations
@@ -22,35 +22,33 @@ _WINDOW = 24
 
 
 class IncrementalDetokenizer:
-    """Turns token ids into pieces of text that are never taken back.
+    """Turns token ids into pieces of text that never change later.
 
-    The pieces of `push`, then `flush`, make up exactly `tokenizer.decode(all ids)`. Held back are only what a
-    later token can still change: a last U+FFFD, which may be the start of a character, and a run of `<0xNN>`
-    tokens, which becomes text only as a whole. The cost of a token does not grow with the answer.
+    The joined pieces of `push` and `flush` are exactly `tokenizer.decode(all ids)`. Only text that a later token can
+    change is held back: a final U+FFFD, which may be the start of a character, and a run of `<0xNN>` tokens, which
+    is decoded as a whole. The cost of a token does not grow with the answer.
 
-    Exact for decoders whose work on a token depends on its neighbours only: ByteLevel, Metaspace,
+    It is exact for decoders that look only at neighbouring tokens: ByteLevel, Metaspace,
     ByteFallback, WordPiece, BPE, CTC, Fuse, Strip of a leading space, Replace within a token, and sequences of them.
 
     Args:
         tokenizer: Decodes the ids.
-        skip_special_tokens: Leave special tokens out of the text, as in `tokenizer.decode`.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._skip_special_tokens = skip_special_tokens
         self._window: list[int] = []
         self._shown = 0  # characters of the window's text that are out already
         self._byte_run: list[int] = []
 
     def push(self, token_id: int) -> str:
-        """Take the next token and return the text that is now decided, possibly none.
+        """Take the next token and return the new certain text, possibly empty.
 
         Args:
             token_id: The next id of the answer, at least 0.
         """
         # Tokens without text never reach the window: it must hold tokens that the decoder really sees.
-        if self._skip_special_tokens and self._tokenizer.is_special(token_id):
+        if self._tokenizer.is_special(token_id):
             return ""
         if self._tokenizer.is_byte(token_id):
             self._byte_run.append(token_id)
@@ -67,22 +65,22 @@ class IncrementalDetokenizer:
         return piece
 
     def flush(self) -> str:
-        """Return the text still held, and start anew: call it after the answer's last token."""
+        """Return the held text and reset. Call it after the last token."""
         piece = self._extend([])[self._shown :]
         self._window, self._shown = [], 0
         return piece
 
     def _extend(self, token_ids: list[int]) -> str:
-        """Put the run of byte tokens and `token_ids` into the window and return the window's text."""
+        """Append the run of byte tokens and `token_ids` to the window and return its text."""
         self._window += self._byte_run + token_ids
         self._byte_run = []
         return self._decode()
 
     def _decode(self) -> str:
-        return self._tokenizer.decode(self._window, skip_special_tokens=self._skip_special_tokens)
+        return self._tokenizer.decode(self._window)
 
     def _cut_back(self, held: int) -> None:
-        """Keep only the context; `held` characters at its end are not out yet."""
+        """Shorten the window to the context. `held` characters at its end are not returned yet."""
         start = len(self._window) - _CONTEXT
         # Half a run of byte tokens would decode to other text; the last token is never one of them.
         while self._tokenizer.is_byte(self._window[start]):

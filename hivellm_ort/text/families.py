@@ -1,8 +1,8 @@
-"""The prompt formats that a manifest may name, and the choice between them and the bundle's own template.
+"""The prompt formats that a manifest may name, and the choice between them and the template of the bundle.
 
-Where HiveLLM's trainer has a format (alpaca, llama, mistral, phi, deepseek, gemma), prompts are its inference
-strings, because experts were trained on them; it has no conversations of several turns, so what ends an
-answer is the published format's. llama3 and vicuna are as published. No format adds a system message of its own.
+For alpaca, llama, mistral, phi, deepseek and gemma, prompts are the inference strings of HiveLLM's trainer, because
+experts were trained on them. The trainer has single turns only, so the end of an answer follows the published format.
+llama3 and vicuna are as published. No format adds its own system message.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _BUNDLE = (None, "chatml", "qwen3", "qwen", "custom")
 
 @dataclass(frozen=True)
 class _Family:
-    """A prompt format in jinja2, where `content` is the turn's text and `pending` holds a system message."""
+    """A prompt format in jinja2. `content` is the text of the turn, `pending` holds a system message."""
 
     system: str
     user: str
@@ -40,7 +40,7 @@ class _Family:
 
     @property
     def source(self) -> str:
-        """The whole template; turns of other roles, such as tools, are the user's."""
+        """The whole template. Turns of other roles, such as tool, are written as user turns."""
         return (
             "{{ bos_token }}{% set pending = namespace(system='') %}"
             "{% for message in messages %}{% set content = message['content'] %}"
@@ -129,14 +129,14 @@ _FAMILIES = {
 def template_for(prompt_template: str | None, bundle: ChatTemplate, tokenizer: TextTokenizer) -> ChatTemplate:
     """Return the template for an expert whose manifest has this `prompt_template`.
 
-    It is `bundle` for None, `chatml`, `qwen3`, `qwen`, `custom`, a word that is not known, and a family that
-    the bundle's own template belongs to. Else it is the family's: llama (also llama2), llama3, alpaca, vicuna,
+    It is `bundle` for None, `chatml`, `qwen3`, `qwen`, `custom`, unknown words, and the family of the bundle's own
+    template. Else it is the template of the family: llama (also llama2), llama3, alpaca, vicuna,
     mistral, phi, deepseek or gemma, with the bundle's end-of-sequence token after earlier answers.
 
     Args:
-        prompt_template: The manifest's word; case does not matter.
+        prompt_template: The value in the manifest; case is ignored.
         bundle: The base bundle's template (see `ChatTemplate.from_folder`).
-        tokenizer: Its tokenizer, which tells what the trainer's prompts began with.
+        tokenizer: Its tokenizer, which gives the tokens at the beginning of the trainer's prompts.
     """
     word = prompt_template and prompt_template.strip().lower()
     family = _FAMILIES.get(word or "")
@@ -157,7 +157,7 @@ def template_for(prompt_template: str | None, bundle: ChatTemplate, tokenizer: T
 
 
 def _belongs(template: ChatTemplate, family: _Family) -> bool:
-    """Return whether the template writes turns as the family does."""
+    """Return whether the template has the turn format of the family."""
     try:
         text = template.render([{"role": "user", "content": "question"}])
     except InferenceError:

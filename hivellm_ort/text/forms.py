@@ -1,8 +1,7 @@
-"""The form of a conversation in which a chat template shows all of it.
+"""Rewrites a conversation so that a chat template shows all of it.
 
-Templates drop what they do not know, or break off: a system message, a call of a tool, a text in parts. What a
-template does with a conversation is seen by rendering one of the same shape in which marks stand for the texts.
-It is done once per shape and kept.
+Templates may drop or refuse system messages, tool calls or texts in parts. To find out, a conversation of the same
+shape is rendered with marks in place of the texts. The result is cached per shape.
 """
 
 from __future__ import annotations
@@ -13,9 +12,10 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 from hivellm_ort.errors import InferenceError, OptionError
+from hivellm_ort.jsonfiles.reading import parse_value
 from hivellm_ort.text.budget import TemplateLimitError
 from hivellm_ort.text.messages import SYSTEM_ROLES, function_of, text_of
 
@@ -36,14 +36,14 @@ class Conversation:
 
 @dataclass(frozen=True)
 class _Form:
-    """How a conversation is written for a template.
+    """A form of conversations for a template.
 
     Attributes:
-        moved: The system messages that go before the user's next words, by index.
-        joined: Whether parts become one text.
-        empty: What stands for no content.
-        arguments: Whether arguments of calls become objects, or JSON texts.
-        wrapped: Whether a tool that is a function alone becomes one in OpenAI's form.
+        moved: Indices of system messages that are moved to the beginning of the next user turn.
+        joined: Whether content parts are joined to one text.
+        empty: The value for missing content.
+        arguments: Whether arguments of tool calls become objects or JSON texts.
+        wrapped: Whether bare functions are wrapped into OpenAI's form of a tool.
     """
 
     moved: frozenset[int] = frozenset()
@@ -53,7 +53,7 @@ class _Form:
     wrapped: bool = False
 
     def write(self, conversation: Conversation) -> Conversation:
-        """Return the conversation in this form; raise OptionError for arguments that are not what it needs."""
+        """Return the conversation in this form. Raise OptionError if arguments cannot be converted."""
         messages, moved = [], []
         for index, message in enumerate(conversation.messages):
             content = message["content"]
@@ -94,24 +94,24 @@ class _Form:
 
 @dataclass(frozen=True)
 class _Mark:
-    """A word that stands for something in a conversation, and what to do if that must be shown and is not."""
+    """A word that stands for a text, a description of the text, and the advice if the template drops it."""
 
     word: str
     what: str
     instead: str | None = None
 
     def shown(self, text: str) -> bool:
-        """Return whether a rendering shows it, and not as JSON inside a text of JSON."""
+        """Return whether a rendering contains it, not as JSON inside a JSON text."""
         return self.word in text and f'\\"{self.word}' not in text
 
 
 class Forms:
-    """Finds the form for each shape of conversation. Safe to use from several threads at once.
+    """Finds the form for each shape of conversation. Thread-safe.
 
     Args:
-        render: The template; raises InferenceError.
-        name: Where it comes from, for messages.
-        knows_developer: Whether it has a form for the role `developer`; else those turns are system messages.
+        render: Renders the template. It raises InferenceError.
+        name: Source of the template, for messages.
+        knows_developer: Whether the template knows the role `developer`. Else it is replaced by `system`.
     """
 
     def __init__(
@@ -123,15 +123,15 @@ class Forms:
         self._found: dict[Any, tuple[_Form, str | None]] = {}
 
     def fit(self, conversation: Conversation) -> Conversation:
-        """Return the conversation as the template shows all of it.
+        """Return the conversation in a form that the template shows completely.
 
-        As it is, if the template shows it so. Else with system messages before the user's next words, parts of text
-        joined by line breaks, no content as an empty text or as None, arguments of calls as objects or as JSON texts.
-        Calls, and turns of user and assistant, that no form shows are logged as a warning.
+        It is unchanged if possible. Else system messages move to the next user turn, text parts are joined by line
+        breaks, missing content becomes an empty text or None, and arguments of calls become objects or JSON texts.
+        User and assistant turns and calls that no form shows are logged as a warning.
 
         Raises:
-            InferenceError: If the template shows the tools, a system message or the result of a tool in no form.
-            OptionError: If it needs a call's arguments as an object, and they are the text of none.
+            InferenceError: No form shows the tools, a system message or the result of a tool.
+            OptionError: The template needs a call's arguments as an object, and they are not the JSON text of one.
         """
         if not self._knows_developer:
             messages = [
@@ -154,7 +154,7 @@ class Forms:
         return form.write(conversation)
 
     def _find(self, conversation: Conversation) -> tuple[_Form, str | None]:
-        """Return the first form that loses nothing, else the one that loses least, and what is wrong with it."""
+        """Return the first form that loses nothing, else the one that loses least, and its fault."""
         probe, marks = _probe(conversation)
         best: tuple[_Form, list[_Mark]] | None = None
         for form in _forms(conversation):
@@ -177,7 +177,7 @@ class Forms:
         return form, None
 
     def _lost(self, form: _Form, probe: Conversation, marks: list[_Mark]) -> list[_Mark] | None:
-        """Return what the template does not show in this form; None if it refuses it or shows what it must not."""
+        """Return the marks that the template drops in this form; None if it refuses the form or leaks internals."""
         try:
             text = self._render(form.write(probe))
         except TemplateLimitError:
@@ -192,7 +192,7 @@ class Forms:
 
 
 def _forms(conversation: Conversation) -> Iterator[_Form]:
-    """Yield the forms that differ for a conversation, the one to prefer first."""
+    """Yield the distinct forms of a conversation, in order of preference."""
     messages = conversation.messages
     last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=-1)
     systems = {i for i, message in enumerate(messages[: last + 1]) if message["role"] in SYSTEM_ROLES}
@@ -213,7 +213,7 @@ def _forms(conversation: Conversation) -> Iterator[_Form]:
 
 
 def _shape(conversation: Conversation) -> Any:
-    """Return what decides the form of a conversation; None if it is questions and answers only."""
+    """Return the shape of a conversation, which decides its form; None if it has only questions and answers."""
     plain = conversation.tools is None
     turns = []
     for message in conversation.messages:
@@ -234,7 +234,7 @@ def _shape(conversation: Conversation) -> Any:
 
 
 def _probe(conversation: Conversation) -> tuple[Conversation, list[_Mark]]:
-    """Return a conversation of the same shape in which marks stand for the texts, and the marks."""
+    """Return a conversation of the same shape with marks as texts, and the marks."""
     marks: list[_Mark] = []
 
     def mark(what: str, instead: str | None = None) -> str:
@@ -282,19 +282,15 @@ def _marked_tool(tool: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _object(text: str, where: str) -> dict[str, Any]:
-    """Return the object that the arguments of a call are the JSON text of."""
+    """Parse the arguments of a call, which must be the JSON text of an object."""
     try:
-        value = json.loads(text, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
+        value = parse_value(text)
+    except ValueError as error:
         raise OptionError(
-            f"{where}: the chat template needs arguments as an object, and they are no JSON text ({error})"
+            f"{where}: the chat template needs arguments as an object, and they are not JSON ({error})"
         ) from error
     if isinstance(value, dict):
         return value
     raise OptionError(
         f"{where}: the chat template needs arguments as an object, and they are a {type(value).__name__}"
     )
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise OptionError(f"{name} is no number of JSON")

@@ -1,8 +1,8 @@
-"""Only what a chat template writes itself is read as a marker; what the writers of messages write stays text.
+"""Reads markers only where the chat template wrote them. The text of messages stays text.
 
-A marker is forged by writing it, and also by writing a part of it where the template, or another text, brings the
-rest: `<function=` and a name that ends with `<|im_end|` and `>`. So the template is rendered a second time with
-unguessable names for the markers in its source. Every marker that has no such name there was not the template's.
+A message can forge a marker by containing it, or a part of it that the template or another text completes:
+`<function=`, a name that ends with `<|im_end|`, and `>`. So the template is rendered a second time with random
+names for the markers in its source. A marker without such a name was not written by the template.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SIGNS = re.compile(r"[^\w\s]")
 
 
 class Guard:
-    """Encodes the renderings of one template with one tokenizer.
+    """Encodes renderings of one template with one tokenizer.
 
     Args:
         template: The template.
@@ -45,16 +45,16 @@ class Guard:
             return
 
     def encode(self, text: str, token_ids: list[int], given: Any, render: Render) -> list[int]:
-        """Return the token ids of a rendering in which no marker is read that the template did not write.
+        """Return the token ids of a rendering. Only markers of the template become marker tokens.
 
         Args:
             text: The rendering.
-            token_ids: Its ids with every marker read.
-            given: What was rendered: a value made of lists, mappings and texts.
+            token_ids: Its ids with all markers as tokens.
+            given: The rendered value, made of lists, mappings and texts.
             render: Renders a template with such a value.
 
         Raises:
-            InferenceError: If it cannot be told whose the markers are, or the tokenizer has no plain form of one.
+            InferenceError: The origin of a marker is unclear, or the tokenizer cannot encode it as plain text.
         """
         named = self._named(given, render)
         if named is not None and restore_markers(named, self._markers) == text:
@@ -73,7 +73,7 @@ class Guard:
             return None
 
     def _composes(self, given: Any, render: Render) -> bool:
-        """Return whether the template puts markers together from parts, as `'<|' + role + '|>'` does."""
+        """Return whether the template builds markers from parts, as `'<|' + role + '|>'` does."""
         harmless = self._harmless(given)
         named = self._named(harmless, render)
         if named is None:
@@ -86,7 +86,7 @@ class Guard:
         return composes
 
     def _encode_hidden(self, text: str, token_ids: list[int], given: Any, render: Render) -> list[int]:
-        """As `encode`, for templates whose own markers have no names: those of the writers are hidden instead."""
+        """As `encode`, for templates whose markers cannot be renamed. Instead, markers in the messages are hidden."""
         hidden, literals = hide_markers(given, self._tokenizer.marker_spans)
         safe = render(self._template, hidden) if literals else text
         if restore_markers(safe, literals) != text:
@@ -104,7 +104,7 @@ class Guard:
         return self._tokenizer.encode_literals(safe, literals) if literals else token_ids
 
     def _harmless(self, given: Any) -> Any:
-        """Return a copy of `given` whose texts have words and white space only."""
+        """Return a copy of `given` with only words and whitespace in its texts."""
         hidden, _ = hide_markers(given, self._tokenizer.marker_spans)
         return _scrubbed(hidden)
 

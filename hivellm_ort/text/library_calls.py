@@ -1,4 +1,4 @@
-"""Calls of the tokenizers library, whose panics and bare exceptions become errors of this package."""
+"""Calls the tokenizers library, and turns its panics and bare exceptions into errors of this package."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def encoded(tokenizer: tokenizers.Tokenizer, text: str, *, special: bool = False
     Args:
         tokenizer: Of the tokenizers library.
         text: Any text.
-        special: Whether to add what the post-processor puts before and after it.
+        special: Whether to add the special tokens of the post-processor.
 
     Raises:
-        OptionError: `text` holds a lone surrogate, which no UTF-8 text can.
+        OptionError: `text` holds a lone surrogate, which UTF-8 cannot encode.
         InferenceError: The library fails on it.
     """
     try:
@@ -40,7 +40,7 @@ def encoded(tokenizer: tokenizers.Tokenizer, text: str, *, special: bool = False
     except TypeError as error:
         raise OptionError("text is not valid Unicode: remove its lone surrogates") from error
     except Exception as error:  # the library raises bare exceptions, so there is no narrower class to catch
-        raise failure(printable(str(error)[:200])) from error
+        raise failure(printable(str(error), most=200)) from error
 
 
 def decoded(tokenizer: tokenizers.Tokenizer, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
@@ -55,7 +55,7 @@ def decoded(tokenizer: tokenizers.Tokenizer, token_ids: Sequence[int], *, skip_s
 
 
 def failure(words: str) -> InferenceError:
-    """The error for a text or ids that the library fails on; `words` are its own."""
+    """Return the error for a failure of the library; `words` is its message."""
     return InferenceError(
         f"tokenizer.json: the tokenizers library failed on this text ({words}): use a base with another tokenizer"
     )

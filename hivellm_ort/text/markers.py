@@ -1,8 +1,8 @@
-"""Markers in what a user writes: their text stays text, so that no message can open or close a turn.
+"""Keeps markers in messages as plain text, so that no message can open or close a turn.
 
-A marker is an added token that is marked special or written `<|…|>`, such as `<|im_start|>`; the second half is for
-DeepSeek, whose turn markers are not marked special. Tags such as `<think>` are no markers: models write them
-themselves, and earlier turns hold them.
+A marker is an added token that is special or written `<|…|>`, such as `<|im_start|>`. The second form is for
+DeepSeek, whose turn markers are not special. Tags such as `<think>` are not markers: models write them, and earlier
+turns contain them.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ _BARS = re.compile(r"<[|\uff5c].*[|\uff5c]>", re.DOTALL)
 
 
 def is_marker(token: tokenizers.AddedToken) -> bool:
-    """Return whether the added token is one that only a chat template may write."""
+    """Return whether only a chat template may write this added token."""
     return bool(token.special) or _BARS.fullmatch(token.content) is not None
 
 
 def hide_markers(value: Any, find: Callable[[str], Spans]) -> tuple[Any, dict[str, str]]:
-    """Return a copy of `value` in which an unguessable placeholder stands for each marker's text.
+    """Return a copy of `value` with a random placeholder for each marker.
 
     Args:
         value: Messages, or any value made of lists, mappings and texts.
-        find: Returns where a text holds markers.
+        find: Returns the spans of markers in a text.
 
     Returns:
-        The copy, and the text that each placeholder stands for; nothing in it if there is no marker.
+        The copy, and the marker of each placeholder.
     """
     placeholders: dict[str, str] = {}
 
@@ -62,7 +62,7 @@ def hide_markers(value: Any, find: Callable[[str], Spans]) -> tuple[Any, dict[st
 
 
 def restore_markers(text: str, literals: Mapping[str, str]) -> str:
-    """Return `text` with every placeholder of `hide_markers` replaced by what it stands for."""
+    """Return `text` with the placeholders of `hide_markers` replaced by their markers."""
     for placeholder, literal in literals.items():
         text = text.replace(placeholder, literal)
     return text
@@ -78,16 +78,16 @@ def replace_spans(text: str, spans: Spans, replacement: Callable[[str], str]) ->
 
 
 class LiteralEncoder:
-    """A twin of a tokenizer in which markers have unguessable names, so that their own texts are plain text.
+    """A copy of a tokenizer with random names for its markers, so that their usual texts are plain text.
 
-    The twin shares the model, so it costs some tens of milliseconds and little memory.
+    The copy shares the model: it takes some tens of milliseconds and little memory.
 
     Args:
         tokenizer: The tokenizer to encode as.
         markers: The ids of its markers.
 
     Attributes:
-        names: What stands for each marker in a text to encode.
+        names: The random name of each marker.
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, markers: frozenset[int]) -> None:
@@ -96,19 +96,19 @@ class LiteralEncoder:
         self._tokenizer = tokenizer
 
     def named(self, text: str) -> list[int]:
-        """Return the markers whose names are in `text`, in their order."""
+        """Return the markers whose names are in `text`, in order."""
         # One pattern for all: Python keeps each that was compiled, and a new one for every base would fill its cache.
         return [int(match[2]) for match in _NAMED.finditer(text) if match[1] == self._nonce]
 
     def encode(self, text: str) -> list[int]:
-        """Return the tokenizer's ids of `text`, where only `names` are read as markers."""
+        """Return the ids of `text`, with only `names` read as markers."""
         twin, own = self._twin
         ids = encoded(twin, text).ids
         return [own.get(token_id, token_id) for token_id in ids]
 
     @cached_property
     def _twin(self) -> tuple[tokenizers.Tokenizer, dict[int, int]]:
-        """The twin, and the tokenizer's ids of its added tokens; made for the first text that needs it."""
+        """The copy, and the original ids of its added tokens. It is made on first use."""
         from tokenizers import AddedToken, Tokenizer
 
         tokenizer = self._tokenizer

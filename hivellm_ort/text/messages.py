@@ -1,6 +1,6 @@
-"""Messages and tools as callers give them, in the form of OpenAI's API, checked and made of plain JSON types.
+"""Checks messages and tools in the form of OpenAI's API, and converts them to plain JSON types.
 
-Templates come from packages: what they get is a copy of lists, dicts, texts, numbers, booleans and None.
+Templates come from packages, so they get only copies made of lists, dicts, texts, numbers, booleans and None.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ _MAX_DEPTH = 64
 
 
 def checked_messages(messages: Any) -> list[dict[str, Any]]:
-    """Return a copy of a conversation that is known to be sound.
+    """Check a conversation and return a copy.
 
     `content` is a text, a list of parts `{"type": "text", "text": …}`, or None in a turn of the assistant that has
-    `tool_calls`. None is the same as leaving out `tool_calls`, `tool_call_id` and `name`, and so is an empty list of
-    calls. Arguments of a call are an object or its JSON text; none at all are an empty object.
+    `tool_calls`. `tool_calls`, `tool_call_id` and `name` may be None, and `tool_calls` may be empty, which means
+    absent. Arguments of a call are an object or its JSON text. Missing arguments become an empty object.
 
     Args:
-        messages: The turns; None for none. Keys that are not known here are kept for the template.
+        messages: The turns, or None. Unknown keys are kept for the template.
 
     Raises:
-        OptionTypeError: If the messages are no list, a turn is no mapping, or one holds what JSON does not have.
-        OptionError: If a role, a content or a call of a tool is malformed. Both errors name the turn and the field.
+        OptionTypeError: The messages are not a list, a turn is not a mapping, or a value is not JSON.
+        OptionError: A role, a content or a tool call is malformed. Both errors name the turn and the field.
     """
     if messages is None:
         return []
@@ -53,15 +53,15 @@ def checked_messages(messages: Any) -> list[dict[str, Any]]:
 
 
 def checked_tools(tools: Any) -> list[dict[str, Any]] | None:
-    """Return a copy of the tools that a model may call; None for none.
+    """Check tools and return a copy; None if there are none.
 
     Args:
         tools: JSON schemas of functions, each as `{"type": "function", "function": {"name": …, …}}` or the function
             alone; an empty list is the same as None.
 
     Raises:
-        OptionTypeError: If they are no list of mappings, or one holds what JSON does not have.
-        OptionError: If one has no name.
+        OptionTypeError: They are not a list of mappings, or a value is not JSON.
+        OptionError: A function has no name.
     """
     if tools is None:
         return None
@@ -71,20 +71,20 @@ def checked_tools(tools: Any) -> list[dict[str, Any]] | None:
 
 
 def text_of(content: Any) -> str:
-    """Return a checked content as one text: parts are joined by a line break, None is empty."""
+    """Return a checked content as one text. Parts are joined by line breaks; None is empty."""
     if isinstance(content, list):
         return "\n".join(part["text"] for part in content)
     return content or ""
 
 
 def question_of(messages: Any) -> str | None:
-    """Return the text of the user's last turn; None if there is none. Raises as `checked_messages`."""
+    """Return the text of the last user turn, or None. Raises as `checked_messages`."""
     turns = reversed(checked_messages(messages))
     return next((text_of(turn["content"]) for turn in turns if turn["role"] == "user"), None)
 
 
 def function_of(entry: dict[str, Any]) -> dict[str, Any]:
-    """Return the function of a tool or of a call: what `function` holds, else the entry itself."""
+    """Return the function of a tool or a call: its `function`, else the entry itself."""
     function: dict[str, Any] = entry.get("function", entry)
     return function
 
@@ -150,7 +150,7 @@ def _checked_tool(where: str, tool: Any) -> dict[str, Any]:
 
 
 def _checked_function(where: str, entry: Any) -> dict[str, Any]:
-    """Return the function of a tool or call, once it is known to have a name."""
+    """Return the function of a tool or call after checking its name."""
     function = entry.get("function", entry) if isinstance(entry, dict) else entry
     _require(isinstance(function, dict), f'{where} must be {{"type": "function", "function": {{"name": …}}}}')
     name = function.get("name")
@@ -166,7 +166,7 @@ def _require(sound: bool, otherwise: str) -> None:
 
 
 def _plain(value: Any, where: str, depth: int = 0) -> Any:
-    """Return a copy of a value in exactly the types that `json.loads` gives."""
+    """Return a copy of a value with only the types of `json.loads`."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):

@@ -1,15 +1,15 @@
-r"""Regular expressions of a `tokenizer.json` whose time grows with the text, and not with its square.
+r"""Checks that regular expressions of a `tokenizer.json` run in linear time.
 
 The tokenizers library matches them by backtracking (Oniguruma), in one call that nothing can interrupt. So the form
 of an expression is checked before the library gets it. An expression is a choice between alternatives. Each is:
 
-- what has a bounded length, such as `'s`, ` ?` or `\p{N}{1,3}`,
-- then perhaps one loop over single characters, such as `\p{L}+`,
-- then only what cannot fail, such as `[\r\n]*` or `(?:'s|'t)?`.
+- a part of bounded length, such as `'s`, ` ?` or `\p{N}{1,3}`,
+- then optionally one loop over single characters, such as `\p{L}+`,
+- then only parts that cannot fail, such as `[\r\n]*` or `(?:'s|'t)?`.
 
-One thing that can fail may follow the loop (`\s*[\r\n]+`) where the next alternatives begin with the same loop, and
-the last of them cannot fail after it (`\s+`): what was read in vain is then taken, and not read again.
-The expressions of GPT-2, Llama 3, Qwen, DeepSeek, Mistral, Falcon, o200k and their kin have this form.
+One part that can fail may follow the loop (`\s*[\r\n]+`) if the next alternatives begin with the same loop and the
+last of them cannot fail after it (`\s+`). Then the characters are matched by that one and not read again.
+The expressions of GPT-2, Llama 3, Qwen, DeepSeek, Mistral, Falcon and o200k have this form.
 """
 
 from __future__ import annotations
@@ -54,16 +54,16 @@ _GROUPS = ("(?:", "(?i:", "(?>")
 
 
 class _Part(NamedTuple):
-    """A part of an alternative, with what it may repeat.
+    """A part of an alternative, with its repetition.
 
     Attributes:
-        text: As written, without its repetition.
+        text: Its source, without the repetition.
         least: Fewest repetitions.
-        most: Most; None for any number.
+        most: Most repetitions; None for any number.
         single: Whether one repetition is exactly one character, in one way.
         shortest: Fewest characters of one repetition.
-        longest: Most characters of one; None for any number.
-        choices: Ways in which one repetition can match.
+        longest: Most characters of one repetition; None for any number.
+        choices: Number of ways one repetition can match.
     """
 
     text: str
@@ -94,16 +94,16 @@ class _Alternative:
 
 
 class _Refused(Exception):  # noqa: N818 - it never leaves this module
-    """Why an expression is not taken."""
+    """The reason why an expression is refused."""
 
 
 class Form(NamedTuple):
-    """What is known of an expression.
+    """The analysis of an expression.
 
     Attributes:
         shortest: Fewest characters that it matches.
-        cost: Most characters that are read, again and again, to see that it does not match at a place of a text.
-        square: Whether it takes the square of a run of digits or spaces.
+        cost: Most characters read, with repetitions, to find that it does not match at a position.
+        square: Whether its time is quadratic in a run of digits or spaces.
     """
 
     shortest: int
@@ -112,14 +112,14 @@ class Form(NamedTuple):
 
 
 def form_of(pattern: str, where: str) -> Form:
-    """Check the form of an expression.
+    """Check an expression.
 
     Args:
-        pattern: In the words of Oniguruma.
-        where: Its place in the file, for messages.
+        pattern: The expression, in Oniguruma's syntax.
+        where: Its position in the file, for messages.
 
     Raises:
-        LoadError: It is too long, or has no form of which it is known that its time grows with the text alone.
+        LoadError: It is too long, or not known to run in linear time.
     """
     try:
         alternatives = _Reader(pattern).alternatives()
@@ -137,7 +137,7 @@ def form_of(pattern: str, where: str) -> Form:
 
 
 def _cost(alternative: _Alternative, following: list[_Alternative]) -> int:
-    """What it costs to see that an alternative does not match; raises where that is not bounded."""
+    """Return the cost of a failing alternative. Raises if it is unbounded."""
     head, loop, rest = _split(alternative)
     choices = length = 1
     for part in head:
@@ -166,7 +166,7 @@ def _cost(alternative: _Alternative, following: list[_Alternative]) -> int:
 
 
 def _taken(head: tuple[_Part, ...], loop: _Part, following: list[_Alternative]) -> bool:
-    """Whether what an alternative reads in vain is taken by one after it, before any other has its turn."""
+    """Return whether a following alternative matches the characters that a failing one has read."""
     for other in following:
         its_head, its_loop, its_rest = _split(other)
         if its_loop is None or its_head != head or its_loop.text != loop.text or its_loop.least > 1:
@@ -177,7 +177,7 @@ def _taken(head: tuple[_Part, ...], loop: _Part, following: list[_Alternative]) 
 
 
 def _split(alternative: _Alternative) -> tuple[tuple[_Part, ...], _Part | None, tuple[_Part, ...]]:
-    """The bounded parts that an alternative begins with, its first loop, and what follows."""
+    """Return the bounded parts at the beginning of an alternative, its first loop, and the rest."""
     for index, part in enumerate(alternative.parts):
         if not part.bounded:
             return alternative.parts[:index], part, alternative.parts[index + 1 :]
@@ -185,7 +185,7 @@ def _split(alternative: _Alternative) -> tuple[tuple[_Part, ...], _Part | None, 
 
 
 class _Reader:
-    """Reads an expression into alternatives; what it does not know is refused."""
+    """Parses an expression into alternatives. Unknown syntax is refused."""
 
     def __init__(self, pattern: str) -> None:
         if len(pattern) > MAX_PATTERN:
@@ -195,7 +195,7 @@ class _Reader:
         self._count = 0
 
     def alternatives(self, depth: int = 0) -> list[_Alternative]:
-        """The alternatives up to the end, or up to the bracket that closes a group."""
+        """Parse the alternatives up to the end or the closing parenthesis of a group."""
         if depth > _MAX_DEPTH:
             raise _Refused(f"its groups are nested more than {_MAX_DEPTH} deep")
         found, parts, start = [], list[_Part](), self._at
@@ -246,7 +246,7 @@ class _Reader:
         return least, most
 
     def _atom(self, depth: int) -> tuple[bool, int, int | None, int]:
-        """Read one atom: whether it is one character; fewest and most characters; ways."""
+        """Parse one atom. Return: is it one character, fewest and most characters, ways to match."""
         char = self._text[self._at]
         if char == "(":
             return self._group(depth)
@@ -278,7 +278,7 @@ class _Reader:
         raise _Refused(f"it has '\\{char}', which is not known here")
 
     def _set(self) -> None:
-        """Skip a set of characters, which is one character whatever it holds."""
+        """Skip a character class, which always matches one character."""
         depth, first = 0, False
         while self._at < len(self._text):
             char = self._text[self._at]

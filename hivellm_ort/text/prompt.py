@@ -1,8 +1,8 @@
-"""The messages of a request, in the words experts were trained on.
+"""Builds the messages of a request in the format that experts were trained on.
 
-The SQL and Cypher experts' training data has `Dialect: <name>`, then `Schema:` and the schema on lines of its
-own, as the system message, and the question alone as the user message. Experts trained on other fields (a
-task, a format, an index) need a system message of the caller's.
+The training data of SQL and Cypher experts has `Dialect: <name>`, then `Schema:` and the schema on separate lines, as
+the system message, and only the question as the user message. Experts trained on other fields (a task, a format, an
+index) need a system message from the caller.
 """
 
 from __future__ import annotations
@@ -52,21 +52,21 @@ def build_messages(
 ) -> list[dict[str, Any]]:
     r"""Return the conversation to render.
 
-    The system message is `system`, the schema after it as `\nSchema:\n{schema}`; without `system` it is
-    `Dialect: {dialect}` and the schema, or whichever of the two there is; with none of the three there is no
-    system message, and the template may add its own. Earlier turns that begin with a system message keep it.
+    The system message is `system`, followed by `\nSchema:\n{schema}`. Without `system` it is `Dialect: {dialect}` and
+    the schema, as far as they are given. Without all three there is no system message, and the template may add its
+    own. Earlier turns that begin with a system message keep it.
 
     Args:
         prompt: The question, appended as the last user turn; None if `messages` holds it.
-        schema: DDL, graph schema or the like that the answer has to fit.
-        system: The system message; an empty text is one too.
+        schema: The schema for the answer, such as DDL or a graph schema.
+        system: The system message; may be an empty text.
         messages: Earlier turns (see `messages.checked_messages`).
         dialect: The expert's language (see `dialect_of`); used only without `system`.
 
     Raises:
-        OptionTypeError: If `prompt`, `schema` or `system` is no text, or as `checked_messages`.
-        OptionError: If there is neither prompt nor message, a turn is malformed (the error has its index), or
-            `schema` or `system` is given although `messages` begins with a system message.
+        OptionTypeError: `prompt`, `schema` or `system` is not a text, or as `checked_messages`.
+        OptionError: There is neither prompt nor message, a turn is malformed (the error names its index), or
+            `schema` or `system` is given and `messages` begins with a system message.
     """
     for name, text in (("prompt", prompt), ("schema", schema), ("system", system)):
         if text is not None and not isinstance(text, str):
@@ -94,11 +94,11 @@ def build_messages(
 
 
 def dialect_of(capabilities: Sequence[str], grammar_type: str | None = None) -> str | None:
-    """Return the name after `Dialect:` in an expert's training data, as far as its manifest tells.
+    """Return the name after `Dialect:` in an expert's training data, derived from its manifest.
 
-    A grammar type that names a language decides ("sql-postgres" is "postgres"). Else the first capability
-    that is a language, by itself or after its colon (`database:postgresql`); "sql" counts only if none is
-    more precise. Whole tags are compared: "trust" is not Rust. JSON is a format and no dialect.
+    A language in the grammar type wins ("sql-postgres" is "postgres"). Else it is the first capability that is a
+    language, alone or after a colon (`database:postgresql`). "sql" counts only if nothing is more precise. Only whole
+    tags match: "trust" is not Rust. JSON is a format, not a dialect.
 
     Args:
         capabilities: The manifest's `capabilities`, such as `["database:sql", "task:text2sql"]`.

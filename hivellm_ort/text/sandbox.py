@@ -1,4 +1,4 @@
-"""The jinja2 environment of chat templates, with what transformers gives them, within a budget.
+"""The jinja2 sandbox of chat templates: the environment of transformers, within a budget.
 
 Imported only when a template is compiled, so that importing the package stays fast.
 """
@@ -40,7 +40,7 @@ _MAX_MESSAGE = 1000
 
 
 class _GenerationTag(Extension):
-    """`{% generation %}` marks the model's own words for training; here it does nothing."""
+    """`{% generation %}` marks the assistant's text for training. Here it does nothing."""
 
     tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
 
@@ -52,7 +52,7 @@ class _GenerationTag(Extension):
 
 
 class _CountingGenerator(CodeGenerator):
-    """Writes templates that count: every loop, macro and block, and every operator that makes or reads a value."""
+    """Compiles templates that count every loop, macro, block and operator."""
 
     def visit_Template(self, node: nodes.Template, frame: Frame | None = None) -> None:
         self._parts = 0
@@ -64,7 +64,7 @@ class _CountingGenerator(CodeGenerator):
         super().visit_Template(node, frame)
 
     def _cost(self, parts: Iterable[nodes.Node]) -> int:
-        """Return the steps of running parts once; the bodies and tests in them that may run again are kept apart."""
+        """Return the steps to run parts once. Bodies and tests that may run again are counted separately."""
         total = 1
         for part in parts:
             self._parts += 1
@@ -187,7 +187,7 @@ _COMPARISONS = {
 
 
 def _is_short(left: nodes.Expr, right: nodes.Expr, comparison: str) -> bool:
-    """Return whether a comparison takes no time that counts: with a text or a few that the template writes."""
+    """Return whether a comparison is cheap: with one or a few texts in the template's source."""
     if comparison in ("in", "notin"):
         return isinstance(right, nodes.List | nodes.Tuple) and all(
             isinstance(i, nodes.Const) for i in right.items
@@ -196,7 +196,7 @@ def _is_short(left: nodes.Expr, right: nodes.Expr, comparison: str) -> bool:
 
 
 class _Formatter(SandboxedFormatter):
-    """Formats the fields of `str.format` if their widths and values are within the budget."""
+    """Formats the fields of `str.format` within the budget."""
 
     def format_field(self, value: Any, format_spec: str) -> Any:
         budget = BUDGET.get()
@@ -213,7 +213,7 @@ class _Formatter(SandboxedFormatter):
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """The sandbox whose templates count what they do in the `Budget` of their rendering."""
+    """The sandbox. Its templates count their work in the `Budget` of the rendering."""
 
     code_generator_class = _CountingGenerator
     # Operators that are intercepted are not computed when a template is compiled.
@@ -297,7 +297,7 @@ _COUNTED = str, bytes, bytearray, int, float, list, tuple, Mapping, type
 
 
 def _counted(function: Callable[..., Any], rule: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a filter that asks its rule first."""
+    """Return a filter that runs its rule first."""
     passed = _PassArg.from_obj(function)
 
     # With the context a filter is not computed when a template is compiled.
@@ -319,7 +319,7 @@ def _counted(function: Callable[..., Any], rule: Callable[..., Any]) -> Callable
 
 
 def _reading(function: Any) -> Callable[..., Any]:
-    """Return a test whose values are counted as read."""
+    """Return a test that counts its values as read."""
 
     @wraps(function)
     def reading(*args: Any, **kwargs: Any) -> Any:
@@ -359,7 +359,7 @@ def _lipsum(n: int = 5, html: bool = True, min: int = 20, max: int = 100) -> str
 
 @cache
 def chat_environment() -> ImmutableSandboxedEnvironment:
-    """Return the one sandboxed environment in which all chat templates are compiled.
+    """Return the shared sandboxed environment that compiles all chat templates.
 
     Source: `_compile_jinja_template` of transformers 4.57, `transformers/utils/chat_template_utils.py`.
     """

@@ -1,7 +1,6 @@
-"""Chat templates: from messages to the text a model was trained on.
+"""Renders and encodes conversations with chat templates.
 
-Templates come from packages, so they run in jinja2's immutable sandbox, their source is capped, and what they
-write is counted while they write it.
+Templates come from packages, so they run in jinja2's immutable sandbox, with limits on source and output.
 """
 
 from __future__ import annotations
@@ -44,26 +43,26 @@ class Prompt(NamedTuple):
 
 
 class ChatTemplate:
-    """A compiled chat template; rendering is thread-safe.
+    """A compiled chat template. Rendering is thread-safe.
 
     Args:
         source: The jinja2 text, at most 256 KiB.
-        bos_token: What the template sees as `bos_token`; None leaves it undefined, as transformers does.
-        eos_token: What the template sees as `eos_token`; None leaves it undefined.
-        stops: Texts that begin the next turn, for models whose turns do not end with a token.
-        built_in: Whether the source is this package's and not one that came with a model.
-        max_characters: Most characters a rendering may have; 4 MiB by default.
-        name: Where the source comes from, for messages.
-        tokens: What it sees as other special tokens, such as `pad_token`.
-        tool_use: The jinja2 text for conversations with tools, of models that have two templates.
+        bos_token: Value of `bos_token` in the template; None leaves it undefined, as in transformers.
+        eos_token: Value of `eos_token` in the template; None leaves it undefined.
+        stops: Texts that begin the next turn, for models without an end-of-turn token.
+        built_in: Whether the source is part of this library and not of a model.
+        max_characters: Most characters of a rendering. Default: 4 Mi.
+        name: Source of the template, for messages.
+        tokens: Values of other special tokens, such as `pad_token`.
+        tool_use: The jinja2 text for conversations with tools, if the model has a separate one.
 
     Attributes:
         eos_token: As given.
-        stops: As given; generation has to end before them.
+        stops: As given. Generation must end before them.
         built_in: As given.
 
     Raises:
-        LoadError: If the source is too large or has a syntax error; the message names the line.
+        LoadError: The source is too large or has a syntax error. The message names the line.
     """
 
     def __init__(
@@ -101,16 +100,16 @@ class ChatTemplate:
         """Read the template of an unpacked bundle or package.
 
         It is `chat_template.jinja`, else `chat_template` in `tokenizer_config.json` (a text, or a list of
-        `{"name", "template"}` of which "default" is taken, and "tool_use" for conversations with tools), else plain
-        ChatML, which is then `built_in`. The special tokens come from `tokenizer_config.json`.
+        `{"name", "template"}` with "default", and "tool_use" for conversations with tools), else plain ChatML, which
+        is `built_in`. The special tokens come from `tokenizer_config.json`.
 
         Args:
             folder: The unpacked base bundle or expert package.
-            tokenizer: Its tokenizer, which tells what every text begins with. A template of the bundle writes that
-                itself where the model learnt it so; plain ChatML has to be told.
+            tokenizer: Its tokenizer, for the tokens at the beginning of every text. Plain ChatML needs them; a
+                template of the bundle writes them itself.
 
         Raises:
-            LoadError: If one of the files is unreadable or malformed, or the template does not compile.
+            LoadError: A file is unreadable or malformed, or the template does not compile.
         """
         return cls.from_source(read_template_source(Path(folder)), tokenizer)
 
@@ -138,21 +137,21 @@ class ChatTemplate:
 
     @property
     def supports_thinking(self) -> bool:
-        """Whether `enable_thinking` changes anything: the template mentions it."""
+        """Whether the template uses `enable_thinking`."""
         return "enable_thinking" in self._source
 
     def fit(
         self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
-        """Return messages and tools in the form in which the template shows all of them; see `Forms.fit`.
+        """Return messages and tools in a form that the template shows completely; see `Forms.fit`.
 
         Args:
             messages: As `build_messages` returns them.
             tools: As `checked_tools` returns them.
 
         Raises:
-            InferenceError: If it shows the tools, a system message or the result of a tool in no form.
-            OptionError: If it needs a call's arguments as an object, and they are the text of none.
+            InferenceError: No form shows the tools, a system message or the result of a tool.
+            OptionError: It needs a call's arguments as an object, and they are not the JSON text of one.
         """
         fitted = self._forms.fit(Conversation(messages, tools))
         return fitted.messages, fitted.tools
@@ -165,17 +164,17 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         enable_thinking: bool | None = None,
     ) -> str:
-        """Return the text of a conversation, which is that of transformers' `apply_chat_template`.
+        """Render a conversation. The text is that of transformers' `apply_chat_template`.
 
         Args:
             messages: The turns, each with `role` and `content`.
             tools: JSON schemas of the functions that the model may call.
-            add_generation_prompt: End with the opening of the assistant's turn.
-            enable_thinking: Whether the model may think before it answers; None leaves that to the template.
+            add_generation_prompt: Whether to end with the opening of the assistant's turn.
+            enable_thinking: Whether the model may think before it answers; None is the template's default.
 
         Raises:
-            InferenceError: If the template refuses the messages (`raise_exception`), fails, does what the
-                sandbox forbids, writes more than `max_characters`, or exceeds a limit of `text.budget`.
+            InferenceError: The template refuses the messages (`raise_exception`), fails, violates the sandbox, writes
+                more than `max_characters`, or exceeds a limit of `text.budget`.
         """
         # transformers defines tools and documents too, as None.
         context: dict[str, object] = {**self._tokens, "tools": tools, "documents": None}
@@ -213,36 +212,25 @@ class ChatTemplate:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         enable_thinking: bool | None = None,
-    ) -> list[int]:
-        """Return the token ids of a conversation that ends with the opening of the assistant's turn.
+    ) -> Prompt:
+        """Render and encode a conversation that ends with the opening of the assistant's turn.
 
-        They are those of `render`, except that only the special tokens that the template writes are read as such. In
-        a message, a tool or a call `<|im_start|>` stays text, and so does one that comes about where two texts meet:
-        the writer of a message cannot forge a turn. Turns that a template marks with plain words (`[INST]`,
-        `### Instruction:`) have no such protection.
+        The text is that of `render`. Only the special tokens that the template writes become special tokens. In a
+        message, a tool or a call `<|im_start|>` stays text, also where two texts meet: the writer of a message cannot
+        forge a turn. Templates that mark turns with plain words (`[INST]`, `### Instruction:`) have no such
+        protection.
 
         Args:
             messages: As for `render`.
             tokenizer: The tokenizer of the same bundle.
-            tools: As for `render`; their texts are as much those of a writer.
+            tools: As for `render`. Their texts are protected in the same way.
             enable_thinking: As for `render`.
 
         Raises:
-            InferenceError: As for `render`, or if a message holds the text of a special token and it cannot be told
-                from those of the template, which changes it, or puts its own together from parts.
-            OptionError: If a message holds a lone surrogate.
+            InferenceError: As for `render`, or a message contains the text of a special token and cannot be separated
+                from the template's own, because the template changes it or builds its own from parts.
+            OptionError: A message holds a lone surrogate.
         """
-        return self.write(messages, tokenizer, tools=tools, enable_thinking=enable_thinking).token_ids
-
-    def write(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        tokenizer: TextTokenizer,
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        enable_thinking: bool | None = None,
-    ) -> Prompt:
-        """As `encode`, with the text too."""
 
         def render(template: ChatTemplate, given: Any) -> str:
             return template.render(given[0], tools=given[1], enable_thinking=enable_thinking)
@@ -257,13 +245,13 @@ class ChatTemplate:
         return Prompt(text, self._guard[1].encode(text, token_ids, given, render))
 
     def renamed(self, names: Mapping[str, str]) -> ChatTemplate:
-        """Return the template that writes other words in the place of some.
+        """Return a copy of the template with some words replaced.
 
         Args:
-            names: What to write for each word of the source and of the special tokens.
+            names: The replacement of each word in the source and in the special tokens.
 
         Raises:
-            LoadError: If it does not compile so.
+            LoadError: The result does not compile.
         """
         words = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
 
@@ -313,26 +301,26 @@ def _compiled(source: str, name: str) -> jinja2.Template:
 
 
 def _words(error: Exception) -> str:
-    """Return what an error says, or its kind where it says nothing: `MemoryError`."""
+    """Return the message of an error, or its type name if it is empty, as for `MemoryError`."""
     text = str(error) or type(error).__name__
     return text if len(text) <= _MAX_WORDS else f"{text[:_MAX_WORDS]}…"
 
 
 def end_of_turn_ids(template: ChatTemplate, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Return the special tokens that follow the assistant's words: where generation has to stop.
+    """Return the special tokens that follow an assistant's answer: generation must stop there.
 
-    White space between the words and the first special token is passed over.
+    Whitespace before the first special token is skipped.
 
     Args:
-        template: Renders a question and an answer that is a marker.
-        tokenizer: Tells which tokens are special.
+        template: It renders a question and a marked answer.
+        tokenizer: Its tokenizer.
 
     Returns:
-        The ids, first to last; empty if no special token follows, or the template does not show the answer.
+        The ids in order; empty if no special token follows, or the template drops the answer.
 
     Raises:
-        InferenceError: If the template refuses one user turn and one assistant turn.
-        LoadError: If it exceeds a limit with them: no conversation can be rendered.
+        InferenceError: The template refuses a conversation of one user and one assistant turn.
+        LoadError: Such a conversation exceeds a limit, so none can be rendered.
     """
     marker = "endofturnmarker"
     messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": marker}]

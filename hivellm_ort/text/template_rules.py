@@ -1,6 +1,6 @@
-"""What methods and filters of a chat template may take and make, counted before they run.
+"""Counts the cost of methods and filters of a chat template before they run.
 
-A rule has the arguments of its method or filter, after the budget, so that names and defaults are the same.
+A rule takes the budget and then the arguments of its method or filter, with the same names and defaults.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ def tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """The filter as transformers has it. Unlike jinja2's own it escapes no HTML: the text is for a model."""
+    """Return the JSON of a value, as the filter of transformers: without jinja2's HTML escapes."""
     return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _length(value: Any) -> int:
-    """Return how long an indentation, a separator or a fill is: a text, or a number of spaces."""
+    """Return the length of an indentation, separator or fill: a text or a number of spaces."""
     if isinstance(value, int):
         return max(value, 0)
     return len(value) if hasattr(value, "__len__") else 0
 
 
 def _count(value: Any, part: Any) -> int:
-    """Return how often a part is in a text, of which both may be bytes; an upper bound if they do not fit."""
+    """Return how often a part occurs in a text or bytes; an upper bound if their types differ."""
     if type(value) is type(part) or (isinstance(value, str) and isinstance(part, str)):
         return int(value.count(part))
     return len(value) + 1
 
 
 def _lines(text: Any) -> int:
-    """Return how many lines a text or bytes have at most, which are not made for it."""
+    """Return an upper bound of the number of lines, without splitting the text."""
     ends: Any = _LINE_ENDS if isinstance(text, str) else (b"\n", b"\r")
     return 1 + sum(int(text.count(end)) for end in ends)
 
@@ -54,7 +54,7 @@ def _lines(text: Any) -> int:
 
 
 def unknown_method(budget: Budget, own: Any, *args: Any, **kwargs: Any) -> None:
-    """Count what a method reads that makes no more than it has."""
+    """Count a method whose result is not larger than its input."""
     budget.read(own)
     for value in (*args, *kwargs.values()):
         budget.read(value)
@@ -208,7 +208,7 @@ def _texts(budget: Budget, value: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _words(budget: Budget, value: Any) -> Any:
-    """For what splits a text into its words, and the room that these take until they are one text again."""
+    """Count filters that split a text into words, with the memory of the words."""
     value = _texts(budget, value)
     budget.step(len(value) >> 4)
     budget.require(32 * len(value))
@@ -216,7 +216,7 @@ def _words(budget: Budget, value: Any) -> Any:
 
 
 def _slow(budget: Budget, value: Any, *args: Any, **kwargs: Any) -> Any:
-    """For what wraps, escapes and pretty-prints, with expressions whose time may grow with the square."""
+    """Count filters that wrap, escape or pretty-print. Their time may be quadratic."""
     size = sum(budget.measure(one)[0] for one in (value, *args, *kwargs.values()))
     budget.step(size + (size * size >> 10))
     return _texts(budget, value) if not isinstance(value, Mapping) else value
@@ -295,20 +295,20 @@ def _tojson(
 
 
 def _items(budget: Budget, value: Any, *args: Any, **kwargs: Any) -> Any:
-    """For what takes every item once."""
+    """Count filters that read every item once."""
     budget.walk(value)
     return value
 
 
 def _mapped(budget: Budget, value: Any, *args: Any, **kwargs: Any) -> Any:
-    """For what calls a filter or a test, or looks up an attribute by a path, for every item."""
+    """Count filters that call a filter or a test, or look up an attribute, for every item."""
     path = kwargs.get("attribute", args[0] if args else "")
     cost = 8 + (len(path) if isinstance(path, str) else 1)
     return budget.each(value, cost) if hasattr(value, "__iter__") else value
 
 
 def _ordered(budget: Budget, value: Any, *args: Any, **kwargs: Any) -> Any:
-    """For what compares items with one another."""
+    """Count filters that compare items with each other."""
     path = kwargs.get("attribute", args[0] if args else "")
     if not hasattr(value, "__len__"):
         value = list(value) if hasattr(value, "__iter__") else value

@@ -1,4 +1,4 @@
-"""Where the chat template of a bundle is found, and the special tokens it names."""
+"""Finds the chat template of a bundle and its special tokens."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ _TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls
 
 @dataclass(frozen=True)
 class TemplateSource:
-    """A template not yet compiled, that for conversations with tools, and the special tokens they may name.
+    """The source of a template, of the template for tools, and the special tokens.
 
-    `file` is where the first comes from: None if the bundle has no template and the source is plain ChatML.
+    `file` holds the first source; None if the bundle has no template and the source is plain ChatML.
     """
 
     source: str
@@ -58,7 +58,7 @@ def read_template_source(folder: Path) -> TemplateSource:
         folder: The unpacked base bundle or expert package.
 
     Raises:
-        LoadError: If one of the files is unreadable or malformed.
+        LoadError: A file is unreadable or malformed.
     """
     config = _read_config(folder / _CONFIG)
     file = folder / _FILE
@@ -83,7 +83,7 @@ def read_template_source(folder: Path) -> TemplateSource:
 
 
 def _read(file: Path) -> str:
-    """Return the text of a template file, refusing to read a large one."""
+    """Return the text of a template file. Refuse large files."""
     try:
         if file.stat().st_size > MAX_SOURCE:
             raise LoadError(f"{file.name}: longer than {MAX_SOURCE} bytes; shorten it")
@@ -93,7 +93,7 @@ def _read(file: Path) -> str:
 
 
 def _read_config(file: Path) -> dict[str, Any]:
-    """Return tokenizer_config.json, or nothing if there is none."""
+    """Return `tokenizer_config.json`; empty if it does not exist."""
     return read_json(file) if file.exists() else {}
 
 
@@ -104,7 +104,7 @@ def _is_listing(value: object) -> bool:
 
 
 def _tokens(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the special tokens that the configuration has, by the names that transformers gives them."""
+    """Return the special tokens of the configuration, by their names in transformers."""
     extra = config.get("extra_special_tokens")
     tokens: dict[str, Any] = {key: _content(config.get(key)) for key in _TOKENS}
     tokens |= {key: _content(value) for key, value in extra.items()} if isinstance(extra, dict) else {}
@@ -120,6 +120,6 @@ def _tokens(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _content(value: object) -> str | None:
-    """Return a special token, which is written as a text or as an object with its `content`."""
+    """Return a special token, given as a text or as an object with `content`."""
     token = value.get("content") if isinstance(value, dict) else value
     return token if isinstance(token, str) else None

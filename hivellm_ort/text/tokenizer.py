@@ -1,8 +1,8 @@
-"""The tokenizer of a base bundle, read from `tokenizer.json` by the `tokenizers` library.
+"""The tokenizer of a base bundle, read from `tokenizer.json` with the `tokenizers` library.
 
-Of `tokenizer_config.json` only the special tokens' names matter (see `hivellm_ort.text.template`).
-Its `clean_up_tokenization_spaces` is ignored on purpose: it deletes the space before `.`, `,`, `!` and `'s`
-in decoded text, and an expert's answer is code, where that space may sit inside a string literal.
+Only the special tokens of `tokenizer_config.json` are used (see `hivellm_ort.text.template`).
+Its `clean_up_tokenization_spaces` is ignored on purpose: it deletes spaces before `.`, `,`, `!` and `'s`, which would
+change string literals in generated code.
 """
 
 from __future__ import annotations
@@ -49,27 +49,27 @@ _BYTES = {0x100 + place: byte for place, byte in enumerate(_UNSEEN)} | dict.from
 
 
 class Tokenizer(Protocol):
-    """What the runtime needs of a tokenizer; tests put a fake in its place."""
+    """The interface of tokenizers that the runtime needs. Tests implement it too."""
 
     @property
     def vocab_size(self) -> int:
-        """Number of tokens, added ones included."""
+        """Number of tokens, including added ones."""
         ...
 
     def encode(self, text: str) -> list[int]:
-        """Return the token ids of `text`, with nothing put before or after them."""
+        """Return the token ids of `text`, without added special tokens."""
         ...
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """Return the text of `token_ids`; bytes that are no UTF-8 become U+FFFD."""
+        """Return the text of `token_ids`; invalid UTF-8 becomes U+FFFD."""
         ...
 
     def token_to_id(self, token: str) -> int | None:
-        """Return the id of the token written `token`, or None if there is none."""
+        """Return the id of a token, or None."""
         ...
 
     def id_to_token(self, token_id: int) -> str | None:
-        """Return how the token is written in the vocabulary, or None for an id without a token."""
+        """Return the token of an id as the vocabulary has it, or None."""
         ...
 
     def is_special(self, token_id: int) -> bool:
@@ -77,7 +77,7 @@ class Tokenizer(Protocol):
         ...
 
     def is_byte(self, token_id: int) -> bool:
-        """Return whether the token is one byte whose text depends on the byte tokens beside it."""
+        """Return whether the token is a single byte that is decoded together with neighbouring byte tokens."""
         ...
 
 
@@ -86,10 +86,10 @@ class TextTokenizer:
 
     Args:
         tokenizer: The tokenizer to wrap; its truncation and padding are switched off in place.
-        work: What it does with a text before it is cut into tokens; what the file of a published model says.
+        work: Cost of its normalisation and pre-tokenization. Default: that of published models.
 
     Attributes:
-        special_ids: The ids of the added tokens marked special, such as `<|im_end|>`, which answers do not show.
+        special_ids: Ids of special added tokens, such as `<|im_end|>`, which answers do not show.
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, *, work: Work = _PLAIN) -> None:
@@ -119,8 +119,8 @@ class TextTokenizer:
             recall: As for `parse_tokenizer`.
 
         Raises:
-            LoadError: If the file is missing, unreadable or not a tokenizer, or exceeds a limit
-                (see `tokenizer_file`).
+            LoadError: The file is missing, unreadable or not a tokenizer, or exceeds a limit (see
+                `tokenizer_file`).
         """
         try:
             content = Path(folder, "tokenizer.json").read_bytes()
@@ -135,71 +135,71 @@ class TextTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of tokens, added ones included; the model's logits may be wider, padded with unused rows."""
+        """Number of tokens, including added ones. The model's logits may be wider, padded with unused rows."""
         size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
         return size
 
     def to_json(self) -> str:
-        """Return the tokenizer as the text of a `tokenizer.json`."""
+        """Return the tokenizer as text of a `tokenizer.json`."""
         text: str = self._tokenizer.to_str()
         return text
 
     def encode(self, text: str) -> list[int]:
-        """Return the token ids of `text`, with nothing put before or after them.
+        """Return the token ids of `text`, without added special tokens.
 
-        Special tokens written in the text are read as special tokens, as Hugging Face does: a rendered chat
-        template depends on it.
+        Special tokens in the text become special tokens, as in Hugging Face's tokenizers. Rendered chat templates
+        need this.
 
         Args:
             text: Any text; empty text gives an empty list.
 
         Raises:
-            OptionError: If `text` holds a lone surrogate, which no UTF-8 text can.
-            ContextLengthError: If it is so long that it would take gigabytes or minutes.
-            InferenceError: If the tokenizers library fails on it.
+            OptionError: `text` holds a lone surrogate, which UTF-8 cannot encode.
+            ContextLengthError: The text is so long that it would take gigabytes or minutes.
+            InferenceError: The tokenizers library fails on it.
         """
         token_ids: list[int] = self._encoding(text).ids
         return token_ids
 
     def marker_spans(self, text: str) -> list[tuple[int, int]]:
-        """Return where `encode` reads a marker in `text`: first character and the one after the last.
+        """Return the spans of markers that `encode` reads in `text`: first character, and the one after the last.
 
-        A marker is an added token that is marked special or written `<|…|>`.
+        A marker is an added token that is special or written `<|…|>`.
 
         Args:
             text: Any text.
 
         Raises:
-            OptionError: If `text` holds a lone surrogate.
+            OptionError: `text` holds a lone surrogate.
         """
         return [span for _, span in self._markers(text)] if self._may_hold_markers(text) else []
 
     def markers(self, text: str) -> list[int]:
-        """Return the markers that `encode` reads in `text`, in their order. Raises as `encode`."""
+        """Return the markers that `encode` reads in `text`, in order. Raises as `encode`."""
         if not self._may_hold_markers(text):
             return []
         return [token_id for token_id, _ in self._markers(text)]
 
     def markers_of(self, token_ids: Sequence[int]) -> list[int]:
-        """Return the markers among `token_ids`, in their order."""
+        """Return the markers among `token_ids`, in order."""
         return [token_id for token_id in token_ids if token_id in self._marker_ids]
 
     @cached_property
     def marker_names(self) -> dict[str, str]:
-        """An unguessable name for the text of each marker."""
+        """A random name for each marker."""
         names = self._literal_encoder.names
         return {self.id_to_token(token_id) or "": name for token_id, name in names.items()}
 
     def named_markers(self, text: str) -> list[int]:
-        """Return the markers whose names are in `text`, in their order."""
+        """Return the markers whose names are in `text`, in order."""
         return self._literal_encoder.named(text)
 
     def encode_named(self, text: str) -> list[int]:
-        """Return the token ids of `text`, in which names are read as their markers, and markers as plain text.
+        """Return the token ids of `text`. Names of markers become markers; markers stay plain text.
 
         Raises:
-            InferenceError: If the model of this tokenizer makes a marker out of plain text.
-            OptionError: If `text` holds a lone surrogate.
+            InferenceError: The model of this tokenizer makes a marker from plain text.
+            OptionError: `text` holds a lone surrogate.
         """
         token_ids = self._literal_encoder.encode(text)
         if self.named_markers(text) != self.markers_of(token_ids):
@@ -211,18 +211,18 @@ class TextTokenizer:
         return token_ids
 
     def encode_literals(self, text: str, literals: Mapping[str, str]) -> list[int]:
-        """Return the token ids of `text`, where placeholders stand for texts in which no marker is read.
+        """Return the token ids of `text`, with placeholders for texts that must stay plain text.
 
-        Outside of them markers are read as `encode` does. The ids are those of one text: nothing is cut at a
-        placeholder.
+        Elsewhere markers become tokens, as in `encode`. The ids are those of one whole text: it is not split at
+        placeholders.
 
         Args:
             text: A text that may hold placeholders.
-            literals: The text that each placeholder stands for (see `markers.hide_markers`).
+            literals: The text of each placeholder (see `markers.hide_markers`).
 
         Raises:
-            InferenceError: If the model of this tokenizer makes a marker out of plain text.
-            OptionError: If `text` holds a lone surrogate.
+            InferenceError: The model of this tokenizer makes a marker from plain text.
+            OptionError: `text` holds a lone surrogate.
         """
         markers = self._markers(text)
         names = iter([self._literal_encoder.names[token_id] for token_id, _ in markers])
@@ -231,42 +231,42 @@ class TextTokenizer:
 
     @cached_property
     def prefix(self) -> str:
-        """The special tokens that the tokenizer itself puts before a text, such as `<s>`; often none.
+        """The special tokens that the tokenizer adds before a text, such as `<s>`; often none.
 
-        `encode` leaves them out, because a model's own chat template writes what it needs. Formats that models
-        learnt as plain text have to write them too.
+        `encode` does not add them, because a model's own chat template writes them. Our built-in prompt formats must
+        write them too.
         """
         ids = encoded(self._tokenizer, "text", special=True).ids
         return "".join(self.id_to_token(i) or "" for i in takewhile(self.is_special, ids))
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """Return the text of `token_ids`; bytes that are no UTF-8 become U+FFFD.
+        """Return the text of `token_ids`; invalid UTF-8 becomes U+FFFD.
 
         Args:
-            token_ids: Ids of at least 0; ids without a token add nothing.
-            skip_special_tokens: Leave special tokens out of the text.
+            token_ids: Ids from 0. Ids without a token add nothing.
+            skip_special_tokens: Whether to leave out special tokens.
 
         Raises:
-            InferenceError: If the tokenizers library fails on them.
+            InferenceError: The tokenizers library fails on them.
         """
         return decoded(self._tokenizer, token_ids, skip_special_tokens=skip_special_tokens)
 
     def token_to_id(self, token: str) -> int | None:
-        """Return the id of the token written `token`, or None if there is none."""
+        """Return the id of a token, or None."""
         token_id: int | None = self._tokenizer.token_to_id(token)
         return token_id
 
     def id_to_token(self, token_id: int) -> str | None:
-        """Return how the token is written in the vocabulary, or None for an id without a token."""
+        """Return the token of an id as the vocabulary has it, or None."""
         token: str | None = self._tokenizer.id_to_token(token_id)
         return token
 
     def is_special(self, token_id: int) -> bool:
-        """Return whether the token is an added token marked special, such as `<|im_end|>`."""
+        """Return whether the token is a special added token, such as `<|im_end|>`."""
         return token_id in self.special_ids
 
     def is_byte(self, token_id: int) -> bool:
-        """Return whether the token is `<0xNN>` and the decoder gathers such tokens into characters."""
+        """Return whether the token is `<0xNN>` and the decoder joins such tokens to characters."""
         if not self._gathers_bytes:
             return False
         token = self.id_to_token(token_id)
@@ -274,9 +274,9 @@ class TextTokenizer:
 
     @cached_property
     def token_bytes(self) -> list[bytes]:
-        """What each token adds to a text, in bytes of UTF-8, by its id: empty for special tokens and unused ids.
+        """The UTF-8 bytes that each token adds to a text, by id; empty for special tokens and unused ids.
 
-        At the beginning of a text some tokenizers leave out the space that a token begins with.
+        A text may still begin differently: some tokenizers drop the leading space of its first token.
         """
         decoder = self._tokenizer.decoder
         by_bytes = decoder is not None and decoder.decode(["\u0120"]) == " "
@@ -308,7 +308,7 @@ class TextTokenizer:
         )
 
     def _markers(self, text: str) -> list[tuple[int, tuple[int, int]]]:
-        """Return the id and the place of every marker that `encode` reads in `text`."""
+        """Return the id and the span of every marker that `encode` reads in `text`."""
         encoding = self._encoding(text)
         pairs = zip(encoding.ids, encoding.offsets, strict=True)
         return [(token_id, span) for token_id, span in pairs if token_id in self._marker_ids]
@@ -327,7 +327,7 @@ class TextTokenizer:
 
 
 def _beginnings(texts: Sequence[str]) -> re.Pattern[str] | None:
-    """Return what finds a beginning of any of the texts in the time of the text alone; None for too many."""
+    """Return a search for prefixes of the texts that runs in linear time; None for too many texts."""
     for length in (32, 16, 8, 4, 2, 1):
         found = {text[:length] for text in texts if text}
         if 0 < len(found) <= _MAX_BEGINNINGS:
@@ -340,7 +340,7 @@ def _load_failure(words: str) -> LoadError:
 
 
 def _bytes_of(token: str) -> bytes:
-    """Return the bytes that a token of ByteLevel stands for; an added token is written as it is."""
+    """Return the bytes of a ByteLevel token. Added tokens are plain text."""
     try:
         return token.translate(_BYTES).encode("latin-1")
     except UnicodeEncodeError:

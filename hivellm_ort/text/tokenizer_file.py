@@ -1,9 +1,9 @@
-"""The one place where a `tokenizer.json` becomes a tokenizer of the tokenizers library.
+"""Parses `tokenizer.json`. All tokenizers of the tokenizers library are made here.
 
-The library runs what the file says: regular expressions, replacements, tables. It cannot be interrupted: it holds
-Python's lock meanwhile, and a process beside it would cost every load a tenth of a second and the frozen desktop
-program more. So the file is checked before the library gets it (`tokenizer_limits`, `patterns`), and afterwards it
-must encode a few short texts, each longer than the one before, in reasonable time.
+The library runs regular expressions, replacements and tables of the file. It cannot be interrupted, because it holds
+Python's lock. A separate process would cost every load a tenth of a second, and frozen programs more. So the file is
+checked first (`tokenizer_limits`, `patterns`). Then the tokenizer must encode a few texts of growing length in
+reasonable time.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from hivellm_ort.textfile import decode_text
 if TYPE_CHECKING:
     import tokenizers  # type: ignore[import-untyped, unused-ignore]
 
-__all__ = ["Loaded", "Recall", "parse_tokenizer"]
+__all__ = ["ParsedTokenizer", "Recall", "parse_tokenizer"]
 
 Recall = Callable[[str, bytes, Callable[[], Mapping[str, float]]], Mapping[str, float]]
 """Remembers what a check found: its name, the bytes, the check; see `Store.recall`."""
 
+_NAME = "tokenizer.json"
 _CURE = "export the base again, or update the tokenizers package"
 _MOST_SECONDS = 2.0  # for a probe, which takes some milliseconds
 _PROBE_SIZES = (4, 32, 256)  # characters of each run
@@ -49,44 +50,43 @@ _PROBE_UNITS = (
 )
 
 
-class Loaded(NamedTuple):
-    """A tokenizer as its file has it, without truncation and padding.
+class ParsedTokenizer(NamedTuple):
+    """A tokenizer without truncation and padding.
 
     Attributes:
-        tokenizer: Of the tokenizers library.
-        work: What it does with a text before it is cut into tokens.
+        tokenizer: The tokenizer of the library.
+        work: Cost of its normalisation and pre-tokenization.
     """
 
     tokenizer: tokenizers.Tokenizer
     work: Work
 
 
-def parse_tokenizer(content: bytes, name: str = "tokenizer.json", *, recall: Recall | None = None) -> Loaded:
-    """Read a tokenizer that takes bounded time and memory for any text.
+def parse_tokenizer(content: bytes, *, recall: Recall | None = None) -> ParsedTokenizer:
+    """Parse a tokenizer, and check that its time and memory are bounded for any text.
 
-    Truncation and padding are switched off: a prompt is never cut or padded silently.
+    Truncation and padding are switched off, so that no prompt is cut or padded silently.
 
     Args:
         content: The file, in UTF-8 or the encoding of its byte order mark.
-        name: Of the file, for messages.
-        recall: Remembers which files are within the limits; they are read only once then. None checks each time.
+        recall: Remembers which files are within the limits. They are read only once then. None checks each time.
 
     Raises:
-        LoadError: It is no tokenizer, exceeds a limit of `tokenizer_limits`, or fails on a text.
+        LoadError: It is not a tokenizer, exceeds a limit of `tokenizer_limits`, or fails on a text.
     """
     if len(content) > MAX_BYTES:
-        raise LoadError(f"{name}: larger than {MAX_BYTES >> 20} MiB; use a tokenizer with fewer tokens")
+        raise LoadError(f"{_NAME}: larger than {MAX_BYTES >> 20} MiB; use a tokenizer with fewer tokens")
     try:
         text = decode_text(content)
     except ValueError as error:
-        raise _no_json(name, error) from error
+        raise _no_json(error) from error
 
     def check() -> Mapping[str, float]:
         try:
             document = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise _no_json(name, error) from error
-        return check_limits(document, name)._asdict()
+            raise _no_json(error) from error
+        return check_limits(document, _NAME)._asdict()
 
     found = check() if recall is None else recall("tokenizer limits", content, check)
     # A record without one of them was changed by someone: the worst is taken.
@@ -94,7 +94,7 @@ def parse_tokenizer(content: bytes, name: str = "tokenizer.json", *, recall: Rec
     from tokenizers import Tokenizer
 
     def failed(words: str) -> LoadError:
-        return LoadError(f"{name}: the tokenizers library failed on it ({words}); {_CURE}")
+        return LoadError(f"{_NAME}: the tokenizers library failed on it ({words}); {_CURE}")
 
     with panics_as(failed):
         try:
@@ -103,19 +103,19 @@ def parse_tokenizer(content: bytes, name: str = "tokenizer.json", *, recall: Rec
             Exception
         ) as error:  # the library raises bare exceptions, so there is no narrower class to catch
             raise LoadError(
-                f"{name}: not a tokenizer that tokenizers can read ({printable(str(error)[:400])}); {_CURE}"
+                f"{_NAME}: not a tokenizer that tokenizers can read ({printable(str(error), most=400)}); {_CURE}"
             ) from error
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        _probe(tokenizer, name)
-    return Loaded(tokenizer, work)
+        _probe(tokenizer)
+    return ParsedTokenizer(tokenizer, work)
 
 
-def _no_json(name: str, error: Exception) -> LoadError:
-    return LoadError(f"{name}: not a tokenizer: no JSON ({error}); {_CURE}")
+def _no_json(error: Exception) -> LoadError:
+    return LoadError(f"{_NAME}: not a tokenizer: no JSON ({error}); {_CURE}")
 
 
-def _probe(tokenizer: tokenizers.Tokenizer, name: str) -> None:
+def _probe(tokenizer: tokenizers.Tokenizer) -> None:
     for size in _PROBE_SIZES:
         text = "".join(unit * size for unit in _PROBE_UNITS)
         start = time.perf_counter()
@@ -126,6 +126,6 @@ def _probe(tokenizer: tokenizers.Tokenizer, name: str) -> None:
             continue
         if time.perf_counter() - start > _MOST_SECONDS:
             raise LoadError(
-                f"{name}: it takes more than {_MOST_SECONDS:g} seconds for {len(text)} characters; use the "
+                f"{_NAME}: it takes more than {_MOST_SECONDS:g} seconds for {len(text)} characters; use the "
                 "tokenizer of a published model"
             )

@@ -1,7 +1,7 @@
-"""What a `tokenizer.json` may ask for, checked before the tokenizers library gets it.
+"""Limits on `tokenizer.json`, checked before the tokenizers library reads it.
 
-The library runs what the file says in calls that nothing can interrupt. So the file is bounded: how much longer its
-steps can make a text, how often they read it, and how much it lists. The bounds are wide for published tokenizers.
+The library runs the steps of the file in calls that cannot be interrupted. So there are limits on how much the steps
+lengthen a text, how often they read it, and how much the file lists. Published tokenizers are far below them.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ _INNER = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decode
 
 
 class Work(NamedTuple):
-    """What a tokenizer does with a text before it is cut into tokens.
+    """Cost of the normalisation and pre-tokenization of a tokenizer.
 
     Attributes:
-        growth: Most bytes that it makes of one byte; at least 1.
-        square: Whether it takes the square of a run of digits or spaces.
+        growth: Most bytes that one byte becomes; at least 1.
+        square: Whether its time is quadratic in a run of digits or spaces.
     """
 
     growth: float
@@ -70,14 +70,14 @@ class Work(NamedTuple):
 
 
 def check_limits(document: Any, name: str) -> Work:
-    """Check that the steps of a tokenizer take little time and memory for any text of bounded length.
+    """Check that the steps of a tokenizer need bounded time and memory for texts of bounded length.
 
     Args:
         document: The content of `tokenizer.json`.
-        name: Of the file, for messages.
+        name: Name of the file, for messages.
 
     Raises:
-        LoadError: A step is not known, or exceeds a limit; the message has its place.
+        LoadError: A step is unknown or exceeds a limit. The message names its position.
     """
     return _Check(name).work(document)
 
@@ -107,7 +107,7 @@ class _Check:
         return Work(max(growth, 1.0), bool(self._square))
 
     def _check_square(self, document: Mapping[str, Any]) -> None:
-        """See to it that runs of digits and spaces are as long in the text itself as where they are cut."""
+        """Refuse steps that may lengthen runs of digits or spaces, which quadratic expressions then read."""
         steps = [
             step["type"]
             for part in ("normalizer", "pre_tokenizer")
@@ -134,7 +134,7 @@ class _Check:
     def _steps(
         self, value: Any, part: str, place: str, depth: int = 0
     ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """Yield the steps of a part, those of sequences in their order."""
+        """Yield the steps of a part; sequences are flattened."""
         if value is None:
             return
         if not isinstance(value, Mapping) or not isinstance(value.get("type"), str):
@@ -155,7 +155,7 @@ class _Check:
     def _factor(
         self, step: Mapping[str, Any], kind: str, place: str, part: str, known: Mapping[str, float]
     ) -> float:
-        """Most bytes that a step makes of one, at least 1."""
+        """Return the most bytes that one byte becomes in a step, at least 1."""
         for key, value in step.items():
             if isinstance(value, str) and len(value) > _MAX_TEXT and key != "precompiled_charsmap":
                 self._fail(f"{place}.{key}", f"a text of {len(value)} characters; {_MAX_TEXT} is the limit")
@@ -178,7 +178,7 @@ class _Check:
         return known[kind]
 
     def _pattern(self, step: Mapping[str, Any], place: str, *, matches_nothing: bool = False) -> int:
-        """Fewest bytes that the pattern of a step matches."""
+        """Return the fewest bytes that the pattern of a step matches."""
         pattern = step.get("pattern")
         place = f"{place}.pattern"
         text = (

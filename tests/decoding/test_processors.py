@@ -12,7 +12,7 @@ from logit_samples import EXAMPLES, random_logits
 from support.extras import requires_export
 
 from hivellm_ort.decoding.bad_words import TokenTexts
-from hivellm_ort.decoding.processors import checked, make_processors
+from hivellm_ort.decoding.processors import make_processors, user_processors
 from hivellm_ort.decoding.sampler import (
     FloatArray,
     IntArray,
@@ -268,14 +268,6 @@ def test_words_need_the_texts_of_tokens() -> None:
         make_processors(SamplingParams(bad_words=["a"]), prompt_length=0, eos_token_ids=EOS)
 
 
-def test_ids_beyond_the_vocabulary() -> None:
-    """A token id that the vocabulary does not have is a ValueError."""
-    process = processor(SamplingParams(logit_bias={3: 1.0, 99: 1.0}))
-
-    with pytest.raises(ValueError, match="names token 99: the vocabulary ends at 29"):
-        process(ids(0), np.zeros(VOCABULARY, np.float32))
-
-
 def test_end_tokens_beyond_the_vocabulary_are_passed_over() -> None:
     """An end token of the tokenizer that the model cannot give needs no forbidding."""
     process = processor(SamplingParams(min_tokens=1))
@@ -302,7 +294,7 @@ NOTHING = "change them in place and return nothing"
 )
 def test_a_processor_that_returns_no_logits(returned: Any, came: str) -> None:
     """The message names the processor, what came of it and what to return."""
-    process = checked([lambda _, logits: None, lambda _, logits: returned(logits)])
+    process = user_processors([lambda _, logits: None, lambda _, logits: returned(logits)])
     message = rf"processors\[1\] returned {came}.*: return the logits .* float32 \[30\], or {NOTHING}"
     with pytest.raises(OptionTypeError, match=message):
         process(np.arange(3), np.zeros(VOCABULARY, np.float32))
@@ -311,7 +303,9 @@ def test_a_processor_that_returns_no_logits(returned: Any, came: str) -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_processor_that_returns_no_numbers(value: float) -> None:
     """NaN and +inf are the processor's fault, unless they were there before."""
-    process = checked([lambda _, logits: np.where(np.arange(VOCABULARY) == 4, np.float32(value), logits)])
+    process = user_processors(
+        [lambda _, logits: np.where(np.arange(VOCABULARY) == 4, np.float32(value), logits)]
+    )
     with pytest.raises(OptionError, match=r"processors\[0\] returned logits with NaN or \+inf"):
         process(np.arange(3), np.zeros(VOCABULARY, np.float32))
     broken = np.full(VOCABULARY, value, np.float32)
@@ -325,7 +319,7 @@ def test_a_processor_may_edit_in_place() -> None:
     def forbid(_: IntArray, scores: FloatArray) -> None:
         scores[7] = -np.inf
 
-    process = checked([forbid, lambda _, scores: scores[::-1]])
+    process = user_processors([forbid, lambda _, scores: scores[::-1]])
     expected = np.zeros(VOCABULARY, np.float32)
     expected[VOCABULARY - 8] = -np.inf
     found = process(np.arange(3), logits)

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from logit_samples import EXAMPLES, LOGITS, WARPING, random_logits
 
 from hivellm_ort.decoding.sampler import FloatArray, SamplingParams, distribution, make_sampler
-from hivellm_ort.decoding.selection import inverse
+from hivellm_ort.decoding.selection import inverse_cdf
 from hivellm_ort.errors import InferenceError
 
 
@@ -124,9 +124,9 @@ def test_a_place_always_has_a_weight(weights: FloatArray, share: float) -> None:
     """Neither rounding nor weights of 0, at the ends too, lead to a place of weight 0."""
     places = np.flatnonzero(weights)
 
-    assert weights[inverse(weights, share)] > 0
-    assert places[0] == inverse(weights, 0.0)
-    assert weights[inverse(weights, np.nextafter(1.0, 0.0))] > 0
+    assert weights[inverse_cdf(weights, share)] > 0
+    assert places[0] == inverse_cdf(weights, 0.0)
+    assert weights[inverse_cdf(weights, np.nextafter(1.0, 0.0))] > 0
 
 
 def test_a_sampler_serves_logits_of_any_size_and_leaves_them_alone() -> None:

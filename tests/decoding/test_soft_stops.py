@@ -143,14 +143,6 @@ def test_nothing_stops_in_a_think_block(before: str, gap: str) -> None:
         assert "{" == strict.matched
 
 
-def test_a_think_block_that_the_prompt_opened() -> None:
-    """`thinking` says that the answer begins inside the block."""
-    text = "a;\n\nb</think>\n\nSELECT 1;"
-
-    assert text == cut(text + " x", SQL, thinking=True)
-    assert "a;" == cut(text, SQL)
-
-
 @pytest.mark.parametrize("text", ["<think>\na;\n\nb", "<think>", " <think></thin", "<think></think>\n\n"])
 def test_a_think_block_without_an_end(text: str) -> None:
     """Nothing stops, and nothing is lost."""
@@ -203,14 +195,13 @@ STOPS = st.lists(st.sampled_from([*ALL, "a", "b)", "\n", ")", "a\n\n", "`", "</"
 
 
 @settings(max_examples=10 * EXAMPLES)
-@given(pieces=PIECES, soft=STOPS, strict=STOPS, include_stop=st.booleans(), thinking=st.booleans())
+@given(pieces=PIECES, soft=STOPS, strict=STOPS, include_stop=st.booleans())
 def test_cutting_into_pieces_changes_nothing(
-    pieces: list[str], soft: list[str], strict: list[str], include_stop: bool, thinking: bool
+    pieces: list[str], soft: list[str], strict: list[str], include_stop: bool
 ) -> None:
     """The result and the stop found are the same for one piece, for given pieces and for single characters."""
     text = "".join(pieces)
-    options = {"include_stop": include_stop, "thinking": thinking}
-    matchers = [StopMatcher(strict, soft, **options) for _ in range(3)]
+    matchers = [StopMatcher(strict, soft, include_stop=include_stop) for _ in range(3)]
     shown = [feed(m, parts) for m, parts in zip(matchers, ([text], pieces, list(text)), strict=True)]
 
     assert shown[0] == shown[1] == shown[2]

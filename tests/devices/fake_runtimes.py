@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from hivellm_ort.contract import Architecture, DecoderConfig, GraphForm
+from hivellm_ort.contract import Architecture, DecoderConfig, GraphConfig
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -116,5 +116,5 @@ def bundle(target: str, dtype: str = "float32") -> DecoderConfig:
         target=target,
         sites=(),
         source_sha256="0" * 64,
-        graph=GraphForm(activation_dtype=dtype),
+        graph=GraphConfig(activation_dtype=dtype),
     )

@@ -18,7 +18,7 @@ from hivellm_export.pipeline import export
 from hivellm_export.targets import TARGETS, choose_target
 from hivellm_ort import ExportError
 from hivellm_ort.adapters.base_weights import BaseWeights
-from hivellm_ort.contract import ADAPTER_FILE, DECODER_JSON, WEIGHTS_FILE, DecoderConfig, GraphForm
+from hivellm_ort.contract import ADAPTER_FILE, DECODER_JSON, WEIGHTS_FILE, DecoderConfig, GraphConfig
 
 ModelFolder = Callable[[str], Path]
 TargetBundle = Callable[[str, str, str], Path]
@@ -94,7 +94,7 @@ def test_older_bundle_has_the_form_of_cpu(target_bundle: TargetBundle, tmp_path:
     del document["graph"], document["half_weights"]
     place.write_text(json.dumps({**document, "contract_version": "1.2"}))
     config = DecoderConfig.from_file(place)
-    assert (GraphForm(), {}) == (config.graph, config.half_weights)
+    assert (GraphConfig(), {}) == (config.graph, config.half_weights)
 
 
 def test_later_fields_are_passed_over(target_bundle: TargetBundle, tmp_path: Path) -> None:

@@ -97,6 +97,6 @@ def target(data: bytes) -> None:
             end_of_turn_ids(template, _TOKENIZER)
         for messages, tools in ((_MESSAGES[1:2], None), (_MESSAGES, _TOOLS)):
             with refusing(InferenceError, OptionError):
-                template.write(messages, _TOKENIZER, tools=tools)
+                template.encode(messages, _TOKENIZER, tools=tools)
         with refusing(InferenceError, OptionError):
             template.fit(_MESSAGES, _TOOLS)

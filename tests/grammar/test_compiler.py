@@ -64,7 +64,7 @@ def test_every_option_of_a_choice_can_be_chosen(options: list[str]) -> None:
         for char in option:
             for piece in small_tokenizer().encode(char, add_special_tokens=False).ids:
                 # Where one continuation is left it is spelt with other tokens.
-                if constraint.fits([piece]):
+                if constraint.validate_tokens([piece]):
                     constraint.accept(piece)
         assert constraint.complete
     for seed in range(10):

@@ -133,8 +133,8 @@ def test_a_token_that_is_not_allowed_is_refused() -> None:
 def test_forced_tokens_change_nothing() -> None:
     """They may be asked for again, and accepted one by one."""
     constraint = compiled(Grammar.choice(["system user", "system assistant"]))
-    forced = constraint.forced()
-    assert (True, forced) == (len(forced) > 0, constraint.forced())
+    forced = constraint.forced_tokens()
+    assert (True, forced) == (len(forced) > 0, constraint.forced_tokens())
     assert "system user".startswith(text_of(forced))
     for one in forced:
         assert one in allowed(constraint)
@@ -144,9 +144,9 @@ def test_forced_tokens_change_nothing() -> None:
 def test_nothing_is_forced_where_the_answer_may_end() -> None:
     """A complete answer that can go on in one way alone forces nothing."""
     constraint = compiled(Grammar.regex("a(bcd)?"))
-    assert [token("a")] == constraint.forced()[:1]
+    assert [token("a")] == constraint.forced_tokens()[:1]
     take(constraint, "a")
-    assert [] == constraint.forced()
+    assert [] == constraint.forced_tokens()
 
 
 def test_fits_counts_and_changes_nothing() -> None:
@@ -154,9 +154,9 @@ def test_fits_counts_and_changes_nothing() -> None:
     constraint = compiled(Grammar.regex("ab+"))
     a, b = token("a"), token("b")
     assert (0, 1, 3, 3, 2) == tuple(
-        constraint.fits(guess) for guess in ([], [a], [a, b, b], [a, b, b, a, b], [a, b, END, b])
+        constraint.validate_tokens(guess) for guess in ([], [a], [a, b, b], [a, b, b, a, b], [a, b, END, b])
     )
-    assert 0 == constraint.fits([b])
+    assert 0 == constraint.validate_tokens([b])
     assert a in allowed(constraint)
 
 
@@ -216,11 +216,11 @@ class Toy:
     def accept(self, token_id: int) -> None:
         """Take any token."""
 
-    def forced(self) -> list[int]:
+    def forced_tokens(self) -> list[int]:
         """Force none."""
         return []
 
-    def fits(self, token_ids: Sequence[int]) -> int:
+    def validate_tokens(self, token_ids: Sequence[int]) -> int:
         """Take any guess."""
         return len(token_ids)
 

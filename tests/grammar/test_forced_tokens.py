@@ -111,7 +111,7 @@ def follow(setting: Setting, grammar: Grammar, text: str) -> tuple[int, int]:
     own, place, forced_count = own_tokens(setting.tokenizer, text), 0, 0
     logits = np.zeros(setting.width, np.float32)
     while place < len(own):
-        forced = constraint.forced()
+        forced = constraint.forced_tokens()
         assert own[place : place + len(forced)] == forced, (text, place)
         if not forced:
             assert constraint.apply(logits)[own[place]] == 0, (text, place)
@@ -169,7 +169,7 @@ def test_tags_are_spelt_out(setting: Setting, text: str) -> None:
     taken: list[int] = []
     while not constraint.finished:
         scores = constraint.apply(np.zeros(setting.width, np.float32))
-        for token in constraint.forced() or [int(scores.argmax())]:
+        for token in constraint.forced_tokens() or [int(scores.argmax())]:
             constraint.accept(token)
             taken.append(token)
     assert not special & set(taken)

@@ -21,7 +21,7 @@ def after(grammar: Grammar, text: str, **limits: int) -> None:
     constraint = compiled(grammar, limits=GrammarLimits(**limits))
     for char in text:
         allowed(constraint)
-        constraint.forced()
+        constraint.forced_tokens()
         constraint.accept(token(char))
     allowed(constraint)
 
@@ -63,8 +63,8 @@ def test_an_answer_stays_stopped() -> None:
     for ask in (
         lambda: allowed(constraint),
         lambda: constraint.accept(token("a")),
-        lambda: constraint.forced(),
-        lambda: constraint.fits([token("a")]),
+        lambda: constraint.forced_tokens(),
+        lambda: constraint.validate_tokens([token("a")]),
         lambda: constraint.rollback(1),
     ):
         with pytest.raises(GrammarError, match="max_items_in_row"):

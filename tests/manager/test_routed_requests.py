@@ -88,7 +88,7 @@ def test_the_base_itself(manager: ExpertManager) -> None:
     messages = [{"role": "user", "content": NOTHING}]
     pending = expert.shared_base.template.encode(
         messages, expert.shared_base.tokenizer, enable_thinking=False
-    )
+    ).token_ids
     expected: list[int] = []
     for _ in range(len(result.tokens)):
         expected.append(int(row.forward(pending).argmax()))

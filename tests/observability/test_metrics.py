@@ -218,7 +218,7 @@ def test_buckets_hold_their_bound() -> None:
     histogram = Histogram((1.0, 2.0))
     for value in (0.5, 1.0, 1.1, 2.0, 2.1, 99.0):
         histogram.observe(value)
-    assert ((1.0, 2), (2.0, 4), (float("inf"), 6)) == histogram.read().cumulated
+    assert ((1.0, 2), (2.0, 4), (float("inf"), 6)) == histogram.read().cumulative
 
 
 def test_percentiles_of_nothing_and_of_one() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from routing_samples import candidate
 
 from hivellm_ort.routing import Router
-from hivellm_ort.routing.words import MAX_PHRASE_WORDS, Phrase, PromptWords, label
+from hivellm_ort.routing.words import MAX_PHRASE_WORDS, Phrase, PromptWords
 
 
 def found(keyword: str, prompt: str) -> bool:
@@ -95,12 +95,6 @@ def test_like_a_pattern(words: list[str], phrase: str) -> None:
     """Over plain words the answer is that of a regular expression with word boundaries."""
     prompt = " ".join(words)
     assert bool(re.search(rf"\b{phrase}\b", prompt)) == found(phrase, prompt)
-
-
-def test_label() -> None:
-    """Texts of manifests are shown on one line, short, without invisible characters."""
-    assert "a b\ufffd[31m\ufffd" == label("a\n\tb\x1b[31m\u202e")
-    assert ("数据库", "x" * 57 + "...") == (label("数据库"), label("x" * 100))
 
 
 # Each grew with the square of its length in some form of this code, or would in regular expressions.

@@ -36,6 +36,12 @@ def test_every_character_of_unicode() -> None:
     assert {"\u200c", "\u200d"} == set(printable(text)) - set(map(chr, range(32, 127)))
 
 
+def test_long_texts_are_cut() -> None:
+    """`most` bounds the characters shown; escapes come after the cut."""
+    assert ("abc", "ab…", "数据库") == tuple(printable(text, most=3) for text in ("abc", "abcd", "数据库"))
+    assert r"a \x1b…" == printable("a\n\x1b[31m", most=4)
+
+
 @pytest.mark.parametrize("text", ["", "größer", "日本語", "می‌خواهم", "👩‍💻", "a\n\tb", "\\x1b", "a\u0301"])
 def test_what_people_write_stays(text: str) -> None:
     """Letters of all scripts, emoji, line ends and tabs are as they were."""

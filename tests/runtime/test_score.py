@@ -12,7 +12,7 @@ import pytest
 from support.running import PROMPT, Packages, engine_of, held
 
 from hivellm_ort import Expert, ExpertManager, InferenceError, OptionError, OptionTypeError
-from hivellm_ort.decoding.scoring import AnswerTree, shares
+from hivellm_ort.decoding.logprobs import AnswerTree, shares
 from hivellm_ort.errors import ContextLengthError
 
 ANSWERS = ["SELECT", "SELECT 1", "SELECT 12", "no", "SELECT *"]

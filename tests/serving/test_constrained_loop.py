@@ -50,14 +50,14 @@ class Words:
             raise GrammarError("not allowed")
         self.text += chr(token_id)
 
-    def forced(self) -> list[int]:
+    def forced_tokens(self) -> list[int]:
         """See `Constraint`."""
         text = self.text
         while text not in self.words and len({word[: len(text) + 1] for word in self._left(text)}) == 1:
             text = self._left(text)[0][: len(text) + 1]
         return [ord(character) for character in text[len(self.text) :]]
 
-    def fits(self, token_ids: Sequence[int]) -> int:
+    def validate_tokens(self, token_ids: Sequence[int]) -> int:
         """See `Constraint`."""
         count = 0
         while count < len(token_ids) and self._left(self.text + "".join(map(chr, token_ids[: count + 1]))):
@@ -171,7 +171,7 @@ def test_think_block_before_the_grammar() -> None:
     assert [0, 0, 0, 0, 1, 1, 0, 1, 1] == [int(step.forced) for step in steps]
     state = constraint()
     guesses = ([*b"bY"], [THINK, *b"hm", END_THINK, *b"b"], [*b"bc"], [THINK, *b"h", EOS])
-    assert [2, 4, 1, 2] == [state.fits(guess) for guess in guesses]
+    assert [2, 4, 1, 2] == [state.validate_tokens(guess) for guess in guesses]
     for token in said:
         state.accept(token)
     assert state.finished
@@ -180,10 +180,10 @@ def test_think_block_before_the_grammar() -> None:
         left = constraint()
         for token in said[:place]:
             left.accept(token)
-        assert (left.complete, left.finished, left.forced()) == (
+        assert (left.complete, left.finished, left.forced_tokens()) == (
             state.complete,
             state.finished,
-            state.forced(),
+            state.forced_tokens(),
         )
         assert (
             left.apply(np.zeros(VOCABULARY, np.float32)).tolist()

@@ -31,7 +31,7 @@ class Anything:
     def accept(self, token_id: int) -> None:
         """See `Constraint`."""
 
-    def forced(self) -> list[int]:
+    def forced_tokens(self) -> list[int]:
         """See `Constraint`."""
         return []
 

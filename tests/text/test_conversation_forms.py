@@ -100,10 +100,10 @@ def test_arguments_become_a_text_where_the_template_needs_one() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ('{"x": 4', "no JSON text"),
+        ('{"x": 4', "not JSON"),
         ("[4]", "a list"),
         ("null", "a NoneType"),
-        ('{"x": NaN}', "NaN is no number of JSON"),
+        ('{"x": NaN}', "NaN is not a JSON number"),
     ],
 )
 def test_arguments_that_are_no_object(text: str, expected: str) -> None:

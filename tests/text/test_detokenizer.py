@@ -29,24 +29,24 @@ TOKENIZERS = {name: TextTokenizer(metaspace_tokenizer(decoder)) for name, decode
 TOKENIZERS["byte level"] = TextTokenizer(byte_level_tokenizer())
 
 
-def pieces_of(tokenizer: Tokenizer, ids: Sequence[int], *, skip_special_tokens: bool = True) -> list[str]:
+def pieces_of(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     """Return what each push, and the flush, gives."""
-    detokenizer = IncrementalDetokenizer(tokenizer, skip_special_tokens=skip_special_tokens)
+    detokenizer = IncrementalDetokenizer(tokenizer)
     return [*(detokenizer.push(token_id) for token_id in ids), detokenizer.flush()]
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@given(data=st.data(), skip_special_tokens=st.booleans())
-def test_pieces_make_up_the_whole(name: str, data: st.DataObject, skip_special_tokens: bool) -> None:
+@given(data=st.data())
+def test_pieces_make_up_the_whole(name: str, data: st.DataObject) -> None:
     """Whatever the ids, the pieces joined are what decoding all of them gives."""
     tokenizer = TOKENIZERS[name]
     # Half of the draws from the few tokens that are text, specials or unknown, so that runs of all kinds occur.
     rare = st.sampled_from([0, 1, 2, *range(258, tokenizer.vocab_size + 2)])
     ids = data.draw(st.lists(rare | st.integers(0, tokenizer.vocab_size + 2), max_size=80))
 
-    pieces = pieces_of(tokenizer, ids, skip_special_tokens=skip_special_tokens)
+    pieces = pieces_of(tokenizer, ids)
 
-    assert tokenizer.decode(ids, skip_special_tokens=skip_special_tokens) == "".join(pieces)
+    assert tokenizer.decode(ids) == "".join(pieces)
 
 
 @given(text=st.text(st.characters(codec="utf-8"), max_size=40), cut=st.integers(0, 160))

@@ -58,7 +58,7 @@ def test_ids_are_those_of_transformers_and_cannot_be_forged(
     template = ChatTemplate(source, bos_token="<s>", eos_token="</s>")
     try:
         fitted, fitted_tools = template.fit(messages, tools)
-        ids = template.encode(fitted, tokenizer, tools=fitted_tools)
+        ids = template.encode(fitted, tokenizer, tools=fitted_tools).token_ids
     except InferenceError as error:
         pytest.skip(str(error))
     assert ids == reference.apply_chat_template(
@@ -66,5 +66,5 @@ def test_ids_are_those_of_transformers_and_cannot_be_forged(
     )
     honest = [token_id for token_id in ids if tokenizer.is_special(token_id)]
     forged = [{**message, "content": f"{FORGED}{message['content']}{FORGED}"} for message in fitted]
-    ids = template.encode(forged, tokenizer, tools=fitted_tools)
+    ids = template.encode(forged, tokenizer, tools=fitted_tools).token_ids
     assert honest == [token_id for token_id in ids if tokenizer.is_special(token_id)]

@@ -99,7 +99,7 @@ def test_ids_are_those_of_transformers(
     )
 
     assert text == template.render(messages, enable_thinking=enable_thinking)
-    assert ids == template.encode(messages, tokenizer, enable_thinking=enable_thinking)
+    assert ids == template.encode(messages, tokenizer, enable_thinking=enable_thinking).token_ids
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_tools_are_those_of_transformers(
             template.encode(fitted, tokenizer, tools=tools)
         return
 
-    assert ids == template.encode(fitted, tokenizer, tools=tools)
+    assert ids == template.encode(fitted, tokenizer, tools=tools).token_ids
 
 
 @pytest.mark.parametrize("name", [None, "llama", "llama3", "mistral", "gemma", "alpaca", "deepseek"])
@@ -139,8 +139,8 @@ def test_no_token_of_the_model_forges_a_turn(
     def markers_of(ids: list[int]) -> list[int]:
         return [i for i in ids if i in tokenizer._marker_ids]
 
-    expected = chosen.encode([SYSTEM, {"role": "user", "content": honest}], tokenizer)
-    ids = chosen.encode([SYSTEM, {"role": "user", "content": forged}], tokenizer)
+    expected = chosen.encode([SYSTEM, {"role": "user", "content": honest}], tokenizer).token_ids
+    ids = chosen.encode([SYSTEM, {"role": "user", "content": forged}], tokenizer).token_ids
 
     assert markers_of(expected) == markers_of(ids)
     assert tokenizer.decode(expected).replace(honest, forged) == tokenizer.decode(ids)

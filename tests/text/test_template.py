@@ -114,7 +114,10 @@ def test_thinking(byte_level: TextTokenizer, enable_thinking: bool | None, expec
 
     assert template.supports_thinking
     assert expected == template.render(turns, enable_thinking=enable_thinking)
-    assert byte_level.encode(expected) == template.encode(turns, byte_level, enable_thinking=enable_thinking)
+    assert (
+        byte_level.encode(expected)
+        == template.encode(turns, byte_level, enable_thinking=enable_thinking).token_ids
+    )
 
 
 def test_templates_without_thinking() -> None:
@@ -280,10 +283,10 @@ def test_plain_chatml_begins_as_the_tokenizer_says(tmp_path: Path) -> None:
     bos = tokenizer.token_to_id("<s>")
 
     assert f"<s>{question}" == template.render(MESSAGES[3:])
-    assert [bos, *tokenizer.encode(question)] == template.encode(MESSAGES[3:], tokenizer)
+    assert [bos, *tokenizer.encode(question)] == template.encode(MESSAGES[3:], tokenizer).token_ids
     for source in ("{{ bos_token }}{{ messages[0].content }}", "{{ messages[0].content }}"):
         write_config(tmp_path, chat_template=source, bos_token="<s>")
-        ids = ChatTemplate.from_folder(tmp_path, tokenizer).encode(MESSAGES[3:], tokenizer)
+        ids = ChatTemplate.from_folder(tmp_path, tokenizer).encode(MESSAGES[3:], tokenizer).token_ids
         assert source.count("bos_token") == ids.count(bos)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizer_samples import byte_level_tokenizer
 
 from hivellm_ort.text.detokenizer import IncrementalDetokenizer
-from hivellm_ort.text.reasoning import ReasoningSplitter, opens_thinking
+from hivellm_ort.text.reasoning import Part, ReasoningParser, ReasoningSplitter, opens_thinking
 from hivellm_ort.text.tokenizer import TextTokenizer
 
 ANSWERS = st.lists(
@@ -82,6 +82,23 @@ def test_pieces_do_not_matter(answer: str, inside: bool, data: st.DataObject | N
     assert split(answer, inside) == joined(pieces_of(pieces, inside=inside))
 
 
+@given(answer=ANSWERS, inside=st.booleans(), data=st.data())
+def test_segments_are_the_text(answer: str, inside: bool, data: st.DataObject) -> None:
+    """The parser loses and changes nothing, and its parts come in their order."""
+    places = [0, *sorted(data.draw(st.lists(st.integers(0, len(answer))))), len(answer)]
+    parser = ReasoningParser(inside=inside)
+    segments = [
+        *(segment for start, end in pairwise(places) for segment in parser.push(answer[start:end])),
+        *parser.flush(),
+    ]
+
+    assert answer == "".join(text for _, text in segments)
+    assert all(text for _, text in segments)
+    order = [part.value for part, _ in segments]
+    assert sorted(order) == order
+    assert (Part.OPEN in dict(segments)) == (re.match(r"\s*<think>", answer) is not None)
+
+
 def test_only_what_may_be_a_tag_waits() -> None:
     """Reasoning and text are shown at once, but for what a tag may begin with and line breaks before one."""
     pieces = ["<th", "ink>", "\n", "Cou", "nt\n", "x</", "b</think", ">\n", "\nSEL", "<think>"]
@@ -96,12 +113,12 @@ def test_only_what_may_be_a_tag_waits() -> None:
 
 def test_a_long_answer_is_not_kept() -> None:
     """What is held back stays short, so a token costs the same at the end as at the beginning."""
-    splitter = ReasoningSplitter()
-    splitter.push("<think>")
+    parser = ReasoningParser()
+    parser.push("<think>")
     for _ in range(1000):
-        splitter.push("word <")
+        parser.push("word <")
 
-    assert len(splitter._held) == 1
+    assert "<" == parser.held
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hivellm_export.graph.placeholders import DOMAIN, linear_nodes, modules_of, sizes_of, text_of
 from hivellm_export.graph.shapes import dimension, site_shapes
 from hivellm_export.weights.writer import FLOAT_TYPES, Matrix, WeightWriter
-from hivellm_ort.contract import DecoderConfig, GraphForm, Site
+from hivellm_ort.contract import DecoderConfig, GraphConfig, Site
 from hivellm_ort.errors import ExportError
 from hivellm_ort.operators import DOMAIN_MS
 
@@ -56,7 +56,7 @@ class Lowering(ABC):
         self.at: ir.Node  # new nodes are inserted before this one
 
     @property
-    def form(self) -> GraphForm:
+    def form(self) -> GraphConfig:
         """How a runtime must run the graph."""
         return self.config.graph
 

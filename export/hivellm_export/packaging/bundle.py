@@ -25,7 +25,7 @@ from hivellm_ort.contract import (
     DECODER_JSON,
     DecoderConfig,
     FileRecord,
-    GraphForm,
+    GraphConfig,
     Site,
 )
 from hivellm_ort.package.archive import sha256_file
@@ -46,7 +46,7 @@ def write_bundle(
     sites: Sequence[Site],
     precision: Precision,
     target: Target,
-    form: GraphForm,
+    form: GraphConfig,
     merged: str | None = None,
 ) -> DecoderConfig:
     """Write the bundle of `base` into the empty `folder`.

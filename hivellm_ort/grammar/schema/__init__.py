@@ -1,1 +1,1 @@
-"""JSON schemas, read as sets of values and written for llguidance."""
+"""Reads JSON schemas as sets of values, and writes them for llguidance."""

@@ -1,4 +1,4 @@
-"""From the text of a JSON schema to llguidance's own form, with what is to be said of it."""
+"""Translates JSON schemas for llguidance."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _ESCAPES = 'nrbtf\\"'
 
 
 def compile_schema(text: str, *, source: str, lenient: bool = False) -> Definition:
-    """Return a schema in llguidance's form. No answer has a value that the schema does not allow.
+    """Translate a schema for llguidance. Every allowed answer is valid against the schema.
 
     Args:
-        text: The schema, a JSON object, or what OpenAI's clients wrap one in.
-        source: Where it is from, for messages.
-        lenient: Whether what cannot be enforced is left out with a warning, instead of refused.
+        text: The schema, a JSON object, possibly in a wrapper of OpenAI's clients.
+        source: Its source, for messages.
+        lenient: Whether to leave out parts that cannot be enforced, with a warning. Else they are refused.
 
     Raises:
-        GrammarError: If it cannot be enforced, or no value satisfies it.
+        GrammarError: It cannot be enforced, or no value satisfies it.
     """
     from llguidance import LLMatcher
 
@@ -78,7 +78,7 @@ def compile_schema(text: str, *, source: str, lenient: bool = False) -> Definiti
 
 
 def _has_controls(graph: Graph) -> bool:
-    """Say whether a constant has characters that JSON writes by their number only."""
+    """Return whether a constant has control characters without a short escape in JSON."""
     texts = (
         text
         for shapes in graph.shapes.values()

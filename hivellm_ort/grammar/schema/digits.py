@@ -1,4 +1,4 @@
-"""Schemas with numbers that a double does not hold: the parts around them in Lark, all else as JSON schemas."""
+"""Writes schemas with numbers beyond a double: the parts around the numbers in Lark, the rest as JSON schemas."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class LarkWriter:
     """Writes a schema as a Lark grammar.
 
     Args:
-        graph: What it allows.
-        style: llguidance's options for JSON, its separators among them.
+        graph: The graph of the schema.
+        style: llguidance's options for JSON, such as separators.
     """
 
     def __init__(self, graph: Graph, style: dict[str, Any]) -> None:
@@ -43,14 +43,14 @@ class LarkWriter:
 
     @property
     def needed(self) -> bool:
-        """Whether there are such numbers."""
+        """Whether the schema has such numbers."""
         return self._graph.root in self._exact
 
     def grammar(self) -> str:
         """Return the grammar.
 
         Raises:
-            RefusedError: If such a number is where it cannot be told.
+            RefusedError: Such a number is in an unsupported position.
         """
         if self._style.get("whitespace_flexible") or self._style.get("whitespace_pattern"):
             self._graph.reader.refuse(
@@ -60,7 +60,7 @@ class LarkWriter:
         return "\n".join(self._lines) + "\n"
 
     def _part(self, conjunction: Conjunction) -> str:
-        """The name of the rule of a part."""
+        """Return the name of the rule of a part."""
         if conjunction not in self._exact:
             return self._leaf(conjunction, self._graph.shapes[conjunction])
         if conjunction not in self._rules:
@@ -180,7 +180,7 @@ class LarkWriter:
 
 
 def _reaching(graph: Graph) -> set[Conjunction]:
-    """The parts that have such numbers in them."""
+    """Return the parts that contain such numbers."""
     found = {part for part, shapes in graph.shapes.items() if any(needs_text(shape) for shape in shapes)}
     grown = bool(found)
     while grown:
@@ -195,7 +195,7 @@ def _reaching(graph: Graph) -> set[Conjunction]:
 
 
 def _whole_bounds(shape: Number) -> tuple[int | None, int | None]:
-    """The least and the greatest integer between the bounds."""
+    """Return the least and the greatest integer between the bounds."""
     low, high = shape.low, shape.high
     return (
         None if low is None else math.floor(low) + 1 if shape.low_open else math.ceil(low),
@@ -204,7 +204,7 @@ def _whole_bounds(shape: Number) -> tuple[int | None, int | None]:
 
 
 def _digits(value: Fraction) -> str:
-    """A number as JSON writes it, without an exponent."""
+    """Return a number as JSON writes it, without an exponent."""
     if value.denominator == 1:
         return str(value.numerator)
     digits = next(power for power in range(1, 1100) if (value * 10**power).denominator == 1)

@@ -1,4 +1,4 @@
-"""All values that a schema speaks of, from the whole down to its parts, and which of them exist."""
+"""The graph of all parts of a schema, and which of them have values."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _MOST_SUBSETS = 256
 
 
 class Graph:
-    """What a schema allows, part by part.
+    """The values of each part of a schema.
 
     Args:
-        reader: Who read it.
+        reader: The reader of the schema.
 
     Attributes:
         reader: As given.
         root: The whole.
-        shapes: Of each part the kinds of values that exist, in the order in which the parts were found.
-        uses: How often each part is used by others.
+        shapes: The shapes of each part that have values, in the order of discovery.
+        uses: Number of uses of each part.
 
     Raises:
-        RefusedError: If the schema says what answers cannot be held to.
+        RefusedError: The schema cannot be enforced.
     """
 
     def __init__(self, reader: Reader) -> None:
@@ -50,20 +50,20 @@ class Graph:
         self._bury()
 
     def exists(self, conjunction: Conjunction) -> bool:
-        """Say whether there is such a value."""
+        """Return whether a part has any value."""
         return bool(self.shapes[conjunction])
 
     def variants(self, conjunction: Conjunction, shape: Object, *, natively: bool) -> list[Object]:
-        """Return objects that together are one whose number of properties is bounded.
+        """Split an object with a bounded number of properties into objects without that bound.
 
         Args:
-            conjunction: The part it is of, for messages.
+            conjunction: Its part, for messages.
             shape: The object.
-            natively: Whether a writer can bound the number where every listed property is required, and ask for one
-                or allow one of some that are not.
+            natively: Whether the writer can express the bound if every listed property is required, and can require
+                or allow one of several optional properties.
 
         Raises:
-            RefusedError: If they would be too many.
+            RefusedError: There would be too many.
         """
         present = tuple((name, part) for name, part in shape.properties if self.exists(part))
         free = [name for name, _ in present if name not in shape.required]
@@ -104,7 +104,7 @@ class Graph:
         ]
 
     def _settled(self, conjunction: Conjunction, shape: Shape) -> list[Shape]:
-        """The shape without what its names must be, in terms of properties and patterns."""
+        """Return the shape with its restrictions on names expressed by properties and patterns."""
         if not isinstance(shape, Object):
             return [shape]
         # What is required and not listed comes after what is.
@@ -147,7 +147,7 @@ class Graph:
         return names.holds(name) if names.values is None else name in names.values
 
     def _bury(self) -> None:
-        """Leave out the kinds of values that need a part that no value is, or that needs itself."""
+        """Remove shapes that require a part without values, or require themselves."""
         alive: set[Conjunction] = set()
         order = list(reversed(self.shapes))
         grown = True
@@ -166,7 +166,7 @@ class Graph:
 
 
 def _as_patterns(names: String) -> list[str]:
-    """The patterns that together are what the names are; a format is none."""
+    """Return patterns that together describe the names. Formats are not patterns."""
     patterns = list(names.patterns)
     if names.least or names.most is not None:
         patterns.append(f"^(?s:.{{{names.least},{'' if names.most is None else names.most}}})$")

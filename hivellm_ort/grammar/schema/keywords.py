@@ -1,4 +1,4 @@
-"""Which keywords of JSON schemas say something, and the wrappers that schemas come in."""
+"""Keywords of JSON schemas, and the wrappers of OpenAI's clients."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ ASSERTIONS = frozenset(
         "multipleOf",
     }
 )
-"""What restricts values."""
+"""Keywords that restrict values."""
 
 ANNOTATIONS = frozenset(
     {
@@ -208,7 +208,7 @@ _OUTER = {
 
 
 def unknown_keyword(name: str) -> str | None:
-    """Return what is to be said of a key that is no keyword; None where it is one, or begins with `x-`."""
+    """Return a message about an unknown keyword; None for keywords and keys that begin with `x-`."""
     if name in ASSERTIONS or name in ANNOTATIONS or name.startswith(("x-", "X-", "~")):
         return None
     if name == "nullable":
@@ -219,17 +219,17 @@ def unknown_keyword(name: str) -> str | None:
 
 
 def says_nothing(schema: dict[str, Any]) -> list[str]:
-    """Return the unknown keys of a schema that has no keyword at all, and so would allow anything."""
+    """Return the unknown keys of a schema without any keyword, which would allow anything."""
     if any(name in ASSERTIONS for name in schema):
         return []
     return [name for name in schema if unknown_keyword(name) is not None]
 
 
 def unwrapped(schema: Any) -> tuple[Any, str]:
-    """Return the schema inside what OpenAI's clients wrap it in, and its JSON pointer.
+    """Return the schema inside a wrapper of OpenAI's clients, and its JSON pointer.
 
-    These are `{"name", "strict", "schema"}`, that as `json_schema` beside `"type": "json_schema"`, as `format`, and
-    any of them as `response_format`.
+    Wrappers are `{"name", "strict", "schema"}`, alone, as `json_schema` beside `"type": "json_schema"`, or as
+    `format`, and any of these as `response_format`.
     """
     pointer = ""
     while isinstance(schema, dict):

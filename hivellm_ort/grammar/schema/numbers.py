@@ -1,4 +1,4 @@
-"""Whole numbers of any size as regular expressions, and numbers that a double holds."""
+"""Regular expressions for whole numbers of any size, and exact numbers of JSON."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ _SAFE = 2**53  # up to here a double holds every whole number
 
 
 def exact(value: int | float) -> Fraction:
-    """Return the number that JSON shows for a value: of a double its shortest decimal."""
+    """Return the exact value of a number in JSON; for a double that of its shortest decimal."""
     return Fraction(value) if isinstance(value, int) else Fraction(Decimal(repr(value)))
 
 
 def as_json(value: Fraction) -> int | float:
-    """Return what `json.dumps` writes a number as."""
+    """Return a number as `json.dumps` writes it."""
     return value.numerator if value.denominator == 1 else float(value)
 
 
 def is_large(value: Fraction | None) -> bool:
-    """Say whether a double may not hold the number: whole numbers beyond 2^53."""
+    """Return whether a number is a whole number beyond 2^53, which a double may not hold."""
     return value is not None and abs(value) > _SAFE
 
 
 def range_regex(low: int | None, high: int | None) -> str:
-    """Return a regular expression of the whole numbers from `low` to `high`, as JSON writes them.
+    """Return a regular expression of the whole numbers from `low` to `high`, in JSON.
 
     Args:
-        low: The least one; None for no bound.
-        high: The greatest one, not below `low`; None for no bound.
+        low: The least number; None for no bound.
+        high: The greatest number, not below `low`; None for no bound.
     """
     parts = []
     if low is None or low < 0:
@@ -42,7 +42,7 @@ def range_regex(low: int | None, high: int | None) -> str:
 
 
 def _natural(low: int, high: int | None) -> str:
-    """The whole numbers from `low`, at least 0, to `high`."""
+    """Return a regular expression of the numbers from `low`, at least 0, to `high`."""
     parts = ["0"] if low == 0 else []
     low = max(low, 1)
     digits = len(str(low))
@@ -57,7 +57,7 @@ def _natural(low: int, high: int | None) -> str:
 
 
 def _same_length(low: str, high: str) -> str:
-    """The numbers between two of as many digits."""
+    """Return a regular expression of the numbers between two numbers with the same number of digits."""
     if not low:
         return ""
     if low[0] == high[0]:

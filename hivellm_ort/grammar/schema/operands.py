@@ -1,4 +1,4 @@
-"""The values of keywords, and what is said where one is none."""
+"""Checked values of keywords."""
 
 from __future__ import annotations
 
@@ -8,76 +8,76 @@ from typing import Any
 from hivellm_ort.grammar.schema.numbers import exact
 from hivellm_ort.grammar.schema.patterns import PatternError, matches, parts, translated, without_look_around
 from hivellm_ort.grammar.schema.reader import Reader
-from hivellm_ort.grammar.schema.shapes import Place
+from hivellm_ort.grammar.schema.shapes import Subschema
 
 __all__ = ["count", "listed", "named", "number", "patterns_of", "sound"]
 
 
-def count(reader: Reader, place: Place, keyword: str) -> int:
-    """Return the value of a keyword that is a number of something.
+def count(reader: Reader, subschema: Subschema, keyword: str) -> int:
+    """Return the value of a keyword that is a count.
 
     Raises:
-        RefusedError: If it is none.
+        RefusedError: It has another type.
     """
-    value = place.schema[keyword]
+    value = subschema.schema[keyword]
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if type(value) is not int or not 0 <= value < 2**32:
         raise reader.refusal(
-            place, keyword, f"{value!r:.60} is no number of things; give a whole number from 0"
+            subschema, keyword, f"{value!r:.60} is no number of things; give a whole number from 0"
         )
     return value
 
 
-def number(reader: Reader, place: Place, keyword: str) -> Fraction:
+def number(reader: Reader, subschema: Subschema, keyword: str) -> Fraction:
     """Return the value of a keyword that is a number.
 
     Raises:
-        RefusedError: If it is none.
+        RefusedError: It has another type.
     """
-    value = place.schema[keyword]
+    value = subschema.schema[keyword]
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise reader.refusal(place, keyword, f"{value!r:.60} is no number; give one")
+        raise reader.refusal(subschema, keyword, f"{value!r:.60} is no number; give one")
     return exact(value)
 
 
-def listed(reader: Reader, place: Place, keyword: str) -> list[Any]:
+def listed(reader: Reader, subschema: Subschema, keyword: str) -> list[Any]:
     """Return the value of a keyword that is a list.
 
     Raises:
-        RefusedError: If it is none.
+        RefusedError: It has another type.
     """
-    value = place.schema[keyword]
+    value = subschema.schema[keyword]
     if not isinstance(value, list):
-        raise reader.refusal(place, keyword, f"{value!r:.60} is no list; give one")
+        raise reader.refusal(subschema, keyword, f"{value!r:.60} is no list; give one")
     return value
 
 
-def named(reader: Reader, place: Place, keyword: str) -> dict[str, Any]:
-    """Return the value of a keyword that is an object; an empty one where there is no such keyword.
+def named(reader: Reader, subschema: Subschema, keyword: str) -> dict[str, Any]:
+    """Return the value of a keyword that is an object; empty if the keyword is absent.
 
     Raises:
-        RefusedError: If it is none.
+        RefusedError: It has another type.
     """
-    value = place.schema.get(keyword, {})
+    value = subschema.schema.get(keyword, {})
     if not isinstance(value, dict):
-        raise reader.refusal(place, keyword, f"{value!r:.60} is no object; give one")
+        raise reader.refusal(subschema, keyword, f"{value!r:.60} is no object; give one")
     return value
 
 
-def patterns_of(reader: Reader, place: Place, keyword: str, pattern: Any) -> list[str] | None:
-    """Return patterns that together are one, as they can be enforced; None, with a warning, where it cannot be.
+def patterns_of(reader: Reader, subschema: Subschema, keyword: str, pattern: Any) -> list[str] | None:
+    """Return patterns that together are equal to a pattern and can be enforced; None, with a warning, if impossible.
 
     Raises:
-        RefusedError: If it cannot, and the reader is not lenient.
+        RefusedError: It cannot be enforced, and the reader is not lenient.
     """
     if not isinstance(pattern, str):
-        raise reader.refusal(place, keyword, f"{pattern!r:.60} is no text; give a regular expression")
+        raise reader.refusal(subschema, keyword, f"{pattern!r:.60} is no text; give a regular expression")
     try:
         return [sound(part) for part in parts(pattern)]
     except PatternError as error:
         why = f"the pattern {pattern!r:.100} cannot be enforced ({error}); write it without"
-        reader.refuse(place, keyword, why)
+        reader.refuse(subschema, keyword, why)
         try:
             return [sound(without_look_around(pattern))]
         except PatternError:
@@ -88,7 +88,7 @@ def sound(pattern: str) -> str:
     """Return a pattern in llguidance's syntax.
 
     Raises:
-        PatternError: If llguidance cannot enforce it.
+        PatternError: llguidance cannot enforce it.
     """
     written = translated(pattern)
     matches(written, "")

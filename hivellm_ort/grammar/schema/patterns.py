@@ -1,4 +1,4 @@
-"""Regular expressions of JSON schemas in the syntax of llguidance, and which texts they match."""
+"""Translates regular expressions of JSON schemas for llguidance, and matches texts."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ _QUANTIFIER = re.compile(r"\{\d+(?:,\d*)?\}")
 
 
 class PatternError(ValueError):
-    """A regular expression that cannot be enforced; the message says why."""
+    """A regular expression cannot be enforced. The message says why."""
 
 
 def translated(pattern: str) -> str:
-    r"""Return an ECMAScript pattern in Rust's syntax, with no other meaning.
+    r"""Translate an ECMAScript pattern to Rust's syntax, with the same meaning.
 
-    `.` and `\s` are what both ECMAScript and Python take them for. Classes, which Rust can nest and intersect, hold
-    only what ECMAScript puts into them.
+    `.` and `\s` have their common meaning in ECMAScript and Python. Classes mean what they mean in ECMAScript,
+    without Rust's nesting and intersection.
 
     Args:
         pattern: The pattern of a schema.
 
     Raises:
-        PatternError: If it has something that Rust lacks or understands otherwise.
+        PatternError: It has a construct that Rust lacks or understands differently.
     """
     written: list[str] = []
     place = 0
@@ -61,10 +61,10 @@ def translated(pattern: str) -> str:
 
 
 def parts(pattern: str) -> list[str]:
-    r"""Return ECMAScript patterns that a text matches together exactly where it matches one with look-ahead.
+    r"""Split an ECMAScript pattern with look-aheads into patterns that must all match.
 
-    Known are `(?!c)` and `(?!.*cc)` of a character right at the beginning, as Zod writes them for addresses; other
-    patterns are returned as they are.
+    It supports `(?!c)` and `(?!.*cc)` of one character at the beginning, as Zod writes them for addresses. Other
+    patterns are returned unchanged.
 
     Args:
         pattern: The pattern of a schema.
@@ -83,7 +83,7 @@ def parts(pattern: str) -> list[str]:
 
 
 def without_look_around(pattern: str) -> str:
-    """Return the pattern without its look-arounds; it matches at least what it matched before."""
+    """Return the pattern without its look-arounds. It matches at least the same texts."""
     kept: list[str] = []
     place = 0
     while place < len(pattern):
@@ -97,20 +97,20 @@ def without_look_around(pattern: str) -> str:
 
 
 def all_but(texts: list[str]) -> str:
-    """Return a pattern, in Rust's syntax, of every text but these."""
+    """Return a pattern, in Rust's syntax, that matches every other text."""
     return f"^(?:{_all_but(sorted(set(texts)))})$"
 
 
 def matches(pattern: str, text: str, kind: str = "pattern") -> bool:
-    """Say whether a text matches.
+    """Return whether a text matches.
 
     Args:
-        pattern: What `translated` returned, or a format that llguidance knows.
+        pattern: A result of `translated`, or a format that llguidance knows.
         text: The text.
         kind: `pattern` or `format`.
 
     Raises:
-        PatternError: If llguidance does not compile it.
+        PatternError: llguidance does not compile it.
     """
     compiled = _matcher(pattern, kind)
     if compiled is None:
@@ -122,7 +122,7 @@ def matches(pattern: str, text: str, kind: str = "pattern") -> bool:
 
 @lru_cache(256)
 def _matcher(pattern: str, kind: str) -> LLMatcher | None:
-    """What recognises texts on bytes; None where there are none."""
+    """Return a matcher on bytes; None for an empty language."""
     from llguidance import LLMatcher
 
     schema = json.dumps({"type": "string", kind: pattern})
@@ -153,7 +153,7 @@ def _group(pattern: str, place: int) -> tuple[str, int]:
 
 
 def _escape(pattern: str, place: int, *, inside: bool) -> tuple[str, int]:
-    """The escape at a place in Rust's syntax, and the place after it."""
+    """Return the escape at an index in Rust's syntax, and the index after it."""
     char = pattern[place + 1 : place + 2]
     end = place + 2
     if not char:
@@ -183,7 +183,7 @@ def _escape(pattern: str, place: int, *, inside: bool) -> tuple[str, int]:
 
 
 def _bracket(pattern: str, place: int) -> tuple[str, int]:
-    """The class that begins at a place in Rust's syntax, and the place after it."""
+    """Return the class at an index in Rust's syntax, and the index after it."""
     place += 1
     written = ["["]
     if pattern.startswith("^", place):
@@ -208,7 +208,7 @@ def _bracket(pattern: str, place: int) -> tuple[str, int]:
 
 
 def _past_one(pattern: str, place: int) -> int:
-    """The place after the escape, class or character that begins at one."""
+    """Return the index after the escape, class or character at an index."""
     if pattern[place] == "\\":
         return place + 2
     if pattern[place] != "[":
@@ -220,7 +220,7 @@ def _past_one(pattern: str, place: int) -> int:
 
 
 def _closing(pattern: str, place: int) -> int:
-    """The place after the parenthesis that closes the one at a place."""
+    """Return the index after the closing parenthesis of the one at an index."""
     depth = 0
     while place < len(pattern):
         depth += {"(": 1, ")": -1}.get(pattern[place], 0)

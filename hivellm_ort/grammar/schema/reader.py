@@ -1,4 +1,4 @@
-"""From the text of a JSON schema to sets of values: what each part of it allows."""
+"""Reads a JSON schema as sets of values: the values that each part allows."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from hivellm_ort.grammar.schema.shapes import (
     Array,
     Conjunction,
     Object,
-    Place,
     Shapes,
+    Subschema,
     child,
     meet,
 )
@@ -29,7 +29,7 @@ _MOST_SHAPES = 5_000
 
 
 class RefusedError(GrammarError):
-    """A part of a schema that answers cannot be held to."""
+    """A part of a schema cannot be enforced."""
 
 
 class Reader:
@@ -37,14 +37,14 @@ class Reader:
 
     Args:
         schema: The schema, an object.
-        source: Where it is from, for messages.
-        pointer: Where it stands in what was given.
-        lenient: Whether what cannot be enforced is left out with a warning instead of refused.
+        source: Its source, for messages.
+        pointer: JSON pointer of the schema in the given document.
+        lenient: Whether to leave out parts that cannot be enforced, with a warning. Else they are refused.
 
     Attributes:
         root: The whole schema.
         lenient: As given.
-        warnings: What is to be said of the schema, each once.
+        warnings: Sentences about the schema, without repetitions.
     """
 
     def __init__(
@@ -54,23 +54,23 @@ class Reader:
         self.warnings: dict[str, None] = {}
         self._source = source
         self._pointers = dict(_pointers(schema, pointer))
-        self._places: dict[tuple[int, bool], Place] = {}
+        self._subschemas: dict[tuple[int, bool], Subschema] = {}
         self._shapes: dict[Conjunction, Shapes] = {}
-        self._own: dict[Place, Shapes] = {}
-        self._reading: set[Place] = set()
+        self._own: dict[Subschema, Shapes] = {}
+        self._reading: set[Subschema] = set()
         self._sound: set[Conjunction] = set()
         self._possible: dict[Conjunction, bool] = {}
         self._made: dict[str, Any] = {}
         # Up to draft 7 what stands beside a reference is not there, its $id included.
         self._old = "/draft-0" in str(schema.get("$schema"))
         resolver = self._resolver(schema, pointer, None)
-        self.root = self._places[id(schema), False] = Place(schema, resolver, pointer)
+        self.root = self._subschemas[id(schema), False] = Subschema(schema, resolver, pointer)
 
-    def place(self, schema: Any, resolver: Any, *, negated: bool = False) -> Place:
-        """Return the place of a part; the same for the same part.
+    def subschema(self, schema: Any, resolver: Any, *, negated: bool = False) -> Subschema:
+        """Return the subschema of a part. The same part gives the same object.
 
         Raises:
-            RefusedError: If it is no schema.
+            RefusedError: It is not a schema.
         """
         if isinstance(schema, bool):
             return _TRUE if schema is not negated else FALSE
@@ -80,16 +80,16 @@ class Reader:
                 f"{self._where(pointer)}: {schema!r:.60} is no schema; it must be an object, true or false"
             )
         key = (id(schema), negated)
-        if key not in self._places:
+        if key not in self._subschemas:
             # References in a part that has an $id of its own are relative to that.
             if "$id" in schema and not (self._old and "$ref" in schema):
                 resolver = self._resolver(schema, pointer, resolver)
-            self._places[key] = Place(schema, resolver, pointer, negated)
-        return self._places[key]
+            self._subschemas[key] = Subschema(schema, resolver, pointer, negated)
+        return self._subschemas[key]
 
-    def part(self, place: Place, schema: Any, *, negated: bool = False) -> Conjunction:
-        """Return a part of a place as a conjunction; a bare reference is what it refers to."""
-        found = self.place(schema, place.resolver, negated=negated)
+    def part(self, subschema: Subschema, schema: Any, *, negated: bool = False) -> Conjunction:
+        """Return a part of a subschema as a conjunction. Bare references are resolved."""
+        found = self.subschema(schema, subschema.resolver, negated=negated)
         seen = set()
         while isinstance(found.schema, dict) and "$ref" in found.schema and found not in seen:
             if found.schema.keys() - _BESIDE_REF:
@@ -98,23 +98,23 @@ class Reader:
             found = self.referred(found, found.schema["$ref"])
         return () if found is _TRUE else (found,)
 
-    def made(self, place: Place, key: str, schema: Any) -> Conjunction:
-        """Return a schema that is not in the text but follows from it. The same for the same key."""
+    def made(self, subschema: Subschema, key: str, schema: Any) -> Conjunction:
+        """Return a derived schema that is not in the text. The same key gives the same object."""
         schema = self._made.setdefault(key, schema)
-        self._pointers.setdefault(id(schema), place.pointer)
-        return self.part(place, schema)
+        self._pointers.setdefault(id(schema), subschema.pointer)
+        return self.part(subschema, schema)
 
-    def referred(self, place: Place, reference: Any) -> Place:
-        """Return what a reference means.
+    def referred(self, subschema: Subschema, reference: Any) -> Subschema:
+        """Resolve a reference.
 
         Raises:
-            RefusedError: If there is nothing.
+            RefusedError: It does not exist.
         """
-        pointer = f"{place.pointer}/$ref"
+        pointer = f"{subschema.pointer}/$ref"
         if not isinstance(reference, str):
             raise RefusedError(f"{self._where(pointer)}: it must be a text")
         try:
-            resolved = place.resolver.lookup(reference)
+            resolved = subschema.resolver.lookup(reference)
         except (Unresolvable, ValueError, LookupError, TypeError, AttributeError) as error:
             cure = (
                 "it does not exist; put the definition where the $ref points to"
@@ -124,31 +124,31 @@ class Reader:
             raise RefusedError(
                 f"{self._where(pointer)}: nothing is found under {reference!r:.100}: {cure}"
             ) from error
-        return self.place(resolved.contents, resolved.resolver, negated=place.negated)
+        return self.subschema(resolved.contents, resolved.resolver, negated=subschema.negated)
 
     def shapes(self, conjunction: Conjunction) -> Shapes:
-        """Return the values that every place allows.
+        """Return the values that all subschemas of a conjunction allow.
 
         Raises:
-            RefusedError: If one of them says what answers cannot be held to.
+            RefusedError: One of them cannot be enforced.
         """
         if FALSE in conjunction:
             return ()
         found = self._shapes.get(conjunction)
         if found is None:
             found = ANY
-            for place in conjunction:
-                if place is _TRUE:
+            for subschema in conjunction:
+                if subschema is _TRUE:
                     continue
-                found = self.limited(place.pointer, meet(found, self._of(place)))
+                found = self.limited(subschema.pointer, meet(found, self._of(subschema)))
             self._shapes[conjunction] = found
         return found
 
     def limited(self, pointer: str, shapes: Shapes) -> Shapes:
-        """Return the shapes.
+        """Check the number of shapes, and return them.
 
         Raises:
-            RefusedError: If they are too many.
+            RefusedError: There are too many.
         """
         if len(shapes) > _MOST_SHAPES:
             raise RefusedError(
@@ -158,7 +158,7 @@ class Reader:
         return shapes
 
     def check(self, conjunction: Conjunction) -> None:
-        """Raise RefusedError if something that these values are made of cannot be enforced."""
+        """Raise RefusedError if a part of these values cannot be enforced."""
         if conjunction in self._sound:
             return
         self._sound.add(conjunction)
@@ -171,7 +171,7 @@ class Reader:
             raise
 
     def possible(self, conjunction: Conjunction) -> bool:
-        """Say whether there may be such a value; False is certain.
+        """Return whether a value may exist. False is certain.
 
         Raises:
             RefusedError: As `shapes`.
@@ -183,34 +183,34 @@ class Reader:
             )
         return self._possible[conjunction]
 
-    def refuse(self, place: Place, keyword: str, why: str) -> Shapes:
-        """Return any value, with a warning, where the reader is lenient.
+    def refuse(self, subschema: Subschema, keyword: str, why: str) -> Shapes:
+        """Return the shapes of any value and add a warning, if the reader is lenient.
 
         Args:
-            place: Where the keyword is.
-            keyword: Its name, or a pointer below the place.
-            why: What cannot be enforced, and what to do instead.
+            subschema: The subschema of the keyword.
+            keyword: Its name, or a pointer below the subschema.
+            why: The reason, and what to do instead.
 
         Raises:
-            RefusedError: Where it is not.
+            RefusedError: The reader is not lenient.
         """
         if not self.lenient:
             raise self.refusal(
-                place, keyword, f"{why}; or leave it unenforced with {argument('lenient', True)}"
+                subschema, keyword, f"{why}; or leave it unenforced with {argument('lenient', True)}"
             )
-        self.warn(place, keyword, f"not enforced: {why}")
+        self.warn(subschema, keyword, f"not enforced: {why}")
         return ANY
 
-    def refusal(self, place: Place, keyword: str, why: str) -> RefusedError:
+    def refusal(self, subschema: Subschema, keyword: str, why: str) -> RefusedError:
         """Return the error that names a keyword by its pointer."""
-        return RefusedError(f"{self._where(_below(place, keyword))}: {why}")
+        return RefusedError(f"{self._where(_below(subschema, keyword))}: {why}")
 
-    def warn(self, place: Place, keyword: str, what: str) -> None:
-        """Keep a warning."""
-        self.warnings[f"{self._where(_below(place, keyword))}: {what}"] = None
+    def warn(self, subschema: Subschema, keyword: str, what: str) -> None:
+        """Add a warning."""
+        self.warnings[f"{self._where(_below(subschema, keyword))}: {what}"] = None
 
     def _resolver(self, schema: dict[str, Any], pointer: str, outer: Any) -> Any:
-        """What references in a schema are resolved by, inside what those around it are."""
+        """Return the resolver of references in a schema, inside the resolver of the surrounding schema."""
         try:
             resource = Resource.from_contents(schema, default_specification=DRAFT202012)
             if outer is not None:
@@ -223,45 +223,45 @@ class Reader:
     def _where(self, pointer: str) -> str:
         return f"{self._source}, at {pointer}" if pointer else self._source
 
-    def _of(self, place: Place) -> Shapes:
-        found = self._own.get(place)
+    def _of(self, subschema: Subschema) -> Shapes:
+        found = self._own.get(subschema)
         if found is not None:
             return found
-        if place in self._reading:
+        if subschema in self._reading:
             raise RefusedError(
-                f"{self._where(place.pointer)}: it is defined by itself, so that no token may come next"
+                f"{self._where(subschema.pointer)}: it is defined by itself, so that no token may come next"
             )
         from hivellm_ort.grammar.schema import complement, rules
 
-        self._reading.add(place)
+        self._reading.add(subschema)
         try:
-            if place.negated:
-                found = complement.of(self, place)
+            if subschema.negated:
+                found = complement.of(self, subschema)
             else:
-                self._tell(place)
+                self._tell(subschema)
                 found = ANY
-                for keyword, rule in rules.of(place.schema):
-                    found = self.limited(place.pointer, meet(found, rule(self, place, keyword)))
+                for keyword, rule in rules.of(subschema.schema):
+                    found = self.limited(subschema.pointer, meet(found, rule(self, subschema, keyword)))
         finally:
-            self._reading.discard(place)
-        self._own[place] = found
+            self._reading.discard(subschema)
+        self._own[subschema] = found
         return found
 
-    def _tell(self, place: Place) -> None:
-        for name in place.schema:
+    def _tell(self, subschema: Subschema) -> None:
+        for name in subschema.schema:
             said = unknown_keyword(name)
             if said is not None:
-                self.warn(place, "", said)
+                self.warn(subschema, "", said)
 
 
-_TRUE = Place(True, None, "")
+_TRUE = Subschema(True, None, "")
 _BESIDE_REF = frozenset(
     {"$ref", "title", "description", "default", "examples", "deprecated", "$comment", "$schema"}
 )
 
 
 def children(shape: Any) -> list[Conjunction]:
-    """Return what the parts of such values are."""
+    """Return the parts of such values."""
     match shape:
         case Array():
             return [*shape.prefix, shape.rest]
@@ -273,7 +273,7 @@ def children(shape: Any) -> list[Conjunction]:
 
 
 def needed(shape: Any) -> Iterator[Conjunction]:
-    """Yield the parts that every such value has."""
+    """Yield the parts that every such value must have."""
     match shape:
         case Array():
             yield from (shape.item(index) for index in range(min(shape.least, len(shape.prefix) + 1)))
@@ -282,7 +282,7 @@ def needed(shape: Any) -> Iterator[Conjunction]:
 
 
 def _pointers(schema: Any, pointer: str) -> Iterator[tuple[int, str]]:
-    """The JSON pointer of every object of a document, by its identity."""
+    """Yield the identity and the JSON pointer of every object in a document."""
     waiting = [(schema, pointer)]
     while waiting:
         node, pointer = waiting.pop()
@@ -293,8 +293,8 @@ def _pointers(schema: Any, pointer: str) -> Iterator[tuple[int, str]]:
             waiting += [(value, f"{pointer}/{index}") for index, value in enumerate(node)]
 
 
-def _below(place: Place, keyword: str) -> str:
-    return f"{place.pointer}/{keyword}" if keyword else place.pointer
+def _below(subschema: Subschema, keyword: str) -> str:
+    return f"{subschema.pointer}/{keyword}" if keyword else subschema.pointer
 
 
 def _escaped(name: str) -> str:

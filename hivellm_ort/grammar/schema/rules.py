@@ -20,9 +20,9 @@ from hivellm_ort.grammar.schema.shapes import (
     Null,
     Number,
     Object,
-    Place,
     Shapes,
     String,
+    Subschema,
     joined,
     meet,
     only,
@@ -30,7 +30,7 @@ from hivellm_ort.grammar.schema.shapes import (
 
 __all__ = ["of", "type_rule"]
 
-Rule: TypeAlias = Callable[[Reader, Place, str], Shapes]
+Rule: TypeAlias = Callable[[Reader, Subschema, str], Shapes]
 
 _TYPES: dict[str, Shapes] = {
     "null": (Null(),),
@@ -46,9 +46,9 @@ _TELLING = frozenset({"type", "const", "enum"})
 
 
 def of(schema: dict[str, Any]) -> Iterator[tuple[str, Rule]]:
-    """Yield the keywords of a schema that say something, in their order, and what tells what they allow.
+    """Yield the keywords of a schema that restrict values, in order, and their rules.
 
-    Some say something together, and are one then.
+    Keywords that belong together count as one.
     """
     done: set[Rule] = set()
     for keyword in schema:
@@ -59,8 +59,8 @@ def of(schema: dict[str, Any]) -> Iterator[tuple[str, Rule]]:
             yield keyword, rule
 
 
-def _constant(reader: Reader, place: Place, value: Any) -> Shapes:
-    """Return the one value that this is."""
+def _constant(reader: Reader, subschema: Subschema, value: Any) -> Shapes:
+    """Return the shapes of a constant."""
     match value:
         case None:
             return (Null(),)
@@ -71,47 +71,49 @@ def _constant(reader: Reader, place: Place, value: Any) -> Shapes:
         case str():
             return (String(values=(value,)),)
         case list():
-            items = tuple(_constant_part(reader, place, item) for item in value)
+            items = tuple(_constant_part(reader, subschema, item) for item in value)
             return (Array(items, (FALSE,), len(items), len(items)),)
         case _:
-            properties = tuple((name, _constant_part(reader, place, item)) for name, item in value.items())
+            properties = tuple(
+                (name, _constant_part(reader, subschema, item)) for name, item in value.items()
+            )
             return (Object(properties, (), (FALSE,), tuple(value)),)
 
 
-def _constant_part(reader: Reader, place: Place, value: Any) -> Conjunction:
-    return reader.made(place, f"const {id(place.schema)} {value!r}", {"const": value})
+def _constant_part(reader: Reader, subschema: Subschema, value: Any) -> Conjunction:
+    return reader.made(subschema, f"const {id(subschema.schema)} {value!r}", {"const": value})
 
 
-def type_rule(reader: Reader, place: Place, keyword: str) -> Shapes:
-    """`type`."""
-    value = place.schema[keyword]
+def type_rule(reader: Reader, subschema: Subschema, keyword: str) -> Shapes:
+    """The rule of `type`."""
+    value = subschema.schema[keyword]
     names = value if isinstance(value, list) else [value]
     found: dict[Any, None] = {}
     for name in names:
         if not isinstance(name, str) or name not in _TYPES:
             raise reader.refusal(
-                place, "type", f"there is no type {name!r:.60}; it is one of {', '.join(_TYPES)}"
+                subschema, "type", f"there is no type {name!r:.60}; it is one of {', '.join(_TYPES)}"
             )
         if name != "integer" or "number" not in names:
             found.update(dict.fromkeys(_TYPES[name]))
     return tuple(found)
 
 
-def _const(reader: Reader, place: Place, keyword: str) -> Shapes:
-    return _constant(reader, place, place.schema[keyword])
+def _const(reader: Reader, subschema: Subschema, keyword: str) -> Shapes:
+    return _constant(reader, subschema, subschema.schema[keyword])
 
 
-def _enum(reader: Reader, place: Place, keyword: str) -> Shapes:
+def _enum(reader: Reader, subschema: Subschema, keyword: str) -> Shapes:
     found: dict[Any, None] = {}
     numbers: dict[Fraction, None] = {}
     texts: dict[str, None] = {}
-    for one in listed(reader, place, "enum"):
+    for one in listed(reader, subschema, "enum"):
         if isinstance(one, str):
             texts[one] = None
         elif isinstance(one, int | float) and not isinstance(one, bool):
             numbers[exact(one)] = None
         else:
-            found.update(dict.fromkeys(_constant(reader, place, one)))
+            found.update(dict.fromkeys(_constant(reader, subschema, one)))
     if texts:
         found[String(values=tuple(texts))] = None
     if numbers:
@@ -119,56 +121,58 @@ def _enum(reader: Reader, place: Place, keyword: str) -> Shapes:
     return tuple(found)
 
 
-def _ref(reader: Reader, place: Place, keyword: str) -> Shapes:
-    return reader.shapes((reader.referred(place, place.schema[keyword]),))
+def _ref(reader: Reader, subschema: Subschema, keyword: str) -> Shapes:
+    return reader.shapes((reader.referred(subschema, subschema.schema[keyword]),))
 
 
-def _all_of(reader: Reader, place: Place, keyword: str) -> Shapes:
+def _all_of(reader: Reader, subschema: Subschema, keyword: str) -> Shapes:
     found = ANY
-    for schema in listed(reader, place, "allOf"):
-        found = reader.limited(place.pointer, meet(found, reader.shapes(reader.part(place, schema))))
+    for schema in listed(reader, subschema, "allOf"):
+        found = reader.limited(subschema.pointer, meet(found, reader.shapes(reader.part(subschema, schema))))
     return found
 
 
-def _any_of(reader: Reader, place: Place, keyword: str) -> Shapes:
-    return _union(reader, place, _kept(reader, place, "anyOf"))
+def _any_of(reader: Reader, subschema: Subschema, keyword: str) -> Shapes:
+    return _union(reader, subschema, _kept(reader, subschema, "anyOf"))
 
 
-def _one_of(reader: Reader, place: Place, keyword: str) -> Shapes:
-    branches = _kept(reader, place, "oneOf")
+def _one_of(reader: Reader, subschema: Subschema, keyword: str) -> Shapes:
+    branches = _kept(reader, subschema, "oneOf")
     if len(branches) > _MOST_BRANCHES:
         why = f"it has more than {_MOST_BRANCHES} alternatives, too many to compare; use enum or anyOf"
-        return meet(reader.refuse(place, keyword, why), _union(reader, place, branches))
+        return meet(reader.refuse(subschema, keyword, why), _union(reader, subschema, branches))
     if not any(reader.possible(joined(one, other)) for one, other in combinations(branches, 2)):
-        return _union(reader, place, branches)
-    tagged = _tagged(reader, place, branches)
+        return _union(reader, subschema, branches)
+    tagged = _tagged(reader, subschema, branches)
     if tagged is not None:
         return tagged
     if len(branches) <= 4:
         try:
-            return _exactly_one(reader, place, listed(reader, place, "oneOf"))
+            return _exactly_one(reader, subschema, listed(reader, subschema, "oneOf"))
         except RefusedError:
             pass
     found = reader.refuse(
-        place, "oneOf", "its alternatives do not exclude each other for certain; give each a property that is "
+        subschema, "oneOf", "its alternatives do not exclude each other for certain; give each a property that is "
         "required and has a constant of its own, or use anyOf"
     )  # fmt: skip
-    return meet(found, _union(reader, place, branches))
+    return meet(found, _union(reader, subschema, branches))
 
 
-def _kept(reader: Reader, place: Place, keyword: str) -> list[Conjunction]:
-    """The alternatives that can be enforced, if there is one at least; of the others a warning."""
-    schemas = listed(reader, place, keyword)
+def _kept(reader: Reader, subschema: Subschema, keyword: str) -> list[Conjunction]:
+    """Return the alternatives that can be enforced, at least one. The others give warnings."""
+    schemas = listed(reader, subschema, keyword)
     if not schemas:
-        raise reader.refusal(place, keyword, "it is empty, and no value satisfies it; give an alternative")
+        raise reader.refusal(
+            subschema, keyword, "it is empty, and no value satisfies it; give an alternative"
+        )
     if reader.lenient:
-        return [reader.part(place, schema) for schema in schemas]
+        return [reader.part(subschema, schema) for schema in schemas]
     kept: list[Conjunction] = []
     refused: dict[int, RefusedError] = {}
     for index, schema in enumerate(schemas):
         warned = dict(reader.warnings)
         try:
-            branch = reader.part(place, schema)
+            branch = reader.part(subschema, schema)
             reader.check(branch)
             kept.append(branch)
         except RefusedError as error:
@@ -183,15 +187,15 @@ def _kept(reader: Reader, place: Place, keyword: str) -> list[Conjunction]:
             if not isinstance(schemas[index], Mapping):
                 raise refused[index]
             known = {name: schemas[index][name] for name in _TELLING & schemas[index].keys()}
-            kind = reader.made(place, f"kind {id(schemas[index])}", known)
+            kind = reader.made(subschema, f"kind {id(schemas[index])}", known)
             if any(reader.possible(joined(branch, kind)) for branch in kept):
                 raise refused[index]
     for index, why in refused.items():
-        reader.warn(place, f"{keyword}/{index}", f"this alternative is left out. {why}")
+        reader.warn(subschema, f"{keyword}/{index}", f"this alternative is left out. {why}")
     return kept
 
 
-def _union(reader: Reader, place: Place, branches: list[Conjunction]) -> Shapes:
+def _union(reader: Reader, subschema: Subschema, branches: list[Conjunction]) -> Shapes:
     found: dict[Any, None] = {}
     for branch in branches:
         shapes = reader.shapes(branch)
@@ -201,8 +205,8 @@ def _union(reader: Reader, place: Place, branches: list[Conjunction]) -> Shapes:
     return tuple(found)
 
 
-def _tagged(reader: Reader, place: Place, branches: list[Conjunction]) -> Shapes | None:
-    """The alternatives with a property required that tells them apart, if there is one."""
+def _tagged(reader: Reader, subschema: Subschema, branches: list[Conjunction]) -> Shapes | None:
+    """Return the alternatives, with their discriminating property required, if there is one."""
     shapes = [reader.shapes(branch) for branch in branches]
     if not all(len(found) == 1 and isinstance(found[0], Object) for found in shapes):
         return None
@@ -217,74 +221,76 @@ def _tagged(reader: Reader, place: Place, branches: list[Conjunction]) -> Shapes
     return None
 
 
-def _exactly_one(reader: Reader, place: Place, schemas: list[Any]) -> Shapes:
+def _exactly_one(reader: Reader, subschema: Subschema, schemas: list[Any]) -> Shapes:
     found: dict[Any, None] = {}
     for index, schema in enumerate(schemas):
-        both = reader.part(place, schema)
+        both = reader.part(subschema, schema)
         for other, excluded in enumerate(schemas):
             if other != index:
-                both = joined(both, reader.part(place, excluded, negated=True))
+                both = joined(both, reader.part(subschema, excluded, negated=True))
         reader.check(both)
         found.update(dict.fromkeys(reader.shapes(both)))
-    return reader.limited(place.pointer, tuple(found))
+    return reader.limited(subschema.pointer, tuple(found))
 
 
-def _not(reader: Reader, place: Place, keyword: str) -> Shapes:
+def _not(reader: Reader, subschema: Subschema, keyword: str) -> Shapes:
     try:
-        excluded = reader.part(place, place.schema[keyword], negated=True)
+        excluded = reader.part(subschema, subschema.schema[keyword], negated=True)
         reader.check(excluded)
         return reader.shapes(excluded)
     except RefusedError as error:
         return reader.refuse(
-            place, "not", f"its opposite cannot be enforced ({error}); say what is allowed instead"
+            subschema, "not", f"its opposite cannot be enforced ({error}); say what is allowed instead"
         )
 
 
-def _if(reader: Reader, place: Place, keyword: str) -> Shapes:
-    schema = place.schema
+def _if(reader: Reader, subschema: Subschema, keyword: str) -> Shapes:
+    schema = subschema.schema
     if "then" not in schema and "else" not in schema:
         return ANY
     try:
-        met = reader.part(place, schema[keyword])
-        unmet = reader.part(place, schema[keyword], negated=True)
+        met = reader.part(subschema, schema[keyword])
+        unmet = reader.part(subschema, schema[keyword], negated=True)
         reader.check(met)
         reader.check(unmet)
     except RefusedError as error:
         return reader.refuse(
-            place, "if", f"its opposite cannot be enforced ({error}); compare with constants, or use anyOf"
+            subschema,
+            "if",
+            f"its opposite cannot be enforced ({error}); compare with constants, or use anyOf",
         )
     found: dict[Any, None] = {}
     for condition, consequence in ((met, "then"), (unmet, "else")):
-        both = joined(condition, reader.part(place, schema.get(consequence, True)))
+        both = joined(condition, reader.part(subschema, schema.get(consequence, True)))
         found.update(dict.fromkeys(reader.shapes(both)))
     return tuple(found)
 
 
-def _dependent(reader: Reader, place: Place, keyword: str) -> Shapes:
+def _dependent(reader: Reader, subschema: Subschema, keyword: str) -> Shapes:
     found = ANY
-    for name, needs in named(reader, place, keyword).items():
+    for name, needs in named(reader, subschema, keyword).items():
         if isinstance(needs, list) and all(isinstance(need, str) for need in needs):
             then: Shapes = only(Object(required=tuple(dict.fromkeys((name, *needs)))))
         else:
-            then = meet(only(Object(required=(name,))), reader.shapes(reader.part(place, needs)))
+            then = meet(only(Object(required=(name,))), reader.shapes(reader.part(subschema, needs)))
         without = Object(((name, (FALSE,)),))
         present = tuple(shape for shape in then if isinstance(shape, Object))
         others = tuple(shape for shape in ANY if not isinstance(shape, Object))
-        found = reader.limited(place.pointer, meet(found, (*present, without, *others)))
+        found = reader.limited(subschema.pointer, meet(found, (*present, without, *others)))
     return found
 
 
-def _discriminator(reader: Reader, place: Place, keyword: str) -> Shapes:
-    """Require the property that readers of the answer choose by, although it may have a default."""
-    value = place.schema[keyword]
+def _discriminator(reader: Reader, subschema: Subschema, keyword: str) -> Shapes:
+    """Require the discriminator property, even if it has a default, because readers of the answer need it."""
+    value = subschema.schema[keyword]
     name = value.get("propertyName") if isinstance(value, dict) else None
-    if not isinstance(name, str) or not place.schema.keys() & {"oneOf", "anyOf"}:
+    if not isinstance(name, str) or not subschema.schema.keys() & {"oneOf", "anyOf"}:
         return ANY
     return only(Object(required=(name,)))
 
 
-def _dynamic(reader: Reader, place: Place, keyword: str) -> Shapes:
-    return reader.refuse(place, keyword, "it cannot be followed; use $ref")
+def _dynamic(reader: Reader, subschema: Subschema, keyword: str) -> Shapes:
+    return reader.refuse(subschema, keyword, "it cannot be followed; use $ref")
 
 
 _RULES: dict[str, Rule] = {

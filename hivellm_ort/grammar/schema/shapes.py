@@ -1,4 +1,4 @@
-"""Sets of JSON values, by type, and what two of them have in common."""
+"""Sets of JSON values by type, and their intersections."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ __all__ = [
     "Null",
     "Number",
     "Object",
-    "Place",
     "Shape",
     "Shapes",
     "String",
+    "Subschema",
     "child",
     "joined",
     "meet",
@@ -37,14 +37,14 @@ ENFORCED_FORMATS = frozenset(
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
-    """A part of a schema, or what that part does not allow. Each is made once.
+class Subschema:
+    """A part of a schema, or its complement. Equal parts are the same object.
 
     Attributes:
-        schema: The part.
-        resolver: What its references are resolved by.
-        pointer: Where it is, as a JSON pointer.
-        negated: Whether values that it does not allow are meant.
+        schema: The schema of the part.
+        resolver: Resolves its references.
+        pointer: Its JSON pointer.
+        negated: Whether it means the complement.
     """
 
     schema: Any
@@ -53,10 +53,10 @@ class Place:
     negated: bool = False
 
 
-Conjunction: TypeAlias = tuple[Place, ...]
+Conjunction: TypeAlias = tuple[Subschema, ...]
 """Values that all of these allow; () is any value."""
 
-FALSE = Place(False, None, "")
+FALSE = Subschema(False, None, "")
 """No value."""
 
 
@@ -74,9 +74,9 @@ class Boolean:
 
 @dataclass(frozen=True)
 class Number:
-    """Numbers between two bounds, each part of it unless it is `open`, or some of these `values` alone.
+    """Numbers between two bounds, inclusive unless `open`, or only some of `values`.
 
-    They are whole where `integer` is set, and are not where `fraction` is.
+    `integer` means whole numbers only, `fraction` other numbers only.
     """
 
     integer: bool = False
@@ -90,7 +90,7 @@ class Number:
     excluded: frozenset[Fraction] = frozenset()
 
     def holds(self, value: Fraction) -> bool:
-        """Say whether a number is in the set, its `values` aside."""
+        """Return whether a number is in the set, ignoring `values`."""
         return not (
             (self.integer and value.denominator != 1)
             or (self.fraction and value.denominator == 1)
@@ -103,7 +103,7 @@ class Number:
 
 @dataclass(frozen=True)
 class String:
-    """Texts of a length in characters, that match every pattern and format, or some of these `values` alone."""
+    """Texts of a length in characters that match every pattern and format, or only some of `values`."""
 
     least: int = 0
     most: int | None = None
@@ -113,7 +113,7 @@ class String:
     excluded: frozenset[str] = frozenset()
 
     def holds(self, value: str) -> bool:
-        """Say whether a text is in the set, its `values` aside."""
+        """Return whether a text is in the set, ignoring `values`."""
         return (
             self.least <= len(value)
             and (self.most is None or len(value) <= self.most)
@@ -125,7 +125,7 @@ class String:
 
 @dataclass(frozen=True)
 class Array:
-    """Lists whose first items are those of `prefix`, and the others of `rest`."""
+    """Lists whose first items are in `prefix` and the others in `rest`."""
 
     prefix: tuple[Conjunction, ...] = ()
     rest: Conjunction = ()
@@ -133,15 +133,15 @@ class Array:
     most: int | None = None
 
     def item(self, index: int) -> Conjunction:
-        """Return what the item of an index is."""
+        """Return the conjunction of the item at an index."""
         return self.prefix[index] if index < len(self.prefix) else self.rest
 
 
 @dataclass(frozen=True)
 class Object:
-    """Objects: `properties` in the order of the answer; other keys by `patterns`, and what matches none by `rest`.
+    """Objects: `properties` in the order of the answer, other keys by `patterns`, and all remaining keys by `rest`.
 
-    Names are of `names`, where it is not ().
+    If `names` is not (), all names must be in it.
     """
 
     properties: tuple[tuple[str, Conjunction], ...] = ()
@@ -154,7 +154,7 @@ class Object:
     listed: dict[str, Conjunction] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Keep the properties by name."""
+        """Index the properties by name."""
         object.__setattr__(self, "listed", dict(self.properties))
 
 
@@ -166,18 +166,18 @@ ANY: Shapes = (Object(), Array(), String(), Number(), Boolean(), Null())
 
 
 def only(*shapes: Shape) -> Shapes:
-    """Return what a keyword allows that says something of one type: any value of the others."""
+    """Return the shapes of a keyword that restricts only one type."""
     kinds = {type(shape) for shape in shapes}
     return (*shapes, *(shape for shape in ANY if type(shape) not in kinds))
 
 
 def joined(one: Conjunction, other: Conjunction) -> Conjunction:
-    """Return what both allow."""
+    """Return the conjunction of both."""
     return one if one == other else tuple(dict.fromkeys((*one, *other)))
 
 
 def child(shape: Object, name: str) -> Conjunction:
-    """Return what the value of a name is."""
+    """Return the conjunction of the value of a name."""
     if name in shape.listed:
         return shape.listed[name]
     found = [conjunction for pattern, conjunction in shape.patterns if matches(pattern, name)]
@@ -188,7 +188,7 @@ def child(shape: Object, name: str) -> Conjunction:
 
 
 def meet(ones: Shapes, others: Shapes) -> Shapes:
-    """Return the values that are in both, of those that can be told at once."""
+    """Return the intersection, as far as it can be seen without reading parts."""
     if others is ANY:
         return ones
     if ones is ANY:
@@ -286,7 +286,7 @@ def _least(one: int | None, other: int | None) -> int | None:
 
 
 def _empty(shape: Shape) -> bool:
-    """Say whether no value is in the set, as far as the set alone tells."""
+    """Return whether the set is empty, as far as it can be seen without reading parts."""
     match shape:
         case Boolean():
             return not shape.values

@@ -1,4 +1,4 @@
-"""What the keywords allow that say something of values of one type."""
+"""Rules of keywords that restrict values of one type."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from hivellm_ort.grammar.schema.shapes import (
     Conjunction,
     Number,
     Object,
-    Place,
     Shapes,
     String,
+    Subschema,
     child,
     joined,
     meet,
@@ -43,64 +43,67 @@ __all__ = [
 ]
 
 
-def object_rule(reader: Reader, place: Place, keyword: str) -> Shapes:
-    """`properties`, `patternProperties` and `additionalProperties`, which go together."""
-    return _object_and(reader, place, "additionalProperties")
+def object_rule(reader: Reader, subschema: Subschema, keyword: str) -> Shapes:
+    """The rule of `properties`, `patternProperties` and `additionalProperties`."""
+    return _object_and(reader, subschema, "additionalProperties")
 
 
-def _object_and(reader: Reader, place: Place, others: str) -> Shapes:
-    """Objects by the keywords that go together; `others` names the one for the names that no other is for."""
-    schema = place.schema
+def _object_and(reader: Reader, subschema: Subschema, others: str) -> Shapes:
+    """Return objects by these keywords. `others` is the keyword for all remaining names."""
+    schema = subschema.schema
     patterns: list[tuple[str, Conjunction]] = []
-    rest = reader.part(place, schema.get(others, True))
-    for pattern, inner in named(reader, place, "patternProperties").items():
+    rest = reader.part(subschema, schema.get(others, True))
+    for pattern, inner in named(reader, subschema, "patternProperties").items():
         try:
-            patterns.append((sound(pattern), reader.part(place, inner)))
+            patterns.append((sound(pattern), reader.part(subschema, inner)))
         except PatternError as error:
             # Which names the others have is unknown then too.
             why = f"the pattern {pattern!r:.100} cannot be enforced ({error}); write it without"
-            reader.refuse(place, "patternProperties", why)
+            reader.refuse(subschema, "patternProperties", why)
             rest = ()
     matched = Object(patterns=tuple(patterns))
     properties = tuple(
-        (name, joined(reader.part(place, inner), child(matched, name)))
-        for name, inner in named(reader, place, "properties").items()
+        (name, joined(reader.part(subschema, inner), child(matched, name)))
+        for name, inner in named(reader, subschema, "properties").items()
     )
     return only(Object(properties, tuple(patterns), rest))
 
 
-def unevaluated_rule(reader: Reader, place: Place, keyword: str) -> Shapes:
-    """`unevaluatedProperties` and `unevaluatedItems`, where what else evaluates is the same for every value."""
-    schema = place.schema
+def unevaluated_rule(reader: Reader, subschema: Subschema, keyword: str) -> Shapes:
+    """The rule of `unevaluatedProperties` and `unevaluatedItems`.
+
+    It is enforced if the evaluated parts are the same for all values.
+    """
+    schema = subschema.schema
     if schema[keyword] is True:
         return ANY
     if keyword == "unevaluatedItems":
         if not schema.keys() & _IN_PLACE:
             listed_so = isinstance(schema.get("items"), list) and "additionalItems" not in schema
-            return ANY if "items" in schema and not listed_so else _array_and(reader, place, keyword)
+            return ANY if "items" in schema and not listed_so else _array_and(reader, subschema, keyword)
     else:
-        evaluated = _evaluated(reader, place)
+        evaluated = _evaluated(reader, subschema)
         if evaluated is not None:
             names, patterns, others = evaluated
             if others:
                 return ANY
             named_so = tuple((name, ()) for name in names)
-            rest = reader.part(place, schema[keyword])
+            rest = reader.part(subschema, schema[keyword])
             return only(Object(named_so, tuple((pattern, ()) for pattern in patterns), rest))
     beside = ", ".join(sorted(schema.keys() & _IN_PLACE))
-    why = f"it cannot be enforced beside {beside}; list what is allowed in one place"
-    return reader.refuse(place, keyword, why)
+    why = f"it cannot be enforced beside {beside}; list what is allowed in one subschema"
+    return reader.refuse(subschema, keyword, why)
 
 
-def _evaluated(reader: Reader, place: Place) -> tuple[list[str], list[str], bool] | None:
-    """Names and patterns of all properties that a schema and what it is made of speak of, and whether of all others.
+def _evaluated(reader: Reader, subschema: Subschema) -> tuple[list[str], list[str], bool] | None:
+    """Return names and patterns of all evaluated properties, and whether all others are evaluated too.
 
-    None where it depends on the value.
+    None if that depends on the value.
     """
-    others = "additionalProperties" in place.schema
+    others = "additionalProperties" in subschema.schema
     names: list[str] = []
     patterns: list[str] = []
-    waiting, seen = [place], {place}
+    waiting, seen = [subschema], {subschema}
     while waiting:
         one = waiting.pop(0)
         # Others of these hold for some values only, and a name that is evaluated by all is not unevaluated.
@@ -121,60 +124,60 @@ def _evaluated(reader: Reader, place: Place) -> tuple[list[str], list[str], bool
     return list(dict.fromkeys(names)), list(dict.fromkeys(patterns)), others
 
 
-def names_rule(reader: Reader, place: Place, keyword: str) -> Shapes:
-    """`propertyNames`."""
-    return only(Object(names=reader.part(place, place.schema[keyword])))
+def names_rule(reader: Reader, subschema: Subschema, keyword: str) -> Shapes:
+    """The rule of `propertyNames`."""
+    return only(Object(names=reader.part(subschema, subschema.schema[keyword])))
 
 
-def required_rule(reader: Reader, place: Place, keyword: str) -> Shapes:
-    """`required`."""
-    return only(Object(required=tuple(required_names(reader, place))))
+def required_rule(reader: Reader, subschema: Subschema, keyword: str) -> Shapes:
+    """The rule of `required`."""
+    return only(Object(required=tuple(required_names(reader, subschema))))
 
 
-def required_names(reader: Reader, place: Place) -> list[str]:
-    """Return the names of `required`, each once.
+def required_names(reader: Reader, subschema: Subschema) -> list[str]:
+    """Return the distinct names of `required`.
 
     Raises:
-        RefusedError: If they are no names.
+        RefusedError: They are not names.
     """
-    names = listed(reader, place, "required")
+    names = listed(reader, subschema, "required")
     if not all(isinstance(name, str) for name in names):
-        raise reader.refusal(place, "required", "it must be a list of names")
+        raise reader.refusal(subschema, "required", "it must be a list of names")
     return list(dict.fromkeys(names))
 
 
-def array_rule(reader: Reader, place: Place, keyword: str) -> Shapes:
-    """`prefixItems` and `items`, and what they were before 2020-12."""
-    return _array_and(reader, place, "items")
+def array_rule(reader: Reader, subschema: Subschema, keyword: str) -> Shapes:
+    """The rule of `prefixItems` and `items`, and of their forms before 2020-12."""
+    return _array_and(reader, subschema, "items")
 
 
-def _array_and(reader: Reader, place: Place, others: str) -> Shapes:
-    schema = place.schema
+def _array_and(reader: Reader, subschema: Subschema, others: str) -> Shapes:
+    schema = subschema.schema
     prefix, rest = schema.get("prefixItems", []), schema.get(others, True)
     if isinstance(schema.get("items"), list):  # before 2020-12
         prefix, rest = schema["items"], schema.get("additionalItems" if others == "items" else others, True)
     if not isinstance(prefix, list):
-        raise reader.refusal(place, "prefixItems", f"{prefix!r:.60} is no list; give one")
-    return only(Array(tuple(reader.part(place, item) for item in prefix), reader.part(place, rest)))
+        raise reader.refusal(subschema, "prefixItems", f"{prefix!r:.60} is no list; give one")
+    return only(Array(tuple(reader.part(subschema, item) for item in prefix), reader.part(subschema, rest)))
 
 
-def contains_rule(reader: Reader, place: Place, keyword: str) -> Shapes:
-    """`contains`, which only allows anything where it asks for none."""
-    least = count(reader, place, "minContains") if "minContains" in place.schema else 1
-    if least == 0 and "maxContains" not in place.schema:
+def contains_rule(reader: Reader, subschema: Subschema, keyword: str) -> Shapes:
+    """The rule of `contains`. It is supported only if it requires no item."""
+    least = count(reader, subschema, "minContains") if "minContains" in subschema.schema else 1
+    if least == 0 and "maxContains" not in subschema.schema:
         return ANY
     return reader.refuse(
-        place, "contains", "it cannot be enforced; describe the items by prefixItems and items"
+        subschema, "contains", "it cannot be enforced; describe the items by prefixItems and items"
     )
 
 
-def unique_rule(reader: Reader, place: Place, keyword: str) -> Shapes:
-    """`uniqueItems`, which only says nothing where it is false or of one item."""
-    most = place.schema.get("maxItems")
-    if place.schema[keyword] is False or (type(most) is int and most <= 1):
+def unique_rule(reader: Reader, subschema: Subschema, keyword: str) -> Shapes:
+    """The rule of `uniqueItems`. It is supported only if it is false or there is at most one item."""
+    most = subschema.schema.get("maxItems")
+    if subschema.schema[keyword] is False or (type(most) is int and most <= 1):
         return ANY
     return reader.refuse(
-        place, "uniqueItems", "it cannot be enforced; remove it, and compare the items afterwards"
+        subschema, "uniqueItems", "it cannot be enforced; remove it, and compare the items afterwards"
     )
 
 
@@ -196,15 +199,15 @@ _IN_PLACE = frozenset(
 
 
 def only_annotates(name: str) -> bool:
-    """Say whether a format restricts nothing here."""
+    """Return whether a format restricts nothing here."""
     return not (name in ENFORCED_FORMATS or name in RANGES or name in UUIDS)
 
 
-def format_rule(reader: Reader, place: Place, keyword: str) -> Shapes:
-    """`format`: those that llguidance knows, ranges of integers, and any other as a note."""
-    value = place.schema[keyword]
+def format_rule(reader: Reader, subschema: Subschema, keyword: str) -> Shapes:
+    """The rule of `format`: formats of llguidance and ranges of integers. Others are annotations."""
+    value = subschema.schema[keyword]
     if not isinstance(value, str):
-        raise reader.refusal(place, "format", f"{value!r:.60} is no text; give the name of a format")
+        raise reader.refusal(subschema, "format", f"{value!r:.60} is no text; give the name of a format")
     if value in ENFORCED_FORMATS:
         return only(String(formats=frozenset({value}), patterns=frozenset(FINER.get(value, ()))))
     if value in UUIDS:
@@ -214,28 +217,28 @@ def format_rule(reader: Reader, place: Place, keyword: str) -> Shapes:
         return only(Number(low=Fraction(low), high=Fraction(high)))
     if value not in QUIET_FORMATS:
         said = f"the format {value!r} is unknown and has no effect; describe the text by a pattern"
-        reader.warn(place, "format", said)
+        reader.warn(subschema, "format", said)
     return ANY
 
 
-def pattern_rule(reader: Reader, place: Place, keyword: str) -> Shapes:
-    """`pattern`."""
-    patterns = patterns_of(reader, place, keyword, place.schema[keyword])
+def pattern_rule(reader: Reader, subschema: Subschema, keyword: str) -> Shapes:
+    """The rule of `pattern`."""
+    patterns = patterns_of(reader, subschema, keyword, subschema.schema[keyword])
     return ANY if patterns is None else only(String(patterns=frozenset(patterns)))
 
 
-def bound_rule(reader: Reader, place: Place, keyword: str) -> Shapes:
-    """The four bounds, with draft 4's true and false for the open ones."""
+def bound_rule(reader: Reader, subschema: Subschema, keyword: str) -> Shapes:
+    """The rule of the four bounds, including the booleans of draft 4."""
     found = ANY
-    schema = place.schema
+    schema = subschema.schema
     for bound, is_low in (("minimum", True), ("maximum", False)):
         open_bound = f"exclusive{bound.capitalize()}"
         if bound in schema:
             found = meet(
-                found, _bounded(number(reader, place, bound), is_low, schema.get(open_bound) is True)
+                found, _bounded(number(reader, subschema, bound), is_low, schema.get(open_bound) is True)
             )
         if not isinstance(schema.get(open_bound, False), bool):
-            found = meet(found, _bounded(number(reader, place, open_bound), is_low, True))
+            found = meet(found, _bounded(number(reader, subschema, open_bound), is_low, True))
     return found
 
 
@@ -243,19 +246,19 @@ def _bounded(bound: Fraction, is_low: bool, is_open: bool) -> Shapes:
     return only(Number(low=bound, low_open=is_open) if is_low else Number(high=bound, high_open=is_open))
 
 
-def multiple_rule(reader: Reader, place: Place, keyword: str) -> Shapes:
-    """`multipleOf`."""
-    step = abs(number(reader, place, "multipleOf"))
+def multiple_rule(reader: Reader, subschema: Subschema, keyword: str) -> Shapes:
+    """The rule of `multipleOf`."""
+    step = abs(number(reader, subschema, "multipleOf"))
     # llguidance has it as a whole number of 32 bits over a power of ten.
     tenths = next((power for power in range(10) if (step * 10**power).denominator == 1), None)
     if not step or tenths is None or step * 10**tenths >= 2**32 or _halves(float(step)) != step:
         why = "a number of so many digits cannot be enforced; give one with fewer"
-        return reader.refuse(place, "multipleOf", why)
+        return reader.refuse(subschema, "multipleOf", why)
     return only(Number(multiples=frozenset({step})))
 
 
 def _halves(step: float) -> Fraction:
-    """What llguidance makes of a number: it multiplies the double by ten until it is whole."""
+    """Return a number as llguidance represents it: it multiplies the double by ten until it is whole."""
     power = 0
     while not step.is_integer() and power < 40:
         step, power = step * 10, power + 1
@@ -270,7 +273,7 @@ COUNTS: dict[str, tuple[type, str]] = {
 """Keywords that bound a number of things: of which values, and as what."""
 
 
-def count_rule(reader: Reader, place: Place, keyword: str) -> Shapes:
-    """A bound on a number of things."""
+def count_rule(reader: Reader, subschema: Subschema, keyword: str) -> Shapes:
+    """The rule of a bound on a count."""
     kind, field = COUNTS[keyword]
-    return only(kind(**{field: count(reader, place, keyword)}))
+    return only(kind(**{field: count(reader, subschema, keyword)}))

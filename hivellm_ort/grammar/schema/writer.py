@@ -1,4 +1,4 @@
-"""From the values that a schema allows to a JSON schema that llguidance takes as it is meant."""
+"""Writes sets of values as a JSON schema in the dialect of llguidance."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _DEEPEST = 20
 
 
 def needs_text(shape: Shape) -> bool:
-    """Say whether numbers can only be told by their digits: a double does not hold some, or some are left out."""
+    """Return whether numbers must be described by digits: they are beyond a double, or some are excluded."""
     if not isinstance(shape, Number):
         return False
     if shape.values is not None:
@@ -43,10 +43,10 @@ class JsonWriter:
     """Writes parts of a schema.
 
     Args:
-        graph: What it allows.
+        graph: The graph of the schema.
 
     Attributes:
-        repeats: Whether an object that was written has keys beside those that it lists.
+        repeats: Whether a written object allows unlisted keys.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -56,7 +56,7 @@ class JsonWriter:
         self._definitions: dict[str, Any] = {}
 
     def document(self, conjunction: Conjunction, shapes: tuple[Shape, ...] | None = None) -> dict[str, Any]:
-        """Return a whole schema of a part, or of some of its shapes."""
+        """Return a complete schema of a part, or of some of its shapes."""
         self._names, self._definitions = {}, {}
         written = self._shapes(conjunction, self._graph.shapes[conjunction] if shapes is None else shapes, 0)
         schema = dict(written) if isinstance(written, dict) else {} if written else {"enum": []}

@@ -1,4 +1,4 @@
-"""How the graphs of a bundle are run."""
+"""How to run the graphs of a bundle."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from hivellm_ort.contract.fields import AGAIN, shortened, text, text_fault, whole
-from hivellm_ort.jsonfiles.reading import Node
+from hivellm_ort.jsonfiles.node import Node
 
-__all__ = ["GraphForm"]
+__all__ = ["GraphConfig"]
 
 _T = TypeVar("_T")
 
@@ -19,23 +19,23 @@ _MAX_SIZE = 1 << 31
 
 
 @dataclass(frozen=True)
-class GraphForm:
-    """What a runtime must know to run the graphs of a bundle; the defaults are those of target `cpu`.
+class GraphConfig:
+    """The settings that a runtime needs to run the graphs. The defaults are those of target `cpu`.
 
     Attributes:
-        cache_dtype: type of `past_key_values.*` and `present.*`: `float32`, `float16`, `bfloat16`, or since contract
+        cache_dtype: Type of `past_key_values.*` and `present.*`: `float32`, `float16`, `bfloat16`, or since contract
             1.6 `int8` with scales that the graph has.
-        activation_dtype: float type that the graph computes in.
-        adapter_dtype: float type of the adapter inputs. Logits are float32 everywhere.
-        opsets: version of each operator domain; `""` is ai.onnx.
-        inputs: every graph input but caches and adapters, with its shape: sizes, and names of free dimensions.
-        shapes: the only values that a dimension may have; one that is absent here takes any. A dimension with a
-            single value is that number in the graph, one with several keeps its name.
-        multi_token_append: whether one row may take several tokens on a cache that is not empty.
+        activation_dtype: Float type that the graph computes in.
+        adapter_dtype: Float type of the adapter inputs. Logits are float32 everywhere.
+        opsets: Version of each operator domain. `""` is ai.onnx.
+        inputs: Every graph input except caches and adapters, with its shape: sizes and names of free dimensions.
+        shapes: Allowed values of a dimension. A dimension that is not listed takes any value. With one value the
+            graph has that number; with several it has the name.
+        multi_token_append: Whether a row with a filled cache may take several tokens at once.
         cache_update: `in_place`, `past_key_values.*` and `present.*` are the same buffers; or `new_tokens`,
             `present.*` holds the S new positions only, which the runtime copies into its own buffers.
-        greedy_output: whether there is an output `token_ids` beside `logits`: int64 [rows], of each row the first of
-            its greatest logits; since contract 1.5.
+        greedy_output: Whether the graph also has the output `token_ids`, int64 [rows]: the argmax of each row.
+            Since contract 1.5.
     """
 
     cache_dtype: str = "float32"
@@ -56,11 +56,11 @@ class GraphForm:
     greedy_output: bool = False
 
     @classmethod
-    def read(cls, node: Node) -> GraphForm:
-        """Read `graph`. What no field says is as for `cpu`; whether a value is known is for the engine to say.
+    def read(cls, node: Node) -> GraphConfig:
+        """Read `graph`. Missing fields have the values of `cpu`. The engine checks whether it knows the values.
 
         Raises:
-            ManifestError: A field is of another type or range.
+            ManifestError: A field has another type or range.
         """
         default = cls()
 
@@ -82,7 +82,7 @@ class GraphForm:
 
 
 def _each(node: Node, key: str, read: Callable[[Node, str], _T]) -> dict[str, _T]:
-    """The fields of an object; none where it is absent."""
+    """Return the fields of an object; nothing if it is absent."""
     own = node.child(key)
     names = () if own is None else own.names()
     if own is None or not names:
@@ -93,7 +93,7 @@ def _each(node: Node, key: str, read: Callable[[Node, str], _T]) -> dict[str, _T
 
 
 def _dimensions(node: Node, key: str) -> tuple[str | int, ...]:
-    """The shape of an input."""
+    """Return the shape of an input."""
     return tuple(
         value if isinstance(value, str) and not text_fault(value) else _size(node, key, value)
         for value in _list(node, key)
@@ -101,7 +101,7 @@ def _dimensions(node: Node, key: str) -> tuple[str | int, ...]:
 
 
 def _sizes(node: Node, key: str) -> tuple[int, ...]:
-    """The values that a dimension may have, ascending."""
+    """Return the values that a dimension may have, ascending."""
     return tuple(sorted({_size(node, key, value) for value in _list(node, key)}))
 
 
