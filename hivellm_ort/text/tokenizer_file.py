@@ -75,7 +75,7 @@ def parse_tokenizer(content: bytes) -> ParsedTokenizer:
         text = decode_text(content)
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise LoadError(f"{_NAME}: not a tokenizer: no JSON ({error}); {_CURE}") from error
+        raise LoadError(f"{_NAME}: not a tokenizer: not JSON ({error}); {_CURE}") from error
     work = check_limits(document, _NAME)
     del document  # as large as the tokenizer
     from tokenizers import Tokenizer
