@@ -73,7 +73,7 @@ class BaseWeights:
         module, _, kind = name.rpartition(".")
         site, stored, rows = self._places.get(module, (None, None, slice(0)))
         if site is None or stored is None or (kind == "bias" and stored.bias is None):
-            raise LoadError(f"{DECODER_JSON}: /weights has no place for {name}: export the base again")
+            raise LoadError(f"{DECODER_JSON}: /weights has no offset for {name}: export the base again")
         if kind == "bias":
             return self._floats(stored.bias, site.out_features)[rows].copy()
         if stored.smoothing is not None:
@@ -111,7 +111,7 @@ class BaseWeights:
         size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         if offset is None or offset > len(self._data) - size:
             raise LoadError(
-                f"{DECODER_JSON}: /weights: {offset} is no place in {WEIGHTS_FILE} for {size} bytes"
+                f"{DECODER_JSON}: /weights: {offset} is not an offset in {WEIGHTS_FILE} for {size} bytes"
             )
         view: NDArray[Any] = self._data[offset : offset + size].view(dtype).reshape(shape)
         return view

@@ -226,4 +226,4 @@ def _inside(node: Node, name: str) -> str:
             return name
     except IntegrityError:
         pass
-    raise IntegrityError(f"{DECODER_JSON}: /files: {shown(name)} is no file inside the bundle; {AGAIN}")
+    raise IntegrityError(f"{DECODER_JSON}: /files: {shown(name)} is not a file inside the bundle; {AGAIN}")

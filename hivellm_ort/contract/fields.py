@@ -78,7 +78,7 @@ def digest(node: Node, key: str) -> str:
     """
     value = node.text(key)
     if value is None or _DIGEST.fullmatch(value) is None:
-        node.fail(key, f"missing, or no SHA-256 in lower-case hex; {AGAIN}")
+        node.fail(key, f"missing, or not a SHA-256 in lower-case hex; {AGAIN}")
     return value
 
 

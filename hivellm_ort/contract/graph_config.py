@@ -116,5 +116,5 @@ def _list(node: Node, key: str) -> list[Any]:
 
 def _size(node: Node, key: str, value: object) -> int:
     if type(value) is not int or not 1 <= value <= _MAX_SIZE:
-        node.fail(key, f"holds {shortened(value)}, which is no size of a dimension; {AGAIN}")
+        node.fail(key, f"holds {shortened(value)}, which is not a size of a dimension; {AGAIN}")
     return value

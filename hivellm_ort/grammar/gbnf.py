@@ -310,7 +310,7 @@ class _Reader:
             self.fail(start, f"\\{kind} takes {digits} hexadecimal digits")
         code = int(written, 16)
         if code > LAST_CODE_POINT or 0xD800 <= code <= 0xDFFF:
-            self.fail(start, f"U+{code:04X} is no character; use \\U with the code point itself")
+            self.fail(start, f"U+{code:04X} is not a character; use \\U with the code point itself")
         self.at += 2 + digits
         return chr(code)
 

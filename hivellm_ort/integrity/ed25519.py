@@ -40,7 +40,7 @@ def checked_key(text: str) -> str:
     """
     if PUBLIC_KEY.fullmatch(text) is None:
         raise IntegrityError(
-            f"{shown(text)} is no public key; give ed25519: and 64 lower-case hex digits, or the .pub file"
+            f"{shown(text)} is not a public key; give ed25519: and 64 lower-case hex digits, or the .pub file"
         )
     return text
 

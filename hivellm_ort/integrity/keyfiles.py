@@ -113,7 +113,8 @@ def read_public_key(source: StrPath) -> str:
         return checked_key(decode_text(data).rstrip())
     except UnicodeDecodeError as error:
         raise IntegrityError(
-            f"{source}: the file is no public key, for it is no text in {error.encoding.upper()}; name the .pub file"
+            f"{source}: the file is not a public key, because it is not text in {error.encoding.upper()}; "
+            "name the .pub file"
         ) from error
     except IntegrityError as error:
         raise IntegrityError(f"{source}: {error}") from error

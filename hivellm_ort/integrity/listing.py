@@ -54,11 +54,11 @@ def listed_digests(block: Mapping[str, Any]) -> dict[str, str]:
     """
     files = block.get("files")
     if not isinstance(files, dict):
-        raise IntegrityError(f"{MANIFEST}: /integrity/files is no object")
+        raise IntegrityError(f"{MANIFEST}: /integrity/files is not an object")
     for name, digest in files.items():
         if not isinstance(digest, str) or _DIGEST.fullmatch(digest) is None:
             raise IntegrityError(
-                f"{MANIFEST}: /integrity/files: the digest of {shown(name)} is no SHA-256 in lower-case hex"
+                f"{MANIFEST}: /integrity/files: the digest of {shown(name)} is not a SHA-256 in lower-case hex"
             )
     return files
 

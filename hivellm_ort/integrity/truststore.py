@@ -136,7 +136,7 @@ def checked_keys(keys: Mapping[str, str]) -> dict[str, str]:
     for name, key in keys.items():
         _check_name(name)
         if not isinstance(key, str):
-            raise IntegrityError(f"the key of {shown(name)} is no text")
+            raise IntegrityError(f"the key of {shown(name)} is not a text")
         checked_key(key)
         if key in names:
             raise IntegrityError(
@@ -160,7 +160,7 @@ def _read(value: Mapping[str, Any]) -> dict[str, str]:
 def _check_name(name: str) -> None:
     if not name.strip() or len(name) > _MAX_NAME or not name.isprintable() or name.startswith(PREFIX):
         raise IntegrityError(
-            f"{shown(name)} is no name for a key; give 1 to {_MAX_NAME} printable characters that are no key"
+            f"{shown(name)} is not a name for a key; give 1 to {_MAX_NAME} printable characters that are not a key"
         )
 
 

@@ -63,7 +63,7 @@ def _scheme(manifest: Mapping[str, Any]) -> str | None:
     if block is None:
         return None
     if not isinstance(block, dict):
-        raise IntegrityError(f"{MANIFEST}: /integrity is no object")
+        raise IntegrityError(f"{MANIFEST}: /integrity is not an object")
     if all(block.get(key) in (None, "") for key in _CLAIMS) or _is_schema_form(block):
         return None
     if "scheme" not in block:

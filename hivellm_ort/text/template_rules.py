@@ -283,7 +283,7 @@ def _tojson(
     weight, values, depth = budget.measure(value)
     if separators is not None and not isinstance(separators, list | tuple):
         raise TemplateLimitError(
-            "the chat template writes JSON with separators that are no list of two texts"
+            "the chat template writes JSON with separators that are not a list of two texts"
         )
     if indent is None and separators is None and 16 * weight < budget.bytes:
         return value
@@ -334,7 +334,7 @@ def _joins(budget: Budget, value: Any, d: Any = "", attribute: Any = None) -> An
 
 def _sum(budget: Budget, value: Any, attribute: Any = None, start: Any = 0) -> Any:
     if not isinstance(start, int | float):
-        raise TemplateLimitError("the chat template sums up what are no numbers: start must be one")
+        raise TemplateLimitError("the chat template adds up values that are not numbers: start must be one")
     return _mapped(budget, value, attribute)
 
 

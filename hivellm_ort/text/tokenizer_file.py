@@ -112,7 +112,7 @@ def parse_tokenizer(content: bytes, *, recall: Recall | None = None) -> ParsedTo
 
 
 def _no_json(error: Exception) -> LoadError:
-    return LoadError(f"{_NAME}: not a tokenizer: no JSON ({error}); {_CURE}")
+    return LoadError(f"{_NAME}: not a tokenizer: not JSON ({error}); {_CURE}")
 
 
 def _probe(tokenizer: tokenizers.Tokenizer) -> None:

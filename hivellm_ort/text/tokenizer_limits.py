@@ -273,7 +273,7 @@ class _Check:
             self._fail("model.vocab", f"{len(vocab)} tokens; {_MAX_TOKENS} is the limit")
         if isinstance(vocab, Mapping):
             if not set(map(type, vocab.values())) <= {int}:
-                self._fail("model.vocab", "an id that is no whole number")
+                self._fail("model.vocab", "an id that is not a whole number")
             ids = vocab.values()
             if ids and not (min(ids) >= 0 and max(ids) < len(ids) + _MAX_GAPS):
                 self._fail(
@@ -296,7 +296,7 @@ class _Check:
                 self._fail(f"model.vocab[{index}]", "no token with its score")
             score = pair[1]
             if type(score) not in (int, float) or not -_MAX_SCORE <= score <= _MAX_SCORE:
-                self._fail(f"model.vocab[{index}]", "its score is no finite number in range")
+                self._fail(f"model.vocab[{index}]", "its score is not a finite number in range")
             tokens.append(pair[0])
         return tokens
 

@@ -94,12 +94,12 @@ def test_merged_bundle_takes_no_adapter(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"weight": 1 << 60}, "is no place"),
-        ({"scales": None}, "None is no place"),
+        ({"weight": 1 << 60}, "is not an offset"),
+        ({"scales": None}, "None is not an offset"),
         ({"bits": 3}, "3 bits"),
         ({"bits": 4, "block": 7}, "blocks of 7"),
         ({"block": 0}, "blocks of 0"),
-        ({"zero_points": 1 << 60}, "is no place"),
+        ({"zero_points": 1 << 60}, "is not an offset"),
     ],
 )
 def test_places_outside_the_file(change: dict[str, Any], message: str, bundle: BundleFolder) -> None:

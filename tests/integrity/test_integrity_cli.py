@@ -122,7 +122,7 @@ def test_verify_keys(invoke: Invoke, tmp_path: Path) -> None:
     assert f"verified by {public()}" == invoke("verify", package, "--key", public()).stdout.splitlines()[0]
     TrustStore().add("publisher", public())
     assert 1 == invoke("verify", package, "--key", public(OTHER_SEED)).exit_code
-    assert_refused(invoke("verify", package, "--key", "ed25519:x"), "is no public key")
+    assert_refused(invoke("verify", package, "--key", "ed25519:x"), "is not a public key")
 
 
 def test_verify_reads_every_byte(invoke: Invoke, tmp_path: Path) -> None:

@@ -160,10 +160,10 @@ def test_wrong_public_keys(tmp_path: Path, data: bytes) -> None:
     """Anything else is refused, and the message is short and printable."""
     path = tmp_path / "my.pub"
     path.write_bytes(data)
-    with pytest.raises(IntegrityError, match="is no public key") as caught:
+    with pytest.raises(IntegrityError, match="is not a public key") as caught:
         read_public_key(path)
     message = str(caught.value).removeprefix(str(path))
     assert message.isprintable()
     assert len(message) < 400
-    with pytest.raises(IntegrityError, match="is no public key"):
+    with pytest.raises(IntegrityError, match="is not a public key"):
         read_public_key("ed25519:" + "G" * 64)

@@ -144,5 +144,5 @@ def test_no_bundle_lists_one(tmp_path: Path) -> None:
     config = DecoderConfig("tiny", numbers, "fp32", "cpu", (), source_sha256="0" * 64)
     document = {**json.loads(config.to_bytes()), "files": listed}
     (tmp_path / "decoder.json").write_text(json.dumps(document))
-    with pytest.raises(IntegrityError, match=r"'\._weights\.bin' is no file inside the bundle"):
+    with pytest.raises(IntegrityError, match=r"'\._weights\.bin' is not a file inside the bundle"):
         DecoderConfig.from_file(tmp_path / "decoder.json")

@@ -60,7 +60,7 @@ def test_conflicts(store: TrustStore) -> None:
 @pytest.mark.parametrize("name", ["", " ", "a\nb", "a\x1b[2J", "x" * 81, KEY, "ed25519:", "\u202e"])
 def test_bad_names(store: TrustStore, name: str) -> None:
     """A name must be printable, short and no key; nothing is written else."""
-    with pytest.raises(IntegrityError, match="is no name for a key"):
+    with pytest.raises(IntegrityError, match="is not a name for a key"):
         store.add(name, KEY)
     assert not store.path.parent.exists()
 
@@ -68,7 +68,7 @@ def test_bad_names(store: TrustStore, name: str) -> None:
 @pytest.mark.parametrize("key", ["", "a", KEY[8:], KEY + "0", KEY.upper(), KEY + "\n", "ed25519:" + "g" * 64])
 def test_bad_keys(store: TrustStore, key: str) -> None:
     """A key must have its one form; nothing is written else."""
-    with pytest.raises(IntegrityError, match="is no public key; give"):
+    with pytest.raises(IntegrityError, match="is not a public key; give"):
         store.add("a", key)
     assert not store.path.parent.exists()
 

@@ -192,7 +192,7 @@ def _tampered(kind: str) -> Files:
         ("folder called otherwise", r"onnx/dml/ decoder\.json is for target 'portable'"),
         (
             "name that leaves the folder",
-            r"onnx/dml/ decoder\.json: .*'\.\./cpu/decoder\.onnx' is no file inside",
+            r"onnx/dml/ decoder\.json: .*'\.\./cpu/decoder\.onnx' is not a file inside",
         ),
         ("target in a target", r"onnx/ file 'cpu/dml/decoder\.json' is not listed"),
     ],

@@ -199,7 +199,7 @@ def test_every_lie_of_a_prepared_adapter(folder: Path, tmp_path: Path) -> None:
         (lambda said: said.update(name=5), "/name: a number where a string is expected; export again"),
         (lambda said: said.update(name="\x1b[2J"), "/name: holds characters that are not printable"),
         (lambda said: said.update(target=["cpu"]), "/target: a list where a string is expected"),
-        (lambda said: said.update(source_sha256=None), "/source_sha256: missing, or no SHA-256"),
+        (lambda said: said.update(source_sha256=None), "/source_sha256: missing, or not a SHA-256"),
         (lambda said: said["architecture"].update(head_dim="x"), "/architecture/head_dim: a string where"),
         (
             lambda said: said["architecture"].update(num_hidden_layers=10**9),

@@ -185,8 +185,8 @@ REFUSED: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
         ),
         "max_input_chars_per_word",
     ),
-    "a score that is no number": (lambda: unigram(float("nan")), "its score is no finite number"),
-    "a score without end": (lambda: unigram(1e308, 1e308), "its score is no finite number"),
+    "a score that is no number": (lambda: unigram(float("nan")), "its score is not a finite number"),
+    "a score without end": (lambda: unigram(1e308, 1e308), "its score is not a finite number"),
     "a table of megabytes": (
         lambda: charsmap([0], b"x" * MEGABYTE),
         "precompiled_charsmap: no text of at most",

@@ -94,7 +94,7 @@ def _of_keyword(reader: Reader, subschema: Subschema, keyword: str, value: Any) 
                 return (kind(least=things + 1),)
             return (kind(most=things - 1),) if things else ()
         case _:
-            raise reader.refusal(subschema, keyword, "it has no opposite that answers can be held to")
+            raise reader.refusal(subschema, keyword, "its opposite cannot be enforced")
 
 
 def _type(reader: Reader, subschema: Subschema) -> Shapes:

@@ -23,9 +23,7 @@ def count(reader: Reader, subschema: Subschema, keyword: str) -> int:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if type(value) is not int or not 0 <= value < 2**32:
-        raise reader.refusal(
-            subschema, keyword, f"{value!r:.60} is no number of things; give a whole number from 0"
-        )
+        raise reader.refusal(subschema, keyword, f"{value!r:.60} is not a count; give a whole number from 0")
     return value
 
 
@@ -37,7 +35,7 @@ def number(reader: Reader, subschema: Subschema, keyword: str) -> Fraction:
     """
     value = subschema.schema[keyword]
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise reader.refusal(subschema, keyword, f"{value!r:.60} is no number; give one")
+        raise reader.refusal(subschema, keyword, f"{value!r:.60} is not a number; give one")
     return exact(value)
 
 
@@ -49,7 +47,7 @@ def listed(reader: Reader, subschema: Subschema, keyword: str) -> list[Any]:
     """
     value = subschema.schema[keyword]
     if not isinstance(value, list):
-        raise reader.refusal(subschema, keyword, f"{value!r:.60} is no list; give one")
+        raise reader.refusal(subschema, keyword, f"{value!r:.60} is not a list; give one")
     return value
 
 
@@ -61,7 +59,7 @@ def named(reader: Reader, subschema: Subschema, keyword: str) -> dict[str, Any]:
     """
     value = subschema.schema.get(keyword, {})
     if not isinstance(value, dict):
-        raise reader.refusal(subschema, keyword, f"{value!r:.60} is no object; give one")
+        raise reader.refusal(subschema, keyword, f"{value!r:.60} is not an object; give one")
     return value
 
 
@@ -72,7 +70,7 @@ def patterns_of(reader: Reader, subschema: Subschema, keyword: str, pattern: Any
         RefusedError: It cannot be enforced, and the reader is not lenient.
     """
     if not isinstance(pattern, str):
-        raise reader.refusal(subschema, keyword, f"{pattern!r:.60} is no text; give a regular expression")
+        raise reader.refusal(subschema, keyword, f"{pattern!r:.60} is not a text; give a regular expression")
     try:
         return [sound(part) for part in parts(pattern)]
     except PatternError as error:

@@ -149,7 +149,9 @@ def _group(pattern: str, place: int) -> tuple[str, int]:
     for opening, written in (("(?:", "(?:"), ("(?<", "(?<"), ("(?P<", "(?P<")):
         if pattern.startswith(opening, place):
             return written, place + len(opening)
-    raise PatternError(f"{pattern[place : place + 4]!r} has no one meaning among regular expressions")
+    raise PatternError(
+        f"{pattern[place : place + 4]!r} means different things in different regular expressions"
+    )
 
 
 def _escape(pattern: str, place: int, *, inside: bool) -> tuple[str, int]:
@@ -191,7 +193,7 @@ def _bracket(pattern: str, place: int) -> tuple[str, int]:
         place += 1
     if pattern.startswith("]", place):
         # Nothing, and with ^ everything, in ECMAScript; the character itself in Python.
-        raise PatternError("an empty class has no one meaning among regular expressions")
+        raise PatternError("an empty class means different things in different regular expressions")
     while place < len(pattern):
         char = pattern[place]
         if char == "]":

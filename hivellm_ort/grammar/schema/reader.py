@@ -77,7 +77,7 @@ class Reader:
         pointer = self._pointers.get(id(schema), "")
         if not isinstance(schema, dict):
             raise RefusedError(
-                f"{self._where(pointer)}: {schema!r:.60} is no schema; it must be an object, true or false"
+                f"{self._where(pointer)}: {schema!r:.60} is not a schema; it must be an object, true or false"
             )
         key = (id(schema), negated)
         if key not in self._subschemas:

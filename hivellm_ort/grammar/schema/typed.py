@@ -157,7 +157,7 @@ def _array_and(reader: Reader, subschema: Subschema, others: str) -> Shapes:
     if isinstance(schema.get("items"), list):  # before 2020-12
         prefix, rest = schema["items"], schema.get("additionalItems" if others == "items" else others, True)
     if not isinstance(prefix, list):
-        raise reader.refusal(subschema, "prefixItems", f"{prefix!r:.60} is no list; give one")
+        raise reader.refusal(subschema, "prefixItems", f"{prefix!r:.60} is not a list; give one")
     return only(Array(tuple(reader.part(subschema, item) for item in prefix), reader.part(subschema, rest)))
 
 
@@ -207,7 +207,7 @@ def format_rule(reader: Reader, subschema: Subschema, keyword: str) -> Shapes:
     """The rule of `format`: formats of llguidance and ranges of integers. Others are annotations."""
     value = subschema.schema[keyword]
     if not isinstance(value, str):
-        raise reader.refusal(subschema, "format", f"{value!r:.60} is no text; give the name of a format")
+        raise reader.refusal(subschema, "format", f"{value!r:.60} is not a text; give the name of a format")
     if value in ENFORCED_FORMATS:
         return only(String(formats=frozenset({value}), patterns=frozenset(FINER.get(value, ()))))
     if value in UUIDS:
