@@ -195,10 +195,10 @@ def other_begin(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (other_text, "token 0 is '\"', and in tiny.gguf it is '!'"),
-        (too_large, "the tokenizer has a token 260, and the embedding of tiny.gguf has 260 rows"),
-        (other_end, "eos_token is 258, and the tokens that end an answer of tiny.gguf are 257, 259"),
-        (other_begin, "bos_token is 259, and tokenizer.ggml.bos_token_id of tiny.gguf is 257"),
+        (other_text, "token 0 is '\"', but '!' in tiny.gguf"),
+        (too_large, "the tokenizer has a token 260, but the embedding of tiny.gguf has 260 rows"),
+        (other_end, "eos_token is 258, but the end tokens of tiny.gguf are 257, 259"),
+        (other_begin, "bos_token is 259, but tokenizer.ggml.bos_token_id of tiny.gguf is 257"),
     ],
 )
 def test_tokenizer_that_does_not_fit(change: Any, expected: str, refused: Refusal, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from hivellm_export.graph.int8_attention import CachedAttention
+from hivellm_export.graph.int8_attention import Int8CacheAttention
 from hivellm_export.graph.lowering import Lowering
 from hivellm_export.graph.placeholders import text_of
 from hivellm_export.graph.shapes import apply_form
@@ -27,10 +27,10 @@ __all__ = ["CpuLowering", "CudaLowering", "DmlLowering"]
 class ContribLowering(Lowering):
     """With the contrib operators of ONNX Runtime: fused norms and GroupQueryAttention."""
 
-    _rows: ir.Value | None = None
+    _token_shape: ir.Value | None = None
 
     def rms_norm(self, node: ir.Node) -> tuple[ir.Value, ...]:
-        """To SimplifiedLayerNormalization, or to the fused operator if a residual sum is before it."""
+        """Lower to SimplifiedLayerNormalization, or to the fused operator if a residual sum is before it."""
         weight = self.vector(text_of(node, "weight"))
         epsilon = node.attributes["epsilon"].as_float()
         x = node.inputs[0]
@@ -55,7 +55,7 @@ class ContribLowering(Lowering):
         return (normed,)
 
     def head_rms_norm(self, node: ir.Node) -> tuple[ir.Value, ...]:
-        """To SimplifiedLayerNormalization on [T * heads, head_dim]."""
+        """Lower to SimplifiedLayerNormalization on [T * heads, head_dim]."""
         weight = self.vector(text_of(node, "weight"))
         epsilon = node.attributes["epsilon"].as_float()
         head_dim = node.attributes["head_dim"].as_int()
@@ -67,22 +67,24 @@ class ContribLowering(Lowering):
         return (self.op("Reshape", normed, self.constant([-1, width])),)
 
     def attention(self, node: ir.Node) -> tuple[ir.Value, ...]:
-        """To GroupQueryAttention with the rotary embedding inside."""
+        """Lower to GroupQueryAttention with the rotary embedding inside."""
         *qkv, input_ids, past_key, past_value, seqlens_k, total = node.inputs
-        rows = self.rows(input_ids)
-        queries = [self.op("Reshape", value, rows) for value in qkv]
+        shape = self.token_shape(input_ids)
+        queries = [self.op("Reshape", value, shape) for value in qkv]
         query, key, value = queries if len(queries) == 3 else (queries[0], None, None)
         caches = self.rotary_caches()
         inputs = (query, key, value, past_key, past_value, seqlens_k, total, *caches)
-        return self.attended(node, *inputs, do_rotary=1, rotary_interleaved=0)
+        return self.group_query_attention(node, *inputs, do_rotary=1, rotary_interleaved=0)
 
-    def rows(self, input_ids: ir.Value) -> ir.Value:
+    def token_shape(self, input_ids: ir.Value) -> ir.Value:
         """int64 [3]: B, S and -1. GroupQueryAttention needs queries of three dimensions."""
-        if self._rows is None:
-            self._rows = self.op("Concat", self.op("Shape", input_ids), self.constant([-1]), axis=0)
-        return self._rows
+        if self._token_shape is None:
+            self._token_shape = self.op("Concat", self.op("Shape", input_ids), self.constant([-1]), axis=0)
+        return self._token_shape
 
-    def attended(self, node: ir.Node, *inputs: ir.Value | None, **attributes: Any) -> tuple[ir.Value, ...]:
+    def group_query_attention(
+        self, node: ir.Node, *inputs: ir.Value | None, **attributes: Any
+    ) -> tuple[ir.Value, ...]:
         """Add GroupQueryAttention for the placeholder `node`: the result [T, H], and present key and value."""
         attended, *present = self.op(
             "GroupQueryAttention",
@@ -106,7 +108,7 @@ class ContribLowering(Lowering):
 class CpuLowering(ContribLowering):
     """For the CPU provider."""
 
-    _cached: CachedAttention | None = None
+    _int8_attention: Int8CacheAttention | None = None
 
     def begin(self) -> None:
         """Remove the shapes of inner values, whose dimensions the trace has named; prepare the 8-bit cache."""
@@ -117,15 +119,15 @@ class CpuLowering(ContribLowering):
         if self.form.cache_dtype == "int8":
             apply_form(self.graph, self.config)
             windows = [self.window(node) for node in self.graph if node.op_type == "Attention"]
-            self._cached = CachedAttention(self, self.cache_scales, windows)
+            self._int8_attention = Int8CacheAttention(self, self.cache_scales, windows)
 
     def attention(self, node: ir.Node) -> tuple[ir.Value, ...]:
-        """To GroupQueryAttention, or to attention on 8-bit keys and values if the cache holds these."""
-        if self._cached is None:
+        """Lower to GroupQueryAttention, or to attention on 8-bit keys and values if the cache holds these."""
+        if self._int8_attention is None:
             return super().attention(node)
         qkv, input_ids = node.inputs[:-5], node.inputs[-5]
-        rows = self.rows(input_ids)
-        return tuple(self._cached.attended(node, qkv, window=self.window(node), rows=rows))
+        shape = self.token_shape(input_ids)
+        return tuple(self._int8_attention.lower(node, qkv, window=self.window(node), shape=shape))
 
 
 class CudaLowering(ContribLowering):
@@ -139,18 +141,20 @@ class CudaLowering(ContribLowering):
         self._norms: dict[ir.Value, tuple[ir.Value, float]] = {}
 
     def head_rms_norm(self, node: ir.Node) -> tuple[ir.Value, ...]:
-        """Add nothing: GroupQueryAttention computes the norm, so note it for `attended`."""
+        """Add nothing: GroupQueryAttention computes the norm, so note it for `group_query_attention`."""
         weight = self.vector(text_of(node, "weight"))
         self._norms[node.inputs[0]] = (weight, node.attributes["epsilon"].as_float())
         return (node.inputs[0],)
 
-    def attended(self, node: ir.Node, *inputs: ir.Value | None, **attributes: Any) -> tuple[ir.Value, ...]:
+    def group_query_attention(
+        self, node: ir.Node, *inputs: ir.Value | None, **attributes: Any
+    ) -> tuple[ir.Value, ...]:
         """Add GroupQueryAttention with the norms of query and key, inputs 14 and 15, if the model has them."""
         norms = [self._norms[value] for value in node.inputs[:2] if value in self._norms]
         if norms:
             inputs = (*inputs, *[None] * (14 - len(inputs)), *(weight for weight, _ in norms))
             attributes["qk_norm_epsilon"] = norms[0][1]
-        return super().attended(node, *inputs, **attributes)
+        return super().group_query_attention(node, *inputs, **attributes)
 
 
 class DmlLowering(ContribLowering):
@@ -161,7 +165,7 @@ class DmlLowering(ContribLowering):
         apply_form(self.graph, self.config)
 
     def attention(self, node: ir.Node) -> tuple[ir.Value, ...]:
-        """To RotaryEmbedding, and GroupQueryAttention without it."""
+        """Lower to RotaryEmbedding, and GroupQueryAttention without it."""
         *qkv, _, past_key, past_value, seqlens_k, total = node.inputs
         numbers = self.config.architecture
         heads = (numbers.num_attention_heads, numbers.num_key_value_heads, numbers.num_key_value_heads)
@@ -180,7 +184,9 @@ class DmlLowering(ContribLowering):
             )
             for part in (query, key)
         )
-        return self.attended(node, query, key, value, past_key, past_value, seqlens_k, total, do_rotary=0)
+        return self.group_query_attention(
+            node, query, key, value, past_key, past_value, seqlens_k, total, do_rotary=0
+        )
 
     def window(self, node: ir.Node) -> int:
         """DirectML's attention has no window. This matters only if the cache is longer than the window."""

@@ -19,7 +19,7 @@ from hivellm_export.graph.lowering import Array, Lowering
 from hivellm_ort.contract import past_names
 from hivellm_ort.operators import DOMAIN_MS
 
-__all__ = ["CachedAttention"]
+__all__ = ["Int8CacheAttention"]
 
 _TILE = 128  # the first tokens of a run, which need no scores for keys of later tokens
 _ALL = np.iinfo(np.int64).max
@@ -29,7 +29,7 @@ _PROMPT = 8  # from this number of tokens in one row, products are faster
 _FAR = 70
 
 
-class CachedAttention:
+class Int8CacheAttention:
     """Lowers the attention of one graph with an int8 cache.
 
     Args:
@@ -47,8 +47,8 @@ class CachedAttention:
         self._layer = 0
         self._shared: dict[str, ir.Value] = {}
 
-    def attended(
-        self, node: ir.Node, operands: Sequence[ir.Value], *, window: int, rows: ir.Value
+    def lower(
+        self, node: ir.Node, operands: Sequence[ir.Value], *, window: int, shape: ir.Value
     ) -> Sequence[ir.Value]:
         """Lower one `Attention`.
 
@@ -56,7 +56,7 @@ class CachedAttention:
             node: The placeholder.
             operands: q, k and v, each [T, …], or one value with the three side by side.
             window: Number of positions that a token attends to, itself included; -1 for all.
-            rows: int64 [3], the shape of operands in three dimensions.
+            shape: int64 [3], the shape of operands in three dimensions.
 
         Returns:
             The result as [T, H], and present key and value.
@@ -68,7 +68,7 @@ class CachedAttention:
         names = past_names(self._layer)
         self._layer += 1
         step = _Branch(f"{prefix}.step")
-        queries = [step.op("Reshape", operand, rows) for operand in operands]
+        queries = [step.op("Reshape", operand, shape) for operand in operands]
         caches = self._lowering.rotary_caches()
         scales = [self._constant(f"{name}.scale", self._scales[name].reshape(-1)) for name in names]
         attended, *present = step.op(

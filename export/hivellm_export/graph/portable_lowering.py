@@ -38,7 +38,7 @@ class PortableLowering(Lowering):
         self._masks: dict[int, tuple[ir.Value, ir.Value]] = {}
 
     def rms_norm(self, node: ir.Node) -> tuple[ir.Value, ...]:
-        """To standard operators in float32, whatever the type of the graph."""
+        """Lower to standard operators in float32, whatever the type of the graph."""
         return (self._normed(node.inputs[0], node),)
 
     def head_rms_norm(self, node: ir.Node) -> tuple[ir.Value, ...]:
@@ -56,7 +56,7 @@ class PortableLowering(Lowering):
         return self.op("Mul", self._cast(self.op("Div", x, root), self.dtype), weight)
 
     def attention(self, node: ir.Node) -> tuple[ir.Value, ...]:
-        """To products, masks and a softmax. Present key and value hold only the new tokens."""
+        """Lower to products, masks and a softmax. Present key and value hold only the new tokens."""
         query, key, value, _, past_key, past_value, _, _ = node.inputs
         numbers = self.config.architecture
         heads, kv_heads, size = (
