@@ -29,8 +29,8 @@ class GenerateOptions(TypedDict, total=False):
     Sampling options mean what they mean in transformers and vLLM; `SamplingParams` gives their ranges. Where nothing
     is said the manifest's value holds, and where it has none the neutral one.
 
-    In a batch a list has one value per prompt, and any other value holds for all prompts. `messages`, `tools`,
-    `stop`, `bad_words`, `choice` and `processors` are lists themselves: a flat list holds for all prompts,
+    In a batch a list has one value per prompt, and any other value holds for all prompts. `messages`, `prompt_ids`,
+    `tools`, `stop`, `bad_words`, `choice` and `processors` are lists themselves: a flat list holds for all prompts,
     and a list with lists or None in it has one of them per prompt.
 
     Attributes:
@@ -38,6 +38,8 @@ class GenerateOptions(TypedDict, total=False):
         system: The system message, instead of the one made from the expert's capabilities.
         messages: Earlier turns in the form of OpenAI's API: `role`, `content` and, of tools, `tool_calls` and
             `tool_call_id`.
+        prompt_ids: Tokens of the whole prompt. They go to the model as they are, without a template, so there is no
+            prompt, `messages`, `system`, `schema` or `tools` beside them; reasoning is not told from the answer.
         tools: JSON schemas of the functions that the model may call, for its chat template to show. None and an empty
             list are the same. The answer is the model's own text of a call: what it means is the caller's to read.
         enable_thinking: Whether a thinking model may think before it answers; off by default.
@@ -80,6 +82,7 @@ class GenerateOptions(TypedDict, total=False):
     schema: str | None
     system: str | None
     messages: Sequence[Mapping[str, Any]] | None
+    prompt_ids: Sequence[int] | None
     tools: Sequence[Mapping[str, Any]] | None
     enable_thinking: bool | None
     temperature: float | None
@@ -115,6 +118,7 @@ class ScoreOptions(TypedDict, total=False):
     schema: str | None
     system: str | None
     messages: Sequence[Mapping[str, Any]] | None
+    prompt_ids: Sequence[int] | None
     tools: Sequence[Mapping[str, Any] | Callable[..., Any]] | None
     timeout: float | None
 
@@ -129,6 +133,7 @@ _LISTS: dict[str, type | tuple[type, ...]] = {
     "tools": Mapping,
     "stop": str,
     "bad_words": str,
+    "prompt_ids": Integral,
     "choice": str,
     "processors": Callable,  # type: ignore[dict-item]
 }
@@ -150,6 +155,7 @@ _KINDS = {
     "schema": _TEXT,
     "system": _TEXT,
     "messages": _Kind(Sequence, "a list of turns, such as [{'role': 'user', 'content': 'Count all orders'}]"),
+    "prompt_ids": _Kind(Sequence, "a list of token ids (int), such as [1, 42]"),
     # checked_tools says what tools may be.
     "enable_thinking": _FLAG,
     "temperature": _NUMBER,
@@ -337,7 +343,7 @@ def _check(name: str, value: Any, where: str) -> None:
         raise OptionTypeError(f"{where} is {_described(value)}: pass {kind.wanted}")
     if inner is not None and not isinstance(value, str):
         for index, one in enumerate(value):
-            if not isinstance(one, inner):
+            if isinstance(one, bool) or not isinstance(one, inner):
                 raise OptionTypeError(f"{where}[{index}] is {_described(one)}: pass {kind.wanted}")
     if name == "logit_bias":
         for token_id, bias in value.items():

@@ -17,7 +17,7 @@ from hivellm_ort.manager.constraints import check_constraints, check_replacement
 from hivellm_ort.manager.info import ExpertInfo
 from hivellm_ort.manager.registry import ExpertRegistry
 from hivellm_ort.manager.reporting import RequestReporter
-from hivellm_ort.manager.slots import Slot
+from hivellm_ort.manager.slots import Lease, Slot
 from hivellm_ort.observability import Events, Metrics
 from hivellm_ort.options import (
     GenerateOptions,
@@ -189,18 +189,49 @@ class ExpertManager:
         return self._registry.infos()
 
     def tokenizer(self, name: str) -> TextTokenizer:
-        """The tokenizer of an expert's base, which stays valid when the expert is unloaded; see `Expert.tokenizer`.
+        """The tokenizer of an expert's base, or of `BASE`; it stays valid when the expert is unloaded.
+
+        See `Expert.tokenizer`.
 
         Raises:
             UnknownExpertError: there is none of that name.
             LoadError: it was evicted, and its package cannot be loaded any more.
         """
         self._registry.home.require()
-        lease = self._registry.lease(name, hits=0)
+        _check_name(name)
+        lease = self._lease(name, hits=0)
         try:
             return lease.expert.tokenizer
         finally:
             lease.release()
+
+    def prompt_ids(
+        self, name: str, prompt: str | None = None, **options: Unpack[GenerateOptions]
+    ) -> list[int]:
+        """The tokens that the model reads for `generate` with these arguments; nothing is generated.
+
+        Raises:
+            UnknownExpertError: there is no expert of that name.
+            ExpertError: as `generate`.
+        """
+        self._registry.home.require()
+        _check_name(name)
+        lease = self._lease(name, hits=0)
+        try:
+            return self._builder(name, lease.expert).prompt_ids(prompt, options)
+        finally:
+            lease.release()
+
+    def package_name(self, path: StrPath) -> str:
+        """The name in the manifest of a package, which is not loaded.
+
+        Args:
+            path: as for `load_expert`.
+
+        Raises:
+            LoadError: the package cannot be read.
+        """
+        return self._manifest(path).name
 
     def pin(self, name: str) -> None:
         """Keep an expert in memory until `unpin` was called as often, whatever package the name is given meanwhile.
@@ -231,15 +262,30 @@ class ExpertManager:
         self._registry.home.require()
         return self._registry.stats()
 
-    def route(self, prompt: str, *, tags: Tags | None = None) -> list[Route]:
-        """The experts that fit a prompt, best first, with the reasons; see `hivellm_ort.routing`.
+    def route(
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        system: str | None = None,
+        schema: str | None = None,
+        tags: Tags | None = None,
+    ) -> list[Route]:
+        """The experts that fit a question, best first, with the reasons; see `hivellm_ort.routing`.
 
         Args:
-            prompt: what is asked; a system message before it tells more.
+            prompt: the question; None where `messages` ends with it.
+            messages: as in `GenerateOptions`; the last turn of the user counts.
+            system: a system message tells more.
+            schema: so does a schema.
             tags: what is known of the request, such as `{"database": "sql"}`.
+
+        Raises:
+            OptionError: there is neither a prompt nor a turn of the user.
         """
         self._registry.home.require()
-        return self._chooser.rank(prompt, tags)
+        check_prompt(prompt)
+        return self._chooser.rank(prompt, messages, [system, schema], tags)
 
     def choose(
         self,
@@ -254,11 +300,11 @@ class ExpertManager:
         """The name of the expert that fits a question best, for `generate`: the one that `route` ranks first.
 
         Args:
-            prompt: the question; None where `messages` ends with it.
-            messages: as in `GenerateOptions`; the last turn of the user counts.
-            system: a system message tells more.
-            schema: so does a schema.
-            tags: see `route`.
+            prompt: as for `route`.
+            messages: as for `route`.
+            system: as for `route`.
+            schema: as for `route`.
+            tags: as for `route`.
             or_base: give `BASE` where no expert fits.
 
         Raises:
@@ -404,11 +450,10 @@ class ExpertManager:
         self._registry.home.require()
         _check_name(name)
         check_options(options, of)
-        lease = self._registry.lease_any() if name == self.BASE else self._registry.lease(name)
+        lease = self._lease(name)
         try:
             expert = lease.expert
-            base = name == self.BASE
-            generation = build(RequestBuilder.for_base(expert.shared_base) if base else expert.builder)
+            generation = build(self._builder(name, expert))
             RequestReporter(
                 self.events,
                 generation,
@@ -424,6 +469,12 @@ class ExpertManager:
         if self._registry.closed:
             generation.cancel()
         return expert.shared_base.scheduler, generation
+
+    def _lease(self, name: str, *, hits: int = 1) -> Lease:
+        return self._registry.lease_any() if name == self.BASE else self._registry.lease(name, hits=hits)
+
+    def _builder(self, name: str, expert: Expert) -> RequestBuilder:
+        return RequestBuilder.for_base(expert.shared_base) if name == self.BASE else expert.builder
 
     def _load(self, name: str, path: StrPath, base: StrPath | None, *, replace: bool) -> Slot:
         _check_name(name)

@@ -34,6 +34,8 @@ __all__ = ["DEFAULT_MAX_TOKENS", "RequestBuilder"]
 DEFAULT_MAX_TOKENS = 512
 """Most tokens of an answer where neither the caller nor the manifest says."""
 
+_PROMPT_OPTIONS = ("schema", "system", "messages", "tools", "enable_thinking")
+
 _GRAMMARS: dict[str, Callable[[Any], Grammar]] = {
     "grammar": Grammar.gbnf,
     "json_schema": Grammar.json_schema,
@@ -120,6 +122,12 @@ class RequestBuilder:
             lookup=PromptLookup(prompt_ids) if self._guesses(options) else None,
         )
 
+    def prompt_ids(self, prompt: str | None, options: GenerateOptions) -> list[int]:
+        """The tokens of the prompt that `build` would have the model read. Raises as `build`."""
+        check_prompt(prompt)
+        check_options(options)
+        return self._written(prompt, options, thinking=options.get("enable_thinking") or False).token_ids
+
     def build_score(self, prompt: str | None, answers: Sequence[str], options: ScoreOptions) -> Generation:
         """The generation that scores given answers to a prompt, not submitted yet. Raises as `build`."""
         check_prompt(prompt)
@@ -143,7 +151,10 @@ class RequestBuilder:
     def _written(
         self, question: str | None, options: GenerateOptions | ScoreOptions, *, thinking: bool
     ) -> Prompt:
-        """The prompt in text and tokens."""
+        """The prompt in text and tokens; the text of given tokens is not needed."""
+        given = options.get("prompt_ids")
+        if given is not None:
+            return Prompt("", self._given_tokens(question, given, options))
         messages = build_messages(
             question,
             schema=options.get("schema"),
@@ -155,6 +166,27 @@ class RequestBuilder:
         prompt = self.template.write(messages, self.base.tokenizer, tools=tools, enable_thinking=thinking)
         self._check_tokens(prompt.token_ids, "the prompt")
         return prompt
+
+    def _given_tokens(
+        self, question: str | None, token_ids: Sequence[int], options: GenerateOptions | ScoreOptions
+    ) -> list[int]:
+        """The prompt of `prompt_ids`, once it is known to be alone and in the vocabulary."""
+        beside = [name for name in _PROMPT_OPTIONS if options.get(name) is not None]
+        if question is not None:
+            beside.insert(0, "prompt")
+        if beside:
+            raise OptionError(
+                f"{argument('prompt_ids')} are the whole prompt: leave out {', '.join(map(argument, beside))}"
+            )
+        size = self.base.config.architecture.vocab_size
+        for index, token_id in enumerate(token_ids):
+            if not 0 <= token_id < size:
+                raise OptionError(
+                    f"{argument('prompt_ids')}[{index}] is {token_id}: the vocabulary has the ids 0 to {size - 1}"
+                )
+        if not token_ids:
+            raise OptionError(f"{argument('prompt_ids')} is empty: give at least one token")
+        return [int(token_id) for token_id in token_ids]
 
     def _sampling(self, options: GenerateOptions) -> SamplingParams:
         """The caller's values, else the manifest's, else those of SamplingParams."""
@@ -211,7 +243,8 @@ class RequestBuilder:
         self, stops: Sequence[str], soft: Sequence[str], inside: bool, options: GenerateOptions
     ) -> AnswerText:
         matcher = StopMatcher(stops, soft, include_stop=bool(options.get("include_stop")))
-        thinks = inside or self.template.supports_thinking
+        # Of a prompt in tokens nobody knows whether it opened a think block.
+        thinks = options.get("prompt_ids") is None and (inside or self.template.supports_thinking)
         reasoning = ReasoningSplitter(inside=inside) if thinks else None
         return AnswerText(IncrementalDetokenizer(self.base.tokenizer), matcher, reasoning)
 

@@ -119,7 +119,7 @@ class Generation:
         cached_tokens: tokens of the prompt that an earlier request had read.
         swap_seconds: time it took to bind the adapter.
         scores: log probability of each of the request's given answers.
-        pieces: text as it became certain; None after the last.
+        steps: every step as it was added; None after the last.
 
     Raises:
         OptionError: `timeout` is not above 0.
@@ -147,7 +147,7 @@ class Generation:
         self.cached_tokens = 0
         self.swap_seconds = 0.0
         self.scores: list[float] = []
-        self.pieces: SimpleQueue[str | None] = SimpleQueue()
+        self.steps: SimpleQueue[Step | None] = SimpleQueue()
         self._home = Home("an answer that began before")
         self._created = self._turn = self._first = self._last = time.perf_counter()
         self._deadline = _deadline(request.timeout)
@@ -213,11 +213,10 @@ class Generation:
         if first and self._tokens:
             for subscriber in self._subscribers:
                 _tell(subscriber.first_token, self)
-        if step.text:
-            self.pieces.put(step.text)
+        self.steps.put(step)
         if step.last:
             self._end(step)
-        elif step.text:
+        else:
             for listener in self._listeners:
                 _tell(listener)
 
@@ -231,7 +230,7 @@ class Generation:
         self._subscribers.append(subscriber)
 
     def listen(self, listener: Callable[[], None]) -> None:
-        """Have a function called after every piece of text and at the end, by the thread that generates.
+        """Have a function called after every step and at the end, by the thread that generates.
 
         It is called at once if the generation has ended. It must not wait; what it raises is logged.
         """
@@ -257,12 +256,12 @@ class Generation:
             pass
         return True
 
-    def next_piece(self) -> str | None:
-        """The next of `pieces`, as soon as there is one. Raises as `wait`."""
+    def next_step(self) -> Step | None:
+        """The next of `steps`, as soon as there is one. Raises as `wait`."""
         self._require_waiting()
         while True:
             with contextlib.suppress(Empty):
-                return self.pieces.get(timeout=_PATIENCE)
+                return self.steps.get(timeout=_PATIENCE)
 
     def result(self) -> InferenceResult:
         """What was generated.
@@ -348,7 +347,7 @@ class Generation:
             with self._lock:
                 self._ended.set()
                 listeners = list(self._listeners)
-            self.pieces.put(None)
+            self.steps.put(None)
             for listener in listeners:
                 _tell(listener)
 
