@@ -22,7 +22,12 @@ def without_folders(text: str, folders: Iterable[StrPath] = ()) -> str:
         text: any text.
         folders: more absolute folders to leave out.
     """
-    found = {*sysconfig.get_paths().values(), sys.prefix, sys.base_prefix, *(str(Path(folder)) for folder in folders)}
+    found = {
+        *sysconfig.get_paths().values(),
+        sys.prefix,
+        sys.base_prefix,
+        *(str(Path(folder)) for folder in folders),
+    }
     with contextlib.suppress(RuntimeError):  # a user without a home folder
         found.add(str(Path.home()))
     for folder in sorted(found, key=len, reverse=True):

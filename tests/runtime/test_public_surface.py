@@ -62,9 +62,13 @@ ROOMS: dict[str, set[str]] = {
         "result", "routing", "serving", "text",
     },
     "__init__": {"errors", "expert", "grammar", "integrity", "manager", "options", "package", "result", "serving"},
+    "server": {
+        "__init__", "errors", "jsonfiles", "manager", "observability", "options", "paths", "result", "serving",
+        "text",
+    },
     "cli": {
-        "__init__", "engine", "errors", "expert", "grammar", "integrity", "loading", "package", "printable",
-        "progress", "text", "textfile",
+        "__init__", "engine", "errors", "expert", "grammar", "integrity", "loading", "package", "paths", "printable",
+        "progress", "server", "text", "textfile",
     },
     "__main__": {"cli"},
 }  # fmt: skip
@@ -79,6 +83,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "integrity": {"cryptography", "filelock", "platformdirs"},
     "loading": {"google", "tokenizers"},
     "package": {"filelock", "jsonschema", "platformdirs", "referencing"},
+    "server": {"fastapi", "pydantic", "pydantic_core", "starlette", "uvicorn"},
     "text": {"jinja2", "tokenizers"},
     "progress": {"tqdm"},
 }
