@@ -39,7 +39,13 @@ class GenerateOptions(TypedDict, total=False):
         messages: Earlier turns in the form of OpenAI's API: `role`, `content` and, of tools, `tool_calls` and
             `tool_call_id`.
         tools: JSON schemas of the functions that the model may call, for its chat template to show. None and an empty
-            list are the same. The answer is the model's own text of a call: what it means is the caller's to read.
+            list are the same. Calls in the answer are in `result.tool_calls`.
+        tool_choice: Which calls the answer may have: "none"; "auto", text or calls; "required", a call from the first
+            token on; or `{"type": "function", "function": {"name": …}}`, a call of that tool. Names and arguments of
+            calls are enforced. Default: "auto" where there are tools and no grammar. Under a grammar that is given,
+            or the package's, the default enforces no calls; "auto" allows calls beside answers of that grammar.
+        parallel_tool_calls: Whether an answer may have more than one call, where the model's format has room for
+            several; it may by default.
         enable_thinking: Whether a thinking model may think before it answers; off by default.
         temperature: 0 is greedy, the default.
         top_p: Nucleus in (0, 1].
@@ -81,6 +87,8 @@ class GenerateOptions(TypedDict, total=False):
     system: str | None
     messages: Sequence[Mapping[str, Any]] | None
     tools: Sequence[Mapping[str, Any]] | None
+    tool_choice: str | Mapping[str, Any] | None
+    parallel_tool_calls: bool | None
     enable_thinking: bool | None
     temperature: float | None
     top_p: float | None
@@ -151,6 +159,8 @@ _KINDS = {
     "system": _TEXT,
     "messages": _Kind(Sequence, "a list of turns, such as [{'role': 'user', 'content': 'Count all orders'}]"),
     # checked_tools says what tools may be.
+    "tool_choice": _Kind((str, Mapping), "'none', 'auto', 'required' or a dict that names a function"),
+    "parallel_tool_calls": _FLAG,
     "enable_thinking": _FLAG,
     "temperature": _NUMBER,
     "top_p": _NUMBER,

@@ -199,6 +199,8 @@ def test_stops_of_a_batch(packages: Packages, lora: Expert) -> None:
 WRONG = {
     "schema": [5, ["x"]],
     "system": [b"x"],
+    "tool_choice": [5, ["auto"]],
+    "parallel_tool_calls": ["no", 1],
     "messages": [{}, "hello", ["hello"], [[{"role": "user", "content": "x"}]]],
     "enable_thinking": ["no", 1],
     "lenient": ["yes", 1],
