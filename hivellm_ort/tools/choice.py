@@ -94,7 +94,7 @@ def constraint_of(
         call_format: how the model writes calls; None where that is not known.
         tools: as `checked_tools` returns them.
         choice: `auto` or `required`.
-        several: whether the answer may have more than one call.
+        several: whether the answer may have more than one call; one of a tool that the choice names is single.
         answer: what an answer without calls must look like.
 
     Raises:
@@ -134,7 +134,7 @@ def constraint_of(
         call_format.form,
         tuple(schema for schema in schemas if choice.name in (None, schema.name)),
         free=choice.mode == "auto",
-        several=several,
+        several=several and choice.name is None,
         answer=answer if choice.mode == "auto" else None,
     )
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any, Literal, Protocol
 from weakref import WeakKeyDictionary
 
@@ -39,11 +43,6 @@ class CallFormat:
 
 class Template(Protocol):
     """What is needed of a chat template: see `text.template.ChatTemplate`."""
-
-    def fit(
-        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
-    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
-        """Messages and tools in the form that the template shows."""
 
     def render(self, messages: Any, *, tools: Any = None, add_generation_prompt: bool = True) -> str:
         """The text of a conversation."""
@@ -113,40 +112,39 @@ def find_format(template: Template) -> CallFormat | None:
     White space between their parts is taken over. A template that shows no calls is searched for what it tells the
     model: one that has `<tool_call>` and no `<function=` and no `<arg_key>` is `hermes`.
     """
-    written = _written(template)
-    if written is not None:
+    shown = False
+    for written in _written(template):
         for find in (_hermes, _mistral, _mistral_args, _functiongemma, _llama3):
             found = find(written)
             if found is not None:
                 return found
-        if _NAME in written:
-            return None  # it writes calls in another way
+        shown = shown or _NAME in written
+    if shown:
+        return None  # it writes calls in another way
     told = template.mentions("<tool_call>") and template.mentions("</tool_call>")
     if told and not template.mentions("<function=") and not template.mentions("<arg_key>"):
         return CallFormat("hermes", _HERMES, ("<tool_call>", "</tool_call>"))
     return None
 
 
-def _written(template: Template) -> str | None:
-    """What the template makes of a call; None if it refuses it."""
-    function = {"name": _NAME, "arguments": {_KEY: _VALUE}}
-    call = {"id": _CALL_ID, "type": "function", "function": function}
+def _written(template: Template) -> Iterator[str]:
+    """What the template makes of a call with arguments as an object, and as a text; nothing where it refuses it."""
     properties = {_KEY: {"type": "string", "description": "argument"}}
     parameters = {"type": "object", "properties": properties, "required": [_KEY]}
     tool = {
         "type": "function",
         "function": {"name": "tool", "description": "function", "parameters": parameters},
     }
-    messages: list[dict[str, Any]] = [
-        {"role": "user", "content": _QUESTION},
-        {"role": "assistant", "content": "", "tool_calls": [call]},
-    ]
-    try:
-        fitted, tools = template.fit(messages, [tool])
-        text = template.render(fitted, tools=tools, add_generation_prompt=False)
-    except ExpertError:
-        return None
-    return text.rpartition(_QUESTION)[2]
+    arguments = {_KEY: _VALUE}
+    for content, given in product(("", None), (arguments, json.dumps(arguments))):
+        call = {"id": _CALL_ID, "type": "function", "function": {"name": _NAME, "arguments": given}}
+        messages = [
+            {"role": "user", "content": _QUESTION},
+            {"role": "assistant", "content": content, "tool_calls": [call]},
+        ]
+        with suppress(ExpertError):
+            text = template.render(messages, tools=[tool], add_generation_prompt=False)
+            yield text.rpartition(_QUESTION)[2]
 
 
 def _hermes(text: str) -> CallFormat | None:

@@ -7,11 +7,13 @@ import re
 from typing import Any
 
 import pytest
-from call_samples import TEMPLATES, format_named
+from call_samples import TEMPLATES, format_named, tokenizer
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hivellm_ort.result import ToolCall
+from hivellm_ort.text.detokenizer import IncrementalDetokenizer
+from hivellm_ort.text.tokenizer import TextTokenizer
 from hivellm_ort.tools.ids import CallIds
 from hivellm_ort.tools.parser import (
     ArgumentsDelta,
@@ -208,6 +210,18 @@ def test_the_cut_into_pieces_does_not_matter(name: str, text: str, cuts: set[int
     assert text.count("🙂") == sum(
         part.count("🙂") for part in (content, *(call.arguments for call in calls))
     )
+
+
+@pytest.mark.parametrize("marker", ["[TOOL_CALLS]", "<tool_call>"])
+def test_markers_that_are_special_tokens_are_text(marker: str) -> None:
+    """A special token that calls are read by is part of the text; every other one is left out as before."""
+    made = TextTokenizer(tokenizer(markers=True))
+    token = made.token_to_id(marker)
+    assert token is not None
+    text = f"é 東<|im_start|>{marker} x[ARGS] 🙂<|im_end|>"
+    detokenizer = IncrementalDetokenizer(made, kept=frozenset({token}))
+    pieces = [detokenizer.push(one) for one in made.encode(text)]
+    assert f"é 東{marker} x 🙂" == "".join(pieces) + detokenizer.flush()
 
 
 def test_a_head_without_an_end_is_text() -> None:
