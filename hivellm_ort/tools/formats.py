@@ -152,8 +152,11 @@ def _hermes(text: str) -> CallFormat | None:
         rf'<tool_call>(\s*)\{{"name":(\s*)"{_NAME}",(\s*)"arguments":(\s*){_ARGUMENTS}\}}(\s*)</tool_call>',
         text,
     )
+    markers = ("<tool_call>", "</tool_call>")
     if found is None:
-        return None
+        # Hermes 2 Pro writes arguments first. It is held to the other order: a name that comes last names too late.
+        other = rf'<tool_call>\s*\{{\s*"arguments":\s*{_ARGUMENTS},\s*"name":\s*"{_NAME}"\}}\s*</tool_call>'
+        return CallFormat("hermes", _HERMES, markers) if re.search(other, text) else None
     before, colon, comma, space, after = found.groups()
     begin = f'{before}{{"name":{colon}"'
     form = replace(
@@ -164,7 +167,7 @@ def _hermes(text: str) -> CallFormat | None:
         # Qwen writes each call on lines of its own.
         again=f"{chr(10) if before else ''}<tool_call>{begin}",
     )
-    return CallFormat("hermes", form, ("<tool_call>", "</tool_call>"))
+    return CallFormat("hermes", form, markers)
 
 
 def _llama3(text: str) -> CallFormat | None:
@@ -178,7 +181,7 @@ def _llama3(text: str) -> CallFormat | None:
 
 def _mistral(text: str) -> CallFormat | None:
     found = re.search(
-        rf'\[TOOL_CALLS\](\s*)\[\{{"name":(\s*)"{_NAME}",(\s*)"arguments":(\s*){_ARGUMENTS}'
+        rf'\[TOOL_CALLS\](\s*)\[\{{(?:"id":\s*"{_CALL_ID}",\s*)?"name":(\s*)"{_NAME}",(\s*)"arguments":(\s*){_ARGUMENTS}'
         rf'(,\s*"id":\s*"{_CALL_ID}")?\}}\]',
         text,
     )

@@ -76,6 +76,17 @@ class TextReader:
             raise UnexpectedTextError from error
         return str(value)
 
+    def object(self) -> str:
+        """Take a JSON object after white space, as far as its brackets tell."""
+        if self.next != "{":
+            raise UnexpectedTextError
+        rest = self.text[self.place :]
+        end = ObjectEnd().find(rest)
+        if end is None:
+            raise IncompleteTextError
+        self.place += end
+        return rest[:end]
+
     def word(self, pattern: re.Pattern[str]) -> str:
         """Take a word of a pattern after white space, up to a character that is none of it."""
         self.skip_space()

@@ -30,7 +30,7 @@ __all__ = [
     "read_calls",
 ]
 
-_LONGEST_HEAD = 4096  # characters from the marker to the arguments
+_LONGEST_HEAD = 16_384  # characters up to the name, and to the arguments where they come after it
 _NAME = re.compile(r"[\w.:/-]+")
 _WORD = re.compile(r"\w+")
 
@@ -160,7 +160,7 @@ class ToolCallParser:
         """Take what stands before the arguments of a call."""
         reader = TextReader(self._held)
         try:
-            name, has_arguments = self._read_head(reader)
+            name, arguments = self._read_head(reader)
         except IncompleteTextError:
             if len(self._held) <= _LONGEST_HEAD:
                 return False
@@ -174,10 +174,10 @@ class ToolCallParser:
         self._end = ObjectEnd()
         if self._family == "functiongemma":
             self._state = self._body
-        elif has_arguments:
+        elif arguments is None:
             self._state = self._object
         else:
-            self._add("{}")
+            self._add(arguments)
             self._finish(complete=True)
         return True
 
@@ -188,19 +188,19 @@ class ToolCallParser:
         self._state = self._text
         return True
 
-    def _read_head(self, reader: TextReader) -> tuple[str, bool]:
-        """The name of a call, and whether arguments follow."""
+    def _read_head(self, reader: TextReader) -> tuple[str, str | None]:
+        """The name of a call, and its arguments; None where they follow."""
         if self._family == "functiongemma":
             reader.need("call:")
             name = reader.word(_NAME)
             if reader.next != "{":
                 raise UnexpectedTextError
-            return name, True
+            return name, None
         if self._family == "llama3":
             reader.take("<|python_tag|>")
         elif self._family in ("mistral", "mistral_args") and not self._listed:
             if not reader.take("["):
-                return self._bare_head(reader), True
+                return self._bare_head(reader), None
             self._listed = True
             reader.place = 0  # it is read again with the rest
         if self._listed and self._opened == self._marker:
@@ -217,25 +217,42 @@ class ToolCallParser:
             raise UnexpectedTextError
         return name
 
-    def _json_head(self, reader: TextReader) -> tuple[str, bool]:
+    def _json_head(self, reader: TextReader) -> tuple[str, str | None]:
         reader.need("{")
-        if reader.take('"type"'):
-            for part in (":", '"function"', ","):
-                reader.need(part)
+        if self._family == "llama3":  # nothing else is held to the tools
+            if reader.take('"type"'):
+                for part in (":", '"function"', ","):
+                    reader.need(part)
+        else:
+            while reader.take('"type"') or reader.take('"id"'):
+                reader.need(":")
+                reader.string()
+                reader.need(",")
+            if self._takes_arguments(reader):  # as Hermes 2 Pro writes them
+                arguments = reader.object()
+                reader.need(",")
+                return self._named(reader), arguments
+        name = self._named(reader)
+        if reader.next == "}":
+            return name, "{}"
+        reader.need(",")
+        if not self._takes_arguments(reader) or reader.next != "{":
+            raise UnexpectedTextError
+        return name, None
+
+    def _named(self, reader: TextReader) -> str:
         reader.need('"name"')
         reader.need(":")
         name = reader.string()
         if not name or (self._family == "llama3" and self._names is not None and name not in self._names):
             raise UnexpectedTextError
-        if reader.next == "}":
-            return name, False
-        reader.need(",")
-        if not reader.take('"arguments"'):
-            reader.need('"parameters"')
+        return name
+
+    def _takes_arguments(self, reader: TextReader) -> bool:
+        if not (reader.take('"arguments"') or reader.take('"parameters"')):
+            return False
         reader.need(":")
-        if reader.next != "{":
-            raise UnexpectedTextError
-        return name, True
+        return True
 
     def _object(self) -> bool:
         """Take arguments."""

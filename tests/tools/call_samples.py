@@ -30,11 +30,17 @@ QWEN = _template(
     "{{- call.function.arguments | tojson + '}\\n</tool_call>' }}{%- endfor %}"
 )
 
-# As Hermes 2 Pro, but on one line, and without a space after the colons.
+# On one line, and without a space after the colons.
 HERMES = _template(
     "{%- for call in m.tool_calls or [] %}"
     '{{- \'<tool_call>{"name":"\' + call.function.name + \'","arguments":\' }}'
     "{{- call.function.arguments | tojson + '}</tool_call>' }}{%- endfor %}"
+)
+
+# As Hermes 2 Pro: arguments before the name.
+ARGUMENTS_FIRST = _template(
+    "{%- for call in m.tool_calls or [] %}{{- '<tool_call>\\n{ \"arguments\": ' + call.function.arguments | tojson }}"
+    "{{- ', \"name\": \"' + call.function.name + '\"}\\n</tool_call> ' }}{%- endfor %}"
 )
 
 # As SmolLM3: it tells the model how to call, and does not show earlier calls.
@@ -89,6 +95,7 @@ PLAIN = _template("")
 TEMPLATES = {
     "qwen": QWEN,
     "hermes": HERMES,
+    "arguments_first": ARGUMENTS_FIRST,
     "told": TOLD,
     "llama3": LLAMA3,
     "mistral": MISTRAL,

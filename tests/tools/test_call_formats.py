@@ -23,6 +23,7 @@ CALLS = (ToolCall("callnr000", "get_weather", CITY), ToolCall("callnr001", "stop
     [
         ("qwen", "hermes"),
         ("hermes", "hermes"),
+        ("arguments_first", "hermes"),
         ("told", "hermes"),
         ("llama3", "llama3"),
         ("mistral", "mistral"),

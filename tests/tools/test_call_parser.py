@@ -75,6 +75,12 @@ CASES: list[tuple[str, str, list[CallEvent]]] = [
     ("qwen", '<tool_call>{ "name":"a" ,\n"parameters": {} }</tool_call>', call(0, "a", "{}")),
     ("qwen", '<tool_call>{"type": "function", "name": "a"}</tool_call>', call(0, "a", "{}")),
     ("qwen", hermes("other", "{}"), call(0, "other", "{}")),
+    (
+        "qwen",
+        '<tool_call>{"id": "x", "arguments": {"y": {}}, "name": "a"}</tool_call>',
+        call(0, "a", '{"y": {}}'),
+    ),
+    ("qwen", '<tool_call>{"arguments": {"y": {', [TextDelta('<tool_call>{"arguments": {"y": {')]),
     # Cut off before the name is known, in the arguments, after them.
     ("qwen", 'x <tool_call>\n{"name": "a"', [TextDelta('x <tool_call>\n{"name": "a"')]),
     ("qwen", A[: A.index('{"}')], call(0, "a", '{"x": "}\\"', complete=False)),
@@ -228,9 +234,9 @@ def test_a_head_without_an_end_is_text() -> None:
     """What begins like a call and never names one is not held for ever."""
     parser = ToolCallParser(format_named("qwen"))
     begin = '<tool_call>{"name": "'
-    shown = [event for piece in [begin, *["x" * 100] * 50] for event in parser.push(piece)]
+    shown = [event for piece in [begin, *["x" * 1000] * 20] for event in parser.push(piece)]
     assert all(isinstance(event, TextDelta) for event in shown)
-    assert len(begin) + 4000 <= sum(len(event.text) for event in shown if isinstance(event, TextDelta))
+    assert len(begin) + 16_000 <= sum(len(event.text) for event in shown if isinstance(event, TextDelta))
 
 
 @pytest.mark.parametrize(
