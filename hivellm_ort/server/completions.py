@@ -15,7 +15,6 @@ from fastapi.responses import JSONResponse
 from hivellm_ort.options import GenerateOptions
 from hivellm_ort.result import InferenceResult, TokenLogprob
 from hivellm_ort.server.body_options import options_of, per_answer
-from hivellm_ort.server.chat import finish_reason, shown_logprobs
 from hivellm_ort.server.errors import ERRORS, refused
 from hivellm_ort.server.generation import Answers, unless_client_leaves
 from hivellm_ort.server.models import AUTO, choose
@@ -24,7 +23,7 @@ from hivellm_ort.server.schemas.completions import CompletionBody
 from hivellm_ort.server.state import state_of
 from hivellm_ort.server.streaming import IDLE_SECONDS, EventStream, sent
 from hivellm_ort.server.strict_json import StrictRoute
-from hivellm_ort.server.tokens_told import TokenTexts, usage_of
+from hivellm_ort.server.told import TokenTexts, finish_reason, shown_logprobs, usage_of
 from hivellm_ort.text.tokenizer import TextTokenizer
 
 __all__ = ["encode_plain", "router"]
@@ -115,7 +114,7 @@ class _Made:
                     "finish_reason": finish_reason(result),
                 }
             )
-        warnings = [warning for result in results[:1] for warning in result.warnings]
+        warnings = list(dict.fromkeys(warning for result in results for warning in result.warnings))
         return {
             **self._document(),
             "choices": choices,

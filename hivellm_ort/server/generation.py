@@ -16,6 +16,7 @@ from hivellm_ort.server.errors import ApiError
 from hivellm_ort.server.state import ServerState, stopping
 from hivellm_ort.serving.generation import Step
 from hivellm_ort.serving.stream import AsyncTextStream
+from hivellm_ort.tools.parser import ToolCallParser
 
 __all__ = ["Answers", "unless_client_leaves"]
 
@@ -120,6 +121,10 @@ class Answers:
                 yield index, what
         finally:
             self.abandon()
+
+    def call_parser(self, index: int) -> ToolCallParser:
+        """A parser of the calls of tools in an answer."""
+        return self._streams[index].call_parser()
 
     def cancel(self) -> None:
         """End all answers soon; whoever reads them is told."""

@@ -216,7 +216,7 @@ def test_an_error_in_a_stream(manager: ExpertManager, monkeypatch: pytest.Monkey
 
 def test_a_stream_that_waits_says_so(manager: ExpertManager, monkeypatch: pytest.MonkeyPatch) -> None:
     """While nothing comes a comment is sent now and then, which clients pass over."""
-    monkeypatch.setattr("hivellm_ort.server.chat.IDLE_SECONDS", 0.002)
+    monkeypatch.setattr("hivellm_ort.server.chat_answers.IDLE_SECONDS", 0.002)
     app = create_app(manager)
 
     async def run() -> httpx.Response:

@@ -1,4 +1,4 @@
-"""Log probabilities and counts of tokens, as OpenAI's API has them."""
+"""Ends, counts and log probabilities of answers, as OpenAI's API has them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from hivellm_ort.result import InferenceResult, TokenLogprob
 from hivellm_ort.text.tokenizer import TextTokenizer
 
-__all__ = ["TokenTexts", "usage_of"]
+__all__ = ["TokenTexts", "finish_reason", "shown_logprobs", "usage_of"]
 
 _IMPOSSIBLE = -9999.0  # OpenAI's number for a probability of 0, which JSON cannot write
 
@@ -67,6 +67,17 @@ class TokenTexts:
     def _entry(self, token_id: int, logprob: float) -> dict[str, Any]:
         data = self.bytes_of(token_id)
         return {"token": data.decode("utf-8", "replace"), "logprob": _finite(logprob), "bytes": list(data)}
+
+
+def finish_reason(result: InferenceResult) -> str:
+    """OpenAI's name of why a text ended."""
+    return "length" if result.finish_reason == "length" else "stop"
+
+
+def shown_logprobs(result: InferenceResult) -> list[TokenLogprob]:
+    """The probabilities of an answer's tokens, without that of the token which ended it."""
+    logprobs = list(result.logprobs or ())
+    return logprobs[:-1] if result.finish_reason == "eos" else logprobs
 
 
 def usage_of(prompts: Iterable[Sequence[InferenceResult]]) -> dict[str, Any]:
