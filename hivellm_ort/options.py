@@ -32,8 +32,8 @@ class GenerateOptions(TypedDict, total=False):
     Sampling options mean what they mean in transformers and vLLM; `SamplingParams` gives their ranges. The default
     is the value of the manifest, else the neutral value.
 
-    In a batch, a list has one value per prompt and any other value applies to all prompts. `messages`, `tools`,
-    `stop`, `bad_words`, `choice` and `processors` are lists themselves: a flat list applies to all prompts,
+    In a batch, a list has one value per prompt and any other value applies to all prompts. `messages`, `prompt_ids`,
+    `tools`, `stop`, `bad_words`, `choice` and `processors` are lists themselves: a flat list applies to all prompts,
     and a list of lists or None has one item per prompt.
 
     Attributes:
@@ -41,8 +41,16 @@ class GenerateOptions(TypedDict, total=False):
         system: The system message, instead of the one made from the expert's capabilities.
         messages: Earlier turns in the form of OpenAI's API: `role`, `content` and, of tools, `tool_calls` and
             `tool_call_id`.
+        prompt_ids: Tokens of the whole prompt. They go to the model as they are, without a template, so there is no
+            prompt, `messages`, `system`, `schema` or `tools` beside them; reasoning is not told from the answer.
         tools: JSON schemas of the functions that the model may call, for its chat template to show. None and an empty
-            list are the same. The answer is the text that the model writes for a call; the caller parses it.
+            list are the same. Calls in the answer are in `result.tool_calls`.
+        tool_choice: Which calls the answer may have: "none"; "auto", text or calls; "required", a call from the first
+            token on; or `{"type": "function", "function": {"name": …}}`, a call of that tool. Names and arguments of
+            calls are enforced. Default: "auto" if there are tools and no grammar. Under a grammar that is given, or
+            the package's, the default enforces no calls; "auto" allows calls beside answers of that grammar.
+        parallel_tool_calls: Whether an answer may have more than one call, if the model's format allows several.
+            Default: True.
         enable_thinking: Whether a thinking model may think before it answers; off by default.
         temperature: 0 is greedy, the default.
         top_p: Nucleus in (0, 1].
@@ -83,7 +91,10 @@ class GenerateOptions(TypedDict, total=False):
     schema: str | None
     system: str | None
     messages: Sequence[Mapping[str, Any]] | None
+    prompt_ids: Sequence[int] | None
     tools: Sequence[Mapping[str, Any]] | None
+    tool_choice: str | Mapping[str, Any] | None
+    parallel_tool_calls: bool | None
     enable_thinking: bool | None
     temperature: float | None
     top_p: float | None
@@ -118,6 +129,7 @@ class ScoreOptions(TypedDict, total=False):
     schema: str | None
     system: str | None
     messages: Sequence[Mapping[str, Any]] | None
+    prompt_ids: Sequence[int] | None
     tools: Sequence[Mapping[str, Any] | Callable[..., Any]] | None
     timeout: float | None
 
@@ -130,6 +142,7 @@ _LISTS: dict[str, type | tuple[type, ...]] = {
     "tools": Mapping,
     "stop": str,
     "bad_words": str,
+    "prompt_ids": Integral,
     "choice": str,
     "processors": Callable,  # type: ignore[dict-item]
 }
@@ -151,7 +164,10 @@ _KINDS = {
     "schema": _TEXT,
     "system": _TEXT,
     "messages": _Kind(Sequence, "a list of turns, such as [{'role': 'user', 'content': 'Count all orders'}]"),
+    "prompt_ids": _Kind(Sequence, "a list of token ids (int), such as [1, 42]"),
     # checked_tools says what tools may be.
+    "tool_choice": _Kind((str, Mapping), "'none', 'auto', 'required' or a dict that names a function"),
+    "parallel_tool_calls": _FLAG,
     "enable_thinking": _FLAG,
     "temperature": _NUMBER,
     "top_p": _NUMBER,
@@ -362,7 +378,7 @@ def _check(name: str, value: Any, where: str) -> None:
         raise OptionTypeError(f"{where} is {_described(value)}: pass {kind.wanted}")
     if inner is not None and not isinstance(value, str):
         for index, one in enumerate(value):
-            if not isinstance(one, inner):
+            if isinstance(one, bool) or not isinstance(one, inner):
                 raise OptionTypeError(f"{where}[{index}] is {_described(one)}: pass {kind.wanted}")
     if name == "logit_bias":
         for token_id, bias in value.items():

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
-import sys
-import sysconfig
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import click
@@ -20,6 +16,7 @@ from hivellm_ort.engine.providers import PROVIDERS, TARGETS
 from hivellm_ort.errors import LoadError, ProviderError
 from hivellm_ort.package.sizes import format_size
 from hivellm_ort.package.store import Store
+from hivellm_ort.paths import without_folders
 
 __all__ = ["doctor"]
 
@@ -66,24 +63,13 @@ def _runtime() -> dict[str, Any]:
     try:
         module = import_onnxruntime()
     except ProviderError as error:
-        return {**found, "version": None, "providers": [], "error": _without_folders(str(error))}
+        return {**found, "version": None, "providers": [], "error": without_folders(str(error))}
     return {
         **found,
         "version": module.__version__,
         "providers": list(module.get_available_providers()),
         "error": None,
     }
-
-
-def _without_folders(text: str) -> str:
-    """Remove the folders of Python and of the user from a message, because a report is shown to others."""
-    folders = {*sysconfig.get_paths().values(), sys.prefix, sys.base_prefix}
-    with contextlib.suppress(RuntimeError):  # a user without a home folder
-        folders.add(str(Path.home()))
-    for folder in sorted(folders, key=len, reverse=True):
-        if len(Path(folder).parts) > 1:
-            text = text.replace(folder, "...")
-    return text
 
 
 def _devices(error: str | None) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from hivellm_ort.cli.output import (
 )
 from hivellm_ort.cli.pack import pack
 from hivellm_ort.cli.run import run
+from hivellm_ort.cli.serve import serve
 from hivellm_ort.cli.sign import sign, verify
 from hivellm_ort.errors import ExpertError, arguments_named_by
 from hivellm_ort.printable import escaped
@@ -138,5 +139,5 @@ def main() -> None:
     """
 
 
-for _command in (cache, chat, doctor, grammar, init, inspect, keygen, pack, run, sign, trust, verify):
+for _command in (cache, chat, doctor, grammar, init, inspect, keygen, pack, run, serve, sign, trust, verify):
     main.add_command(_command)

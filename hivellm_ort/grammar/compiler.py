@@ -10,6 +10,7 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from hivellm_ort.errors import GrammarError
+from hivellm_ort.grammar.calls import CallsGrammar
 from hivellm_ort.grammar.failures import compile_failure
 from hivellm_ort.grammar.grammar import Definition, Grammar
 from hivellm_ort.grammar.limits import DEFAULT, GrammarLimits
@@ -49,7 +50,7 @@ class GrammarCompiler:
 
     def compile(
         self,
-        grammar: Grammar,
+        grammar: Grammar | CallsGrammar,
         *,
         end_token_ids: Collection[int],
         closing_token_ids: Collection[int] = (),
@@ -73,8 +74,8 @@ class GrammarCompiler:
         with self._keeping:
             definition = self._definitions.get(key)
         if definition is None:
-            definition = to_llguidance(grammar, limits, vocabulary.named, exact=False)
-            if grammar.kind == "choice":
+            definition = _defined(grammar, limits, vocabulary)
+            if isinstance(grammar, Grammar) and grammar.kind == "choice":
                 _require_spelling(grammar, vocabulary)
         # A new matcher for each answer takes one or two milliseconds. Copies of a matcher would share its lexer, and
         # each answer would use up the limits of the next ones.
@@ -95,19 +96,22 @@ class GrammarCompiler:
                 self._definitions.popitem(last=False)
         return constraint
 
-    def warnings(self, grammar: Grammar) -> tuple[str, ...]:
+    def warnings(
+        self, grammar: Grammar | CallsGrammar, *, limits: GrammarLimits = DEFAULT
+    ) -> tuple[str, ...]:
         """Return a sentence for each part of a grammar that has no effect or is not enforced.
 
         Args:
             grammar: The grammar. It is parsed again if it is not in the cache.
+            limits: The same as for `compile`.
 
         Raises:
             GrammarError: As `compile`.
         """
         with self._keeping:
-            definition = self._definitions.get(_key(grammar, DEFAULT))
+            definition = self._definitions.get(_key(grammar, limits))
         if definition is None:
-            definition = to_llguidance(grammar, DEFAULT, self._built().named, exact=False)
+            definition = _defined(grammar, limits, self._built())
         return definition.warnings
 
     def _built(self) -> Vocabulary:
@@ -117,7 +121,15 @@ class GrammarCompiler:
             return self._vocabulary
 
 
-def _key(grammar: Grammar, limits: GrammarLimits) -> _Key:
+def _defined(grammar: Grammar | CallsGrammar, limits: GrammarLimits, vocabulary: Vocabulary) -> Definition:
+    """Return the grammar in llguidance's own form, to generate answers."""
+    if isinstance(grammar, Grammar):
+        return to_llguidance(grammar, limits, vocabulary.named, exact=False)
+    answer = None if grammar.answer is None else _defined(grammar.answer, limits, vocabulary)
+    return grammar.definition(limits, vocabulary, answer)
+
+
+def _key(grammar: Grammar | CallsGrammar, limits: GrammarLimits) -> _Key:
     """Return the cache key. Warnings of JSON schemas contain the source, so it is part of their key."""
     return grammar.digest, grammar.source if grammar.kind == "json_schema" else "", limits
 
@@ -203,7 +215,7 @@ def _require_spelling(grammar: Grammar, vocabulary: Vocabulary) -> None:
 
 
 def compile_matcher(
-    definition: str, tokenizer: LLTokenizer, grammar: Grammar, limits: GrammarLimits
+    definition: str, tokenizer: LLTokenizer, grammar: Grammar | CallsGrammar, limits: GrammarLimits
 ) -> LLMatcher:
     """Return llguidance's matcher of a grammar.
 

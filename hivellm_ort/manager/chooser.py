@@ -31,8 +31,30 @@ class ExpertChooser:
         self._scorer = scorer
         self._router: tuple[list[ExpertEntry], Router] | None = None  # of these experts
 
-    def rank(self, prompt: str, tags: Tags | None) -> list[Route]:
-        """The experts that fit a prompt, best first."""
+    def rank(
+        self,
+        prompt: str | None,
+        messages: Sequence[Mapping[str, Any]] | None,
+        context: Sequence[str | None],
+        tags: Tags | None,
+    ) -> list[Route]:
+        """The experts that fit a question, best first.
+
+        Args:
+            prompt: the question; None where `messages` ends with it.
+            messages: as in `GenerateOptions`.
+            context: texts beside the question: a system message, a schema.
+            tags: what is known of the request.
+
+        Raises:
+            OptionError: there is no question.
+        """
+        question = prompt if prompt is not None else question_of(messages)
+        if question is None:
+            raise OptionError("nothing to answer: give a prompt, or messages with a turn of the user")
+        return self._rank("\n".join([*(text[:_MAX_CONTEXT] for text in context if text), question]), tags)
+
+    def _rank(self, prompt: str, tags: Tags | None) -> list[Route]:
         from hivellm_ort.routing import Candidate, Router  # slow to import
 
         entries = self._registry.entries()
@@ -54,23 +76,20 @@ class ExpertChooser:
         *,
         required: bool,
     ) -> str | None:
-        """The name of the expert that fits best; None where none does.
+        """The name of the expert that `rank` puts first; None where none fits.
 
         Args:
-            prompt: the question; None where `messages` ends with it.
-            messages: as in `GenerateOptions`.
-            context: texts beside the question: a system message, a schema.
-            tags: what is known of the request.
+            prompt: as for `rank`.
+            messages: as for `rank`.
+            context: as for `rank`.
+            tags: as for `rank`.
             required: whether it is an error that none fits.
 
         Raises:
             UnknownExpertError: none fits.
             OptionError: there is no question.
         """
-        question = prompt if prompt is not None else question_of(messages)
-        if question is None:
-            raise OptionError("nothing to answer: give a prompt, or messages with a turn of the user")
-        routes = self.rank("\n".join([*(text[:_MAX_CONTEXT] for text in context if text), question]), tags)
+        routes = self.rank(prompt, messages, context, tags)
         if routes:
             return routes[0].name
         if not required:

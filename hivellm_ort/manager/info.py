@@ -56,9 +56,11 @@ def base_stats(base: Base) -> dict[str, Any]:
         "name": base.config.name,
         "sha256": base.config.sha256,
         "provider": base.engine.provider,
+        "context": base.config.context,
         "bytes": base.nbytes,
         "key_value_bytes": base.scheduler.nbytes,
         "prefix_bytes": base.engine.prefixes.nbytes,
+        "rows": base.scheduler.rows,
         "active": base.scheduler.active,
         "queued": base.scheduler.queued,
     }

@@ -139,7 +139,9 @@ class ExpertManager:
         return self._experts.infos()
 
     def tokenizer(self, name: str) -> TextTokenizer:
-        """The tokenizer of an expert's base, which stays valid when the expert is unloaded; see `Expert.tokenizer`.
+        """The tokenizer of an expert's base, or of `BASE`; it stays valid when the expert is unloaded.
+
+        See `Expert.tokenizer`.
 
         Raises:
             UnknownExpertError: there is none of that name.
@@ -151,6 +153,33 @@ class ExpertManager:
             return lease.expert.tokenizer
         finally:
             lease.release()
+
+    def prompt_ids(
+        self, name: str, prompt: str | None = None, **options: Unpack[GenerateOptions]
+    ) -> list[int]:
+        """The tokens that the model reads for `generate` with these arguments; nothing is generated.
+
+        Raises:
+            UnknownExpertError: there is no expert of that name.
+            ExpertError: as `generate`.
+        """
+        self._registry.home.require()
+        lease = self._requests.lease(name, hits=0)
+        try:
+            return self._requests.builder(name, lease.expert).prompt_ids(prompt, options)
+        finally:
+            lease.release()
+
+    def package_name(self, path: StrPath) -> str:
+        """The name in the manifest of a package, which is not loaded.
+
+        Args:
+            path: as for `load_expert`.
+
+        Raises:
+            LoadError: the package cannot be read.
+        """
+        return self._manifest(path).name
 
     def pin(self, name: str) -> None:
         """Keep an expert in memory until `unpin` was called as often, whatever package the name is given meanwhile.
@@ -178,15 +207,30 @@ class ExpertManager:
         """
         return self._experts.stats()
 
-    def route(self, prompt: str, *, tags: Tags | None = None) -> list[Route]:
-        """The experts that fit a prompt, best first, with the reasons; see `hivellm_ort.routing`.
+    def route(
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        system: str | None = None,
+        schema: str | None = None,
+        tags: Tags | None = None,
+    ) -> list[Route]:
+        """The experts that fit a question, best first, with the reasons; see `hivellm_ort.routing`.
 
         Args:
-            prompt: what is asked; a system message before it tells more.
+            prompt: the question; None where `messages` ends with it.
+            messages: as in `GenerateOptions`; the last turn of the user counts.
+            system: a system message tells more.
+            schema: so does a schema.
             tags: what is known of the request, such as `{"database": "sql"}`.
+
+        Raises:
+            OptionError: there is neither a prompt nor a turn of the user.
         """
         self._registry.home.require()
-        return self._chooser.rank(prompt, tags)
+        check_prompt(prompt)
+        return self._chooser.rank(prompt, messages, [system, schema], tags)
 
     def choose(
         self,
@@ -201,11 +245,11 @@ class ExpertManager:
         """The name of the expert that fits a question best, for `generate`: the one that `route` ranks first.
 
         Args:
-            prompt: the question; None where `messages` ends with it.
-            messages: as in `GenerateOptions`; the last turn of the user counts.
-            system: a system message tells more.
-            schema: so does a schema.
-            tags: see `route`.
+            prompt: as for `route`.
+            messages: as for `route`.
+            system: as for `route`.
+            schema: as for `route`.
+            tags: as for `route`.
             or_base: give `BASE` where no expert fits.
 
         Raises:

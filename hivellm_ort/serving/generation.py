@@ -32,9 +32,19 @@ from hivellm_ort.engine.adapters import BoundAdapter
 from hivellm_ort.errors import GrammarError, InferenceError, OptionError, argument
 from hivellm_ort.forking import Home
 from hivellm_ort.grammar.constraint import Constraint
-from hivellm_ort.result import AnswerScore, FinishReason, InferenceResult, ScoreResult, Timings, TokenLogprob
+from hivellm_ort.result import (
+    AnswerScore,
+    FinishReason,
+    InferenceResult,
+    ScoreResult,
+    Timings,
+    TokenLogprob,
+    ToolCall,
+)
 from hivellm_ort.serving.request import GenerationRequest
 from hivellm_ort.serving.threads import refuse_to_wait
+from hivellm_ort.tools.ids import CallIds
+from hivellm_ort.tools.parser import ToolCallParser, read_calls
 
 __all__ = ["Generation", "Status", "Step", "Subscriber"]
 
@@ -119,7 +129,7 @@ class Generation:
         cached_tokens: Prompt tokens taken from the prefix cache.
         swap_seconds: Time to bind the adapter.
         scores: Log probability of each given answer of the request.
-        pieces: Queue of text pieces; None after the last.
+        steps: Queue of steps; None after the last.
 
     Raises:
         OptionError: `timeout` is not above 0.
@@ -147,7 +157,7 @@ class Generation:
         self.cached_tokens = 0
         self.swap_seconds = 0.0
         self.scores: list[float] = []
-        self.pieces: SimpleQueue[str | None] = SimpleQueue()
+        self.steps: SimpleQueue[Step | None] = SimpleQueue()
         self._home = Home("an answer that began before")
         self._created = self._turn = self._first = self._last = time.perf_counter()
         self._deadline = _deadline(request.timeout)
@@ -162,6 +172,7 @@ class Generation:
         self._finish_reason: FinishReason | None = None
         self._subscribers: list[Subscriber] = []
         self._listeners: list[Callable[[], None]] = []
+        self._call_ids = CallIds(request.call_format.family if request.call_format else None)
         self._lock = threading.Lock()
 
     @property
@@ -213,11 +224,10 @@ class Generation:
         if first and self._tokens:
             for subscriber in self._subscribers:
                 _tell(subscriber.first_token, self)
-        if step.text:
-            self.pieces.put(step.text)
+        self.steps.put(step)
         if step.last:
             self._end(step)
-        elif step.text:
+        else:
             for listener in self._listeners:
                 _tell(listener)
 
@@ -231,7 +241,7 @@ class Generation:
         self._subscribers.append(subscriber)
 
     def listen(self, listener: Callable[[], None]) -> None:
-        """Call a function after every piece of text and at the end, in the thread that generates.
+        """Call a function after every step and at the end, in the thread that generates.
 
         It is called at once if the generation has ended. It must not block. Its errors are logged.
         """
@@ -257,12 +267,17 @@ class Generation:
             pass
         return True
 
-    def next_piece(self) -> str | None:
-        """Wait for the next of `pieces` and return it. Raises as `wait`."""
+    def next_step(self) -> Step | None:
+        """Wait for the next of `steps` and return it. Raises as `wait`."""
         self._require_waiting()
         while True:
             with contextlib.suppress(Empty):
-                return self.pieces.get(timeout=_PATIENCE)
+                return self.steps.get(timeout=_PATIENCE)
+
+    def call_parser(self) -> ToolCallParser:
+        """A fresh parser of the calls in this answer; it gives them the ids that the result has."""
+        request = self.request
+        return ToolCallParser(request.call_format, names=request.tool_names, new_id=self._call_ids)
 
     def result(self) -> InferenceResult:
         """Return the result.
@@ -275,9 +290,14 @@ class Generation:
             raise self.error
         if self._finish_reason is None:
             raise InferenceError("the answer has not ended: iterate to its end, or close() it, before result")
-        request = self.request
+        request, text = self.request, "".join(self._texts)
+        content, calls = text, tuple[ToolCall, ...]()
+        if request.call_format is not None:
+            content, calls = read_calls(
+                text, request.call_format, names=request.tool_names, new_id=self._call_ids
+            )
         return InferenceResult(
-            text="".join(self._texts),
+            text=text,
             reasoning="".join(self._reasoning).strip(),
             tokens=tuple(self._tokens),
             prompt_tokens=len(request.prompt_ids),
@@ -292,6 +312,8 @@ class Generation:
             timings=self.timings(),
             expert=request.expert,
             warnings=request.warnings,
+            tool_calls=calls,
+            content=content,
         )
 
     def score_result(self, answers: Sequence[str]) -> ScoreResult:
@@ -348,7 +370,7 @@ class Generation:
             with self._lock:
                 self._ended.set()
                 listeners = list(self._listeners)
-            self.pieces.put(None)
+            self.steps.put(None)
             for listener in listeners:
                 _tell(listener)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hivellm_ort.decoding.params import SamplingParams
+from hivellm_ort.tools.formats import CallFormat
 
 __all__ = ["GenerationRequest"]
 
@@ -26,6 +27,8 @@ class GenerationRequest:
         expert: Name of the expert, for the result.
         answers: Tokens of given answers to score. Then no answer is generated.
         warnings: Sentences about the grammar, for the result.
+        call_format: The format of tool calls in the answer; None if none are read from it.
+        tool_names: The tools that it may call.
     """
 
     prompt_ids: Sequence[int]
@@ -37,6 +40,8 @@ class GenerationRequest:
     expert: str = ""
     answers: tuple[tuple[int, ...], ...] = ()
     warnings: tuple[str, ...] = ()
+    call_format: CallFormat | None = None
+    tool_names: tuple[str, ...] = ()
 
     @property
     def options(self) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from types import TracebackType
 
 from hivellm_ort.errors import InferenceError
 from hivellm_ort.result import InferenceResult
-from hivellm_ort.serving.generation import Generation
+from hivellm_ort.serving.generation import Generation, Step
 from hivellm_ort.serving.threads import refuse_to_wait
+from hivellm_ort.tools.parser import ToolCallParser
 
 __all__ = ["AsyncTextStream", "TextStream"]
 
@@ -30,7 +31,9 @@ class TextStream(Iterator[str]):
         return self
 
     def __next__(self) -> str:
-        return self._checked(self._generation.next_piece())
+        while not (text := self._checked(self._generation.next_step()).text):
+            pass
+        return text
 
     @property
     def result(self) -> InferenceResult:
@@ -41,14 +44,25 @@ class TextStream(Iterator[str]):
         """
         return self._generation.result()
 
-    def poll(self) -> str | None:
-        """Return the next piece if it is available, else None.
+    def call_parser(self) -> ToolCallParser:
+        """Return a parser for the pieces of this stream: it separates calls of tools from text.
+
+        >>> parser = stream.call_parser()  # doctest: +SKIP
+        >>> for piece in stream:  # doctest: +SKIP
+        ...     for event in parser.push(piece):
+        ...         print(event)
+        >>> parser.flush()  # doctest: +SKIP
+        """
+        return self._generation.call_parser()
+
+    def poll(self) -> Step | None:
+        """Return the next token with its text if it is available, else None.
 
         Raises:
             StopIteration: The answer has ended.
         """
         try:
-            return self._checked(self._generation.pieces.get_nowait())
+            return self._checked(self._generation.steps.get_nowait())
         except Empty:
             return None
 
@@ -66,10 +80,10 @@ class TextStream(Iterator[str]):
             self.cancel()
             self._generation.wait()
 
-    def _checked(self, piece: str | None) -> str:
-        if piece is not None:
-            return piece
-        self._generation.pieces.put(None)  # for later calls
+    def _checked(self, step: Step | None) -> Step:
+        if step is not None:
+            return step
+        self._generation.steps.put(None)  # for later calls
         if self._generation.error is not None:
             raise self._generation.error
         raise StopIteration
@@ -101,29 +115,44 @@ class AsyncTextStream(AsyncIterator[str]):
         return self
 
     async def __anext__(self) -> str:
-        import asyncio  # slow to import, and already imported by its users
+        while (step := await self.next_step()) is not None:
+            if step.text:
+                return step.text
+        raise StopAsyncIteration
+
+    async def start(self) -> None:
+        """Begin the generation: what is wrong with the request is raised here. Does nothing once it has begun."""
+        import asyncio  # slow to import, and there already where it is needed
 
         refuse_to_wait()
-        if self._stream is None:
-            # Templates, tokenizers and grammars may be slow.
-            self._stream = await asyncio.to_thread(self._start)
-            self._updated = asyncio.Event()
-            loop, updated = asyncio.get_running_loop(), self._updated
+        if self._stream is not None:
+            return
+        # Templates, tokenizers and grammars take their time.
+        self._stream = await asyncio.to_thread(self._start)
+        self._updated = asyncio.Event()
+        loop, updated = asyncio.get_running_loop(), self._updated
 
-            def wake() -> None:
-                with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-                    loop.call_soon_threadsafe(updated.set)
+        def wake() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(updated.set)
 
-            self._stream.listen(wake)
+        self._stream.listen(wake)
+
+    async def next_step(self) -> Step | None:
+        """The next token, with its text, reasoning and probability; None after the last."""
+        import asyncio
+
+        await self.start()
+        assert self._stream is not None  # noqa: S101
         try:
             while True:
                 self._updated.clear()
-                piece = self._stream.poll()
-                if piece is not None:
-                    return piece
+                step = self._stream.poll()
+                if step is not None:
+                    return step
                 await self._updated.wait()
         except StopIteration:
-            raise StopAsyncIteration from None
+            return None
         except asyncio.CancelledError:
             self._stream.cancel()
             raise
@@ -134,6 +163,12 @@ class AsyncTextStream(AsyncIterator[str]):
         if self._stream is None:
             raise InferenceError("the answer has not begun: iterate to its end before result")
         return self._stream.result
+
+    def call_parser(self) -> ToolCallParser:
+        """See `TextStream.call_parser`; there is one from the first piece on."""
+        if self._stream is None:
+            raise InferenceError("the answer has not begun: ask for its first piece before call_parser")
+        return self._stream.call_parser()
 
     def cancel(self) -> None:
         """See `TextStream.cancel`."""

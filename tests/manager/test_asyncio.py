@@ -12,7 +12,8 @@ from harness.clients import PROMPTS
 from managing import at_rest, managed, until
 from support.running import PROMPT, Packages, slowed
 
-from hivellm_ort import ExpertManager
+from hivellm_ort import ExpertManager, InferenceResult, OptionError
+from hivellm_ort.serving.generation import Step
 
 LONG: dict[str, Any] = {"max_tokens": 400, "prompt_lookup": False, "processors": [slowed]}
 
@@ -121,3 +122,33 @@ def test_streams_of_dropped_tasks_end(manager: ExpertManager) -> None:
             await asyncio.sleep(0.01)
 
     asyncio.run(asyncio.wait_for(run(), 10))
+
+
+def test_steps_are_the_answer(manager: ExpertManager) -> None:
+    """Step by step a stream gives every token, and together the text, the reasoning and the probabilities."""
+
+    async def run() -> tuple[list[Step], InferenceResult]:
+        stream = manager.agenerate_stream("lora", PROMPT, max_tokens=15, logprobs=2)
+        await stream.start()
+        steps = []
+        while (step := await stream.next_step()) is not None:
+            steps.append(step)
+        assert await stream.next_step() is None
+        return steps, stream.result
+
+    steps, result = asyncio.run(run())
+    assert result.tokens == tuple(step.token_id for step in steps)
+    assert result.logprobs == tuple(step.logprob for step in steps)
+    assert (result.text, result.reasoning) == (
+        "".join(step.text for step in steps),
+        "".join(step.reasoning for step in steps),
+    )
+    assert [None] * 14 + ["length"] == [step.finish_reason for step in steps]
+
+
+def test_start_tells_what_is_wrong(manager: ExpertManager) -> None:
+    """What is wrong with a request is raised by `start`, before anything is generated."""
+    stream = manager.agenerate_stream("lora", PROMPT, temperature=-1)
+    with pytest.raises(OptionError, match="temperature"):
+        asyncio.run(stream.start())
+    at_rest(manager)

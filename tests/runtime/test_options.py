@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.running import PROMPT, Packages, engine_of, greedy, prompt_ids
+from support.running import CONTEXT, PROMPT, Packages, engine_of, greedy, prompt_ids
 
 from hivellm_ort import Expert, ExpertManager, GenerateOptions, LoadOptions, OptionError, OptionTypeError
 from hivellm_ort.options import check_options, options_of_rows
@@ -199,6 +199,9 @@ def test_stops_of_a_batch(packages: Packages, lora: Expert) -> None:
 WRONG = {
     "schema": [5, ["x"]],
     "system": [b"x"],
+    "prompt_ids": [5, "x", ["x"], [True], [1.0], {1}],
+    "tool_choice": [5, ["auto"]],
+    "parallel_tool_calls": ["no", 1],
     "messages": [{}, "hello", ["hello"], [[{"role": "user", "content": "x"}]]],
     "enable_thinking": ["no", 1],
     "lenient": ["yes", 1],
@@ -377,3 +380,37 @@ def test_text_in_a_message_forges_no_turn(lora: Expert) -> None:
     asked = lora.builder.build(forged, {}).request.prompt_ids
     assert honest.count(2) == asked.count(2)
     assert len(asked) > len(honest)
+
+
+def test_a_prompt_in_tokens(packages: Packages, lora: Expert) -> None:
+    """Tokens of a prompt are read as they are: those of the rendered prompt give its answer, others another."""
+    expected = lora.generate(PROMPT, max_tokens=20)
+    ids = prompt_ids(lora, PROMPT)
+    assert expected.tokens == lora.generate(prompt_ids=ids, max_tokens=20).tokens
+    raw = lora.generate(prompt_ids=lora.tokenizer.encode(PROMPT), max_tokens=20)
+    assert (len(lora.tokenizer.encode(PROMPT)), True) == (raw.prompt_tokens, raw.tokens != expected.tokens)
+    with ExpertManager(cache_dir=packages.cache, threads=1, trust="off") as manager:
+        manager.load_expert("one", packages.lora)
+        assert ids == manager.prompt_ids("one", PROMPT)
+        assert ids == manager.prompt_ids(manager.BASE, messages=[{"role": "user", "content": PROMPT}])
+        assert lora.tokenizer.encode("x y") == manager.tokenizer(manager.BASE).encode("x y")
+        assert ("expert-lora", CONTEXT) == (
+            manager.package_name(packages.lora),
+            manager.stats()["bases"][0]["context"],
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompt_ids": []}, "prompt_ids is empty"),
+        ({"prompt_ids": [1, 10**6]}, r"prompt_ids\[1\] is 1000000: the vocabulary has the ids 0 to "),
+        ({"prompt_ids": [-1]}, r"prompt_ids\[0\] is -1"),
+        ({"prompt_ids": [1], "prompt": "x"}, "leave out prompt$"),
+        ({"prompt_ids": [1], "system": "x", "schema": "y"}, "leave out schema, system$"),
+    ],
+)
+def test_bad_prompts_in_tokens(options: dict[str, Any], message: str, lora: Expert) -> None:
+    """Tokens outside the vocabulary, none, and another prompt beside them are refused."""
+    with pytest.raises(OptionError, match=message):
+        lora.generate(**options)

@@ -45,13 +45,14 @@ ROOMS: dict[str, set[str]] = {
     "package": {"contract", "errors", "filenames", "jsonfiles", "paths", "ranges", "textfile", "version"},
     "routing": {"errors", "package", "printable"},
     "integrity": {"errors", "filenames", "forking", "jsonfiles", "package", "paths", "textfile"},
-    "serving": {
-        "callbacks", "contract", "decoding", "engine", "errors", "forking", "grammar", "jsonfiles", "options",
-        "package", "result", "text",
-    },
     "loading": {
         "adapters", "contract", "engine", "errors", "filenames", "grammar", "integrity", "operators", "options",
         "package", "paths", "printable", "progress", "text", "textfile",
+    },
+    "tools": {"errors", "grammar", "result", "text"},
+    "serving": {
+        "callbacks", "contract", "decoding", "engine", "errors", "forking", "grammar", "jsonfiles", "options",
+        "package", "result", "text", "tools",
     },
     "expert": {"contract", "engine", "errors", "loading", "options", "paths", "result", "serving", "text"},
     "manager": {
@@ -60,11 +61,15 @@ ROOMS: dict[str, set[str]] = {
     },
     "__init__": {
         "errors", "expert", "grammar", "integrity", "loading", "manager", "observability", "options", "package",
-        "result", "serving", "version",
+        "result", "serving", "tools", "version",
+    },
+    "server": {
+        "__init__", "errors", "jsonfiles", "manager", "observability", "options", "paths", "result", "serving",
+        "text", "tools",
     },
     "cli": {
-        "__init__", "engine", "errors", "expert", "grammar", "integrity", "jsonfiles", "loading", "package",
-        "printable", "progress", "text", "textfile",
+        "__init__", "engine", "errors", "expert", "grammar", "integrity", "jsonfiles", "loading", "package", "paths",
+        "printable", "progress", "server", "text", "textfile",
     },
     "__main__": {"cli"},
 }  # fmt: skip
@@ -79,6 +84,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "integrity": {"cryptography", "filelock", "platformdirs"},
     "loading": {"google", "tokenizers"},
     "package": {"filelock", "jsonschema", "platformdirs", "referencing"},
+    "server": {"fastapi", "pydantic", "pydantic_core", "starlette", "uvicorn"},
     "text": {"jinja2", "tokenizers"},
     "progress": {"tqdm"},
 }

@@ -1,0 +1,215 @@
+"""The command `hivellm-ort serve`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hivellm_ort import ExpertManager
+from hivellm_ort.cli.files import NamedPath, read_text
+from hivellm_ort.cli.output import echo
+from hivellm_ort.cli.run import loading_options
+from hivellm_ort.errors import OptionError
+from hivellm_ort.integrity import Policy
+from hivellm_ort.package.store import Store
+from hivellm_ort.server.options import LOCAL_HOSTS, ServerLimits, ServerOptions
+
+__all__ = ["serve"]
+
+_KEYS = "HIVELLM_API_KEYS"
+_MISSING = 'serve needs FastAPI and uvicorn ({name} is not installed): pip install "hivellm-ort[server]"'
+
+
+def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """An option for each limit of `ServerLimits`."""
+    for limit in reversed(fields(ServerLimits)):
+        kind = (
+            click.IntRange(min=1)
+            if isinstance(limit.default, int)
+            else click.FloatRange(min=0, min_open=True)
+        )
+        flag = f"--{limit.name.replace('_', '-')}"
+        option = click.option(
+            flag, limit.name, type=kind, default=limit.default, show_default=True, help=limit.metadata["help"]
+        )
+        command = option(command)
+    return command
+
+
+def _named(_ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Path]:
+    """`NAME=PATH` given any number of times."""
+    found: dict[str, Path] = {}
+    for value in values:
+        name, equals, path = value.partition("=")
+        if not (name and equals and path):
+            raise click.BadParameter(f"{value!r} is not NAME=PATH", param=param)
+        if name in found:
+            raise click.BadParameter(f"the name {name!r} is given twice", param=param)
+        found[name] = Path(path)
+    return found
+
+
+@click.command()
+@click.argument("packages", nargs=-1, type=NamedPath(), metavar="[PACKAGE]...")
+@click.option(
+    "--expert",
+    "experts",
+    multiple=True,
+    metavar="NAME=PATH",
+    callback=_named,
+    help="A package under a name of your choice; may be repeated.",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 is any free port."
+)
+@click.option(
+    "--api-key-file",
+    type=NamedPath(),
+    help=f"File of the keys that clients must have, one a line; default: {_KEYS}, separated by commas.",
+)
+@click.option(
+    "--allowed-host",
+    "allowed_hosts",
+    multiple=True,
+    help="A name by which clients reach the server; may be repeated. Default: the names of this machine for itself, "
+    "and any name where --host is another.",
+)
+@click.option(
+    "--allowed-origin",
+    "allowed_origins",
+    multiple=True,
+    help="A web site whose pages may ask, such as https://example.com; may be repeated.",
+)
+@click.option(
+    "--allow-loading",
+    type=NamedPath(exists=True, file_okay=False),
+    help="A folder whose packages clients may load and unload.",
+)
+@click.option("--ssl-certfile", type=NamedPath(), help="Certificate for HTTPS, in PEM.")
+@click.option("--ssl-keyfile", type=NamedPath(), help="Its private key, in PEM.")
+@click.option(
+    "--drain-timeout",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    show_default=True,
+    help="Seconds that answers may go on after SIGTERM.",
+)
+@click.option("--access-log", is_flag=True, help="Log every request.")
+@click.option("--max-loaded-experts", type=click.IntRange(min=1), help="Most experts in memory.")
+@click.option("--memory-budget", type=click.IntRange(min=1), help="Most bytes of bases, adapters and caches.")
+@_limit_options
+@loading_options
+def serve(
+    packages: tuple[Path, ...],
+    experts: Mapping[str, Path],
+    host: str,
+    port: int,
+    api_key_file: Path | None,
+    allowed_hosts: tuple[str, ...],
+    allowed_origins: tuple[str, ...],
+    allow_loading: Path | None,
+    ssl_certfile: Path | None,
+    ssl_keyfile: Path | None,
+    drain_timeout: float,
+    access_log: bool,
+    max_loaded_experts: int | None,
+    memory_budget: int | None,
+    device: str | None,
+    provider_options: dict[str, str],
+    fallback: bool,
+    base: Path | None,
+    threads: int | None,
+    trust: Policy,
+    **limits: Any,
+) -> None:
+    """Serve the experts in each PACKAGE behind OpenAI's API.
+
+    A PACKAGE is asked by the name in its manifest. Clients use http://HOST:PORT/v1 as their base URL.
+
+    SIGTERM and Ctrl-C end the server: answers that go on have --drain-timeout seconds.
+
+    Exit status: 0 when it was told to end; 2 when a package, a file or the address cannot be used.
+    """
+    try:
+        from hivellm_ort.server.app import create_app
+        from hivellm_ort.server.running import Listening, is_local, run
+    except ModuleNotFoundError as error:
+        raise OptionError(_MISSING.format(name=error.name)) from error
+    if not packages and not experts:
+        raise click.UsageError("nothing to serve: name a PACKAGE, or an expert with --expert NAME=PATH")
+    keys = _keys(api_key_file)
+    local = is_local(host)
+    options = ServerOptions(
+        keys=keys,
+        allowed_hosts=allowed_hosts or (LOCAL_HOSTS if local else ("*",)),
+        allowed_origins=allowed_origins,
+        loading_folder=allow_loading,
+        limits=ServerLimits(**limits),
+    )
+    listening = Listening(
+        host=host,
+        port=port,
+        certificate=ssl_certfile,
+        private_key=ssl_keyfile,
+        drain_seconds=drain_timeout,
+        access_log=access_log,
+    )
+    if not local and not keys:
+        echo(
+            f"warning: {host} is reached from other machines, and there are no keys: anybody there may ask "
+            f"(--api-key-file, or {_KEYS})",
+            err=True,
+        )
+    with ExpertManager(
+        device=device,
+        provider_options=provider_options,
+        fallback=fallback,
+        threads=threads,
+        trust=trust,
+        max_loaded_experts=max_loaded_experts,
+        memory_budget=memory_budget,
+    ) as manager:
+        named = _all_named(manager, packages, experts)
+        manager.load_experts(named, base=base)
+        folders = {path.absolute().parent for path in named.values()}
+        folders |= {folder.resolve() for folder in folders} | ({base.absolute()} if base else set())
+        folders.add(Store().root)
+        app = create_app(manager, options, folders=folders)
+        run(app, listening, lambda address: echo(f"{', '.join(named)} at {address}", err=True))
+
+
+def _keys(file: Path | None) -> tuple[str, ...]:
+    """The keys of the file, else of the variable."""
+    if file is not None:
+        keys = [line.strip() for line in read_text(file).splitlines()]
+        keys = [key for key in keys if key and not key.startswith("#")]
+        if not keys:
+            raise OptionError(f"{file}: there is no key in it; write one a line")
+        return tuple(keys)
+    return tuple(key.strip() for key in os.environ.get(_KEYS, "").split(",") if key.strip())
+
+
+def _all_named(
+    manager: ExpertManager, packages: tuple[Path, ...], experts: Mapping[str, Path]
+) -> dict[str, Path]:
+    """Every package by the name to ask it by."""
+    named = dict(experts)
+    for path in packages:
+        name = manager.package_name(path)
+        if name in named:
+            raise OptionError(
+                f"two packages are called {name!r}: give one another name with --expert NAME={path}"
+            )
+        named[name] = path
+    reserved = "auto"
+    if reserved in named:
+        raise OptionError(
+            f"{reserved!r} asks for routing: give the expert another name with --expert NAME=PATH"
+        )
+    return named

@@ -1,0 +1,69 @@
+"""The application: routes, and what stands before them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+
+from hivellm_ort import __version__
+from hivellm_ort.manager import ExpertManager
+from hivellm_ort.paths import StrPath
+from hivellm_ort.server import chat, completions, loading, models, status, tokens
+from hivellm_ort.server.errors import add_error_handlers
+from hivellm_ort.server.middleware import Account, Bounds, Hosts, Keys
+from hivellm_ort.server.options import ServerOptions
+from hivellm_ort.server.state import ServerState
+
+__all__ = ["create_app"]
+
+_TOLD = ("x-request-id", "x-hivellm-expert", "x-hivellm-routing", "retry-after")
+
+
+def create_app(
+    manager: ExpertManager, options: ServerOptions | None = None, *, folders: Iterable[StrPath] = ()
+) -> FastAPI:
+    """The API for the experts of a manager, to be run by a server of ASGI or mounted in another application.
+
+    The manager stays the caller's: load experts before or while it runs, and close it after the application.
+    `app.state.server` is what the requests share.
+
+    Args:
+        manager: whose experts are served.
+        options: who may ask, and how much; anybody of this machine by default.
+        folders: where packages are; error messages leave them out.
+    """
+    options = options or ServerOptions()
+    state = ServerState(manager, options, folders)
+    before = [
+        Middleware(Account, metrics=state.metrics),
+        Middleware(Bounds, limits=options.limits),
+        Middleware(Hosts, allowed=options.allowed_hosts),
+    ]
+    if options.allowed_origins:
+        before.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=list(options.allowed_origins),
+                allow_methods=["GET", "POST"],
+                allow_headers=["*"],
+                expose_headers=list(_TOLD),
+            )
+        )
+    if options.keys:
+        before.append(Middleware(Keys, keys=options.keys))
+    app = FastAPI(
+        title="hivellm_ort",
+        description="Experts behind OpenAI's API.",
+        version=__version__,
+        middleware=before,
+        docs_url=None,  # these pages load scripts from elsewhere
+        redoc_url=None,
+    )
+    app.state.server = state
+    add_error_handlers(app, state.hide)
+    for routes in (chat, completions, models, loading, tokens, status):
+        app.include_router(routes.router)
+    return app

@@ -1,0 +1,128 @@
+"""From the body of a request to the options of the library, within the operator's limits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from hivellm_ort.options import GenerateOptions
+from hivellm_ort.server.errors import refused
+from hivellm_ort.server.options import ServerLimits
+from hivellm_ort.server.schemas.common import GenerationBody
+
+__all__ = ["JSON_OBJECT", "check_schema", "options_of", "per_answer"]
+
+JSON_OBJECT: dict[str, Any] = {"type": "object"}
+"""The schema of any JSON object."""
+
+# Fields that the library has under the same name.
+_SAME = (
+    "temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty", "presence_penalty",
+    "frequency_penalty", "no_repeat_ngram_size", "bad_words", "min_tokens", "stop", "seed", "prompt_lookup",
+)  # fmt: skip
+
+
+def options_of(body: GenerationBody, limits: ServerLimits) -> GenerateOptions:
+    """What the fields that chat and plain completions share ask of the library.
+
+    Args:
+        body: of the request.
+        limits: what it may ask.
+
+    Raises:
+        ApiError: a field exceeds a limit, or two say what the answer must look like.
+    """
+    if body.stream_options is not None and not body.stream:
+        raise refused("stream_options", "there is no stream: set stream to true, or leave it out")
+    _check_count("n", body.n, limits.max_n)
+    _check_count("max_tokens", body.max_tokens, limits.max_tokens)
+    if len(body.stop or ()) > limits.max_stops:
+        raise refused("stop", f"{len(body.stop or ())} texts, and {limits.max_stops} may be")
+    if len(body.logit_bias or ()) > limits.max_logit_bias:
+        raise refused(
+            "logit_bias", f"{len(body.logit_bias or ())} entries, and {limits.max_logit_bias} may be"
+        )
+    options: dict[str, Any] = {name: getattr(body, name) for name in _SAME}
+    options |= {
+        "max_tokens": body.max_tokens,
+        "include_stop": body.include_stop_str_in_output,
+        "logit_bias": {int(token_id): bias for token_id, bias in (body.logit_bias or {}).items()} or None,
+        **_constraint(body, limits),
+    }
+    return _present(options)
+
+
+def per_answer(options: GenerateOptions, n: int) -> list[GenerateOptions]:
+    """The options of each of `n` answers: the same, but for the seed, which counts on as vLLM's does."""
+    seed = options.get("seed")
+    return [options if seed is None else {**options, "seed": seed + index} for index in range(n)]
+
+
+def check_schema(field: str, schema: Any, limits: ServerLimits) -> None:
+    """Refuse a schema or grammar that is too large, or too deep.
+
+    Args:
+        field: its name, for the error.
+        schema: what JSON has.
+        limits: what it may be.
+
+    Raises:
+        ApiError: it exceeds a limit.
+    """
+    text = schema if isinstance(schema, str) else json.dumps(schema, ensure_ascii=False)
+    size = len(text.encode("utf-8", "replace"))
+    if size > limits.max_schema_bytes:
+        raise refused(field, f"{size} bytes, and {limits.max_schema_bytes} may be")
+    if _depth(schema, limits.max_schema_depth) > limits.max_schema_depth:
+        raise refused(field, f"deeper than {limits.max_schema_depth} objects and lists within each other")
+
+
+def _constraint(body: GenerationBody, limits: ServerLimits) -> dict[str, Any]:
+    """What the answer must look like: at most one option, under whatever name it came."""
+    found = {field: (option, value) for field, option, value in _constraints(body) if value is not None}
+    if len(found) > 1:
+        raise refused(list(found)[1], f"{' and '.join(found)} are given: an answer has one form, so give one")
+    for field, (option, value) in found.items():
+        check_schema(field, value, limits)
+        return {option: value}
+    return {}
+
+
+def _constraints(body: GenerationBody) -> Iterator[tuple[str, str, Any]]:
+    """The field, the option and the value of everything that says what the answer must look like."""
+    for name in ("grammar", "regex", "choice", "json_schema"):
+        yield name, name, getattr(body, name)
+    for name, option in (
+        ("json", "json_schema"),
+        ("regex", "regex"),
+        ("choice", "choice"),
+        ("grammar", "grammar"),
+    ):
+        yield f"guided_{name}", option, getattr(body, f"guided_{name}")
+    structured = body.structured_outputs
+    if structured is not None:
+        yield "structured_outputs.json", "json_schema", structured.json_
+        for name in ("regex", "choice", "grammar"):
+            yield f"structured_outputs.{name}", name, getattr(structured, name)
+        yield "structured_outputs.json_object", "json_schema", structured.json_object and JSON_OBJECT
+
+
+def _check_count(field: str, value: int | None, most: int) -> None:
+    if value is not None and not 1 <= value <= most:
+        raise refused(field, f"{value}, and 1 to {most} may be")
+
+
+def _depth(value: Any, most: int) -> int:
+    """How many objects and lists are within each other; where there are more than `most`, one more than that."""
+    level, depth = [value], 0
+    while (level := [one for one in level if isinstance(one, dict | list)]) and depth <= most:
+        level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
+        depth += 1
+    return depth
+
+
+def _present(options: dict[str, Any]) -> GenerateOptions:
+    given: GenerateOptions = {}
+    given.update({name: value for name, value in options.items() if value is not None})  # type: ignore[typeddict-item]
+    return given

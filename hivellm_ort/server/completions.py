@@ -1,0 +1,198 @@
+"""`/v1/completions`: the model writes on from a prompt, without a chat template."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from hivellm_ort.options import GenerateOptions
+from hivellm_ort.result import InferenceResult, TokenLogprob
+from hivellm_ort.server.body_options import options_of, per_answer
+from hivellm_ort.server.errors import ERRORS, refused
+from hivellm_ort.server.generation import Answers, unless_client_leaves
+from hivellm_ort.server.models import AUTO, choose
+from hivellm_ort.server.options import ServerLimits
+from hivellm_ort.server.schemas.completions import CompletionBody
+from hivellm_ort.server.state import state_of
+from hivellm_ort.server.streaming import IDLE_SECONDS, EventStream, sent
+from hivellm_ort.server.strict_json import StrictRoute
+from hivellm_ort.server.told import TokenTexts, finish_reason, shown_logprobs, usage_of
+from hivellm_ort.text.tokenizer import TextTokenizer
+
+__all__ = ["encode_plain", "router"]
+
+router = APIRouter(tags=["answers"], route_class=StrictRoute)
+
+
+@router.post("/v1/completions", responses=ERRORS, response_model=None)
+async def completions(body: CompletionBody, request: Request) -> Response:
+    """Write on from one prompt or several: at once, or as it is written (`stream`)."""
+    state = state_of(request)
+    prompts = _prompts(body, state.options.limits)
+    options = options_of(body, state.options.limits)
+    if body.logprobs is not None:
+        if body.echo:
+            raise refused("echo", "the prompt has no log probabilities here: leave out echo or logprobs")
+        options["logprobs"] = body.logprobs
+    question = next((prompt for prompt in prompts if isinstance(prompt, str)), None)
+    if body.model == AUTO and len(prompts) > 1:
+        raise refused("model", f"{AUTO!r} chooses by one prompt: send one, or name an expert")
+    chosen = await choose(state, body.model, question)
+    tokenizer = await asyncio.to_thread(state.manager.tokenizer, chosen.name)
+
+    def encode() -> list[list[int]]:
+        special = body.add_special_tokens is not False
+        return [
+            encode_plain(tokenizer, prompt, special=special) if isinstance(prompt, str) else list(prompt)
+            for prompt in prompts
+        ]
+
+    encoded = await asyncio.to_thread(encode)
+    n = body.n or 1
+    asked: list[GenerateOptions] = [
+        one for token_ids in encoded for one in per_answer({**options, "prompt_ids": token_ids}, n)
+    ]
+    echoed = [_text(tokenizer, prompt) if body.echo else "" for prompt in prompts]
+    made = _Made(chosen.name, TokenTexts(tokenizer), echoed, n)
+    begun = Answers.begin(state, chosen.name, asked, steps=bool(body.stream))
+    answers = await unless_client_leaves(request, begun)
+    if body.stream:
+        usage = bool(body.stream_options and body.stream_options.include_usage)
+        return EventStream(sent(state, made.chunks(answers, usage=usage)), answers, chosen.headers)
+    results = await unless_client_leaves(request, answers.results())
+    return JSONResponse(made.whole(results), headers=dict(chosen.headers))
+
+
+def encode_plain(tokenizer: TextTokenizer, text: str, *, special: bool) -> list[int]:
+    """The tokens of a text as a model reads it without a template.
+
+    Args:
+        tokenizer: of the base.
+        text: any text; special tokens in it are read as such.
+        special: whether the tokens that the tokenizer puts before a text, such as `<s>`, come first.
+    """
+    prefix = tokenizer.encode(tokenizer.prefix) if special and tokenizer.prefix else []
+    return [*prefix, *tokenizer.encode(text)]
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Makes what the client gets of answers.
+
+    Attributes:
+        model: who answers.
+        texts: of tokens.
+        echoed: what is put before the answers to each prompt.
+        n: how many answers each prompt has.
+    """
+
+    model: str
+    texts: TokenTexts
+    echoed: Sequence[str]
+    n: int
+
+    def whole(self, results: list[InferenceResult]) -> dict[str, Any]:
+        """The answers in one document."""
+        choices = []
+        for index, result in enumerate(results):
+            echoed = self.echoed[index // self.n]
+            logprobs = None
+            if result.logprobs is not None:
+                logprobs = self.texts.plain(shown_logprobs(result), 0)
+            choices.append(
+                {
+                    "index": index,
+                    "text": echoed + result.text,
+                    "logprobs": logprobs,
+                    "finish_reason": finish_reason(result),
+                }
+            )
+        warnings = list(dict.fromkeys(warning for result in results for warning in result.warnings))
+        return {
+            **self._document(),
+            "choices": choices,
+            "usage": self._usage(results),
+            **({"warnings": warnings} if warnings else {}),
+        }
+
+    async def chunks(self, answers: Answers, *, usage: bool) -> AsyncIterator[dict[str, Any] | None]:
+        """The answers as they are written.
+
+        Args:
+            answers: begun, with steps.
+            usage: whether the last chunk has the counts of tokens.
+        """
+        document = self._document()
+        if usage:
+            document["usage"] = None
+        results: dict[int, InferenceResult] = {}
+        held: dict[int, list[TokenLogprob]] = {}
+        written = dict.fromkeys(range(len(self.echoed) * self.n), 0)  # characters of tokens
+
+        def chunk(index: int, text: str, reason: str | None = None) -> dict[str, Any]:
+            logprobs = held.pop(index, None)
+            told = None
+            if logprobs:
+                told = self.texts.plain(logprobs, written[index])
+                written[index] += sum(map(len, told["tokens"]))
+            choice = {"index": index, "text": text, "logprobs": told, "finish_reason": reason}
+            return {**document, "choices": [choice]}
+
+        for index in written:
+            if echoed := self.echoed[index // self.n]:
+                yield chunk(index, echoed)
+        async for event in answers.events(IDLE_SECONDS):
+            if event is None:
+                yield None
+                continue
+            index, what = event
+            if isinstance(what, InferenceResult):
+                results[index] = what
+                yield chunk(index, "", finish_reason(what))
+                continue
+            if what.logprob is not None and what.finish_reason != "eos":
+                held.setdefault(index, []).append(what.logprob)
+            if what.text:
+                yield chunk(index, what.text)
+        if usage:
+            counts = self._usage([results[index] for index in sorted(results)])
+            yield {**document, "choices": [], "usage": counts}
+
+    def _usage(self, results: Sequence[InferenceResult]) -> dict[str, Any]:
+        return usage_of(results[begin : begin + self.n] for begin in range(0, len(results), self.n))
+
+    def _document(self) -> dict[str, Any]:
+        identity = f"cmpl-{uuid.uuid4().hex}"
+        return {"id": identity, "object": "text_completion", "created": int(time.time()), "model": self.model}
+
+
+def _prompts(body: CompletionBody, limits: ServerLimits) -> list[str | list[int]]:
+    """The prompts: texts, or tokens.
+
+    Raises:
+        ApiError: it is neither of them, none or too many.
+    """
+    given = body.prompt
+    prompts = given if isinstance(given, list) and not _is_tokens(given) else [given]
+    for index, prompt in enumerate(prompts):
+        if not isinstance(prompt, str) and not _is_tokens(prompt):
+            where = f"prompt[{index}]" if prompts is given else "prompt"
+            raise refused(where, "it must be a text, a list of token ids, or a list of either")
+    if not 1 <= len(prompts) <= limits.max_prompts:
+        raise refused("prompt", f"{len(prompts)} prompts, and 1 to {limits.max_prompts} may be")
+    return prompts
+
+
+def _is_tokens(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(one) is int for one in value)
+
+
+def _text(tokenizer: TextTokenizer, prompt: str | Sequence[int]) -> str:
+    return prompt if isinstance(prompt, str) else tokenizer.decode(prompt, skip_special_tokens=False)

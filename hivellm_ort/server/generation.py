@@ -1,0 +1,207 @@
+"""The one way from a checked request to answers: the queue, the time, the client that goes away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from typing import Any, TypeVar
+
+from fastapi import Request
+from starlette.requests import ClientDisconnect
+
+from hivellm_ort.errors import arguments_named_by
+from hivellm_ort.options import GenerateOptions
+from hivellm_ort.result import InferenceResult
+from hivellm_ort.server.errors import ApiError
+from hivellm_ort.server.state import ServerState, stopping
+from hivellm_ort.serving.generation import Step
+from hivellm_ort.serving.stream import AsyncTextStream
+from hivellm_ort.tools.parser import ToolCallParser
+
+__all__ = ["Answers", "unless_client_leaves"]
+
+_T = TypeVar("_T")
+# Options of the library that clients give under another name.
+_FIELDS = {
+    "enable_thinking": "chat_template_kwargs.enable_thinking",
+    "include_stop": "include_stop_str_in_output",
+    "prompt_ids": "prompt",
+}
+
+
+class Answers:
+    """The answers of one request, generated side by side.
+
+    They are generated whether or not they are read, and each gives its place in the queue back when it ends.
+
+    Args:
+        state: of the application.
+        streams: one for each answer; none has begun.
+    """
+
+    def __init__(self, state: ServerState, streams: Sequence[AsyncTextStream]) -> None:
+        self._state = state
+        self._streams = streams
+        self._told: asyncio.Queue[tuple[int, Step | InferenceResult | Exception]] = asyncio.Queue()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @classmethod
+    async def begin(
+        cls, state: ServerState, name: str, asked: Sequence[GenerateOptions], *, steps: bool = False
+    ) -> Answers:
+        """Begin all answers; what is wrong with the request is raised here.
+
+        Args:
+            state: of the application.
+            name: the expert.
+            asked: options of each answer.
+            steps: whether `events` is going to be read.
+
+        Raises:
+            ApiError: the queue is full, or the server stops.
+            ExpertError: the request cannot be answered.
+        """
+        state.admit(len(asked))
+        timeout = state.options.limits.request_timeout
+        limited: list[GenerateOptions] = [{**options, "timeout": timeout} for options in asked]
+        streams = [state.manager.agenerate_stream(name, **options) for options in limited]
+        answers = cls(state, streams)
+        begun: list[asyncio.Future[None]] = []
+        with arguments_named_by(_as_field):  # in the tasks, too
+            for index, stream in enumerate(streams):
+                begun.append(asyncio.get_running_loop().create_future())
+                task = asyncio.create_task(answers._run(index, stream, begun[-1], steps=steps))
+                task.add_done_callback(lambda _: state.leave())  # whatever becomes of it
+                answers._tasks.append(task)
+        state.add(answers)
+        try:
+            ended = await asyncio.gather(*begun, return_exceptions=True)
+        except asyncio.CancelledError:
+            answers.abandon()
+            raise
+        for error in ended:
+            if error is not None:
+                answers.abandon()
+                raise error
+        return answers
+
+    async def results(self) -> list[InferenceResult]:
+        """All answers, when they have ended.
+
+        Raises:
+            ApiError: the time is over, or the server stops.
+            ExpertError: an answer cannot go on.
+        """
+        found: dict[int, InferenceResult] = {}
+        async for event in self.events():
+            if event is not None and isinstance(event[1], InferenceResult):
+                found[event[0]] = event[1]
+        return [found[index] for index in range(len(self._streams))]
+
+    async def events(
+        self, idle: float | None = None
+    ) -> AsyncIterator[tuple[int, Step | InferenceResult] | None]:
+        """What happens: the index of an answer, and a step of it or its result. Raises as `results`.
+
+        Args:
+            idle: seconds without a step after which None comes; None for never.
+        """
+        left = len(self._streams)
+        try:
+            while left:
+                try:
+                    async with asyncio.timeout(idle):
+                        index, what = await self._told.get()
+                except TimeoutError:
+                    yield None
+                    continue
+                if isinstance(what, Exception):
+                    raise what
+                left -= isinstance(what, InferenceResult)
+                yield index, what
+        finally:
+            self.abandon()
+
+    def call_parser(self, index: int) -> ToolCallParser:
+        """A parser of the calls of tools in an answer."""
+        return self._streams[index].call_parser()
+
+    def cancel(self) -> None:
+        """End all answers soon; whoever reads them is told."""
+        for stream in self._streams:
+            stream.cancel()
+
+    def abandon(self) -> None:
+        """End all answers that go on; nobody reads them any more."""
+        for task in self._tasks:
+            task.cancel()
+        self._state.remove(self)
+
+    async def _run(
+        self, index: int, stream: AsyncTextStream, begun: asyncio.Future[None], *, steps: bool
+    ) -> None:
+        told: Step | InferenceResult | Exception
+        try:
+            await stream.start()
+            begun.set_result(None)
+            if self._state.ended:
+                stream.cancel()
+            while (step := await stream.next_step()) is not None:
+                if steps:
+                    self._told.put_nowait((index, step))
+            told = self._complete(stream.result)
+        except Exception as error:
+            told = error
+            if not begun.done():
+                begun.set_exception(error)
+        except asyncio.CancelledError:
+            stream.cancel()
+            begun.cancel()
+            raise
+        self._told.put_nowait((index, told))
+
+    def _complete(self, result: InferenceResult) -> InferenceResult:
+        if result.finish_reason != "cancelled":
+            return result
+        if self._state.ended:
+            raise stopping()
+        seconds = self._state.options.limits.request_timeout
+        # A client of OpenAI's would ask twice again, and wait as long each time.
+        raise ApiError(
+            504,
+            f"the answer did not end in {seconds:g} s: ask for fewer tokens, or when the server has less to do",
+            code="timeout",
+            headers={"x-should-retry": "false"},
+        )
+
+
+async def unless_client_leaves(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
+    """What the work gives; it is cancelled when the client goes away.
+
+    Args:
+        request: whose body was read.
+        work: to do.
+
+    Raises:
+        ClientDisconnect: the client went away.
+    """
+    task = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait((task, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        task.cancel()
+        leaving.cancel()
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _as_field(name: str, _value: str | int | None) -> str | None:
+    """An argument of the library as a client has it."""
+    return _FIELDS.get(name)

@@ -1,0 +1,91 @@
+"""`/v1/load_lora_adapter` and `/v1/unload_lora_adapter`: off unless the operator names a folder."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from pathlib import Path
+
+from fastapi import APIRouter, Request
+from fastapi.responses import PlainTextResponse
+
+from hivellm_ort.errors import LoadError
+from hivellm_ort.server.errors import ERRORS, ApiError, refused
+from hivellm_ort.server.models import AUTO
+from hivellm_ort.server.schemas.loading import LoadBody, UnloadBody
+from hivellm_ort.server.state import ServerState, state_of
+from hivellm_ort.server.strict_json import StrictRoute
+
+__all__ = ["router"]
+
+router = APIRouter(tags=["models"], route_class=StrictRoute)
+
+
+@router.post("/v1/load_lora_adapter", responses=ERRORS, response_class=PlainTextResponse)
+async def load_adapter(body: LoadBody, request: Request) -> str:
+    """Load an expert; nothing that runs is disturbed."""
+    state = state_of(request)
+    path = _inside(_folder(state), body.lora_path)
+    if body.lora_name in (AUTO, state.manager.BASE) or not body.lora_name.isprintable():
+        raise refused("lora_name", f"{body.lora_name!r} cannot be the name of an expert: take another")
+    replace = bool(body.load_inplace)
+    load = partial(state.manager.load_expert, body.lora_name, path, replace=replace)
+    async with state.loading:
+        names = {info.name for info in state.manager.list_loaded_experts()}
+        if body.lora_name in names and not replace:
+            raise refused("lora_name", f"{body.lora_name!r} is loaded: unload it first, or set load_inplace")
+        try:
+            await asyncio.to_thread(load)
+        except LoadError as error:
+            raise ApiError(400, state.hide(str(error)), param="lora_path", code="invalid_package") from error
+    return f"Success: LoRA adapter '{body.lora_name}' added successfully."
+
+
+@router.post("/v1/unload_lora_adapter", responses=ERRORS, response_class=PlainTextResponse)
+async def unload_adapter(body: UnloadBody, request: Request) -> str:
+    """Unload an expert; its answers that go on are finished."""
+    state = state_of(request)
+    _folder(state)
+    async with state.loading:
+        try:
+            await asyncio.to_thread(state.manager.unload_expert, body.lora_name)
+        except LoadError as error:
+            raise refused("lora_name", state.hide(str(error))) from error
+    return f"Success: LoRA adapter '{body.lora_name}' removed successfully."
+
+
+def _folder(state: ServerState) -> Path:
+    folder = state.options.loading_folder
+    if folder is None:
+        raise ApiError(
+            403,
+            "loading and unloading are off: the operator allows them with 'hivellm-ort serve --allow-loading FOLDER'",
+            code="loading_is_off",
+        )
+    return folder.resolve()
+
+
+def _inside(folder: Path, given: str) -> Path:
+    """A path in the folder, however it is written and wherever links lead.
+
+    Raises:
+        ApiError: it is outside, or there is nothing. Outside nothing is told of what there is.
+    """
+    try:
+        path = (folder / given).resolve()
+        inside = path.is_relative_to(folder) and path != folder
+        found = inside and path.exists()
+    except (OSError, ValueError):  # too long, a link to itself, a zero byte
+        inside = found = False
+    if not inside:
+        raise ApiError(
+            403,
+            "lora_path: it is outside of the folder that the operator named for loading",
+            param="lora_path",
+            code="path_not_allowed",
+        )
+    if not found:
+        raise ApiError(
+            404, "lora_path: there is no such package", param="lora_path", code="package_not_found"
+        )
+    return path

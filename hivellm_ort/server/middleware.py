@@ -1,0 +1,222 @@
+"""What stands before every route: keys, request ids, counts, and bounds on how slow a client may be."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import re
+import time
+import uuid
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from hivellm_ort.server.errors import CLIENT_LEFT, ApiError
+from hivellm_ort.server.http_metrics import HttpMetrics
+from hivellm_ort.server.options import ServerLimits
+
+__all__ = ["Account", "Bounds", "Hosts", "Keys"]
+
+_LOG = logging.getLogger("hivellm_ort")
+_OPEN = "/health"
+_REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+_METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
+
+
+class Account:
+    """Counts every request, and gives it an id that its response has as `x-request-id`.
+
+    The id is the client's own, where it sends a sound one.
+
+    Args:
+        app: what answers.
+        metrics: where it is counted.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: HttpMetrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
+        begin, status = time.perf_counter(), CLIENT_LEFT
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        self._metrics.in_progress += 1
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception:
+            _LOG.error("the request %s failed", request_id)
+            raise
+        finally:
+            self._metrics.in_progress -= 1
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            route = getattr(scope.get("route"), "path", "")
+            self._metrics.count(method, route, status, time.perf_counter() - begin)
+
+
+class Hosts:
+    """Lets only those pass who name the server by a name that the operator knows.
+
+    Starlette tells the names apart; it would refuse with a text of its own.
+
+    Args:
+        app: what answers.
+        allowed: names, `*.example.com` for all below one, `*` for any.
+    """
+
+    def __init__(self, app: ASGIApp, allowed: Sequence[str]) -> None:
+        self._app = app
+        self._allowed = allowed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        known = False
+
+        async def note(_scope: Scope, _receive: Receive, _send: Send) -> None:
+            nonlocal known
+            known = True
+
+        async def drop(_message: Message) -> None:
+            """Starlette's own answer."""
+
+        # Not `www.` of a name that is allowed: an answer that leads to another host is none.
+        await TrustedHostMiddleware(note, self._allowed, www_redirect=False)(scope, receive, drop)
+        if known:
+            await self._app(scope, receive, send)
+            return
+        message = "the header host names another server: the operator allows names with --allowed-host"
+        await ApiError(400, message, code="invalid_host").response(scope, receive, send)
+
+
+class Keys:
+    """Lets only those pass who have one of the keys. `/health` is open.
+
+    Args:
+        app: what answers.
+        keys: the keys, at least one.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+        self._app = app
+        self._keys = [key.encode() for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http" or _path(scope) == _OPEN or self._known(Headers(scope=scope)):
+            await self._app(scope, receive, send)
+            return
+        error = ApiError(
+            401,
+            "the key is missing or wrong: send the header 'authorization: Bearer KEY'",
+            code="invalid_api_key",
+            headers={"www-authenticate": "Bearer"},
+        )
+        await error.response(scope, receive, send)
+
+    def _known(self, headers: Headers) -> bool:
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        key = given.strip().encode()
+        # Every key is compared: which of them it is, and how much of it is right, takes the same time.
+        found = [hmac.compare_digest(key, known) for known in self._keys]
+        return scheme.lower() == "bearer" and any(found)
+
+
+class Bounds:
+    """Ends requests whose body is too large or does not arrive, and responses that nobody reads.
+
+    Args:
+        app: what answers.
+        limits: how large and how slow each may be.
+    """
+
+    def __init__(self, app: ASGIApp, limits: ServerLimits) -> None:
+        self._app = app
+        self._limits = limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        body = _BoundedBody(scope, receive, self._limits)
+        slow = False
+
+        async def send_in_time(message: Message) -> None:
+            nonlocal slow
+            try:
+                async with asyncio.timeout(self._limits.send_timeout):
+                    await send(message)
+            except TimeoutError:
+                slow = True
+                raise
+
+        try:
+            await self._app(scope, body.receive, send_in_time)
+        except TimeoutError:
+            if not slow:
+                raise
+            _LOG.warning("a client did not read its answer for %g s: it is left", self._limits.send_timeout)
+
+
+class _BoundedBody:
+    """A body as it arrives. Starlette has a limit of its own, and tells it in no error object."""
+
+    def __init__(self, scope: Scope, receive: Receive, limits: ServerLimits) -> None:
+        self._receive, self._limits = receive, limits
+        self._deadline = asyncio.get_running_loop().time() + limits.body_timeout
+        announced = Headers(scope=scope).get("content-length", "")
+        self._announced = int(announced) if announced.isascii() and announced.isdigit() else 0
+        self._size = 0
+        self._complete = False
+
+    async def receive(self) -> Message:
+        """The next part of it; after the last that the client went away.
+
+        Raises:
+            ApiError: it is too large, or late.
+        """
+        if self._complete:
+            return await self._receive()
+        self._check_size(self._announced)
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                message = await self._receive()
+        except TimeoutError:
+            raise _closing(
+                408, f"the body did not arrive in {self._limits.body_timeout:g} s", "body_timeout"
+            ) from None
+        self._size += len(message.get("body", b""))
+        self._check_size(self._size)
+        self._complete = message["type"] != "http.request" or not message.get("more_body", False)
+        return message
+
+    def _check_size(self, size: int) -> None:
+        most = self._limits.max_body_bytes
+        if size > most:
+            raise _closing(413, f"the body is larger than {most} bytes: send less", "body_too_large")
+
+
+def _closing(status: int, message: str, code: str) -> ApiError:
+    """An error after which the rest of the body is not read."""
+    return ApiError(status, message, code=code, headers={"connection": "close"})
+
+
+def _path(scope: Scope) -> str:
+    """The path inside this application, which may be mounted in another."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))

@@ -1,0 +1,1 @@
+"""The bodies of requests, field by field; a field that is not here is refused by name."""

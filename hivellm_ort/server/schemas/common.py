@@ -1,0 +1,136 @@
+"""What the bodies of several routes have in common."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
+
+__all__ = ["FIELDS", "REFUSED", "Body", "GenerationBody", "StreamOptions", "StructuredOutputs", "Texts"]
+
+FIELDS: set[str] = set()
+"""Names of the fields of all bodies, for errors."""
+
+REFUSED = {
+    "audio": "answers are text",
+    "best_of": "ask for n answers and choose",
+    "function_call": "use tool_choice",
+    "functions": "use tools",
+    "prediction": "use prompt_lookup, which guesses from the prompt",
+    "suffix": "the models write on from a prompt, and do not fill gaps",
+    "verbosity": "say in a message how long the answer should be",
+    "web_search_options": "the server asks nobody else",
+    "ignore_eos": "use min_tokens",
+    "stop_token_ids": "use stop, with texts",
+    "skip_special_tokens": "answers never hold special tokens",
+    "spaces_between_special_tokens": "answers never hold special tokens",
+    "prompt_logprobs": "probabilities are told of answers, not of prompts",
+    "allowed_token_ids": "use choice, regex or grammar",
+    "truncate_prompt_tokens": "shorten the prompt yourself",
+    "use_beam_search": "answers are sampled, or greedy with temperature 0",
+    "length_penalty": "answers are sampled, or greedy with temperature 0",
+    "priority": "requests are answered first come, first served",
+    "add_generation_prompt": "an answer of the assistant always begins",
+    "continue_final_message": "an answer of the assistant always begins; use /v1/completions to go on",
+    "chat_template": "experts bring their own",
+    "documents": "write them into a message",
+    "mm_processor_kwargs": "prompts are text",
+}
+"""Fields that clients of OpenAI or vLLM may send and that have no meaning here, and what to do instead."""
+
+
+def _as_texts(value: Any) -> Any:
+    """One text as a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
+Texts = Annotated[
+    list[str],
+    BeforeValidator(_as_texts),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+]
+"""A text, or a list of texts."""
+
+
+class Body(BaseModel):
+    """A JSON object whose fields are all known; null is the same as leaving a field out."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=(), serialize_by_alias=True)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        FIELDS.update(cls.model_fields)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_null(cls, value: Any) -> Any:
+        """Clients write null for fields that they do not use, also for fields that are refused."""
+        if not isinstance(value, dict):
+            return value
+        return {name: item for name, item in value.items() if item is not None or name not in REFUSED}
+
+
+class StreamOptions(Body):
+    """What a stream holds besides the answer."""
+
+    include_usage: bool | None = Field(None, description="Whether the last chunk has the counts of tokens.")
+
+
+class StructuredOutputs(Body):
+    """What the answer must look like, in vLLM's form; give one."""
+
+    json_: dict[str, Any] | str | None = Field(None, alias="json")
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: Literal[True] | None = None
+
+
+class GenerationBody(Body):
+    """What chat and plain completions have in common."""
+
+    model: str = Field(description="An expert's name, `base` for the base model, or `auto` for routing.")
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = Field(None, description="How many answers.")
+    stop: Texts | None = Field(None, description="Texts that end the answer.")
+    seed: int | None = None
+    temperature: float | None = Field(None, description="0 is greedy; the default is the expert's own.")
+    top_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = Field(None, description="Numbers by token id.")
+    max_tokens: int | None = None
+    user: str | None = Field(None, description="Taken and not used.")
+
+    top_k: int | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    repetition_penalty: float | None = None
+    no_repeat_ngram_size: int | None = None
+    min_tokens: int | None = None
+    bad_words: list[str] | None = None
+    include_stop_str_in_output: bool | None = None
+    prompt_lookup: bool | None = None
+
+    grammar: str | bool | None = Field(
+        None, description="GBNF that the answer must match; true is the package's own, false is none."
+    )
+    regex: str | None = Field(None, description="A regular expression that the answer must match.")
+    choice: list[str] | None = Field(None, description="Texts of which the answer must be one.")
+    json_schema: dict[str, Any] | bool | None = Field(
+        None, description="A JSON schema that the answer must match."
+    )
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    structured_outputs: StructuredOutputs | None = None
+
+    @model_validator(mode="after")
+    def _check_bias(self) -> GenerationBody:
+        for token_id in self.logit_bias or ():
+            if not token_id.isascii() or not token_id.isdigit():
+                raise PydanticCustomError("bias", "logit_bias: {key} is no token id", {"key": repr(token_id)})
+        return self

@@ -1,0 +1,38 @@
+"""`/health`, `/ready` and `/metrics`."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from hivellm_ort.observability import PROMETHEUS_CONTENT_TYPE
+from hivellm_ort.server.errors import ERRORS
+from hivellm_ort.server.state import state_of
+
+__all__ = ["router"]
+
+router = APIRouter(tags=["status"])
+
+
+@router.get("/health")
+async def health() -> dict[str, str]:
+    """That the process answers. It needs no key."""
+    return {"status": "ok"}
+
+
+@router.get("/ready", responses=ERRORS)
+async def ready(request: Request) -> Response:
+    """Whether requests are taken: status 503 where there is no expert, and while the server shuts down."""
+    state = state_of(request)
+    if state.draining:
+        return JSONResponse({"status": "shutting down"}, 503)
+    experts = len(state.manager.list_loaded_experts())
+    return JSONResponse({"status": "ready" if experts else "no experts"}, 200 if experts else 503)
+
+
+@router.get("/metrics", responses={**ERRORS, 200: {"content": {"text/plain": {}}}}, response_model=None)
+async def metrics(request: Request) -> Response:
+    """The manager's metrics and those of HTTP, for Prometheus."""
+    state = state_of(request)
+    text = state.manager.metrics.prometheus() + state.metrics.prometheus()
+    return Response(text, media_type=PROMETHEUS_CONTENT_TYPE)

@@ -1,0 +1,54 @@
+"""Bodies are read as strictly as the files of a package."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+
+from hivellm_ort.errors import ManifestError
+from hivellm_ort.jsonfiles.reading import parse_json
+from hivellm_ort.server.errors import ApiError
+
+__all__ = ["StrictRoute"]
+
+
+_SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+class _StrictRequest(Request):
+    async def json(self) -> Any:
+        """The body: one object in UTF-8, with no key twice, no NaN, at most 100 levels deep."""
+        if not hasattr(self, "_json"):
+            self._json = _parsed(await self.body())
+        return self._json
+
+
+def _parsed(body: bytes) -> dict[str, Any]:
+    try:
+        value = dict(parse_json(body, "the body"))  # not the object itself: it keeps the text
+        if _SURROGATE_ESCAPE.search(body):
+            json.dumps(value, ensure_ascii=False).encode()
+    except ManifestError as error:
+        raise ApiError(400, str(error), code="invalid_json") from error
+    except UnicodeEncodeError as error:
+        message = "the body has half of a surrogate pair, which is no character: correct the escape"
+        raise ApiError(400, message, code="invalid_json") from error
+    return value
+
+
+class StrictRoute(APIRoute):
+    """A route whose body is read strictly; errors say where in it the fault is."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """See FastAPI."""
+        handler = super().get_route_handler()
+
+        async def strict(request: Request) -> Response:
+            return await handler(_StrictRequest(request.scope, request.receive))
+
+        return strict

@@ -1,0 +1,31 @@
+"""Requests, and what comes back."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+
+QUESTION = "select the users"
+
+
+def chat(question: str = QUESTION, **fields: Any) -> dict[str, Any]:
+    """The body of a request to `/v1/chat/completions`."""
+    return {"model": "sql", "messages": [{"role": "user", "content": question}], **fields}
+
+
+def chunks(text: str) -> list[dict[str, Any]]:
+    """The chunks of a stream, which ends as it has to."""
+    events = [line.removeprefix("data: ") for line in text.split("\n") if line.startswith("data: ")]
+    assert "[DONE]" == events.pop()
+    return [json.loads(event) for event in events]
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    """The error object of a response, which has all that OpenAI's has."""
+    document = response.json()
+    assert {"error"} == set(document)
+    assert {"message", "type", "param", "code"} == set(document["error"])
+    error: dict[str, Any] = document["error"]
+    return error
