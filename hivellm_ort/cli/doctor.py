@@ -74,7 +74,7 @@ def _runtime() -> dict[str, Any]:
 
 
 def _without_folders(text: str) -> str:
-    """Remove the folders of Python and of the user from a message, because a report is shown to others."""
+    """A message without where Python and the user's files are: a report is shown to others."""
     folders = {*sysconfig.get_paths().values(), sys.prefix, sys.base_prefix}
     with contextlib.suppress(RuntimeError):  # a user without a home folder
         folders.add(str(Path.home()))
@@ -85,7 +85,7 @@ def _without_folders(text: str) -> str:
 
 
 def _devices(error: str | None) -> dict[str, Any]:
-    """Say what each value of `device` would do. `auto` depends on the target of the graphs."""
+    """Say what each device setting does; `auto` depends on the target of the graphs."""
     troubles = {name: error or unavailable_reason(provider) for name, provider in PROVIDERS.items()}
     auto = {
         target: next(
