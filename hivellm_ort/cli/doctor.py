@@ -73,7 +73,7 @@ def _runtime() -> dict[str, Any]:
 
 
 def _devices(error: str | None) -> dict[str, Any]:
-    """Say what each value of `device` would do. `auto` depends on the target of the graphs."""
+    """Say what each device setting does; `auto` depends on the target of the graphs."""
     troubles = {name: error or unavailable_reason(provider) for name, provider in PROVIDERS.items()}
     auto = {
         target: next(
