@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hivellm_export.gguf.model import read_gguf
-from hivellm_export.huggingface.config import ARCHITECTURES
 from hivellm_export.huggingface.files import check_links
 from hivellm_export.huggingface.folder import BaseFolder
 from hivellm_export.huggingface.tokenizer import check_size, load_tokenizer
@@ -25,7 +24,7 @@ from hivellm_ort.contract import Architecture
 from hivellm_ort.errors import ExpertError, ExportError
 from hivellm_ort.package.archive import sha256_file
 
-__all__ = ["ARCHITECTURES", "BaseModel", "load_base"]
+__all__ = ["BaseModel", "load_base"]
 
 _LOGGERS = ("transformers", "gguf")  # they warn about their own defaults on every load
 
@@ -94,7 +93,7 @@ def load_base(path: Path, tokenizer: Path | None = None) -> BaseModel:
         tokenizer: Folder of a tokenizer that replaces the base's own. It must fit the base.
 
     Raises:
-        UnsupportedArchitectureError: `model_type` is not in `ARCHITECTURES`, or the graph cannot express a variant
+        UnsupportedArchitectureError: `model_type` is not supported, or the graph cannot express a variant
             that the model uses.
         ExportError: The path is neither a folder nor a `.gguf` file, a file cannot be read, or a link leads out of
             the folder.

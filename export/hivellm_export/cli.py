@@ -126,20 +126,22 @@ def export(
         if bundle.reason:
             echo(f"precision {bundle.precision}: {bundle.reason}")
         if bundle.verification is not None:
-            _say(f"{bundle.precision} {bundle.target}", bundle.verification)
+            _print_verification(f"{bundle.precision} {bundle.target}", bundle.verification)
         if bundle.folder is not None:
             echo(f"bundle    {output / bundle.folder}")
     for package in report.packages:
         kind = f"{package.kind} rank {package.rank}" if package.rank else package.kind
         echo(f"package   {output / package.file}  {package.size / 1e6:.1f} MB  {kind}")
         for verification in package.verification:
-            _say(f"{package.name} on {verification.precision} {verification.target}", verification)
+            _print_verification(
+                f"{package.name} on {verification.precision} {verification.target}", verification
+            )
     if report.unverified:
         echo(f"verified  no: {report.unverified}")
     echo(f"done in   {report.seconds:.1f} s")
 
 
-def _say(what: str, verification: Verification) -> None:
+def _print_verification(what: str, verification: Verification) -> None:
     """Print the result of a verification, and each thing that was not compared."""
     if verification.kl is None:
         answers = "answers not compared"

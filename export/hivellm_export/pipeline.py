@@ -19,7 +19,7 @@ from hivellm_export.packaging.bundle import write_bundle
 from hivellm_export.packaging.output_folder import built_beside
 from hivellm_export.packaging.package import ExpertSource, write_package
 from hivellm_export.targets import Plan, plan_bundles
-from hivellm_export.verify.report import Verification, too_long
+from hivellm_export.verify.report import Verification, skip_reason
 from hivellm_export.verify.run import Exported, verify
 from hivellm_ort.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from hivellm_ort.adapters.prepare import Embeddings, prepare
@@ -168,7 +168,7 @@ def export(
             source.check_base(model.source_sha256)
         count = sum(parameter.numel() for parameter in model.model.parameters())
         plans = tuple(plan.settled(count, cpu_flags()) for plan in plans)
-        unverified = too_long(count, len(plans), len(sources)) if verify is None else ""
+        unverified = skip_reason(count, len(plans), len(sources)) if verify is None else ""
         if verify is False:
             unverified = "it was switched off"
         report = _export(

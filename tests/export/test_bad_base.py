@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from support import tiny
 from support.exporting import Refusal, Tensors, copied, edit_json, edit_tensors, truncate
 
-from hivellm_export.base_model import ARCHITECTURES
+from hivellm_export.huggingface.config import ARCHITECTURES
 from hivellm_ort.cli.main import main
 
 ModelFolder = Callable[[str], Path]

@@ -17,7 +17,7 @@ from hivellm_ort.errors import ExportError
 
 __all__ = [
     "OPTION",
-    "Kind",
+    "TokenType",
     "Vocabulary",
     "begin_id",
     "end_ids",
@@ -58,8 +58,8 @@ _INFILLING = {
 _USER_DEFINED = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
 
 
-class Kind(enum.IntEnum):
-    """`tokenizer.ggml.token_type`."""
+class TokenType(enum.IntEnum):
+    """Type of a token, as in `tokenizer.ggml.token_type`."""
 
     NORMAL = 1
     UNKNOWN = 2
@@ -69,7 +69,7 @@ class Kind(enum.IntEnum):
     BYTE = 6
 
 
-_ADDED = (Kind.CONTROL, Kind.UNKNOWN, Kind.USER_DEFINED)
+_ADDED = (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED)
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Vocabulary:
 
     model: str
     tokens: list[str]
-    kinds: list[Kind]
+    kinds: list[TokenType]
     merges: list[tuple[str, str]]
     scores: list[float]
     pre: PreTokenizer | None
@@ -111,7 +111,7 @@ class Vocabulary:
     @cached_property
     def added(self) -> dict[int, bool]:
         """Ids of tokens that are found in a text before it is split, and whether each is special."""
-        return {i: kind is not Kind.USER_DEFINED for i, kind in enumerate(self.kinds) if kind in _ADDED}
+        return {i: kind is not TokenType.USER_DEFINED for i, kind in enumerate(self.kinds) if kind in _ADDED}
 
 
 def read_vocabulary(file: GgufFile) -> Vocabulary:
@@ -182,7 +182,7 @@ def end_ids(file: GgufFile) -> list[int]:
     kinds = file.value(f"{_PREFIX}token_type", list, [])
     named = (_id(file, f"{name}_token_id", len(tokens), None) for name in ("eos", "eot", "eom"))
     pairs = enumerate(zip(tokens, kinds, strict=False))  # `read_vocabulary` reports wrong lengths
-    written = (i for i, (token, kind) in pairs if kind == Kind.CONTROL and token in _ENDS)
+    written = (i for i, (token, kind) in pairs if kind == TokenType.CONTROL and token in _ENDS)
     return sorted({i for i in (*named, *written) if i is not None})
 
 
@@ -215,22 +215,22 @@ def _check_unique(file: GgufFile, tokens: list[str]) -> None:
             )
 
 
-def _kinds(file: GgufFile, tokens: list[str]) -> list[Kind]:
+def _kinds(file: GgufFile, tokens: list[str]) -> list[TokenType]:
     key = f"{_PREFIX}token_type"
     kinds = []
     for i, number in enumerate(_list(file, key, int, len(tokens))):
-        if number not in Kind.__members__.values():
+        if number not in TokenType.__members__.values():
             raise ExportError(f"{file.name}: {key} of token {i} ({tokens[i]!r}) is {number}: {OPTION}")
-        kinds.append(Kind(number))
+        kinds.append(TokenType(number))
     special = set(_ENDS)
     for name, texts in _INFILLING.items():
         if f"{_PREFIX}fim_{name}_token_id" not in file.keys:
             special.update(texts.split())
     for i, token in enumerate(tokens):
         if token in special:
-            kinds[i] = Kind.CONTROL
+            kinds[i] = TokenType.CONTROL
         elif token in _USER_DEFINED:
-            kinds[i] = Kind.USER_DEFINED
+            kinds[i] = TokenType.USER_DEFINED
     return kinds
 
 
@@ -272,7 +272,7 @@ def _id(file: GgufFile, name: str, count: int, default: int | None) -> int | Non
     return found
 
 
-def _strips(file: GgufFile, tokens: list[str], kinds: list[Kind]) -> frozenset[int]:
+def _strips(file: GgufFile, tokens: list[str], kinds: list[TokenType]) -> frozenset[int]:
     """Ids of special tokens that remove white space after them: in llama.cpp only for Phi-3, by its name."""
     name = file.value("general.name", str, "").lower()
     if "phi-3" not in name and "phi3" not in name:

@@ -42,7 +42,7 @@ class PortableLowering(Lowering):
         return (self._normed(node.inputs[0], node),)
 
     def head_rms_norm(self, node: ir.Node) -> tuple[ir.Value, ...]:
-        """To the same operators on each head."""
+        """Lower to the same operators on each head."""
         head_dim = node.attributes["head_dim"].as_int()
         width = node.attributes["width"].as_int()
         heads = self.op("Reshape", node.inputs[0], self.constant([-1, width // head_dim, head_dim]))

@@ -62,7 +62,7 @@ def load_tokenizer(folder: Path, config: Any) -> Any:
             f"{_CONFIG}: tokenizer_class {shown(settings.get('tokenizer_class'))} is not one of transformers "
             f"{transformers.__version__}, and the folder has no {_TOKENIZER}"
         )
-    staged = _in_old_words(settings)
+    staged = _as_version_4(settings)
     if templates:
         staged["chat_template"] = templates
     if complete is not None:
@@ -151,7 +151,7 @@ def _class_of(settings: Mapping[str, Any], document: Mapping[str, Any], config: 
     return None
 
 
-def _in_old_words(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _as_version_4(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Rename settings as in version 4, where lists of extra special tokens have another name."""
     staged = {key: value for key, value in settings.items() if key not in _DROPPED}
     extra = staged.pop("extra_special_tokens", None)

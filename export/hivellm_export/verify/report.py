@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-__all__ = ["BOUNDS", "MOST_SECONDS", "Bound", "Verification", "bound_of", "too_long"]
+__all__ = ["BOUNDS", "MOST_SECONDS", "Bound", "Verification", "bound_of", "skip_reason"]
 
 MOST_SECONDS = 60.0
 """Exports are verified by default if this is expected to take less."""
@@ -82,7 +82,7 @@ class Verification:
     omitted: list[str] = field(default_factory=list)
 
 
-def too_long(parameters: int, bundles: int, experts: int) -> str:
+def skip_reason(parameters: int, bundles: int, experts: int) -> str:
     """Say why an export is not verified by default.
 
     Args:

@@ -181,7 +181,7 @@ class GgufSource:
         return self._tensors.keys() - {_FREQUENCIES}
 
     def tensor(self, name: str) -> Array:
-        """A tensor as float32, read now."""
+        """Read a tensor as float32."""
         from gguf.quants import dequantize
 
         found = self._tensors[name]
