@@ -121,9 +121,9 @@ class ScoreOptions(TypedDict, total=False):
 
 _MOST_ANSWERS = 1000  # each may take a forward pass
 
-_MOST_THREADS = 1024  # ONNX Runtime starts as many as it is told, until the memory is full
+_MOST_THREADS = 1024  # ONNX Runtime starts any number of threads until the memory is full
 
-# A value of these is a list itself; what is in it.
+# Options whose values are lists, with the types of their items.
 _LISTS: dict[str, type | tuple[type, ...]] = {
     "messages": Mapping,
     "tools": Mapping,
@@ -139,7 +139,7 @@ class _Kind(NamedTuple):
 
     types: type | tuple[type, ...]
     wanted: str
-    boolean: bool = False  # whether True and False are values of it
+    boolean: bool = False  # whether True and False are allowed
 
 
 _TEXT = _Kind(str, "a text (str)")
@@ -150,7 +150,7 @@ _KINDS = {
     "schema": _TEXT,
     "system": _TEXT,
     "messages": _Kind(Sequence, "a list of turns, such as [{'role': 'user', 'content': 'Count all orders'}]"),
-    # checked_tools says what tools may be.
+    # checked_tools checks tools.
     "enable_thinking": _FLAG,
     "temperature": _NUMBER,
     "top_p": _NUMBER,
@@ -171,7 +171,7 @@ _KINDS = {
     "seed": _WHOLE,
     "logprobs": _WHOLE,
     "grammar": _Kind((str, Grammar), "a GBNF text, a Grammar, True or False", boolean=True),
-    # Grammar.json_schema says what a schema may be.
+    # Grammar.json_schema checks schemas.
     "lenient": _FLAG,
     "regex": _TEXT,
     "choice": _Kind(Sequence, "a list of texts, such as ['yes', 'no']"),

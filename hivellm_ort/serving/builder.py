@@ -97,7 +97,7 @@ class RequestBuilder:
         encoded = self._encode_prompt(prompt, options, thinking=thinking)
         prompt_ids, inside = encoded.token_ids, opens_thinking(encoded.text)
         stops = self._stops(options)
-        # Under a grammar a published stop counts where the grammar is complete; elsewhere it may cut a good answer.
+        # Under a grammar, the manifest's stops count only when it is complete. Elsewhere they may cut answers.
         soft = self.manifest.decoding.stop_sequences or ()
         closing = self._single_tokens([*stops, *soft]) if grammar is not None else frozenset()
         sampling = self._sampling(options)
@@ -129,7 +129,7 @@ class RequestBuilder:
         tokens = tuple(tuple(self.base.tokenizer.encode(answer)) for answer in answers)
         for index, token_ids in enumerate(tokens):
             self._check_tokens(token_ids, f"answers[{index}]")
-        self._max_tokens(encoded.token_ids, max(map(len, tokens)))  # there must be room for the longest
+        self._max_tokens(encoded.token_ids, max(map(len, tokens)))  # the longest answer must fit
         request = GenerationRequest(
             prompt_ids=encoded.token_ids,
             max_tokens=1,
