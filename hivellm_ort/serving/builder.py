@@ -273,6 +273,9 @@ class RequestBuilder:
             close_id=tags[1],
             gap=tokenizer.encode("\n\n"),
             end_token_ids=self.eos_token_ids,
+            forbid_spelled_tag=self.base.token_texts.forbid(
+                [str(tokenizer.id_to_token(tags[1]))], prompt_length=0, end_token_ids=[tags[1]]
+            ),
         )
 
     def _max_tokens(self, prompt_ids: Sequence[int], max_tokens: int | None) -> int:
