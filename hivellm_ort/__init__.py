@@ -96,8 +96,8 @@ __all__ = [
     "__version__",
 ]
 
-# Imported when they are asked for: who names the package pays for what it uses. Tools that freeze applications find
-# the modules by the imports above.
+# Imported on first use, so that `import hivellm_ort` stays fast. Tools that freeze applications find the modules by
+# the imports above.
 _HOMES = {
     "AnswerScore": "result",
     "ArgumentsDelta": "tools.parser",
@@ -126,7 +126,7 @@ _HOMES = {
     "Verdict": "integrity",
 }
 
-if not TYPE_CHECKING:  # a checker that saw it would take every name for one of ours
+if not TYPE_CHECKING:  # a type checker would accept every name because of it
 
     def __getattr__(name: str) -> Any:
         if name not in _HOMES:

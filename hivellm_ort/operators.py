@@ -17,7 +17,7 @@ DOMAIN_MS = "com.microsoft"
 
 _COMMON = frozenset({
     "Add", "Cast", "Concat", "Constant", "Gather", "Gemm", "MatMul", "Mul", "Reshape", "Sigmoid", "Split",
-    # Activation functions of a model, of which it has one, and what they are made of.
+    # Operators of activation functions.
     "Clip", "Div", "Erf", "LeakyRelu", "Pow", "Relu", "Softplus", "Sqrt", "Sub", "Tanh",
 })  # fmt: skip
 _NORMS = frozenset({"SimplifiedLayerNormalization"})

@@ -136,7 +136,7 @@ class ScoreOptions(TypedDict, total=False):
 
 _MOST_ANSWERS = 1000  # each may take a forward pass
 
-# A value of these is a list itself; what is in it.
+# Options whose values are lists, with the types of their items.
 _LISTS: dict[str, type | tuple[type, ...]] = {
     "messages": Mapping,
     "tools": Mapping,
@@ -153,7 +153,7 @@ class _Kind(NamedTuple):
 
     types: type | tuple[type, ...]
     wanted: str
-    boolean: bool = False  # whether True and False are values of it
+    boolean: bool = False  # whether True and False are allowed
 
 
 _TEXT = _Kind(str, "a text (str)")
@@ -165,7 +165,7 @@ _KINDS = {
     "system": _TEXT,
     "messages": _Kind(Sequence, "a list of turns, such as [{'role': 'user', 'content': 'Count all orders'}]"),
     "prompt_ids": _Kind(Sequence, "a list of token ids (int), such as [1, 42]"),
-    # checked_tools says what tools may be.
+    # checked_tools checks tools.
     "tool_choice": _Kind((str, Mapping), "'none', 'auto', 'required' or a dict that names a function"),
     "parallel_tool_calls": _FLAG,
     "enable_thinking": _FLAG,
@@ -188,7 +188,7 @@ _KINDS = {
     "seed": _WHOLE,
     "logprobs": _WHOLE,
     "grammar": _Kind((str, Grammar), "a GBNF text, a Grammar, True or False", boolean=True),
-    # Grammar.json_schema says what a schema may be.
+    # Grammar.json_schema checks schemas.
     "lenient": _FLAG,
     "regex": _TEXT,
     "choice": _Kind(Sequence, "a list of texts, such as ['yes', 'no']"),

@@ -45,7 +45,7 @@ def _on_terminal() -> bool:
     isatty = getattr(sys.stderr, "isatty", None)
     try:
         return isatty is not None and bool(isatty())
-    except ValueError:  # it was closed
+    except ValueError:  # standard error is closed
         return False
 
 

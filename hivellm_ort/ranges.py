@@ -12,7 +12,7 @@ __all__ = [
     "MIN_TEMPERATURE",
 ]
 
-# Logits are float32: outside these bounds what they are divided by or multiplied with makes infinities of them.
+# Logits are float32: values outside these bounds would make them infinite.
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-4, 1e6
 MIN_PENALTY, MAX_PENALTY = 1e-6, 1e6
 

@@ -14,7 +14,7 @@ from hivellm_ort.errors import AdapterError
 
 __all__ = ["NEUTRAL", "PeftConfig", "check_fields", "read_peft_config", "unmatched_targets"]
 
-# What PEFT 0.10 to 0.21 and Unsloth write that says how the adapter was trained or stored. PEFT switches
+# Fields of PEFT 0.10 to 0.21 and Unsloth that describe training or storage. PEFT switches
 # `fan_in_fan_out` off on every `nn.Linear`; the configurations of initialisations act through `init_lora_weights`
 # alone, and `ensure_weight_tying` through modules that are merged.
 NEUTRAL = {
@@ -37,7 +37,7 @@ _MERGED = {
     "trainable_token_indices",
     "velora_config",
 }
-# What no form of the export can do, swapped or merged.
+# Fields that neither swapped nor merged adapters support.
 _NEVER = {
     "alora_invocation_tokens": "the adapter would begin in the middle of a prompt",
     "arrow_config": "it chooses between adapters for every token",
@@ -219,7 +219,7 @@ def check_fields(data: Mapping[str, Any]) -> None:
         )
     pattern = data.get("alpha_pattern")
     scales = {"lora_alpha": data.get("lora_alpha")}
-    if isinstance(pattern, Mapping):  # of what else it may be, its reader says what is wrong
+    if isinstance(pattern, Mapping):  # other types are refused by their reader
         scales |= {f"alpha_pattern[{_short(key)}]": value for key, value in pattern.items()}
     for name, value in scales.items():
         if value is not None and not (_is_number(value) and 0 <= value <= _LARGEST):
@@ -324,7 +324,7 @@ def _safe(pattern: str, where: str) -> str:
 
     Module names have about 40 characters, so n quantifiers match them in fewer than 40 ** n ways.
     """
-    plain = re.sub(r"\\.|\[\^?\]?[^]]*\]", "a", pattern)  # without what is escaped or in a class
+    plain = re.sub(r"\\.|\[\^?\]?[^]]*\]", "a", pattern)  # without escapes and classes
     branches = [len(re.findall(r"[*+{]|(?<![*+}(])\?", branch)) for branch in _alternatives(plain)]
     if len(pattern) > _MAX_EXPRESSION or re.search(r"\)[*+{]", plain) or max(branches) > _MAX_QUANTIFIERS:
         raise AdapterError(f"{where}: the expression {pattern[:80]!r} is too complex to be run safely")

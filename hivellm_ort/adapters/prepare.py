@@ -190,7 +190,7 @@ def _prepare_module(
         raise _mismatch(module, "lora_B", B.shape, (rows, rank))
     if rank == 0:  # AdaLoRA may prune a module away
         return PreparedModule()
-    with np.errstate(over="ignore", invalid="ignore"):  # _check_size says it with the module's name
+    with np.errstate(over="ignore", invalid="ignore"):  # _check_size reports it with the module's name
         B = np.float32(config.scaling_of(module, rank)) * B
         if E is not None:
             A = A * E

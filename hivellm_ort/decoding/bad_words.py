@@ -14,7 +14,7 @@ from hivellm_ort.decoding.arrays import FloatArray, IntArray
 
 __all__ = ["TokenTexts"]
 
-_KEPT = 16  # lists of words whose tokens are kept, for requests that bring the same list
+_KEPT = 16  # lists of words that are cached with their tokens
 
 
 class TokenTexts:
@@ -75,7 +75,7 @@ class TokenTexts:
         return whole, dict(rests)
 
     def _text(self, token_id: int) -> bytes:
-        # Logits are wider than the vocabulary where a model's are padded.
+        # Padded logits are wider than the vocabulary.
         return self._texts[token_id] if token_id < len(self._texts) else b""
 
     def _beginning(self, start: bytes) -> IntArray:

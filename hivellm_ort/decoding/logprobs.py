@@ -33,7 +33,7 @@ def token_logprob(logits: FloatArray, token_id: int, count: int) -> TokenLogprob
     log_sum = log_normaliser(logits)
     top = []
     if count:
-        places = top_k(logits, count)  # of equals with the last one it may hold more
+        places = top_k(logits, count)  # may have more than `count`, if the last ones are equal
         order = np.argsort(-logits[places], kind="stable")[:count]
         top = [(int(place), float(logits[place]) - log_sum) for place in places[order]]
     return TokenLogprob(token_id, float(logits[token_id]) - log_sum, tuple(top))

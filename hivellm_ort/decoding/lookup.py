@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 __all__ = ["PromptLookup"]
 
-_NGRAMS = (3, 2)  # tokens that must agree, the longer run first
+_NGRAMS = (3, 2)  # sizes of n-grams, longest first
 _SIZES = (12, 8, 4, 2)  # tokens guessed at once
-_TOKEN_COST = 0.12  # of a pass over one token, what each further one adds
-_MEMORY = 0.8  # of the estimate, what a new observation leaves
+_TOKEN_COST = 0.12  # cost of each further token, as a share of a pass over one token
+_MEMORY = 0.8  # weight of the old estimate after an observation
 _PAUSE = 12  # tokens between two guesses that are not expected to pay
 
 
@@ -27,7 +27,7 @@ class PromptLookup:
     def __init__(self, token_ids: Sequence[int]):
         self._places: dict[tuple[int, ...], int] = {}
         self._seen = 0
-        self._rate = 0.6  # share of guessed tokens that were right, to begin with a guess
+        self._rate = 0.6  # estimated share of right tokens; the initial value is a guess
         self._waited = 0
         self.accepted = 0
         self._index(token_ids)
@@ -54,7 +54,7 @@ class PromptLookup:
         """Record how many tokens of a guess were right."""
         self.accepted += accepted
         if guessed:
-            # A guess is right up to a place: that many successes, and a failure unless all were right.
+            # A guess has `accepted` right tokens, then a wrong one unless all were right.
             tried = min(accepted + 1, guessed)
             self._rate = _MEMORY * self._rate + (1 - _MEMORY) * accepted / tried
 

@@ -43,7 +43,7 @@ class Nesting:
         self._closer = ""  # what ends the literal or comment that is open
         self._escaped = False
         self._backticks = 0  # at the end of the text
-        self._before = ""  # the closer before these
+        self._before = ""  # the closer before the backticks
         self._blank = True  # only whitespace since the line began
         self._tail = ""  # the last characters since something was opened
 
@@ -93,7 +93,7 @@ class Nesting:
 
     def _open(self, closer: str) -> None:
         self._closer = closer
-        self._tail = ""  # the opening is no part of the closing: /*/
+        self._tail = ""  # the opening is not part of the closing: /*/
 
     def _read_backtick(self) -> None:
         if self._backticks == 1:

@@ -20,18 +20,18 @@ __all__ = ["Tail"]
 _Lookup: TypeAlias = Callable[[IntArray], FloatArray]
 
 _SAMPLE = 8192
-_ERRORS, _SLACK = 2.5, 4  # how far a sample may mislead: standard errors of a sum, and entries of the sample
+_ERRORS, _SLACK = 2.5, 4  # tolerance of the sample: standard errors of a sum, and sample entries
 
 
 class Tail(NamedTuple):
-    """The entries to drop.
+    """Drops the least important entries.
 
     Attributes:
-        limit: The share of all weight that they may have, 0 to 1, compared in float32.
-        whole: All weight.
-        below: The share that was dropped before.
-        rising: Whether weights rise with their keys. Of equal keys the lower places are then dropped first;
-            otherwise they all stay if one does.
+        limit: Largest share of the total weight to drop, 0 to 1, compared in float32.
+        whole: Total weight.
+        below: Share that was dropped before.
+        rising: Whether weights rise with their keys. Then entries with equal keys are dropped one by one, lower
+            indices first. Else they all stay if one stays.
     """
 
     limit: np.float32
@@ -48,17 +48,17 @@ class Tail(NamedTuple):
         *,
         guess: bool = True,
     ) -> bool:
-        """Set the weights of the entries with the least keys to 0. The entry with the greatest key stays.
+        """Set the weights of the entries with the smallest keys to 0. The entry with the greatest key stays.
 
         Args:
             weights: float32 [n], none negative, their sum positive; changed.
             keys: float32 [n], no NaN; if weights rise with them, the weights themselves.
-            exact: Gives the keys at some places, where `keys` may be rounded.
-            mask: bool [n] to work in.
-            guess: Use a sample, where that is faster.
+            exact: Returns exact keys at some indices, because `keys` may be rounded.
+            mask: bool [n], a work buffer.
+            guess: Whether to use a sample if that is faster.
 
         Returns:
-            Whether it was done. If not, a guess was wrong, as happens once in a hundred times; weights are lost.
+            Whether it worked. About one guess in a hundred is wrong; then the weights are lost.
         """
         if not guess or keys.size < 2 * _SAMPLE:
             return self._settle(weights, exact, np.arange(keys.size), self.below, is_end=True)
@@ -69,7 +69,7 @@ class Tail(NamedTuple):
         if first > 0:
             np.multiply(weights, mask, out=weights)
             below = 1 - float(block_sums(weights).sum()) / self.whole
-            # The sum up to `first` is known now, so the rest of the way can be guessed far better.
+            # The sum up to `first` is known now, so the rest can be estimated much better.
             last = sample.around(first, float(sample.sums[first]) + float(self.limit) - below)[1]
         else:
             mask.fill(True)
@@ -87,7 +87,7 @@ class Tail(NamedTuple):
         *,
         is_end: bool,
     ) -> bool:
-        """Drop what is to be dropped among `places`; nothing below them is left, and nothing above if `is_end`."""
+        """Drop entries among `places`. All entries below are dropped already; there are none above if `is_end`."""
         if np.float32(below) > self.limit or not places.size:
             return False
         found, part = exact(places), weights[places]
@@ -112,12 +112,12 @@ class Tail(NamedTuple):
 
 
 class _Sample(NamedTuple):
-    """Some entries, in the order of their keys; if weights rise with the keys, the weights are the keys.
+    """A sample of entries in the order of their keys. If weights rise with the keys, the weights are the keys.
 
     Attributes:
         keys: float32 [m].
-        sums: float64 [m]: the share of all weight that all entries up to this one have, as far as can be told.
-        unsure: float [m]: the share by which the sum rises here, 0 where that is certain.
+        sums: float64 [m]: estimated share of the total weight up to this entry.
+        unsure: float [m]: estimated share of this entry; 0 if it is exact.
     """
 
     keys: FloatArray
@@ -129,7 +129,7 @@ class _Sample(NamedTuple):
         stride = weights.size // _SAMPLE
         scale = stride / tail.whole
         if tail.rising:
-            # Heavy entries, of which a sample says little, come last and are not reached.
+            # A sample estimates heavy entries badly, but they come last and are not reached.
             found = np.sort(weights[::stride])
             sums = found.cumsum(dtype=np.float64)
             sums *= scale
@@ -144,7 +144,7 @@ class _Sample(NamedTuple):
         return cls(found[order], shares.cumsum(), unsure)
 
     def around(self, start: int, share: float) -> tuple[int, int]:
-        """Return two entries between which the sum reaches `share`, if it is right at `start`."""
+        """Return two entries between which the sum reaches `share`, given that it is exact at `start`."""
         at = int(self.sums.searchsorted(share))
         steps = self.unsure[start:at]
         error = _ERRORS * sqrt(max(float(steps @ steps) - float(steps.sum()) ** 2 / self.keys.size, 0.0))

@@ -86,7 +86,7 @@ class SamplingParams:
         _require("seed", seed, seed is None or (_is_whole(seed) and seed >= 0), "None or an integer from 0")
         sound = best is None or (_is_whole(best) and 0 <= best <= _MAX_LOGPROBS)
         _require("logprobs", best, sound, f"None or an integer from 0 to {_MAX_LOGPROBS}")
-        # Copies, so that what was checked stays as it is.
+        # Copies, so that checked values cannot change later.
         object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
         object.__setattr__(self, "bad_words", _words(self.bad_words))
 

@@ -66,7 +66,7 @@ def make_processors(
 
     def process(token_ids: IntArray, logits: FloatArray) -> FloatArray:
         logits = logits.copy()
-        with np.errstate(over="ignore"):  # as infinity it is refused by the sampler
+        with np.errstate(over="ignore"):  # the sampler refuses infinity
             for edit in edits:
                 edit(token_ids, logits)
         return logits
@@ -92,7 +92,7 @@ def user_processors(processors: Sequence[Callable[[Any, Any], Any]]) -> LogitsPr
         logits = logits.copy()
         for index, one in enumerate(processors):
             try:
-                with np.errstate():  # what it sets ends with it: the thread is not its own
+                with np.errstate():  # its settings must not stay in this thread
                     returned = one(token_ids, logits)
             except BaseException as error:
                 raise as_exception(error, f"processors[{index}]")  # noqa: B904 - it has its cause
@@ -157,7 +157,7 @@ def _no_repeat(size: int) -> _Edit:
         if size == 1 or count < size:
             return
         run = token_ids[count - size + 1 :]
-        # Where the run was before: first where its last token was, of these where the others were too.
+        # Find earlier occurrences of the n-gram: first of its last token, then of the others.
         starts = np.flatnonzero(token_ids[size - 2 : -1] == run[-1])
         for place in range(size - 2):
             if not starts.size:

@@ -62,7 +62,7 @@ def make_sampler(params: SamplingParams) -> Sampler:
 
 def greedy(logits: FloatArray) -> int:
     """Return the most likely token: the sampler of temperature 0. A graph may do this instead."""
-    token_id = int(logits.argmax())  # a NaN counts as the greatest, so it is seen here
+    token_id = int(logits.argmax())  # argmax returns a NaN, so it is noticed here
     require_finite(logits[token_id])
     return token_id
 

@@ -11,9 +11,9 @@ from hivellm_ort.errors import InferenceError
 
 __all__ = ["block_sums", "inverse_cdf", "require_finite", "top_k"]
 
-_ROWS = 64  # scores are folded into so many rows; the columns' maxima bound the k-th best from below
-_BLOCK = 512  # values added up to one
-_SMALL = 8192  # values that are added up in float64
+_ROWS = 64  # rows of the folded scores; the maxima of the columns bound the k-th best from below
+_BLOCK = 512  # values per partial sum
+_SMALL = 8192  # up to this size values are summed in float64
 
 
 def require_finite(best: np.float32) -> None:
@@ -80,9 +80,9 @@ def inverse_cdf(weights: FloatArray, share: float) -> int:
         weights: float32 [n], none negative and not all 0. The weight at the returned index is above 0.
         share: From 0, below 1.
     """
-    # Sums of blocks first: adding up a whole vocabulary one by one takes longer than all the rest.
+    # Sum blocks first: a cumulative sum of the whole vocabulary would be the slowest step.
     sums = block_sums(weights).cumsum()
-    target = share * sums[-1]  # rounded too this is below the sum
+    target = share * sums[-1]  # also after rounding this is below the sum
     block = int(sums.searchsorted(target, side="right"))
     start = block * _BLOCK
     inside = weights[start : start + _BLOCK]

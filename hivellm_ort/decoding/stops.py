@@ -52,17 +52,17 @@ class StopMatcher:
     ) -> None:
         _check("stop", stops, MAX_STOPS)
         _check("soft stop", soft, MAX_PUBLISHED_STOPS)
-        # As the text may end after a kept stop and before another, the kept one is complete first; else the shortest.
+        # Order of precedence at the same position: kept stops, then shorter ones.
         kinds = [_Stop(stop) for stop in set(stops)] + [_soft(stop) for stop in set(soft) - set(stops)]
         self._stops = sorted(kinds, key=lambda stop: (not stop.kept, len(stop.text), stop.text))
-        # Where backslashes escape nothing, as in SQL, the first reading may miss the end of a literal.
+        # In languages without backslash escapes, such as SQL, the first reading may miss the end of a literal.
         self._readings = [Nesting("\"'`"), Nesting('"`')] if set(soft) - set(stops) else []
         self.include_stop = include_stop
         self._held = ""
-        self._levels = [Level.LITERAL]  # before each character held, and after the last
-        self._begun = False  # something but whitespace has come
+        self._levels = [Level.LITERAL]  # before each held character, and after the last
+        self._begun = False  # a character other than whitespace has come
         self._parser = ReasoningParser()
-        self._early = 0  # how many characters that the parser holds are shown already
+        self._early = 0  # number of characters held by the parser that are shown already
         self._gap = False  # the think block has ended, and only whitespace has come since
         self.matched = None
 
@@ -107,7 +107,7 @@ class StopMatcher:
             else:
                 shown, self._held, self._levels = shown + self._held + text, "", self._levels[-1:]
                 self._gap = part is Part.CLOSE
-        # In the block nothing needs to wait for the end of a tag.
+        # In the block, a possible beginning of a tag is shown at once.
         inside = self._parser.part is Part.REASONING and self.matched is None
         held = self._parser.held if inside else ""
         shown, self._early = (shown + held)[self._early :], len(held)

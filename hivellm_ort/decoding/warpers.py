@@ -18,8 +18,8 @@ from hivellm_ort.decoding.selection import block_sums, require_finite, top_k
 
 __all__ = ["Warper", "distribution"]
 
-_FEW, _SAMPLE = 16, 1024  # tokens are copied out if less than one in so many is left, judged by so many
-_NORMAL = np.float32(87)  # the exponential of less than -87 is no normal float32, which is slow
+_FEW, _SAMPLE = 16, 1024  # copy tokens out if fewer than 1 in _FEW are left, judged by _SAMPLE of them
+_NORMAL = np.float32(87)  # the exponential below -87 is a subnormal float32, which is slow
 _FAINT = np.float32(32)  # a million tokens so far below the best one have 1e-8 of its probability
 
 
@@ -38,7 +38,7 @@ def distribution(logits: FloatArray, params: SamplingParams) -> tuple[IntArray, 
         InferenceError: The logits hold NaN or +inf, or are all -inf.
     """
     if params.temperature == 0:
-        best = logits.argmax()  # a NaN counts as the greatest, so it is seen here
+        best = logits.argmax()  # argmax returns a NaN, so it is noticed here
         require_finite(logits[best])
         return np.array([best], np.int64), np.ones(1)
     ids, weights = Warper(params)(logits)
@@ -75,7 +75,7 @@ class Warper:
         self._params = params
         self._temperature = np.float32(params.temperature)
         self._limit = np.float32(1 - params.top_p)
-        # Top-p and min-p drop what is faint in any case, and it is too little to count.
+        # Top-p and min-p drop faint tokens anyway, and their sum is negligible.
         self._reach = _FAINT if self._limit > 1e-6 or params.min_p > 1e-6 else _NORMAL
         self._best = np.float32(0)
         self._weights = self._spare = np.empty(0, np.float32)
@@ -145,7 +145,7 @@ class Warper:
             pool.narrow(np.flatnonzero(possible))
         whole = float(block_sums(pool.weights).sum())
         keys = self._scaled(pool.logits, self._spare[: pool.logits.size])
-        # Surprise is a constant less the score, so its distance from the mean is that of the score.
+        # Surprise is a constant minus the score, so both have the same distance from their mean.
         np.subtract(keys, self._best, out=keys)
         np.subtract(keys, np.float32(block_sums(keys * pool.weights).sum() / whole), out=keys)
         np.abs(keys, out=keys)

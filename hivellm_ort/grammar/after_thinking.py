@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from enum import Enum, auto
 
 import numpy as np
+import numpy.typing as npt
 
 from hivellm_ort.grammar.constraint import Constraint, FloatArray
 
 __all__ = ["AfterThinking"]
+
+IntArray = npt.NDArray[np.int64]
 
 
 class _Phase(Enum):
@@ -20,7 +23,7 @@ class _Phase(Enum):
 
 
 class AfterThinking:
-    r"""A `Constraint` that starts after the think block. In the block only end tokens are forbidden.
+    r"""A `Constraint` that starts after the think block. In the block it forbids end tokens and a spelled `</think>`.
 
     Args:
         constraint: New; the grammar of the answer.
@@ -28,6 +31,8 @@ class AfterThinking:
         close_id: The token `</think>`.
         gap: Tokens forced after it, such as those of `\n\n`, as in the training data of the models.
         end_token_ids: Tokens that end an answer.
+        forbid_spelled_tag: Edits logits, float32 [vocab], after accepted tokens, int64 [n]. It forbids other tokens
+            that complete the text `</think>`: the text of the answer would begin there, outside the grammar.
     """
 
     def __init__(
@@ -38,12 +43,15 @@ class AfterThinking:
         close_id: int,
         gap: Sequence[int],
         end_token_ids: Collection[int],
+        forbid_spelled_tag: Callable[[IntArray, FloatArray], None],
     ) -> None:
         self._inner = constraint
         self._open_id = open_id
         self._close_id = close_id
         self._gap = list(gap)
         self._ends = np.array(sorted(end_token_ids), np.int64)
+        self._forbid_spelled_tag = forbid_spelled_tag
+        self._accepted: list[int] = []
         self._phases = [
             _Phase.BLOCK if open_id is None else _Phase.START
         ]  # before each accepted token, and now
@@ -69,6 +77,7 @@ class AfterThinking:
             case _Phase.BLOCK:
                 allowed = logits.copy()
                 allowed[self._ends[self._ends < logits.size]] = -np.inf
+                self._forbid_spelled_tag(np.array(self._accepted, np.int64), allowed)
             case _Phase.GAP:
                 allowed = np.full_like(logits, -np.inf)
                 allowed[self._gap_left()[0]] = 0
@@ -88,6 +97,7 @@ class AfterThinking:
             self._inner.accept(token_id)
             following = _Phase.ANSWER
         self._phases.append(following)
+        self._accepted.append(token_id)
 
     def forced_tokens(self) -> list[int]:
         """See `Constraint`."""
@@ -112,6 +122,7 @@ class AfterThinking:
         """See `Constraint`."""
         for _ in range(count):
             was = self._phases.pop()
+            self._accepted.pop()
             if was is _Phase.ANSWER and self._phases[-1] in (_Phase.START, _Phase.ANSWER):
                 self._inner.rollback(1)
 

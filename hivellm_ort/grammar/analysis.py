@@ -52,8 +52,8 @@ def holds(
         leaf: Returns whether a node without parts has the property. References to unknown rules are such nodes.
         optional: Returns whether a repetition's item may be left out.
     """
-    parents: list[int] = []  # of each node the node right above it
-    needed: list[int] = []  # how many more parts must hold before the node does
+    parents: list[int] = []  # the parent of each node
+    needed: list[int] = []  # number of parts that must still hold before the node holds
     users: dict[str, list[int]] = {name: [] for name in nodes}
     names: dict[int, str] = {}
     true: list[int] = []

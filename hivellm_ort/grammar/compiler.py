@@ -159,7 +159,7 @@ def to_llguidance(
             f"({limits.max_bytes}); shorten it"
         )
     if grammar.kind == "json_schema":
-        # Slow to import, and most answers are under no grammar.
+        # Slow to import, and most answers have no grammar.
         from hivellm_ort.grammar.schema.compiled import compile_schema
 
         try:
@@ -203,7 +203,7 @@ def _choice(grammar: Grammar, limits: GrammarLimits) -> str:
 def _require_spelling(grammar: Grammar, vocabulary: Vocabulary) -> None:
     """Raise GrammarError for an option that the model's tokens cannot spell."""
     options = json.loads(grammar.text)
-    if vocabulary.spells("\0".join(options)):  # nearly always, and soon told
+    if vocabulary.spells("\0".join(options)):  # the usual case, and fast
         return
     for index, option in enumerate(options):
         if not vocabulary.spells(option):
@@ -231,7 +231,7 @@ def compile_matcher(
     from llguidance import LLMatcher, LLParserLimits
 
     fuel = {name: value for name, value in asdict(limits).items() if name not in _OWN_LIMITS}
-    # Verbose errors would write the whole grammar and answer into the message.
+    # Verbose errors would contain the whole grammar and answer.
     matcher = LLMatcher(
         tokenizer, definition, log_level=0, limits=LLParserLimits(**fuel, verbose_errors=False)
     )

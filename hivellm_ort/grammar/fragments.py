@@ -20,9 +20,9 @@ from hivellm_ort.grammar.syntax import (
 
 __all__ = ["Fragment", "Fragments", "bits", "compared", "literal", "repeated"]
 
-_MAX_POSITIONS = 256  # of an automaton: its sets are bits of one integer
+_MAX_POSITIONS = 256  # positions of an automaton
 _BLANKS = sum(1 << ord(char) for char in " \t\r\n")
-_MAX_STEPS = 20_000  # of one comparison
+_MAX_STEPS = 20_000  # steps of one comparison
 _MAX_REGEX = 20_000  # characters
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_ ,:;<>=!@%'\"")
 
@@ -83,7 +83,7 @@ class Fragments:
     def __init__(self, nodes: Mapping[str, Node]) -> None:
         self._rules: dict[str, Fragment] = {}
         self._nodes: dict[int, Fragment | None] = {}  # by the node's identity
-        self._kept = nodes  # so that no other node gets the identity of one of these
+        self._kept = nodes  # keeps the nodes alive, because their ids are keys
         waiting = {name: set(names_in(node)) for name, node in nodes.items()}
         users: dict[str, list[str]] = {name: [] for name in nodes}
         for name, used in waiting.items():

@@ -79,7 +79,7 @@ class _Group:
         self.options: list[Node] = []
         self.items: list[Node] = []
         self.depth = 0  # repetitions stacked on the last item
-        self.size = [0, 0]  # items written out: of the whole but the last item, and of the last item
+        self.size = [0, 0]  # expanded items: of all but the last item, and of the last item
 
     def add(self, item: Node, size: int) -> None:
         """Append an item, with its number of items after expansion."""
@@ -117,7 +117,7 @@ class _Reader:
         self.rule = ""
         self.nodes: dict[str, Node] = {}
         self.lines: dict[str, int] = {}
-        self.uses: dict[str, tuple[int, str]] = {}  # where each rule is used first, and in which rule
+        self.uses: dict[str, tuple[int, str]] = {}  # index of the first use of each rule, and the using rule
         self.expanded = 0
         self.line_starts = [self.at, *(found.end() for found in _LINE_END.finditer(text))]
 

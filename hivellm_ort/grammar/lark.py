@@ -22,10 +22,8 @@ from hivellm_ort.grammar.terminals import choose_terminals
 
 __all__ = ["to_lark"]
 
-_MAX_NESTING = 2  # brackets in each other; deeper parts get a rule of their own
-_MAX_CHAIN = (
-    200  # rules that llguidance's compiler enters one inside the other: it recurses, on 1 MiB of stack or so
-)
+_MAX_NESTING = 2  # nested parentheses; deeper parts become separate rules
+_MAX_CHAIN = 200  # nested rules: llguidance's compiler recurses, on about 1 MiB of stack
 _RULE_NAME = re.compile(r"\b(?:r\d+_|g\d)\w*")
 
 
@@ -138,7 +136,7 @@ class _Printer:
         return str(node.text)
 
 
-_ATOM, _REPEAT, _SEQUENCE, _CHOICE = range(4)  # how tight a text binds
+_ATOM, _REPEAT, _SEQUENCE, _CHOICE = range(4)  # how tightly a text binds
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from hivellm_ort.grammar.syntax import (
 __all__ = ["warnings_of"]
 
 _BLANKS = frozenset(map(ord, " \t\r\n"))
-_MAX_CYCLES = 100  # left-recursive rules of one cycle that are each shown with their way
+_MAX_CYCLES = 100  # left-recursive rules that are shown with their cycle
 _MAX_REPEATED = 20  # alternatives of one rule that are shown as repeated
 
 Edges = Mapping[str, Mapping[str, None]]

@@ -93,7 +93,7 @@ def _failing(matcher: LLMatcher, text: str, source: str) -> int | None:
         raise run_failure(matcher.get_error(), source=source)
     if taken == len(content):
         return None if matcher.is_accepting() else len(text)
-    # A character whose first bytes were taken is the one that fails.
+    # If only its first bytes were accepted, a character fails as a whole.
     return len(content[:taken].decode(errors="ignore"))
 
 

@@ -35,7 +35,7 @@ _MAX_RULES = 1_000
 _MAX_TERMINALS = 400
 _MAX_COMPARISONS = 1_000_000
 _MAX_ROUNDS = 40
-_PIECE = 64  # characters of one literal that are tried together
+_PIECE = 64  # characters of a literal that are tried together
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +191,7 @@ def _unsafe(plan: _Plan, pairs: _Pairs, *, exact: bool) -> set[str]:
         neighbours = _Neighbours(plan, pairs, exact=False)
     automata = list(plan.automata.values())
     firsts = [automaton.starts for automaton in automata]
-    alike: dict[str, int] = {}  # the terminals of each regex
+    alike: dict[str, int] = {}  # terminals with the same regex
     for number, automaton in enumerate(automata):
         alike[automaton.regex] = alike.get(automaton.regex, 0) | 1 << number
     optional = sum(1 << number for number, name in enumerate(plan.automata) if name in plan.optional)
@@ -199,7 +199,7 @@ def _unsafe(plan: _Plan, pairs: _Pairs, *, exact: bool) -> set[str]:
     for number, automaton in enumerate(automata):
         after = neighbours.after[number]
         twins = alike[automaton.regex]
-        # Of two in a row the optional one can be left out, and the other one takes the text of both.
+        # Of two in a row the optional one can be left out: the other one matches the text of both.
         own = after & ~(twins if optional >> number & 1 else twins & optional)
         bytes_after, own_bytes_after = (_union(firsts, numbers) for numbers in (after, own))
         for other in bits(together[number] & ~(1 << neighbours.edge)):

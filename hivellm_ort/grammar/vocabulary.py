@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Vocabulary", "replace_tokens"]
 
 _ADDED_TOKENS = re.compile(r'"added_tokens"\s*:\s*')
-# What may hold "<" in llguidance's Lark without being a token: texts, regular expressions, comments.
+# Parts of llguidance's Lark that may contain "<" without a token: texts, regular expressions, comments.
 _LARK_TOKEN = re.compile(
     r'"(?:\\.|[^"\\])*"|/(?:\\.|[^/\\\n])+/|(?://|#)[^\n]*|(?P<token><[^<>\s]+>)', re.DOTALL
 )
@@ -59,7 +59,7 @@ class Vocabulary:
             text, self._names, end, shown = _renamed(tokenizer_json)
             self.visible = frozenset(self._names[name] for name in shown)
             self.size = min(end, width)
-            # An end token of its own: those of the model differ between requests, so the constraint sees to them.
+            # A separate end token: requests may have different ones, which the constraint handles.
             with panics_as(_unreadable):
                 self.tokenizer: LLTokenizer = LLTokenizer(text, n_vocab=max(width, end + 1), eos_token=[end])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -171,7 +171,7 @@ def _renamed(text: str) -> tuple[str, dict[str, int], int, list[str]]:
     decoder = document["decoder"] or {}
     parts = [part for part in decoder.get("decoders", ()) if part["type"] == "ByteLevel"]
     if place is not None and not in_vocabulary and not parts:
-        # Writing the whole document again takes a tenth of the time that all the rest does.
+        # Writing the whole document again takes a tenth of the total time.
         found, stop = json.JSONDecoder().raw_decode(text, place.end())
         if found == added:
             return text[: place.end()] + json.dumps(renamed) + text[stop:], names, end, shown
@@ -183,7 +183,7 @@ def _renamed(text: str) -> tuple[str, dict[str, int], int, list[str]]:
             vocabulary[new] = vocabulary.pop(name)
     document["added_tokens"] = renamed
     if parts:
-        # It goes by the first part of a sequence, and would take the bytes for letters.
+        # It looks only at the first part of a sequence, and would treat the bytes as letters.
         document["decoder"] = parts[0]
     return json.dumps(document), names, end, shown
 

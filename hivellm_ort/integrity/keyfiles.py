@@ -122,7 +122,7 @@ def read_public_key(source: StrPath) -> str:
 
 def _create(path: Path, data: bytes, *, mode: int) -> None:
     """Write a new file completely, or leave none."""
-    binary = getattr(os, "O_BINARY", 0)  # Windows would else write two bytes for a newline
+    binary = getattr(os, "O_BINARY", 0)  # without it Windows writes two bytes for a newline
     try:
         number = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | binary, mode)
     except FileExistsError:

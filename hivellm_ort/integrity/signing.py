@@ -73,7 +73,7 @@ def sign(
     package = Path(package)
     target = package if output is None else Path(output)
     try:
-        # Beside the target, where there has to be room for the package anyway.
+        # Beside the target, where the package needs room anyway.
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".signing-") as scratch:
             files = Path(scratch) / "files"
             contents = extract(package, files, limits=limits, progress=progress)
@@ -81,7 +81,9 @@ def sign(
             members = [m for m in contents.members if m.name not in (MANIFEST, SIGNATURE_FILE)]
             text = signed_manifest(manifest, members, seed, publisher=publisher, created_at=_now())
             (files / MANIFEST).write_bytes(text)
-            read_json(files / MANIFEST)  # what readers would refuse, such as one that grew too large
+            read_json(
+                files / MANIFEST
+            )  # fail on a manifest that readers would refuse, such as a too large one
             write(
                 target,
                 [(MANIFEST, text), *((m.name, files / m.name) for m in members)],

@@ -84,7 +84,7 @@ def check(package: UnpackedPackage, trust: Trust, *, where: StrPath | None = Non
     """
     try:
         verdict = verify(package, {})
-        # The user's list is read only where there is a key to look up.
+        # The user's list is read only if there is a key to look up.
         if verdict.status == "unknown key":
             verdict = verdict.against(trust.pinned())
     except LoadError as error:

@@ -33,7 +33,7 @@ MAX_VALUES = 100_000
 _MAX_DIGITS = 400  # more are beyond a double, and slow to convert
 _parse = json.JSONDecoder().raw_decode
 _BETWEEN = re.compile(r"[\s,:]*+")
-# As the scanner of `json` takes numbers: what follows a refused one need not be JSON.
+# Matches numbers as the scanner of `json` does. The text after a refused one need not be JSON.
 _NUMBER = re.compile(r"NaN|-?Infinity|-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][-+]?[0-9]++)?")
 
 
@@ -45,9 +45,9 @@ class Position(NamedTuple):
 
 
 class _Value(NamedTuple):
-    path: tuple[str, ...]  # keys, and indices in decimal
-    start: int  # of the key, or of the value where there is none
-    value: int  # of the value
+    path: tuple[str, ...]  # keys, and indices as decimal texts
+    start: int  # index of the key, or of the value without one
+    value: int  # index of the value
 
 
 def position_of(text: str, offset: int) -> Position:
@@ -132,7 +132,7 @@ def _walk(text: str, opened: Container[tuple[str, ...]] | None = None) -> Iterat
         opened: Paths of the objects and lists whose values are wanted; None for all.
     """
     path: list[str] = []
-    indices: list[int] = []  # of the next item of each open list; -1 for an object
+    indices: list[int] = []  # next index of each open list; -1 for an object
     at = _after(_BETWEEN, text, 0)
     while at < len(text):
         if text[at] in "}]":

@@ -35,7 +35,7 @@ class Problem:
         where = (
             self.file if self.position is None else f"{self.file}:{self.position.line}:{self.position.column}"
         )
-        # Keys of a hostile file: no line ends, no controls, no endless names.
+        # Keys of a hostile file are escaped and cut.
         pointer = ascii(self.pointer if len(self.pointer) <= 160 else self.pointer[:160] + "...")[1:-1]
         return f"{where}: {pointer}: {self.fault}" if pointer else f"{where}: {self.fault}"
 

@@ -147,7 +147,7 @@ def _fault(where: str, text: str, offset: int, fault: str, pointer: str = "") ->
 
 
 def _refusal(where: str, text: str) -> ManifestError:
-    # Nothing is found only where the caller's own stack was nearly full.
+    # Without a fault the caller's own stack was nearly full.
     pointer, offset, fault = first_fault(text) or ("", 0, "nested too deeply; flatten it")
     return _fault(where, text, offset, fault, pointer)
 

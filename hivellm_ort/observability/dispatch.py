@@ -33,7 +33,7 @@ class Events:
     def __init__(self, *listeners: Listener):
         # Replaced as a whole, never changed: emit needs no lock.
         self._hooks: tuple[_Hook, ...] = ()
-        # Reentrant: the garbage collector may close a stream, and so tell an event, while it is held.
+        # Reentrant: while it is held, the garbage collector may close a stream, which causes an event.
         self._lock = threading.RLock()
         for listener in listeners:
             self.add(listener)

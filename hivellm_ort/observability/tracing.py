@@ -23,7 +23,7 @@ __all__ = ["RequestSpan", "start_request"]
 _LOG = logging.getLogger("hivellm_ort")
 _OPERATION = "chat"
 _PROVIDER = "hivellm"
-# numpy's numbers are welcome as options, but are no attribute values.
+# Options may be numpy numbers, which span attributes may not be.
 _OPTIONS = {
     "temperature": float,
     "top_p": float,

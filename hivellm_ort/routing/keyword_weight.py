@@ -96,5 +96,5 @@ def _is_everyday(word: str) -> bool:
 
 
 def _is_short(word: str, length: int) -> bool:
-    # Of ASCII only: one ideograph is a word, and `c#` is no short word but a name.
+    # ASCII only: an ideograph is a whole word, and `c#` is a name.
     return len(word) <= length and word.isascii() and word.isalnum()

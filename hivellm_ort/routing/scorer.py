@@ -20,13 +20,13 @@ __all__ = ["NEEDED", "KeywordScorer"]
 NEEDED = 0.7
 """Least evidence for a candidate to fit: a term, or an ambiguous word with any other word beside it."""
 
-_CAPABILITY = 0.75  # of a keyword's weight: a list of abilities is not written with prompts in mind
-_SHARED = 0.25  # what a keyword loses when every candidate has it
+_CAPABILITY = 0.75  # relative to a keyword: capabilities are not written for matching prompts
+_SHARED = 0.25  # share that a keyword loses if every candidate has it
 _EXCLUDED = 2.0  # times a keyword's weight
 _MOST_EXCLUDED = 2.0
 _HINT = 2.0
 _EVERYDAY_TOGETHER = 0.4
-_MOST_CLUES = 8  # so that a list of all words, or a very long prompt, does not outweigh a few good matches
+_MOST_CLUES = 8  # limits long keyword lists and long prompts
 _NOTES = {
     KeywordWeight.EVERYDAY: " (everyday word)",
     KeywordWeight.EVERYDAY_PHRASE: " (everyday words)",
@@ -76,7 +76,7 @@ class _Clues:
         matches = [clue for clue in map(self._by_text.__getitem__, texts) if with_hints or not clue.from_hint]
         if not matches:
             return []
-        # A keyword inside a longer one that matched tells nothing more.
+        # A keyword inside a longer matching one adds nothing.
         inside: set[str] = set().union(*(clue.phrase.inner() for clue in matches))
         matches = [clue for clue in matches if clue.phrase.text not in inside]
         matches.sort(key=lambda clue: (-clue.weight, clue.phrase.text))
@@ -135,7 +135,7 @@ class KeywordScorer:
         return round(evidence * factor, 4), tuple(reasons)
 
     def _words(self, prompt: str) -> PromptWords:
-        # One prompt is scored against all candidates in turn.
+        # All candidates are scored for one prompt after the other.
         last, words = self._last
         if last != prompt:
             words = PromptWords(prompt)

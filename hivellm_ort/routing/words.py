@@ -27,7 +27,7 @@ _SPACELESS = (
 _MARKS = "\u0300-\u036f\u0591-\u05bd\u0610-\u061a\u064b-\u065f\u0670\u0900-\u0963\u0966-\u0dff"
 # A word, with the ending of names such as `c++` and `c#`, or one other visible character.
 _WORD = re.compile(rf"[{_SPACELESS}]|(?:(?![{_SPACELESS}])[\w{_MARKS}])+(?:\+\+|#(?!\w))?|[^\w\s]")
-_LONGEST_NORMALISED = 64  # normalising a run of n accents takes time in n squared
+_LONGEST_NORMALISED = 64  # normalising a run of n accents takes quadratic time
 
 
 @dataclass(frozen=True, slots=True)

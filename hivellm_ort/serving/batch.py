@@ -72,7 +72,7 @@ def _submit_after(scheduler: Scheduler, generation: Generation, waiting: deque[G
 def _popped(waiting: deque[Generation]) -> Generation | None:
     try:
         return waiting.popleft()
-    except IndexError:  # another thread had it
+    except IndexError:  # another thread took it
         return None
 
 

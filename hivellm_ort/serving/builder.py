@@ -106,7 +106,7 @@ class RequestBuilder:
         encoded = self._encode_prompt(prompt, options, thinking=thinking)
         prompt_ids, inside = encoded.token_ids, opens_thinking(encoded.text)
         stops = self._stops(options)
-        # Under a grammar a published stop counts where the grammar is complete; elsewhere it may cut a good answer.
+        # Under a grammar, the manifest's stops count only when it is complete. Elsewhere they may cut answers.
         soft = self.manifest.decoding.stop_sequences or ()
         held = grammar is not None and not free
         closing = self._single_tokens([*stops, *soft]) if held else frozenset()
@@ -149,7 +149,7 @@ class RequestBuilder:
         tokens = tuple(tuple(self.base.tokenizer.encode(answer)) for answer in answers)
         for index, token_ids in enumerate(tokens):
             self._check_tokens(token_ids, f"answers[{index}]")
-        self._max_tokens(encoded.token_ids, max(map(len, tokens)))  # there must be room for the longest
+        self._max_tokens(encoded.token_ids, max(map(len, tokens)))  # the longest answer must fit
         request = GenerationRequest(
             prompt_ids=encoded.token_ids,
             max_tokens=1,
@@ -343,6 +343,9 @@ class RequestBuilder:
             close_id=tags[1],
             gap=tokenizer.encode("\n\n"),
             end_token_ids=self.eos_token_ids,
+            forbid_spelled_tag=self.base.token_texts.forbid(
+                [str(tokenizer.id_to_token(tags[1]))], prompt_length=0, end_token_ids=[tags[1]]
+            ),
         )
 
     def _max_tokens(self, prompt_ids: Sequence[int], max_tokens: int | None) -> int:

@@ -209,7 +209,7 @@ class Generation:
             now: Time of the step, from `time.perf_counter`.
         """
         self._last = now
-        if self.status is Status.WAITING:  # it ends before its turn
+        if self.status is Status.WAITING:  # it ends before it starts
             self._turn = now
         first = not self._tokens
         if first:

@@ -61,7 +61,7 @@ class Scheduler:
         self.home = Home("an expert that was loaded before")
         self._engine = engine
         self._adapters = adapters
-        self._followers: tuple[tuple[OnStep, OnIdle], ...] = ()  # replaced, never changed
+        self._followers: tuple[tuple[OnStep, OnIdle], ...] = ()  # replaced as a whole, never changed
         self._changed = threading.Condition()
         self._waiting: deque[Generation] = deque()
         self._running: set[Generation] = set()

@@ -27,7 +27,7 @@ def serving() -> Iterator[None]:
 
 def is_serving() -> bool:
     """Return whether this thread generates answers and must not wait for them."""
-    return getattr(_HERE, "serving", None) == os.getpid()  # a forked process answers nothing of its parent's
+    return getattr(_HERE, "serving", None) == os.getpid()  # a forked process has no threads of its parent
 
 
 def refuse_to_wait() -> None:

@@ -24,21 +24,19 @@ MAX_STEPS = 1_000_000
 MAX_BYTES = 32 << 20
 """Most bytes made by a rendering of a short conversation."""
 
-_STEPS_PER_VALUE = 2_000  # for every role, text and argument of the conversation
-_BYTES_PER_BYTE = 32  # for every byte of the conversation
+_STEPS_PER_VALUE = 2_000  # for each role, text and argument of the conversation
+_BYTES_PER_BYTE = 32  # for each byte of the conversation
 
 MAX_BITS = 1 << 16
 """Most bits of an integer."""
 
-_MAX_DEPTH = 200  # of lists within lists
+_MAX_DEPTH = 200  # nesting of lists
 
-_MAX_CHAIN = 50  # of filters that read one another: every link is three calls deep
+_MAX_CHAIN = 50  # chained filters: each adds three calls to the stack
 
-_SMALL = 1 << 32  # of integers that need no check
+_SMALL = 1 << 32  # integers up to this need no check
 
-_LONGEST_SEARCH = (
-    1 << 22
-)  # comparisons: CPython searches long texts in a time that both lengths bound together
+_LONGEST_SEARCH = 1 << 22  # comparisons: the time of CPython's search depends on both lengths
 
 _NUMBER = re.compile(r"\d+")
 
@@ -68,7 +66,7 @@ class Budget:
         self.steps = self.max_steps = MAX_STEPS
         self.bytes = self.max_bytes = MAX_BYTES
         self._given = given
-        # Nothing in the sandbox changes a list, so each is measured once. It is held: its id must stay its own.
+        # The sandbox changes no lists, so each is measured once. It is kept alive, because its id is the key.
         self._kept: dict[int, tuple[Any, Size]] = {}
         self._chains: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 
@@ -183,7 +181,7 @@ class Budget:
             self.bytes -= len(value)
         elif isinstance(value, Set | Mapping):
             self.bytes -= 128 * len(value)
-        elif isinstance(value, Iterator) and not hasattr(value, "depth0"):  # which a loop is
+        elif isinstance(value, Iterator) and not hasattr(value, "depth0"):  # `loop` is one too
             return self._chained(value, source)
         self.bytes -= 64
         if self.bytes < 0:
@@ -223,7 +221,7 @@ class Budget:
         elif isinstance(value, int):
             self.whole(value)
         elif isinstance(value, range):
-            self.step(len(value))  # searched item by item for what is no integer
+            self.step(len(value))  # searched item by item for other types than integers
         elif value is not None and not isinstance(value, float):
             self.step(self.measure(value)[0] >> 6)
         return value
@@ -253,7 +251,7 @@ class Budget:
         if isinstance(value, int):
             bits = value.bit_length()
             self._bits(bits)
-            if bits > 256:  # to multiply, divide and write it takes the square of its length
+            if bits > 256:  # multiplication, division and formatting take quadratic time
                 self.step(bits * bits >> 14)
 
     def text(self, value: Any) -> str:

@@ -19,7 +19,7 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # Tokens decoded again before each new one. A UTF-8 decoder that starts anywhere agrees with one that started
 # earlier after 4 bytes, and other decoders look back one token, so 8 tokens are more than enough.
 _CONTEXT = 8
-# The window is cut back to the context only when it has grown to this, not at every token.
+# The window is cut to the context when it reaches this size.
 _WINDOW = 24
 
 
@@ -46,7 +46,7 @@ class IncrementalDetokenizer:
         self._skip_special_tokens = skip_special_tokens
         self._kept = kept
         self._window: list[int] = []
-        self._shown = 0  # characters of the window's text that are out already
+        self._shown = 0  # characters of the window's text that were returned
         self._byte_run: list[int] = []
 
     def push(self, token_id: int) -> str:
@@ -55,7 +55,7 @@ class IncrementalDetokenizer:
         Args:
             token_id: The next id of the answer, at least 0.
         """
-        # Tokens without text never reach the window: it must hold tokens that the decoder really sees.
+        # Tokens without text are skipped: the window holds only tokens that the decoder sees.
         skipped = self._skip_special_tokens and self._tokenizer.is_special(token_id)
         if skipped and token_id not in self._kept:
             return ""
@@ -66,7 +66,7 @@ class IncrementalDetokenizer:
             return ""
         text = self._extend([token_id])
         decided = len(text) - text.endswith(_REPLACEMENT)
-        # Not below what was shown: that keeps the pieces of a decoder outside the list above in order.
+        # Never go back: this keeps pieces in order for decoders outside the list above.
         piece = text[self._shown : decided]
         self._shown = max(self._shown, decided)
         if len(self._window) >= _WINDOW:

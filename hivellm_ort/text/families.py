@@ -21,7 +21,7 @@ __all__ = ["template_for"]
 
 _LOG = logging.getLogger("hivellm_ort")
 
-# Every real expert was trained on its base's own format, whatever of these words its manifest has.
+# With these words, real experts were trained on the format of their base.
 _BUNDLE = (None, "chatml", "qwen3", "qwen", "custom")
 
 
@@ -54,7 +54,7 @@ class _Family:
 
 _LLAMA = _Family(
     system="{% set pending.system = pending.system + '<<SYS>>\n' + content + '\n<</SYS>>\n\n' %}",
-    # Llama 2 makes a sequence of its own of every question and answer.
+    # In Llama 2 every question and answer is a separate sequence.
     user="{% if loop.previtem and loop.previtem['role'] == 'assistant' %}{{ bos_token }}{% endif %}"
     "[INST] {{ pending.system + content }} [/INST] {% set pending.system = '' %}",
     assistant="{{ content }}{{ eos_token }}",

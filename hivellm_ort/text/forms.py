@@ -164,7 +164,7 @@ class Forms:
                 if not lost:
                     break
         if best is None:
-            return _Form(), None  # the template says itself what it refuses
+            return _Form(), None  # the template itself reports why
         form, lost = best
         for mark in lost:
             fault = f"the {self._name} does not show {mark.what} to the model"
@@ -181,13 +181,13 @@ class Forms:
         try:
             text = self._render(form.write(probe))
         except TemplateLimitError:
-            raise  # it would take as long in every form
+            raise  # every form would take as long
         except InferenceError:
             return None
         if form.empty is None and "None" in text:
             return None
         if not form.joined and any(leak in text for leak in ("'text'", '"text"')):
-            return None  # the parts themselves, as Python or JSON writes them
+            return None  # the parts were written as Python or JSON
         return [mark for mark in marks if not mark.shown(text)]
 
 
@@ -238,7 +238,7 @@ def _probe(conversation: Conversation) -> tuple[Conversation, list[_Mark]]:
     marks: list[_Mark] = []
 
     def mark(what: str, instead: str | None = None) -> str:
-        # Nine letters and digits, because some templates take no other ids of calls.
+        # Nine letters and digits, because some templates accept only such ids of calls.
         marks.append(_Mark(f"mark{len(marks):05}", what, instead))
         return marks[-1].word
 
@@ -270,7 +270,7 @@ def _marked_call(call: dict[str, Any], mark: Callable[[], str]) -> dict[str, Any
     if isinstance(function_of(call)["arguments"], str):
         arguments = json.dumps(arguments)
     function = {"name": name, "arguments": arguments}
-    head = {"id": name, "type": "function"}  # of some templates the id is all that tells the name
+    head = {"id": name, "type": "function"}  # some templates show only the id
     return {**head, "function": function} if "function" in call else {**head, **function}
 
 

@@ -41,7 +41,7 @@ class Guard:
         self._twin: ChatTemplate | None = None
         try:
             self._twin = template.renamed(self._names)
-        except LoadError:  # a name has other characters than its marker, and is longer
+        except LoadError:  # the name differs in characters and length from its marker
             return
 
     def encode(self, text: str, token_ids: list[int], given: Any, render: Render) -> list[int]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["decoded", "encoded", "failure"]
 
-_LONG = 1 << 15  # characters from which other threads shall not wait for a text
+_LONG = 1 << 15  # from this number of characters other threads must not wait
 
 
 def encoded(tokenizer: tokenizers.Tokenizer, text: str, *, special: bool = False) -> tokenizers.Encoding:
@@ -33,7 +33,7 @@ def encoded(tokenizer: tokenizers.Tokenizer, text: str, *, special: bool = False
         with panics_as(failure):
             if len(text) < _LONG:
                 return tokenizer.encode(text, add_special_tokens=special)
-            # A million characters take a second, in which only this call lets other threads go on.
+            # A million characters take a second. Only this call releases the GIL.
             return tokenizer.encode_batch([text], add_special_tokens=special)[0]
     except InferenceError:
         raise

@@ -97,7 +97,7 @@ class LiteralEncoder:
 
     def named(self, text: str) -> list[int]:
         """Return the markers whose names are in `text`, in order."""
-        # One pattern for all: Python keeps each that was compiled, and a new one for every base would fill its cache.
+        # One pattern for all bases, because one per base would fill the cache of `re`.
         return [int(match[2]) for match in _NAMED.finditer(text) if match[1] == self._nonce]
 
     def encode(self, text: str) -> list[int]:

@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 SYSTEM_ROLES = ("system", "developer")
-"""Who says what the model is to do; OpenAI's API calls the first by the name of the second."""
+"""Roles of instructions to the model. OpenAI's API renamed `system` to `developer`."""
 
 ROLES = (*SYSTEM_ROLES, "user", "assistant", "tool")
 
@@ -170,7 +170,7 @@ def _plain(value: Any, where: str, depth: int = 0) -> Any:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
-        return str.__str__(value)  # of an Enum of texts too
+        return str.__str__(value)  # also for an Enum of texts
     if isinstance(value, int):
         return int(value)
     if isinstance(value, float):

@@ -25,15 +25,14 @@ __all__ = ["MAX_PATTERN", "Form", "form_of"]
 MAX_PATTERN = 16_384
 """Most characters of an expression. The longest published one has some hundred; a list of letters may be long."""
 
-_MAX_ALTERNATIVES = 64  # of an expression, those in groups too
-_MAX_CHOICES = 256  # ways in which the bounded part of an alternative can match
+_MAX_ALTERNATIVES = 64  # in an expression, including groups
+_MAX_CHOICES = 256  # ways to match the bounded part of an alternative
 _MAX_LENGTH = 256  # characters of a bounded part
 _MAX_LEAST = 16  # characters that a loop must take
 _MAX_DEPTH = 8  # of groups
 
-# Alternatives of published tokenizers that have another form, and the fewest characters they match. The first, of
-# EXAONE, takes the time of the text; the others, which group digits from the right, and DeepSeek-LLM's, the square of
-# a run of digits or spaces.
+# Alternatives of published tokenizers with another form, and the fewest characters they match. The first (EXAONE) is
+# linear. The others (digits grouped from the right, DeepSeek-LLM) are quadratic in a run of digits or spaces.
 _PUBLISHED = {
     r"[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+": 1,
     r"\d{1,3}(?=(?:\d{3})*\b)": 1,
@@ -41,7 +40,7 @@ _PUBLISHED = {
     r"\s+$": 1,
 }
 _SQUARE = frozenset(list(_PUBLISHED)[1:])
-# What follows a loop and holds one character before the loop's end: it fails for a run of one character only.
+# These give back one character of the loop before them, so they fail only for a run of one character.
 _HELD = {(r"\s", r"(?!\S)"), (r"\s", r"(?=\s)")}
 
 _QUANTIFIER = re.compile(r"([*+?])([+?]?)|\{([0-9]*)(,?)([0-9]*)\}([+?]?)")

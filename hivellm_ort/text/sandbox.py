@@ -47,7 +47,7 @@ class _GenerationTag(Extension):
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        # transformers renders the body in a scope of its own: variables set inside do not leak.
+        # As in transformers the body has its own scope: variables set inside do not leak.
         return nodes.Scope(body).set_lineno(line)
 
 
@@ -216,7 +216,7 @@ class _Environment(ImmutableSandboxedEnvironment):
     """The sandbox. Its templates count their work in the `Budget` of the rendering."""
 
     code_generator_class = _CountingGenerator
-    # Operators that are intercepted are not computed when a template is compiled.
+    # Intercepted operators are not evaluated at compile time.
     intercepted_binops = frozenset(ImmutableSandboxedEnvironment.default_binop_table)
 
     @staticmethod
@@ -228,7 +228,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         return BUDGET.get().concat(pieces)
 
     def getattr(self, obj: Any, attribute: str) -> Any:
-        # What is asked for most, without the errors and checks in between that end the same.
+        # A fast path for the most frequent lookups.
         kind = type(obj)
         if kind is dict:
             if attribute not in _OF_MAPPINGS and attribute in obj:
@@ -248,7 +248,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         if kind is str and type(obj) is dict and argument in obj:
             return obj[argument]
         if kind is not str and kind is not int:
-            BUDGET.get().read(argument)  # to hash it takes time
+            BUDGET.get().read(argument)  # hashing takes time
         return super().getitem(obj, argument)
 
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -300,7 +300,7 @@ def _counted(function: Callable[..., Any], rule: Callable[..., Any]) -> Callable
     """Return a filter that runs its rule first."""
     passed = _PassArg.from_obj(function)
 
-    # With the context a filter is not computed when a template is compiled.
+    # Filters with the context are not evaluated at compile time.
     @pass_context
     @wraps(function)
     def counted(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:
@@ -368,7 +368,7 @@ def chat_environment() -> ImmutableSandboxedEnvironment:
         trim_blocks=True,
         lstrip_blocks=True,
         autoescape=False,
-        optimized=False,  # it would compute what no budget bounds yet
+        optimized=False,  # constant folding would run without a budget
         extensions=[_GenerationTag, "jinja2.ext.loopcontrols"],
     )
     environment.filters["tojson"] = tojson

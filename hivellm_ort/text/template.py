@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["ChatTemplate", "Prompt", "end_of_turn_ids"]
 
 _MAX_OUTPUT = 4 << 20
-_MAX_WORDS = 1000  # of a template's own error
+_MAX_WORDS = 1000  # characters of a template's own error message
 
 
 class Prompt(NamedTuple):
@@ -83,7 +83,7 @@ class ChatTemplate:
         known = {**(tokens or {}), "bos_token": bos_token, "eos_token": eos_token}
         self._tokens = {key: token for key, token in known.items() if token is not None}
         self._max_characters = max_characters
-        # Only what speaks of developers has a form for them; others would write a role that the model never saw.
+        # Only templates that mention developers support the role. Others would write a role unknown to the model.
         self._forms = Forms(
             lambda conversation: self.render(conversation.messages, tools=conversation.tools),
             name=name if built_in else "chat template",
@@ -197,7 +197,7 @@ class ChatTemplate:
         except TemplateLimitError:
             raise
         except Exception as error:
-            # A template is a program of someone else: whatever it raises is its failure, not ours.
+            # A template is a foreign program, so any exception is a failure of the template.
             raise InferenceError(
                 f"the chat template cannot render these messages: {_words(error)}"
             ) from error
@@ -286,9 +286,7 @@ def _compiled(source: str, name: str) -> jinja2.Template:
         )
     if len(source) > MAX_SOURCE:
         raise LoadError(f"{name}: longer than {MAX_SOURCE} characters; shorten it")
-    if (
-        source.count("{{") + source.count("{%") > MAX_NODES // 2
-    ):  # known before it is parsed, which takes longer
+    if source.count("{{") + source.count("{%") > MAX_NODES // 2:  # checked before parsing, which is slower
         raise LoadError(f"{name}: the chat template has more than {MAX_NODES} parts; simplify it")
     try:
         return chat_environment().from_string(source)
@@ -300,7 +298,7 @@ def _compiled(source: str, name: str) -> jinja2.Template:
     except TemplateLimitError as error:
         raise LoadError(f"{name}: {error}; simplify it") from error
     except Exception as error:
-        # jinja2 writes Python: source that it accepts may still be too deeply nested to compile.
+        # jinja2 generates Python, which may still be nested too deeply to compile.
         raise LoadError(f"{name}: cannot be compiled ({_words(error)}); simplify it") from error
 
 

@@ -135,7 +135,7 @@ def _split(budget: Budget, own: Any, sep: Any = None, maxsplit: Any = -1) -> Non
 
 
 def _from_right(budget: Budget, own: Any, sep: Any = None, *args: Any, **kwargs: Any) -> None:
-    # Searching from the right, and for the characters of a set, takes the time of both lengths.
+    # The time to search from the right, or for characters of a set, depends on both lengths.
     budget.step(len(own) * _length(sep) >> 6)
     budget.spend(len(own))
 
@@ -193,10 +193,10 @@ METHODS: dict[str, Rule] = {
     "get": _looked_up,
     **dict.fromkeys(("items", "keys", "values"), _view),
 }
-"""Rules by the name of a method; one that returns a list gives other arguments. Others are `unknown_method`."""
+"""Rules by method name. A rule may return a list of other arguments. The rule of all others is `unknown_method`."""
 
 
-# Filters. What a rule returns is filtered in the place of the value.
+# Filters. The filter gets the result of its rule in place of the value.
 
 
 def _cheap(budget: Budget, value: Any, *args: Any, **kwargs: Any) -> Any:
@@ -412,4 +412,4 @@ FILTERS: dict[str, Rule] = {
     "round": _round,
     "truncate": _truncate,
 }
-"""Rules by the name of a filter: every one that the environment has."""
+"""Rules by filter name, one for every filter of the environment."""

@@ -34,7 +34,7 @@ _FILE = "chat_template.jinja"
 _TOOL_USE = "additional_chat_templates/tool_use.jinja"
 _CONFIG = "tokenizer_config.json"
 
-# What transformers shows to a template, where the configuration has it.
+# Values of the configuration that transformers passes to templates.
 _TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -76,7 +76,7 @@ def read_template_source(folder: Path) -> TemplateSource:
             f'{_CONFIG}: chat_template must be a text, or a list with one named "default"; add one, '
             f"or put it into {_FILE}"
         )
-    # Within JSON a mark may stand at the beginning of a template too.
+    # A template inside JSON may also begin with a byte order mark.
     return TemplateSource(
         default.removeprefix("\ufeff"), other and other.removeprefix("\ufeff"), tokens, _CONFIG
     )

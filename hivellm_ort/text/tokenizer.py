@@ -33,17 +33,17 @@ __all__ = ["TextTokenizer", "Tokenizer"]
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f+][0-9A-Fa-f]>")
 
 
-# Bytes that a text may become before it is cut into tokens; the library needs 17 times as many.
+# Largest text in bytes after normalisation. The library needs 17 times as much memory.
 _MAX_WORK = 128 << 20
 _PLAIN = Work(growth=1.0, square=False)
-# Spaces or digits in a row, for the few tokenizers that take the square of them: a hundredth of a second.
+# Longest run of spaces or digits for the few quadratic tokenizers: a hundredth of a second.
 _MAX_RUN = 2_000
 _RUN = re.compile(rf"(?<!\s)\s{{{_MAX_RUN + 1}}}|(?<!\d)\d{{{_MAX_RUN + 1}}}")
-# Of markers, that are sought at every place of a text.
+# Characters of all markers that are searched at every position.
 _MAX_BEGINNINGS = 64
 
-# The characters in which ByteLevel writes the bytes of a text, from GPT-2: those that can be seen stand for
-# themselves, the others for the characters from U+0100 on. Their own characters stand for nothing.
+# The characters with which ByteLevel (GPT-2) writes bytes: visible ones stand for themselves, the others are written
+# as characters from U+0100 on.
 _UNSEEN = [*range(0x21), *range(0x7F, 0xA1), 0xAD]
 _BYTES = {0x100 + place: byte for place, byte in enumerate(_UNSEEN)} | dict.fromkeys(_UNSEEN, 0xFFFF)
 
@@ -103,10 +103,10 @@ class TextTokenizer:
         self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         markers = {token_id: token for token_id, token in added.items() if is_marker(token)}
         self._marker_ids = frozenset(markers)
-        # A marker that is sought in the normalised text may be written in other characters than its own.
+        # Markers are searched in the normalised text, so the original text may have other characters.
         exact = not any(token.normalized for token in markers.values())
         self._marker_text = _beginnings([token.content for token in markers.values()]) if exact else None
-        # Asked of the decoder itself, because a ByteFallback may sit anywhere in a sequence of decoders.
+        # Tested with the decoder itself, because ByteFallback may be anywhere in a sequence.
         decoder = tokenizer.decoder
         self._gathers_bytes = decoder is not None and decoder.decode(["<0x41>"]) == "A"
 
@@ -292,7 +292,7 @@ class TextTokenizer:
             elif decoder is None:
                 texts[token_id] = f" {token}".encode()
             else:
-                # After another token, for a decoder may treat the first in a text in another way.
+                # After another token, because decoders may treat the first token of a text differently.
                 with panics_as(failure):
                     texts[token_id] = decoder.decode(["a", token]).removeprefix("a").encode()
         return texts
@@ -302,7 +302,7 @@ class TextTokenizer:
         return LiteralEncoder(self._tokenizer, self._marker_ids)
 
     def _may_hold_markers(self, text: str) -> bool:
-        # The search costs microseconds, encoding milliseconds, and nearly every text is without markers.
+        # The search takes microseconds, encoding milliseconds, and almost no text has markers.
         return bool(self._marker_ids) and (
             self._marker_text is None or self._marker_text.search(text) is not None
         )

@@ -29,9 +29,9 @@ Recall = Callable[[str, bytes, Callable[[], Mapping[str, float]]], Mapping[str, 
 
 _NAME = "tokenizer.json"
 _CURE = "export the base again, or update the tokenizers package"
-_MOST_SECONDS = 2.0  # for a probe, which takes some milliseconds
+_MOST_SECONDS = 2.0  # for a probe, which usually takes milliseconds
 _PROBE_SIZES = (4, 32, 256)  # characters of each run
-# Runs are what takes time: of letters, spaces, line ends, digits, marks, and of what a normaliser changes.
+# Runs are slow: of letters, spaces, line ends, digits, marks, and characters that a normaliser changes.
 _PROBE_UNITS = (
     "a",
     "A",

@@ -22,22 +22,22 @@ MAX_BYTES = 64 << 20
 MAX_GROWTH = 256
 """Most bytes that the normaliser and the pre-tokeniser may make of one byte of a text."""
 
-_MAX_STEPS = 32  # of a normaliser, a pre-tokeniser or a decoder
-_MAX_DEPTH = 8  # of sequences in sequences
-_MAX_COST = 1_024  # of all expressions together; see `patterns.Form`
+_MAX_STEPS = 32  # steps of a normaliser, a pre-tokeniser or a decoder
+_MAX_DEPTH = 8  # nesting of sequences
+_MAX_COST = 1_024  # total of all expressions; see `patterns.Form`
 _MAX_TOKENS = 1 << 20  # the largest published vocabulary has 901,629
 _MAX_GAPS = 1 << 16  # ids without a token
 _MAX_ADDED = 1 << 16
 _MAX_TOKEN = 1_024  # characters; the longest published ones have 128
-_MAX_TEXT = 256  # characters of anything else that is a text
+_MAX_TEXT = 256  # characters of any other text
 _MAX_CHARSMAP = 1 << 20  # bytes of base64; the largest published one has 320 KiB
 _MAX_RULE = 64  # bytes that a charsmap writes for one grapheme
 _MAX_TEMPLATE = 64  # tokens that a post-processor may write
 _MAX_WORD = 1_024  # characters that WordPiece takes for a word; 100 in published files
 _MAX_SCORE = 1e9
 
-# Most bytes that a step makes of one byte. Of NFKC and NFKD it is the Unicode Standard's figure, of the others the
-# longest that one character becomes. A second pass of the same form changes nothing.
+# Most bytes that one byte becomes in a step. For NFKC and NFKD it is the figure of the Unicode Standard, for others
+# the longest result of one character. A second pass of the same form changes nothing.
 _NORMALIZERS = {
     "BertNormalizer": 6.0, "ByteLevel": 2.0, "Lowercase": 1.5, "NFC": 3.0, "NFD": 3.0, "NFKC": 11.0, "NFKD": 11.0,
     "Nmt": 1.0, "Strip": 1.0, "StripAccents": 1.0,
@@ -86,7 +86,7 @@ class _Check:
     def __init__(self, name: str) -> None:
         self._name = name
         self._cost = 0
-        self._square = ""  # where an expression is that takes the square of a run
+        self._square = ""  # position of a quadratic expression
 
     def work(self, document: Any) -> Work:
         if not isinstance(document, Mapping):

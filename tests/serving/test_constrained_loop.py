@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from looping import END_THINK, EOS, THINK, VOCABULARY, Letters, Model, generation, run, text_of
 
+from hivellm_ort.decoding.bad_words import TokenTexts
 from hivellm_ort.decoding.lookup import PromptLookup
 from hivellm_ort.errors import GrammarError
 from hivellm_ort.grammar.after_thinking import AfterThinking
@@ -153,6 +154,37 @@ def test_a_failing_request_fails_alone() -> None:
     assert [True, False, False] == [one[-1].finish_reason is not None for one in steps]
 
 
+def after_thinking(constraint: Words) -> AfterThinking:
+    """The constraint after a think block, with two line breaks between them."""
+    texts = TokenTexts([chr(token).encode() if token > END_THINK else b"" for token in range(VOCABULARY)])
+    return AfterThinking(
+        constraint,
+        open_id=THINK,
+        close_id=END_THINK,
+        gap=[10, 10],
+        end_token_ids={EOS},
+        forbid_spelled_tag=texts.forbid(["</think>"], prompt_length=0),
+    )
+
+
+def test_only_the_token_ends_the_think_block() -> None:
+    """A tag spelled in other tokens would end the block for the text, and not for the grammar."""
+
+    def likes(text: str) -> str:
+        script = f"{chr(THINK)}h</think>"
+        return script[len(text) - 1] if len(text) <= len(script) else chr(END_THINK)
+
+    constraint = after_thinking(Words("aXa"))
+    (steps,) = run(Model(likes), generation(constraint=constraint))
+    said = "".join(chr(step.token_id) for step in steps)
+    assert "</think>" not in said
+    assert said.startswith(f"{chr(THINK)}h</think")
+    assert said.endswith(f"{chr(END_THINK)}\n\naXa")
+    for _ in said:
+        constraint.rollback(1)
+    assert not constraint.complete
+
+
 def test_think_block_before_the_grammar() -> None:
     """Free text up to the closing tag, forced line breaks, then the grammar."""
 
@@ -161,9 +193,7 @@ def test_think_block_before_the_grammar() -> None:
         return script[len(text) - 1] if len(text) <= len(script) else "b"
 
     def constraint() -> AfterThinking:
-        return AfterThinking(
-            Words("aXa", "bYb"), open_id=THINK, close_id=END_THINK, gap=[10, 10], end_token_ids={EOS}
-        )
+        return after_thinking(Words("aXa", "bYb"))
 
     (steps,) = run(Model(likes), generation(constraint=constraint()))
     said = [step.token_id for step in steps]

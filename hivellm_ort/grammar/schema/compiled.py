@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["compile_schema"]
 
-# As json.dumps writes, so that what lies between two values is forced.
+# The format of json.dumps, so that separators are forced.
 _STYLE: dict[str, Any] = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 _ESCAPES = 'nrbtf\\"'
 
@@ -55,7 +55,7 @@ def compile_schema(text: str, *, source: str, lenient: bool = False) -> Definiti
         graph = Graph(reader)
         if not graph.exists(graph.root):
             raise GrammarError(f"{source}: no value satisfies it; change the schema")
-        # Escapes of letters would let a listed key come again as another: "a" and "\u0061".
+        # Escapes of letters would allow a listed key twice: "a" and "\u0061".
         plain = _STYLE | {"json_allowed_escapes": _ESCAPES} | options
         lark = LarkWriter(graph, plain)
         writer = JsonWriter(graph)

@@ -17,7 +17,7 @@ from hivellm_ort.grammar.schema.writer import JsonWriter, needs_text
 __all__ = ["LarkWriter"]
 
 _KEY = r'/"(?:[^"\\\x00-\x1F\x7F]|\\["\\nrbtf])*"/'
-# With so few digits no two of them are the same double.
+# With this number of digits, different numbers are different doubles.
 _DECIMAL = r"/-?(?:0|[1-9][0-9]{0,8})(?:\.[0-9]{1,6})?/"
 _FRACTION = r"/-?(?:0|[1-9][0-9]{0,8})\.[0-9]{0,5}[1-9]/"
 
@@ -132,7 +132,7 @@ class LarkWriter:
         )
         tail = ""
         if rest and most != 0:
-            first = 0 if items else 1  # one that no comma is before
+            first = 0 if items else 1  # the first item has no comma before it
             bounds = f"{{{max(0, least - first)},{'' if most is None else most - first}}}"
             tail = f"{rest if first else ''} ({self._comma} {rest}){bounds}"
             if first and not least:
@@ -160,7 +160,7 @@ class LarkWriter:
             item = f"{key} {self._colon} {self._part(shape.rest)}"
             more = "*" if shape.most is None else f"{{0,{shape.most - 1}}}"
             items.append((f"{item} ({self._comma} {item}){more}", shape.least > 0))
-        # The rest of the members after some, and after none.
+        # The remaining members, after some and after none.
         after = before = '""'
         for item, is_required in reversed(items):
             tail, name = f"{self._comma} {item} {after}", self._new("m")

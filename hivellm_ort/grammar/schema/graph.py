@@ -74,7 +74,7 @@ class Graph:
             most = None
         if not is_open and least > len(free):
             return []
-        # Keys beyond the listed ones may repeat, and then are fewer than they seem.
+        # Unlisted keys may repeat, so there may be fewer distinct keys than members.
         if is_open and least > 1:
             why = "keys that are not listed may repeat; list and require the properties"
             self.reader.refuse(conjunction[0], "minProperties", why)
@@ -107,7 +107,7 @@ class Graph:
         """Return the shape with its restrictions on names expressed by properties and patterns."""
         if not isinstance(shape, Object):
             return [shape]
-        # What is required and not listed comes after what is.
+        # Required keys that are not listed come after the listed ones.
         unlisted = tuple((name, child(shape, name)) for name in shape.required if name not in shape.listed)
         shape = replace(shape, properties=(*shape.properties, *unlisted))
         if not shape.names:

@@ -98,7 +98,7 @@ ANNOTATIONS = frozenset(
         "propertyOrdering",
     }
 )
-"""What says something to people and to other programs. Keys that begin with `x-` are too."""
+"""Annotations for people and other programs. Keys that begin with `x-` are annotations too."""
 
 QUIET_FORMATS = frozenset(
     {

@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 __all__ = ["PatternError", "all_but", "matches", "parts", "translated", "without_look_around"]
 
-# ECMAScript's white space but for U+FEFF, which is none in Python; and the white space of either.
+# ECMAScript's whitespace without U+FEFF, which Python does not count; and the whitespace of either.
 _SPACE = r"\t\n\x0B\x0C\r \u00A0\u1680\u2000-\u200A\u2028\u2029\u202F\u205F\u3000"
 _NO_SPACE = _SPACE + r"\x1C-\x1F\u0085\uFEFF"
 _DOT = r"[^\n\r\u2028\u2029]"
 _LOOK_AROUND = ("(?=", "(?!", "(?<=", "(?<!")
 # Escapes that mean the same in ECMAScript and in Rust, beside those of punctuation.
 _SAME = frozenset("dDwWtnrfvux")
-# One or two of the same character that stands for itself, at the beginning or anywhere.
+# One or two equal literal characters, at the beginning or anywhere.
 _AHEAD = re.compile(
     r"\^\(\?!(?P<far>\.\*)?(?P<char>\\[^\w\s]|[\w@#%&=:;,<>~!'\"-])(?P<twice>(?(far)(?P=char)|(?!)))?\)"
 )
@@ -53,7 +53,7 @@ def translated(pattern: str) -> str:
         elif char == "." or (char == "(" and pattern.startswith("(?", place)):
             piece, place = (_DOT, place + 1) if char == "." else _group(pattern, place)
         else:
-            # A brace that is no quantifier is a character.
+            # A brace that is not a quantifier is a character.
             piece = "\\{" if char == "{" and not _QUANTIFIER.match(pattern, place) else char
             place += 1
         written.append(piece)
@@ -201,7 +201,7 @@ def _bracket(pattern: str, place: int) -> tuple[str, int]:
         if char == "\\":
             piece, place = _escape(pattern, place, inside=True)
         else:
-            # Of a range only the dash between two ends stays bare.
+            # Only the dash of a range stays unescaped.
             bare = char.isalnum() or char.isspace() or not char.isascii()
             bare = bare or (char == "-" and not pattern.startswith("-", place + 1))
             piece, place = (char if bare else f"\\{char}"), place + 1

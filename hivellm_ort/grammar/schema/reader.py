@@ -61,7 +61,7 @@ class Reader:
         self._sound: set[Conjunction] = set()
         self._possible: dict[Conjunction, bool] = {}
         self._made: dict[str, Any] = {}
-        # Up to draft 7 what stands beside a reference is not there, its $id included.
+        # Up to draft 7, keywords beside a reference are ignored, including $id.
         self._old = "/draft-0" in str(schema.get("$schema"))
         resolver = self._resolver(schema, pointer, None)
         self.root = self._subschemas[id(schema), False] = Subschema(schema, resolver, pointer)
@@ -81,7 +81,7 @@ class Reader:
             )
         key = (id(schema), negated)
         if key not in self._subschemas:
-            # References in a part that has an $id of its own are relative to that.
+            # References in a part with its own $id are relative to it.
             if "$id" in schema and not (self._old and "$ref" in schema):
                 resolver = self._resolver(schema, pointer, resolver)
             self._subschemas[key] = Subschema(schema, resolver, pointer, negated)
@@ -177,7 +177,7 @@ class Reader:
             RefusedError: As `shapes`.
         """
         if conjunction not in self._possible:
-            self._possible[conjunction] = True  # for one that needs itself
+            self._possible[conjunction] = True  # a conjunction may require itself
             self._possible[conjunction] = any(
                 all(self.possible(inner) for inner in needed(shape)) for shape in self.shapes(conjunction)
             )

@@ -178,11 +178,11 @@ def _kept(reader: Reader, subschema: Subschema, keyword: str) -> list[Conjunctio
         except RefusedError as error:
             reader.warnings = warned
             refused[index] = error
-    # Nothing but null would be left of an optional value.
+    # Only null would be left of an optional value.
     if refused and all(reader.shapes(branch) == (Null(),) for branch in kept):
         raise next(iter(refused.values()))
     if keyword == "oneOf":
-        # A value of two alternatives is none of `oneOf`: of the one that is left out at least the type must differ.
+        # `oneOf` forbids values of two alternatives, so an alternative that is left out must at least differ in type.
         for index in refused:
             if not isinstance(schemas[index], Mapping):
                 raise refused[index]

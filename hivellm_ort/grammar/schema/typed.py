@@ -57,7 +57,7 @@ def _object_and(reader: Reader, subschema: Subschema, others: str) -> Shapes:
         try:
             patterns.append((sound(pattern), reader.part(subschema, inner)))
         except PatternError as error:
-            # Which names the others have is unknown then too.
+            # The names of the others are unknown then too.
             why = f"the pattern {pattern!r:.100} cannot be enforced ({error}); write it without"
             reader.refuse(subschema, "patternProperties", why)
             rest = ()
@@ -106,7 +106,7 @@ def _evaluated(reader: Reader, subschema: Subschema) -> tuple[list[str], list[st
     waiting, seen = [subschema], {subschema}
     while waiting:
         one = waiting.pop(0)
-        # Others of these hold for some values only, and a name that is evaluated by all is not unevaluated.
+        # Other keywords apply to some values only. A name that all of them evaluate is never unevaluated.
         if one.schema.keys() & (_IN_PLACE - {"allOf", "$ref", "not", "contains"}):
             return None
         names += named(reader, one, "properties")
@@ -181,7 +181,7 @@ def unique_rule(reader: Reader, subschema: Subschema, keyword: str) -> Shapes:
     )
 
 
-# What else of a schema may speak of the same value.
+# Other keywords of a schema that may apply to the same value.
 _IN_PLACE = frozenset(
     {
         "allOf",
@@ -249,7 +249,7 @@ def _bounded(bound: Fraction, is_low: bool, is_open: bool) -> Shapes:
 def multiple_rule(reader: Reader, subschema: Subschema, keyword: str) -> Shapes:
     """The rule of `multipleOf`."""
     step = abs(number(reader, subschema, "multipleOf"))
-    # llguidance has it as a whole number of 32 bits over a power of ten.
+    # llguidance represents it as a 32-bit integer over a power of ten.
     tenths = next((power for power in range(10) if (step * 10**power).denominator == 1), None)
     if not step or tenths is None or step * 10**tenths >= 2**32 or _halves(float(step)) != step:
         why = "a number of so many digits cannot be enforced; give one with fewer"

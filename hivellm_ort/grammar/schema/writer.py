@@ -160,7 +160,7 @@ class JsonWriter:
             written["additionalProperties"] = self._part(shape.rest, depth + 1)
         if shape.required:
             written["required"] = list(shape.required)
-        # Here they count what is beside the required ones.
+        # Here they count the properties besides the required ones.
         if shape.least:
             written["minProperties"] = shape.least + len(shape.required)
         if shape.most is not None:
