@@ -15,13 +15,13 @@ from fastapi.responses import JSONResponse
 from hivellm_ort.options import GenerateOptions
 from hivellm_ort.result import InferenceResult, TokenLogprob
 from hivellm_ort.server.body_options import options_of, per_answer
-from hivellm_ort.server.errors import ERRORS, refused
+from hivellm_ort.server.errors import refused
 from hivellm_ort.server.generation import Answers, unless_client_leaves
 from hivellm_ort.server.models import AUTO, choose
 from hivellm_ort.server.options import ServerLimits
 from hivellm_ort.server.schemas.completions import CompletionBody
 from hivellm_ort.server.state import state_of
-from hivellm_ort.server.streaming import IDLE_SECONDS, EventStream, sent
+from hivellm_ort.server.streaming import IDLE_SECONDS, STREAMED, EventStream, sent
 from hivellm_ort.server.strict_json import StrictRoute
 from hivellm_ort.server.told import TokenTexts, finish_reason, shown_logprobs, usage_of
 from hivellm_ort.text.tokenizer import TextTokenizer
@@ -31,7 +31,7 @@ __all__ = ["encode_plain", "router"]
 router = APIRouter(tags=["answers"], route_class=StrictRoute)
 
 
-@router.post("/v1/completions", responses=ERRORS, response_model=None)
+@router.post("/v1/completions", responses=STREAMED, response_model=None)
 async def completions(body: CompletionBody, request: Request) -> Response:
     """Write on from one prompt or several: at once, or as it is written (`stream`)."""
     state = state_of(request)

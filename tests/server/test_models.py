@@ -181,4 +181,16 @@ def test_the_description(client: TestClient) -> None:
     assert ["model", "messages"] == chat_body["required"]
     assert {"schema", "temperature", "response_format"} <= set(chat_body["properties"])
     assert chat_body["additionalProperties"] is False
+    contents = {
+        path: (list(responses["200"]["content"]), "422" in responses, "429" in responses)
+        for path in ("/v1/chat/completions", "/v1/load_lora_adapter", "/metrics", "/tokenize")
+        for operation in document["paths"][path].values()
+        for responses in [operation["responses"]]
+    }
+    assert {
+        "/v1/chat/completions": (["application/json", "text/event-stream"], False, True),
+        "/v1/load_lora_adapter": (["text/plain"], False, True),
+        "/metrics": (["text/plain"], False, True),
+        "/tokenize": (["application/json"], False, True),
+    } == contents
     assert [] == re.findall(r"/(root|home|tmp)/\w+", str(document))
