@@ -32,10 +32,10 @@ async def chat_completions(body: ChatBody, request: Request) -> Response:
     options = _options(body, state.options.limits)
     chosen = await choose(state, body.model, messages=options.get("messages"), schema=body.schema_)
     asked = per_answer(options, body.n or 1)
-    tokenizer = await asyncio.to_thread(state.manager.tokenizer, chosen.name) if body.logprobs else None
-    made = ChatAnswers(
-        chosen.name, TokenTexts(tokenizer) if tokenizer is not None else None, calls=bool(body.tools)
-    )
+    texts: TokenTexts | None = None
+    if body.logprobs:
+        texts = await asyncio.to_thread(lambda: TokenTexts(state.manager.tokenizer(chosen.name)))
+    made = ChatAnswers(chosen.name, texts, calls=bool(body.tools))
     begun = Answers.begin(state, chosen.name, asked, steps=bool(body.stream))
     answers = await unless_client_leaves(request, begun)
     if body.stream:
