@@ -108,6 +108,7 @@ _STATUSES = {
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": text} for status, text in _STATUSES.items()
 }
+ERRORS["default"] = {"model": ErrorBody, "description": "Any other error."}
 """What every route may answer besides, for its documentation."""
 
 
