@@ -15,7 +15,7 @@ from hivellm_ort.cli.files import NamedPath, read_text
 from hivellm_ort.cli.output import echo
 from hivellm_ort.cli.run import loading_options
 from hivellm_ort.errors import OptionError
-from hivellm_ort.integrity import Policy
+from hivellm_ort.loading.options import LoadOptions
 from hivellm_ort.package.store import Store
 from hivellm_ort.server.options import LOCAL_HOSTS, ServerLimits, ServerOptions
 
@@ -120,12 +120,7 @@ def serve(
     access_log: bool,
     max_loaded_experts: int | None,
     memory_budget: int | None,
-    device: str | None,
-    provider_options: dict[str, str],
-    fallback: bool,
-    base: Path | None,
-    threads: int | None,
-    trust: Policy,
+    loading: LoadOptions,
     **limits: Any,
 ) -> None:
     """Serve the experts in each PACKAGE behind OpenAI's API.
@@ -150,7 +145,6 @@ def serve(
         allowed_hosts=allowed_hosts or (LOCAL_HOSTS if local else ("*",)),
         allowed_origins=allowed_origins,
         loading_folder=allow_loading,
-        loading_base=base,
         limits=ServerLimits(**limits),
     )
     listening = Listening(
@@ -168,18 +162,13 @@ def serve(
             err=True,
         )
     with ExpertManager(
-        device=device,
-        provider_options=provider_options,
-        fallback=fallback,
-        threads=threads,
-        trust=trust,
-        max_loaded_experts=max_loaded_experts,
-        memory_budget=memory_budget,
+        max_loaded_experts=max_loaded_experts, memory_budget=memory_budget, **loading
     ) as manager:
         named = _all_named(manager, packages, experts)
-        manager.load_experts(named, base=base)
+        manager.load_experts(named)
+        base = loading.get("base")
         folders = {path.absolute().parent for path in named.values()}
-        folders |= {folder.resolve() for folder in folders} | ({base.absolute()} if base else set())
+        folders |= {folder.resolve() for folder in folders} | ({Path(base).absolute()} if base else set())
         folders.add(Store().root)
         app = create_app(manager, options, folders=folders)
         run(app, listening, lambda address: echo(f"{', '.join(named)} at {address}", err=True))

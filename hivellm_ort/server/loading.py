@@ -30,8 +30,7 @@ async def load_adapter(body: LoadBody, request: Request) -> Response:
     if body.lora_name in (AUTO, state.manager.BASE) or not body.lora_name.isprintable():
         raise refused("lora_name", f"{body.lora_name!r} cannot be the name of an expert: take another")
     replace = bool(body.load_inplace)
-    base = state.options.loading_base
-    load = partial(state.manager.load_expert, body.lora_name, path, base=base, replace=replace)
+    load = partial(state.manager.load_expert, body.lora_name, path, replace=replace)
     async with state.loading:
         names = {info.name for info in state.manager.list_loaded_experts()}
         if body.lora_name in names and not replace:

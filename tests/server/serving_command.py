@@ -75,8 +75,9 @@ class Command:
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        assert self._listening.wait(_SECONDS), self.output
-        assert self.address, self.output
+        if not self._listening.wait(_SECONDS) or not self.address:
+            self.__exit__()
+            raise AssertionError(self.output)
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -103,8 +103,8 @@ def test_nothing_outside_of_the_folder_is_loaded(
 def test_thin_packages_are_loaded_on_the_base_of_the_operator(cache: Path, folder: Path) -> None:
     """A package without a base gets the one that the server was started with."""
     shutil.copy(golden("json"), folder / "json.expert")
-    with ExpertManager(cache_dir=cache, threads=1, trust="off") as manager:
-        options = ServerOptions(loading_folder=folder, loading_base=BASE)
+    with ExpertManager(cache_dir=cache, threads=1, trust="off", base=BASE) as manager:
+        options = ServerOptions(loading_folder=folder)
         with TestClient(create_app(manager, options), base_url="http://localhost") as client:
             body = {"lora_name": "json", "lora_path": "json.expert"}
             assert 200 == client.post("/v1/load_lora_adapter", json=body).status_code
