@@ -50,5 +50,5 @@ def target(data: bytes) -> None:
             assert choices or constraint.finished
             if constraint.finished:
                 break
-            constraint.forced()
+            constraint.forced_tokens()
             constraint.accept(rng.choice(choices))

@@ -68,7 +68,7 @@ def answer(held: Constraint, rng: random.Random, markers: bool, begin: str = "")
         held.accept(one)
     closing = set('"}],: \n[>')
     while True:
-        forced = held.forced()
+        forced = held.forced_tokens()
         choices = allowed(held, markers)
         if forced:
             assert forced[0] in choices
@@ -166,9 +166,9 @@ def test_what_is_forced() -> None:
     """What encloses a name takes no forward passes."""
     held = constraint("qwen", STOPPING)
     assert '<tool_call>\n{"name": "stop", "arguments": {}}\n</tool_call>'.startswith(
-        text_of(held.forced(), True)
+        text_of(held.forced_tokens(), True)
     )
-    assert 20 < len(text_of(held.forced(), True))
+    assert 20 < len(text_of(held.forced_tokens(), True))
 
 
 def test_an_answer_of_a_grammar_or_a_call() -> None:
