@@ -56,6 +56,9 @@ class ExpertManager:
         BASE: the name of the base model itself, without any expert.
         events: tells listeners what happens (see `hivellm_ort.observability`).
         metrics: counters and histograms of it.
+
+    Raises:
+        OptionTypeError (TypeError), OptionError (ValueError), ProviderError: an option is wrong.
     """
 
     BASE: Final = BASE

@@ -84,11 +84,19 @@ def _public() -> dict[str, Callable[..., Any]]:
     return found | dict(_methods(Store))
 
 
+def _parameters(function: Callable[..., Any]) -> Iterator[tuple[str, str]]:
+    """Names and types of its parameters, those of a typed dict of options one by one."""
+    for name, annotation in function.__annotations__.items():
+        options = re.fullmatch(r"Unpack\[(\w+)\]", str(annotation))
+        inner = getattr(hivellm_ort, options[1]).__annotations__ if options else {name: annotation}
+        yield from ((parameter, str(found)) for parameter, found in inner.items())
+
+
 PARAMETERS = {
-    (function, parameter): str(annotation)
+    (function, parameter): annotation
     for function, made in _public().items()
-    for parameter, annotation in made.__annotations__.items()
-    if parameter != "return" and "Path" in str(annotation)
+    for parameter, annotation in _parameters(made)
+    if parameter != "return" and "Path" in annotation
 }
 
 
@@ -96,6 +104,7 @@ def test_the_search_finds_them() -> None:
     """The parameters that are paths are found, in functions, methods and classes."""
     assert {
         ("Expert.load", "base"),
+        ("ExpertManager.__init__", "cache_dir"),
         ("ExpertManager.load_experts", "packages"),
         ("ExpertManifest.from_file", "path"),
         ("DecoderConfig.from_file", "path"),
