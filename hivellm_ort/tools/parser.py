@@ -30,7 +30,9 @@ __all__ = [
     "read_calls",
 ]
 
-_LONGEST_HEAD = 16_384  # characters up to the name, and to the arguments where they come after it
+# Characters of what encloses arguments, with the arguments where the name comes after them: they are read again with
+# each piece.
+_LONGEST = 16_384
 _NAME = re.compile(r"[\w.:/-]+")
 _WORD = re.compile(r"\w+")
 
@@ -162,9 +164,7 @@ class ToolCallParser:
         try:
             name, arguments = self._read_head(reader)
         except IncompleteTextError:
-            if len(self._held) <= _LONGEST_HEAD:
-                return False
-            return self._no_call()
+            return len(self._held) > _LONGEST and self._no_call()
         except UnexpectedTextError:
             return self._no_call()
         self._held = self._held[reader.place :]
@@ -293,9 +293,9 @@ class ToolCallParser:
         reader = TextReader(self._held)
         try:
             more = self._read_tail(reader)
-        except IncompleteTextError:
-            return False
-        except UnexpectedTextError:
+        except (IncompleteTextError, UnexpectedTextError) as error:
+            if isinstance(error, IncompleteTextError) and len(self._held) <= _LONGEST:
+                return False
             self._state = self._text
             return True
         self._opened = self._held[: reader.place] if more else ""
