@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import secrets
+import string
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -10,7 +12,6 @@ from typing import TypeAlias
 from hivellm_ort.result import ToolCall
 from hivellm_ort.tools.formats import CallFormat
 from hivellm_ort.tools.functiongemma import arguments_of
-from hivellm_ort.tools.ids import CallIds
 from hivellm_ort.tools.json_text import (
     SPACE,
     IncompleteTextError,
@@ -24,6 +25,7 @@ __all__ = [
     "ArgumentsDelta",
     "CallEnded",
     "CallEvent",
+    "CallIds",
     "CallStarted",
     "TextDelta",
     "ToolCallParser",
@@ -35,6 +37,7 @@ __all__ = [
 _LONGEST = 16_384
 _NAME = re.compile(r"[\w.:/-]+")
 _WORD = re.compile(r"\w+")
+_LETTERS = string.ascii_letters + string.digits
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,26 @@ class CallEnded:
 
 
 CallEvent: TypeAlias = TextDelta | CallStarted | ArgumentsDelta | CallEnded
+
+
+class CallIds:
+    """Random ids of the calls of one answer; the same index has the same id each time.
+
+    They are `call_` and 24 letters and digits. Templates of Mistral take only ids of nine letters and digits.
+
+    Args:
+        family: of the format in which the model writes calls.
+    """
+
+    def __init__(self, family: str | None) -> None:
+        self._short = family in ("mistral", "mistral_args")
+        self._ids: dict[int, str] = {}
+
+    def __call__(self, index: int) -> str:
+        """The id of the call with this index, from 0."""
+        length, prefix = (9, "") if self._short else (24, "call_")
+        # Several threads may ask at once.
+        return self._ids.setdefault(index, prefix + "".join(secrets.choice(_LETTERS) for _ in range(length)))
 
 
 class ToolCallParser:
