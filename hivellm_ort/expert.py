@@ -39,9 +39,9 @@ class Expert:
     context manager, to free what no other uses.
 
     Attributes:
-        manifest: the package's manifest.
-        verdict: what its signature is worth.
-        adapter: the adapter's weights as they are bound, None where they are merged into the base.
+        manifest: The package's manifest.
+        verdict: What its signature is worth.
+        adapter: The adapter's weights as they are bound, None where they are merged into the base.
     """
 
     def __init__(self, parts: ExpertParts, settings: LoadSettings):
@@ -99,14 +99,14 @@ class Expert:
         are written with, before that of the base.
 
         Args:
-            path: the package or folder.
-            options: those of `LoadOptions`: `device`, `base`, `trust`, `threads` and more.
+            path: The package or folder.
+            options: Those of `LoadOptions`: `device`, `base`, `trust`, `threads` and more.
 
         Raises:
-            LoadError: the package, its signature, its manifest, its adapter, its grammar, its base or the device
+            LoadError: The package, its signature, its manifest, its adapter, its grammar, its base or the device
                 cannot be used; nothing stays loaded.
-            OptionTypeError (TypeError): an option does not exist, or has a value of a wrong type.
-            OptionError (ValueError): an option is out of range.
+            OptionTypeError (TypeError): An option does not exist, or has a value of a wrong type.
+            OptionError (ValueError): An option is out of range.
         """
         settings = LoadSettings.of(options)
         where = checked_path(path, "path")
@@ -148,11 +148,11 @@ class Expert:
         The options are those of `GenerateOptions`.
 
         Raises:
-            OptionTypeError (TypeError): an option does not exist, or has a value of a wrong type.
-            OptionError (ValueError): an option is out of range, or a message or a tool is malformed.
-            ContextLengthError: prompt and `max_tokens` do not fit the model's context.
-            GrammarError: a grammar has a fault, or the answer cannot go on under it; its `text` is the answer so far.
-            InferenceError: the expert is closed, or its chat template fails, or does not show the tools or a message.
+            OptionTypeError (TypeError): An option does not exist, or has a value of a wrong type.
+            OptionError (ValueError): An option is out of range, or a message or a tool is malformed.
+            ContextLengthError: Prompt and `max_tokens` do not fit the model's context.
+            GrammarError: A grammar has a fault, or the answer cannot go on under it; its `text` is the answer so far.
+            InferenceError: The expert is closed, or its chat template fails, or does not show the tools or a message.
         """
         return run_all([(self._base.scheduler, self.builder.build(prompt, options))], 1)[0]
 
@@ -166,16 +166,16 @@ class Expert:
         """Answer several prompts at once; each answer is the one that `generate` gives.
 
         Args:
-            prompts: the prompts, of any lengths.
-            batch_size: most rows in memory; further prompts wait for a free one.
-            options: those of `GenerateOptions`, which says when a list has one value per prompt; any other value
+            prompts: The prompts, of any lengths.
+            batch_size: Most rows in memory; further prompts wait for a free one.
+            options: Those of `GenerateOptions`, which says when a list has one value per prompt; any other value
                 holds for all.
 
         Returns:
             The results, in the order of the prompts.
 
         Raises:
-            ExpertError: as `generate`; no prompt is answered then.
+            ExpertError: As `generate`; no prompt is answered then.
         """
         check_prompts(prompts)
         rows = options_of_rows(options, len(prompts))
@@ -194,14 +194,14 @@ class Expert:
         Probabilities are the model's own: no temperature, penalty or grammar changes them.
 
         Args:
-            prompt: the question; None where `messages` ends with it.
+            prompt: The question; None where `messages` ends with it.
             answers: 1 to 1,000 different texts.
-            options: those of `ScoreOptions`.
+            options: Those of `ScoreOptions`.
 
         Raises:
-            OptionTypeError (TypeError), OptionError (ValueError): an option or an answer is wrong.
-            ContextLengthError: prompt and answers do not fit the model's context.
-            InferenceError: as `generate`, or the time is over.
+            OptionTypeError (TypeError), OptionError (ValueError): An option or an answer is wrong.
+            ContextLengthError: Prompt and answers do not fit the model's context.
+            InferenceError: As `generate`, or the time is over.
         """
         generation = self.builder.build_score(prompt, answers, options)
         run_all([(self._base.scheduler, generation)], 1)
@@ -238,7 +238,7 @@ class Expert:
         """Makes this expert's generations, for the scheduler of `shared_base` to run.
 
         Raises:
-            InferenceError: the expert is closed, or of another process.
+            InferenceError: The expert is closed, or of another process.
         """
         if self._closed:
             raise InferenceError(f"expert {self.name!r} is closed: load it again")

@@ -28,15 +28,15 @@ class CallForm:
     """How calls are written in an answer. A marker that is a token of the model is written as that token.
 
     Attributes:
-        marker: what every answer with calls has before its first one; empty where the answer begins with the call.
-        trigger: where there is no marker, a regular expression: an answer that begins so is a call.
-        optional: where there is no marker, a token that may stand before the call.
-        begin: between the marker and the name of the first call.
-        middle: between name and arguments.
-        suffix: a regular expression of what may follow the arguments.
-        end: after the arguments.
-        again: between the end of a call and the next name; None where there can be one call only.
-        close: after the last call.
+        marker: What every answer with calls has before its first one; empty where the answer begins with the call.
+        trigger: Where there is no marker, a regular expression: an answer that begins so is a call.
+        optional: Where there is no marker, a token that may stand before the call.
+        begin: Between the marker and the name of the first call.
+        middle: Between name and arguments.
+        suffix: A regular expression of what may follow the arguments.
+        end: After the arguments.
+        again: Between the end of a call and the next name; None where there can be one call only.
+        close: After the last call.
     """
 
     marker: str
@@ -55,11 +55,11 @@ class ToolSchema:
     """A tool that may be called.
 
     Attributes:
-        name: its name, of letters, digits, `_`, `-`, `.`, `:` and `/`.
-        schema: the JSON text of its arguments' schema.
-        strict: whether a schema that cannot be enforced is refused. Else as much of it is enforced as can be, with a
+        name: Its name, of letters, digits, `_`, `-`, `.`, `:` and `/`.
+        schema: The JSON text of its arguments' schema.
+        strict: Whether a schema that cannot be enforced is refused. Else as much of it is enforced as can be, with a
             warning.
-        where: the place of the schema, for messages.
+        where: The place of the schema, for messages.
     """
 
     name: str
@@ -73,11 +73,11 @@ class CallsGrammar:
     """Which calls an answer may have.
 
     Attributes:
-        form: how calls are written.
-        tools: those that may be called, at least one.
-        free: whether the answer may be text instead, and begin with text. Without, it begins with a call.
-        several: whether there may be more than one call, where the form has room for them.
-        answer: what an answer without calls must look like; None for any text.
+        form: How calls are written.
+        tools: Those that may be called, at least one.
+        free: Whether the answer may be text instead, and begin with text. Without, it begins with a call.
+        several: Whether there may be more than one call, where the form has room for them.
+        answer: What an answer without calls must look like; None for any text.
     """
 
     form: CallForm
@@ -108,12 +108,12 @@ class CallsGrammar:
         """Return the grammar in llguidance's own form.
 
         Args:
-            limits: bounds on the schemas' text.
-            vocabulary: the tokens of the model.
-            answer: what `answer` is in that form.
+            limits: Bounds on the schemas' text.
+            vocabulary: The tokens of the model.
+            answer: What `answer` is in that form.
 
         Raises:
-            GrammarError: a strict schema cannot be enforced, or the schemas are too long.
+            GrammarError: A strict schema cannot be enforced, or the schemas are too long.
         """
         size = sum(len(tool.schema.encode()) for tool in self.tools)
         if size > limits.max_bytes:

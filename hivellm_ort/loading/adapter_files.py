@@ -42,13 +42,13 @@ def find_adapter_files(
     Last come checkpoint folders: the only one, or the one that `training.packaging_checkpoint` names.
 
     Args:
-        package: the package.
-        manifest: its manifest.
-        base: one of `manifest.base_models`.
+        package: The package.
+        manifest: Its manifest.
+        base: One of `manifest.base_models`.
 
     Raises:
-        AdapterError: there is none, or several and the manifest does not say which.
-        IntegrityError: the weights are not those whose SHA-256 the manifest states.
+        AdapterError: There is none, or several and the manifest does not say which.
+        IntegrityError: The weights are not those whose SHA-256 the manifest states.
     """
     root = package.root
     named = [path for adapter in base.adapters if adapter.path for path in _places(root, adapter.path)]

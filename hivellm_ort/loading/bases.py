@@ -52,18 +52,18 @@ def choose_base(
     `models/` and among the bundles of unpacked packages, by that digest, else by name.
 
     Args:
-        manifest: says which bases the expert has adapters for.
-        store: where bundles are.
-        device: what the base shall run on.
-        given: the bundle to use: the package's, or as the caller asked.
-        near: the bundles beside the package.
-        check: with "digest" they are not used: nobody has signed which bundle has those weights.
+        manifest: Says which bases the expert has adapters for.
+        store: Where bundles are.
+        device: What the base shall run on.
+        given: The bundle to use: the package's, or as the caller asked.
+        near: The bundles beside the package.
+        check: With "digest" they are not used: nobody has signed which bundle has those weights.
 
     Raises:
         BaseMismatchError: `given` is none of the manifest's base models.
-        IntegrityError: the bundle that was found differs from its list.
-        LoadError: no base model is at hand, or several different ones of the name are.
-        ProviderError: the device runs none of its bundles.
+        IntegrityError: The bundle that was found differs from its list.
+        LoadError: No base model is at hand, or several different ones of the name are.
+        ProviderError: The device runs none of its bundles.
     """
     wanted = [base for base in manifest.base_models if base.adapters]
     if given is not None:
@@ -112,16 +112,16 @@ def find_thin_base(
     better, for that takes a while.
 
     Args:
-        adapter: says which base it is for.
-        store: where other bundles are.
-        device: what the base shall run on.
-        near: the bundles beside the package.
-        check: with "digest" the one that the adapter was exported with is the only one of them that is used, and all
+        adapter: Says which base it is for.
+        store: Where other bundles are.
+        device: What the base shall run on.
+        near: The bundles beside the package.
+        check: With "digest" the one that the adapter was exported with is the only one of them that is used, and all
             of its files are compared with their list.
 
     Raises:
-        LoadError: none is at hand.
-        ProviderError: the device runs none of them.
+        LoadError: None is at hand.
+        ProviderError: The device runs none of them.
     """
     found = [
         bundle

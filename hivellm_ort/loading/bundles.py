@@ -35,8 +35,8 @@ class Bundle:
         """Read a bundle's `decoder.json`. The folder is the user's own, so links to files in it are followed.
 
         Raises:
-            ManifestError: the folder is no base bundle, or one of another contract.
-            IntegrityError: it holds a named pipe, a device or the like, or a link to one.
+            ManifestError: The folder is no base bundle, or one of another contract.
+            IntegrityError: It holds a named pipe, a device or the like, or a link to one.
         """
         if folder.is_dir():
             check_folder(folder, _followed)
@@ -55,13 +55,13 @@ def best_first(bundles: Sequence[Bundle], device: Device, *, whose: str, exact: 
     none and fallback is allowed, they are those that the CPU is meant to run, or all.
 
     Args:
-        bundles: at least one.
-        device: what was asked for.
-        whose: who has the bundles, for messages.
-        exact: digest of the bundle that an adapter was exported with.
+        bundles: At least one.
+        device: What was asked for.
+        whose: Who has the bundles, for messages.
+        exact: Digest of the bundle that an adapter was exported with.
 
     Raises:
-        ProviderError: the device runs none of them; the message names their targets and what to do.
+        ProviderError: The device runs none of them; the message names their targets and what to do.
     """
     found, faults = _placed(bundles, dataclasses.replace(device, fallback=False))
     if not found and device.fallback:

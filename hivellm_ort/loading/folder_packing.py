@@ -30,15 +30,15 @@ def pack(
     folder stay out.
 
     Args:
-        package: the folder, from `open_package`.
-        output: the file to write or replace.
-        manifest: its manifest.
-        progress: called with the number of member bytes just packed.
+        package: The folder, from `open_package`.
+        output: The file to write or replace.
+        manifest: Its manifest.
+        progress: Called with the number of member bytes just packed.
 
     Raises:
-        LoadError: a file that the manifest names is missing, the adapter is not readable, or the output cannot be
+        LoadError: A file that the manifest names is missing, the adapter is not readable, or the output cannot be
             written.
-        IntegrityError: a name that no package may have.
+        IntegrityError: A name that no package may have.
     """
     members = dict(root_members(package.root, manifest))
     if package.adapter is None and not package.bundles:

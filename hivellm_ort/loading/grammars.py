@@ -33,11 +33,11 @@ def find_grammar(package: UnpackedPackage, manifest: ExpertManifest) -> Grammar 
     grammar of the type `json` gets that of any JSON; of another type it runs without, and a warning is logged.
 
     Args:
-        package: the package.
-        manifest: its manifest.
+        package: The package.
+        manifest: Its manifest.
 
     Raises:
-        LoadError: the file that the manifest names is not in the package, is too large or not UTF-8, or the grammar
+        LoadError: The file that the manifest names is not in the package, is too large or not UTF-8, or the grammar
             that is wanted has a fault.
     """
     decoding = manifest.decoding

@@ -60,12 +60,12 @@ def check_graphs(bundle: Bundle, names: Sequence[str] | None = None, *, recall: 
     """Refuse a bundle with a graph that has anything which the exporter never writes for its target.
 
     Args:
-        bundle: the bundle.
-        names: files of the graphs; by default the one that runs, for the other is never opened.
-        recall: remembers which graphs have no fault; they are parsed only once then. None checks each time.
+        bundle: The bundle.
+        names: Files of the graphs; by default the one that runs, for the other is never opened.
+        recall: Remembers which graphs have no fault; they are parsed only once then. None checks each time.
 
     Raises:
-        LoadError: it has; the message names graph, node and operator.
+        LoadError: It has; the message names graph, node and operator.
     """
     config = bundle.config
     target, cache = config.target, config.graph.cache_dtype

@@ -27,9 +27,9 @@ def inspect(package: UnpackedPackage, manifest: ExpertManifest, verdict: Verdict
     A part that cannot be read becomes a warning: a package that does not load must still be inspected.
 
     Args:
-        package: the package.
-        manifest: its manifest.
-        verdict: what its signature is worth.
+        package: The package.
+        manifest: Its manifest.
+        verdict: What its signature is worth.
     """
     path = package.root / MANIFEST
     warnings = [*package.notes, *manifest.warnings, *(schema_problems(path) if path.is_file() else [])]

@@ -29,10 +29,10 @@ class VerifiedPackage:
     """A package that may be loaded.
 
     Attributes:
-        path: the file or folder, as the caller named it.
-        files: its files; each is as it was recorded when it was unpacked.
-        verdict: what its signature is worth; the policy has let it pass.
-        manifest: its manifest.
+        path: The file or folder, as the caller named it.
+        files: Its files; each is as it was recorded when it was unpacked.
+        verdict: What its signature is worth; the policy has let it pass.
+        manifest: Its manifest.
     """
 
     path: Path
@@ -74,8 +74,8 @@ def read_manifest(package: UnpackedPackage) -> ExpertManifest:
     """The manifest of an opened package; of a PEFT folder without one, what its files tell.
 
     Raises:
-        ManifestError: the manifest is wrong.
-        AdapterError: there is none, and the adapter's files cannot be read.
+        ManifestError: The manifest is wrong.
+        AdapterError: There is none, and the adapter's files cannot be read.
     """
     path = package.root / MANIFEST
     return ExpertManifest.from_file(path) if path.is_file() else drafted_manifest(package.root)
@@ -85,13 +85,13 @@ def verify(files: UnpackedPackage, path: Path, trust: Trust) -> VerifiedPackage:
     """Check the signature of an opened package, and read its manifest.
 
     Args:
-        files: the package, from `open_with_progress`.
-        path: what messages call it.
-        trust: the policy, and whose signatures count.
+        files: The package, from `open_with_progress`.
+        path: What messages call it.
+        trust: The policy, and whose signatures count.
 
     Raises:
-        IntegrityError: the policy refuses the package.
-        LoadError: it cannot be verified, or as `read_manifest`.
+        IntegrityError: The policy refuses the package.
+        LoadError: It cannot be verified, or as `read_manifest`.
     """
     verdict = check_signature(files, trust, where=str(path))
     return VerifiedPackage(path, files, verdict, read_manifest(files))

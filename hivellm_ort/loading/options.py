@@ -59,13 +59,13 @@ class LoadSettings:
     """`LoadOptions`, checked, with the defaults filled in.
 
     Attributes:
-        device: what the base shall run on.
-        base: the base bundle to use; None for the package's, or one that is found.
-        cache_dir: the store's folder; None for the default.
-        threads: intra-op threads; None leaves it to ONNX Runtime.
-        trust: what to do about signatures, and whose count.
-        limits: what the package may unpack to.
-        prefix_cache_bytes: most bytes that the base keeps of earlier prompts; None for the default.
+        device: What the base shall run on.
+        base: The base bundle to use; None for the package's, or one that is found.
+        cache_dir: The store's folder; None for the default.
+        threads: Intra-op threads; None leaves it to ONNX Runtime.
+        trust: What to do about signatures, and whose count.
+        limits: What the package may unpack to.
+        prefix_cache_bytes: Most bytes that the base keeps of earlier prompts; None for the default.
     """
 
     device: Device = Device()  # noqa: RUF009  immutable
@@ -81,9 +81,9 @@ class LoadSettings:
         """Check options.
 
         Raises:
-            OptionTypeError: an option does not exist, or has a value of a wrong type.
-            OptionError: an option is out of range.
-            ProviderError: there is no device of that name or number.
+            OptionTypeError: An option does not exist, or has a value of a wrong type.
+            OptionError: An option is out of range.
+            ProviderError: There is no device of that name or number.
         """
         check_names(options, LoadOptions, "loading")
         device, fallback = options.get("device"), options.get("fallback", False)
@@ -117,11 +117,11 @@ def checked_path(value: object, name: str) -> Path:
     """A path that a caller gave.
 
     Args:
-        value: what was given.
-        name: of the argument, for the message.
+        value: What was given.
+        name: Of the argument, for the message.
 
     Raises:
-        OptionTypeError: it is neither a text nor a path.
+        OptionTypeError: It is neither a text nor a path.
     """
     try:
         return Path(value)  # type: ignore[arg-type]

@@ -37,9 +37,9 @@ class Difference:
     """How an adapter's tokenizer differs from its base's; false where it does not.
 
     Attributes:
-        added: tokens that the base's does not have, with their ids.
-        moved: tokens that have another id in the base's.
-        split: a text of which the two make different tokens though they have the same ones; None without any.
+        added: Tokens that the base's does not have, with their ids.
+        moved: Tokens that have another id in the base's.
+        split: A text of which the two make different tokens though they have the same ones; None without any.
     """
 
     added: dict[str, int]
@@ -77,13 +77,13 @@ def check_tokenizer(folder: Path, base: Path | Tokenizer) -> None:
     What only pads is no difference, for no prompt has it.
 
     Args:
-        folder: the adapter's, with its `tokenizer.json` or without.
-        base: the base's `tokenizer.json`, or what was read from it.
+        folder: The adapter's, with its `tokenizer.json` or without.
+        base: The base's `tokenizer.json`, or what was read from it.
 
     Raises:
-        AdapterError: tokens have other ids in the base, or the folder's chat template writes tokens that the base
+        AdapterError: Tokens have other ids in the base, or the folder's chat template writes tokens that the base
             does not have.
-        LoadError: the folder's chat template or `tokenizer_config.json` cannot be read.
+        LoadError: The folder's chat template or `tokenizer_config.json` cannot be read.
     """
     if isinstance(base, Path) and _same_bytes(folder / TOKENIZER, base):
         return

@@ -37,13 +37,13 @@ class ExpertParts:
     """What an expert is made of; nothing of it is in a session yet.
 
     Attributes:
-        package: the package.
-        bundle: the base bundle.
-        adapter: the adapter; None where it is merged into the base.
-        model: the base model of the manifest that the bundle is.
-        template: the chat template that the expert brings; without a `file` where it brings none.
-        grammar: the grammar that the package brings; None without one.
-        recall: remembers what checks of files found; None where nothing that was recorded is believed.
+        package: The package.
+        bundle: The base bundle.
+        adapter: The adapter; None where it is merged into the base.
+        model: The base model of the manifest that the bundle is.
+        template: The chat template that the expert brings; without a `file` where it brings none.
+        grammar: The grammar that the package brings; None without one.
+        recall: Remembers what checks of files found; None where nothing that was recorded is believed.
     """
 
     package: VerifiedPackage
@@ -61,15 +61,15 @@ def find_parts(package: VerifiedPackage, store: Store, settings: LoadSettings) -
     An adapter prepared here is kept in the store, named by the digests of its files and of the bundle.
 
     Args:
-        package: the package.
-        store: where bundles and prepared adapters are.
-        settings: the bundle to use and its device, how files are compared, and which graphs are trusted.
+        package: The package.
+        store: Where bundles and prepared adapters are.
+        settings: The bundle to use and its device, how files are compared, and which graphs are trusted.
 
     Raises:
-        IntegrityError: a file of the base differs from its list.
-        LoadError: the adapter or the base is missing, they do not fit each other, or the base has a graph that no
+        IntegrityError: A file of the base differs from its list.
+        LoadError: The adapter or the base is missing, they do not fit each other, or the base has a graph that no
             exporter writes.
-        ProviderError: the device runs none of the targets that there are.
+        ProviderError: The device runs none of the targets that there are.
     """
     files, manifest = package.files, package.manifest
     own = _own_bundle(package, store, settings)

@@ -55,7 +55,7 @@ def base_model(text: str) -> dict[str, str]:
     """`name` of a base model that is given by name, and `sha256` too where it is the folder of a base bundle.
 
     Raises:
-        ManifestError: the folder's `decoder.json` cannot be read.
+        ManifestError: The folder's `decoder.json` cannot be read.
     """
     path = Path(text) / DECODER_JSON
     if not path.is_file():
@@ -76,15 +76,15 @@ def manifest_document(
     """The manifest of the adapter in a folder.
 
     Args:
-        folder: with `adapter_config.json` and `adapter_model.safetensors`.
-        name: of the expert.
-        version: of the expert.
-        base: fields of its base model.
-        fields: further fields of the manifest.
-        decoding: suggested sampling.
+        folder: With `adapter_config.json` and `adapter_model.safetensors`.
+        name: Of the expert.
+        version: Of the expert.
+        base: Fields of its base model.
+        fields: Further fields of the manifest.
+        decoding: Suggested sampling.
 
     Raises:
-        AdapterError: the adapter's files cannot be read; the message begins with the folder's name.
+        AdapterError: The adapter's files cannot be read; the message begins with the folder's name.
     """
     check_adapter_files(folder)
     try:
@@ -105,7 +105,7 @@ def drafted_manifest(folder: Path) -> ExpertManifest:
     """A manifest for a folder that has none, called after it.
 
     Raises:
-        AdapterError: the adapter's files cannot be read.
+        AdapterError: The adapter's files cannot be read.
     """
     base = {"name": base_name(folder) or "unknown"}
     document = manifest_document(folder, name=expert_name(folder), version="0.0.0", base=base)

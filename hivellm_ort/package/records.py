@@ -70,10 +70,10 @@ def recall(what: str, content: bytes, find: Callable[[], Found], records: Path) 
     The record is named by the digest of the bytes, so it never speaks of others. What `find` raises is not recorded.
 
     Args:
-        what: the check, with everything but the bytes that its result depends on.
-        content: what is checked.
-        find: the check.
-        records: folder of the records; one that cannot be written is no error.
+        what: The check, with everything but the bytes that its result depends on.
+        content: What is checked.
+        find: The check.
+        records: Folder of the records; one that cannot be written is no error.
     """
     key = "\n".join((__version__, what, hashlib.sha256(content).hexdigest()))
     record = records / f"{hashlib.sha256(key.encode()).hexdigest()}.json"

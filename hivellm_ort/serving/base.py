@@ -27,20 +27,20 @@ class Base:
     """Everything of a base bundle that does not depend on the expert.
 
     Args:
-        folder: the bundle.
-        config: its `decoder.json`.
-        placement: where it runs.
-        threads: intra-op threads; None leaves it to ONNX Runtime.
-        prefix_cache_bytes: most bytes of keys and values that are kept of earlier prompts.
-        recall: remembers which tokenizers are within the limits; None checks each time.
+        folder: The bundle.
+        config: Its `decoder.json`.
+        placement: Where it runs.
+        threads: Intra-op threads; None leaves it to ONNX Runtime.
+        prefix_cache_bytes: Most bytes of keys and values that are kept of earlier prompts.
+        recall: Remembers which tokenizers are within the limits; None checks each time.
 
     Attributes:
-        engine: its sessions.
-        tokenizer: its tokenizer.
-        template: its chat template.
-        eos_token_ids: every token that ends an answer.
-        grammars: compiles grammars for its vocabulary.
-        scheduler: answers its requests.
+        engine: Its sessions.
+        tokenizer: Its tokenizer.
+        template: Its chat template.
+        eos_token_ids: Every token that ends an answer.
+        grammars: Compiles grammars for its vocabulary.
+        scheduler: Answers its requests.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Base:
             The template; None where the expert brings none, or that of the base.
 
         Raises:
-            LoadError: the template does not compile.
+            LoadError: The template does not compile.
         """
         base = self._template_source
         tokens = {**base.tokens, **own.tokens}
@@ -118,7 +118,7 @@ def _eos_token_ids(folder: Path, vocab_size: int) -> frozenset[int]:
     """Every token that `generation_config.json` ends answers with: an id, or a list of ids.
 
     Raises:
-        ManifestError: the file cannot be read, or one is none of the vocabulary's.
+        ManifestError: The file cannot be read, or one is none of the vocabulary's.
     """
     path, key = folder / "generation_config.json", "eos_token_id"
     document = read_json(path)

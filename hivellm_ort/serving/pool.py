@@ -53,16 +53,16 @@ class BasePool:
         """The base of the bundle in `folder` with its `decoder.json`; call `release` once for each call of this.
 
         Args:
-            folder: the bundle.
-            config: its `decoder.json`.
-            device: where it is to run; what suits its graphs by default.
-            threads: intra-op threads; None leaves it to ONNX Runtime.
-            prefix_cache_bytes: most bytes that the base keeps of earlier prompts, 256 MiB by default. A base in
+            folder: The bundle.
+            config: Its `decoder.json`.
+            device: Where it is to run; what suits its graphs by default.
+            threads: Intra-op threads; None leaves it to ONNX Runtime.
+            prefix_cache_bytes: Most bytes that the base keeps of earlier prompts, 256 MiB by default. A base in
                 memory keeps its number, and another one is logged as a warning.
-            recall: as for `Base`.
+            recall: As for `Base`.
 
         Raises:
-            LoadError: the bundle cannot be used.
+            LoadError: The bundle cannot be used.
         """
         placement = choose_placement(device or Device(), config)
         placement.announce(config.name)

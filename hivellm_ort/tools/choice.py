@@ -26,8 +26,8 @@ class ToolChoice:
 
     Attributes:
         mode: `none`: no calls. `auto`: the model chooses between text and calls. `required`: the answer is a call.
-        name: with `required`, the only tool that may be called; None for any.
-        given: whether the caller chose, or it is the default.
+        name: With `required`, the only tool that may be called; None for any.
+        given: Whether the caller chose, or it is the default.
     """
 
     mode: Literal["none", "auto", "required"]
@@ -41,11 +41,11 @@ def checked_tool_choice(value: Any, tools: Sequence[Mapping[str, Any]] | None) -
     Args:
         value: `none`, `auto`, `required`, or `{"type": "function", "function": {"name": …}}`; also with the name
             beside the type. None is `auto` where there are tools.
-        tools: the request's, as `checked_tools` returns them.
+        tools: The request's, as `checked_tools` returns them.
 
     Raises:
-        OptionTypeError: it has a wrong type.
-        OptionError: it is none of these, it needs tools and there are none, or it names none of them.
+        OptionTypeError: It has a wrong type.
+        OptionError: It is none of these, it needs tools and there are none, or it names none of them.
     """
     where = argument("tool_choice")
     if value is None:
@@ -91,15 +91,15 @@ def constraint_of(
     """Return the grammar that holds an answer to the tools; None where nothing can be held to them.
 
     Args:
-        call_format: how the model writes calls; None where that is not known.
-        tools: as `checked_tools` returns them.
+        call_format: How the model writes calls; None where that is not known.
+        tools: As `checked_tools` returns them.
         choice: `auto` or `required`.
-        several: whether the answer may have more than one call; one of a tool that the choice names is single.
-        answer: what an answer without calls must look like.
+        several: Whether the answer may have more than one call; one of a tool that the choice names is single.
+        answer: What an answer without calls must look like.
 
     Raises:
-        OptionError: the names of the tools cannot be told apart in an answer.
-        GrammarError: calls are asked for, and cannot be enforced in this format.
+        OptionError: The names of the tools cannot be told apart in an answer.
+        GrammarError: Calls are asked for, and cannot be enforced in this format.
     """
     functions = [function_of(dict(tool)) for tool in tools]
     strict = [function["name"] for function in functions if function.get("strict") is True]

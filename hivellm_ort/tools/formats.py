@@ -26,8 +26,8 @@ class CallFormat:
     Attributes:
         family: `hermes` (Qwen2.5, Qwen3, Hermes), `llama3`, `mistral` (a JSON list), `mistral_args` (Mistral's newer
             form with bare names), `functiongemma`.
-        form: the texts around names and arguments, with the white space of the template.
-        markers: texts of the format that are a token each in some vocabularies. They are part of an answer's text,
+        form: The texts around names and arguments, with the white space of the template.
+        markers: Texts of the format that are a token each in some vocabularies. They are part of an answer's text,
             also where the tokenizer marks them special.
     """
 

@@ -16,7 +16,7 @@ class CallIds:
     They are `call_` and 24 letters and digits. Templates of Mistral take only ids of nine letters and digits.
 
     Args:
-        family: of the format in which the model writes calls.
+        family: Of the format in which the model writes calls.
     """
 
     def __init__(self, family: str | None) -> None:

@@ -26,10 +26,10 @@ class TextReader:
     """Takes expected parts off the beginning of a text.
 
     Args:
-        text: what has come.
+        text: What has come.
 
     Attributes:
-        place: how much of it was taken.
+        place: How much of it was taken.
     """
 
     def __init__(self, text: str) -> None:
@@ -45,7 +45,7 @@ class TextReader:
         """Take the literal after white space; False if something else comes.
 
         Raises:
-            IncompleteTextError: it may yet come.
+            IncompleteTextError: It may yet come.
         """
         self.skip_space()
         rest = self.text[self.place : self.place + len(literal)]

@@ -81,9 +81,9 @@ class ToolCallParser:
     - White space beside a call, and what encloses it, is left out. Without a call, the text is the whole answer.
 
     Args:
-        call_format: how the model writes calls; None where the whole answer is text.
-        names: the tools. `llama3` has no marker: there an object with another name is text. None for any names.
-        new_id: gives the id of the call with an index; random by default.
+        call_format: How the model writes calls; None where the whole answer is text.
+        names: The tools. `llama3` has no marker: there an object with another name is text. None for any names.
+        new_id: Gives the id of the call with an index; random by default.
     """
 
     def __init__(
