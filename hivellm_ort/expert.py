@@ -67,7 +67,7 @@ class Expert:
 
     def _make_builder(self, parts: ExpertParts) -> RequestBuilder:
         base, manifest, tokenizer = self._base, self.manifest, self._base.tokenizer
-        own, named = base.own_template(parts.template), parts.model.prompt_template
+        own, named = base.compile_template(parts.template), parts.model.prompt_template
         template = template_for(named, own or base.template, tokenizer)
         if own is not None and template is not own:
             _LOG.warning(

@@ -17,24 +17,24 @@ from hivellm_ort.errors import (
     ProviderError,
     argument,
 )
-from hivellm_ort.loading.bundles import Bundle, best_first, none_before
+from hivellm_ort.loading.bundles import Bundle, has_best_provider, rank_bundles
 from hivellm_ort.package.bundle_folders import bundle_folders, check_folders
 from hivellm_ort.package.filecheck import Check
 from hivellm_ort.package.manifest import BaseModelRef, ExpertManifest
 from hivellm_ort.package.store import Store
 
-__all__ = ["BESIDE", "bundles_beside", "choose_base", "find_thin_base", "model_of"]
+__all__ = ["ADJACENT_FOLDER", "choose_base", "find_adjacent_bundles", "find_base_model", "find_thin_base"]
 
 _LOG = logging.getLogger("hivellm_ort")
 
 
-BESIDE = "base"
+ADJACENT_FOLDER = "base"
 """The folder that `hivellm-ort export --thin` writes beside its packages."""
 
 
-def bundles_beside(folder: Path) -> list[Bundle]:
+def find_adjacent_bundles(folder: Path) -> list[Bundle]:
     """The bundles in `base/` of a folder: the one there, or one for each target; they take adapters."""
-    bundles = _opened(bundle_folders(folder / BESIDE))
+    bundles = _opened(bundle_folders(folder / ADJACENT_FOLDER))
     return [bundle for bundle in bundles if bundle.config.merged is None]
 
 
@@ -43,7 +43,7 @@ def choose_base(
     store: Store,
     device: Device,
     given: Bundle | None,
-    near: Sequence[Bundle] = (),
+    adjacent: Sequence[Bundle] = (),
     check: Check = "size",
 ) -> tuple[Bundle, BaseModelRef]:
     """The bundle for an adapter that was prepared for none, and the base model of the manifest that it is.
@@ -56,7 +56,7 @@ def choose_base(
         store: Where bundles are.
         device: What the base shall run on.
         given: The bundle to use: the package's, or as the caller asked.
-        near: The bundles beside the package.
+        adjacent: The bundles beside the package.
         check: With "digest" they are not used: nobody has signed which bundle has those weights.
 
     Raises:
@@ -69,15 +69,15 @@ def choose_base(
     if given is not None:
         return given, _matching(given, wanted, manifest)
     for base in wanted if check == "size" else ():
-        found = [bundle for bundle in near if bundle.config.source_sha256 == base.sha256]
+        found = [bundle for bundle in adjacent if bundle.config.source_sha256 == base.sha256]
         if found:
             whose = f"base {base.short_name!r} beside the package"
-            return _used(best_first(found, device, whose=whose)[0], store), base
+            return _used(rank_bundles(found, device, whose=whose)[0], store), base
     bundles = _at_hand(store)
     for base in wanted:
         found = [bundle for bundle in bundles if _is(bundle, base)]
         if found:
-            found = best_first(found, device, whose=f"base {base.short_name!r} at hand")
+            found = rank_bundles(found, device, whose=f"base {base.short_name!r} at hand")
         if len({bundle.config.source_sha256 for bundle in found}) > 1:
             folders = ", ".join(str(bundle.folder) for bundle in found)
             raise LoadError(
@@ -93,7 +93,7 @@ def choose_base(
     )
 
 
-def model_of(bundle: Bundle, manifest: ExpertManifest) -> BaseModelRef:
+def find_base_model(bundle: Bundle, manifest: ExpertManifest) -> BaseModelRef:
     """The base model of the manifest that a bundle is, by digest or name; the first where none is."""
     wanted = [base for base in manifest.base_models if base.adapters]
     return next((base for base in wanted if _is(bundle, base)), wanted[0])
@@ -103,7 +103,7 @@ def find_thin_base(
     adapter: PreparedAdapter,
     store: Store,
     device: Device,
-    near: Sequence[Bundle] = (),
+    adjacent: Sequence[Bundle] = (),
     check: Check = "size",
 ) -> Bundle:
     """The base of a prepared adapter: of the bundles of the same weights the one that suits the device best.
@@ -115,7 +115,7 @@ def find_thin_base(
         adapter: Says which base it is for.
         store: Where other bundles are.
         device: What the base shall run on.
-        near: The bundles beside the package.
+        adjacent: The bundles beside the package.
         check: With "digest" the one that the adapter was exported with is the only one of them that is used, and all
             of its files are compared with their list.
 
@@ -125,7 +125,7 @@ def find_thin_base(
     """
     found = [
         bundle
-        for bundle in near
+        for bundle in adjacent
         if bundle.config.sha256 == adapter.base_sha256
         or (bundle.config.source_sha256 == adapter.source_sha256 and check == "size")
     ]
@@ -133,19 +133,19 @@ def find_thin_base(
     if found:
         whose = f"base {found[0].config.name!r} beside the package"
         try:
-            return _used(best_first(found, device, whose=whose, exact=adapter.base_sha256)[0], store, check)
+            return _used(rank_bundles(found, device, whose=whose, exact=adapter.base_sha256)[0], store, check)
         except ProviderError as error:
             fault = error  # another one may be at hand
     folder = store.find_bundle(adapter.base_sha256)
-    if folder is not None and none_before(exact := Bundle.open(folder), device):
+    if folder is not None and has_best_provider(exact := Bundle.open(folder), device):
         return exact
     same = [bundle for bundle in _at_hand(store) if bundle.config.source_sha256 == adapter.source_sha256]
     if same:
         whose = f"base {same[0].config.name!r} at hand"
-        return _used(best_first(same, device, whose=whose, exact=adapter.base_sha256)[0], store)
+        return _used(rank_bundles(same, device, whose=whose, exact=adapter.base_sha256)[0], store)
     raise fault or LoadError(
-        f"the package is thin, and its base bundle {adapter.base_sha256[:12]}… is neither in {BESIDE}/ beside it nor "
-        f"in the cache: pass {argument('base', 'FOLDER')}, a bundle exported from the same base model"
+        f"the package is thin, and its base bundle {adapter.base_sha256[:12]}… is neither in {ADJACENT_FOLDER}/ "
+        f"beside it nor in the cache: pass {argument('base', 'FOLDER')}, a bundle exported from the same base model"
     )
 
 

@@ -16,7 +16,7 @@ from hivellm_ort.engine.providers import CPU, PROVIDERS
 from hivellm_ort.errors import ProviderError
 from hivellm_ort.package.links import check_folder
 
-__all__ = ["Bundle", "best_first", "none_before"]
+__all__ = ["Bundle", "has_best_provider", "rank_bundles"]
 
 _LOG = logging.getLogger("hivellm_ort")
 # Of one model's bundles for one provider: small and exact before exact before small.
@@ -47,7 +47,7 @@ def _followed(link: Path) -> str | None:
     return None if link.is_file() or link.is_dir() else "is no file: put the file itself there"
 
 
-def best_first(bundles: Sequence[Bundle], device: Device, *, whose: str, exact: str = "") -> list[Bundle]:
+def rank_bundles(bundles: Sequence[Bundle], device: Device, *, whose: str, exact: str = "") -> list[Bundle]:
     """Those of a base's bundles that a device runs, the one to take first. Between several, the log says why.
 
     They come by provider, in the order in which `auto` tries them. Of one provider's, the bundle `exact` comes first,
@@ -91,7 +91,7 @@ def _is_missing(device: Device) -> bool:
     return device.kind != "auto" and unavailable_reason(PROVIDERS[device.kind], device.device_id) is not None
 
 
-def none_before(bundle: Bundle, device: Device) -> bool:
+def has_best_provider(bundle: Bundle, device: Device) -> bool:
     """Whether a device runs a bundle, and has no provider that would be better if there were another bundle.
 
     Raises:

@@ -10,9 +10,9 @@ from hivellm_ort.adapters.tensors import read_tensors
 from hivellm_ort.contract import ADAPTER_FILE
 from hivellm_ort.errors import LoadError
 from hivellm_ort.loading.adapter_files import find_adapter_files
-from hivellm_ort.package.bundle_folders import FOLDER
+from hivellm_ort.package.bundle_folders import ONNX_FOLDER
 from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
-from hivellm_ort.package.members import as_utf8, bundle_members_of, root_members
+from hivellm_ort.package.members import as_utf8, list_bundle_members, list_root_members
 from hivellm_ort.package.packing import Progress, write
 from hivellm_ort.package.store import UnpackedPackage
 from hivellm_ort.paths import StrPath
@@ -40,12 +40,12 @@ def pack(
             written.
         IntegrityError: A name that no package may have.
     """
-    members = dict(root_members(package.root, manifest))
+    members = dict(list_root_members(package.root, manifest))
     if package.adapter is None and not package.bundles:
         members |= _adapters(package, manifest)
     if package.adapter is not None:
-        members[f"{FOLDER}/{ADAPTER_FILE}"] = package.adapter
-    members |= dict(bundle_members_of(package.bundles))
+        members[f"{ONNX_FOLDER}/{ADAPTER_FILE}"] = package.adapter
+    members |= dict(list_bundle_members(package.bundles))
     grammar = manifest.decoding.grammar_file
     if grammar is not None and grammar not in members:
         raise LoadError(

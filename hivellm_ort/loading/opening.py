@@ -10,9 +10,9 @@ from hivellm_ort.adapters.files import ADAPTER_CONFIG
 from hivellm_ort.errors import AdapterError
 from hivellm_ort.integrity import Trust, Verdict
 from hivellm_ort.integrity import check as check_signature
-from hivellm_ort.loading.peft_folder import drafted_manifest
+from hivellm_ort.loading.peft_folder import draft_manifest
 from hivellm_ort.package.archive import DEFAULT_LIMITS, Limits
-from hivellm_ort.package.bundle_folders import FOLDER
+from hivellm_ort.package.bundle_folders import ONNX_FOLDER
 from hivellm_ort.package.filecheck import Check
 from hivellm_ort.package.links import check_folder
 from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
@@ -49,7 +49,7 @@ def open_with_progress(
     A folder that PEFT saved needs no manifest: `read_manifest` drafts one. One with graphs is a package that has lost
     its own. The notes on the package are logged as INFO.
     """
-    peft = (path / ADAPTER_CONFIG).is_file() and not (path / FOLDER).exists()
+    peft = (path / ADAPTER_CONFIG).is_file() and not (path / ONNX_FOLDER).exists()
     if peft and not (path / MANIFEST).is_file():
         check_folder(path)
         return UnpackedPackage(
@@ -78,7 +78,7 @@ def read_manifest(package: UnpackedPackage) -> ExpertManifest:
         AdapterError: There is none, and the adapter's files cannot be read.
     """
     path = package.root / MANIFEST
-    return ExpertManifest.from_file(path) if path.is_file() else drafted_manifest(package.root)
+    return ExpertManifest.from_file(path) if path.is_file() else draft_manifest(package.root)
 
 
 def verify(files: UnpackedPackage, path: Path, trust: Trust) -> VerifiedPackage:

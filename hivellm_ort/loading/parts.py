@@ -15,13 +15,13 @@ from hivellm_ort.contract import CONTRACT_VERSION
 from hivellm_ort.errors import AdapterError, LoadError
 from hivellm_ort.grammar.grammar import Grammar
 from hivellm_ort.loading.adapter_files import AdapterFiles, find_adapter_files
-from hivellm_ort.loading.bases import bundles_beside, choose_base, find_thin_base, model_of
-from hivellm_ort.loading.bundles import Bundle, best_first
+from hivellm_ort.loading.adapter_tokenizer import TOKENIZER, check_tokenizer
+from hivellm_ort.loading.bases import choose_base, find_adjacent_bundles, find_base_model, find_thin_base
+from hivellm_ort.loading.bundles import Bundle, rank_bundles
 from hivellm_ort.loading.grammars import find_grammar
 from hivellm_ort.loading.graph_check import check_graphs
 from hivellm_ort.loading.opening import VerifiedPackage
 from hivellm_ort.loading.options import LoadSettings
-from hivellm_ort.loading.own_tokenizer import TOKENIZER, check_tokenizer
 from hivellm_ort.package.bundle_folders import check_folders
 from hivellm_ort.package.filecheck import Check
 from hivellm_ort.package.manifest import BaseModelRef
@@ -73,21 +73,21 @@ def find_parts(package: VerifiedPackage, store: Store, settings: LoadSettings) -
     """
     files, manifest = package.files, package.manifest
     own = _own_bundle(package, store, settings)
-    near = [] if own is not None else bundles_beside(package.path.absolute().parent)
+    adjacent = [] if own is not None else find_adjacent_bundles(package.path.absolute().parent)
     device, check = settings.device, settings.check
     packaged = own is not None and settings.base is None
     recall = store.recall if check == "size" else None
     adapter, texts = None, files.root
     if files.adapter is not None:
         adapter = PreparedAdapter.from_file(files.adapter, sha256=files.digest(files.adapter))
-        bundle = own or find_thin_base(adapter, store, device, near, check)
+        bundle = own or find_thin_base(adapter, store, device, adjacent, check)
         if bundle.config.merged is not None:
             raise LoadError(f"{manifest.name}: the base bundle has another adapter merged in already")
-        model = model_of(bundle, manifest)
+        model = find_base_model(bundle, manifest)
     elif own is not None and packaged and own.config.merged is not None:
-        bundle, model = own, model_of(own, manifest)
+        bundle, model = own, find_base_model(own, manifest)
     else:
-        bundle, model = choose_base(manifest, store, device, own, near, check)
+        bundle, model = choose_base(manifest, store, device, own, adjacent, check)
         peft = find_adapter_files(files, manifest, model)
         adapter, texts = _prepared(files, peft, store, bundle, check), peft.own
     # A signature is about the package's own graphs only.
@@ -107,8 +107,8 @@ def _own_bundle(package: VerifiedPackage, store: Store, settings: LoadSettings) 
     if not files.bundles:
         return None
     bundles = [Bundle.open(folder) for folder in files.bundles]
-    best = best_first(bundles, settings.device, whose=package.manifest.name)[0]
-    return dataclasses.replace(best, folder=store.gathered(best.folder, files))
+    best = rank_bundles(bundles, settings.device, whose=package.manifest.name)[0]
+    return dataclasses.replace(best, folder=store.gather_bundle(best.folder, files))
 
 
 def _template(folder: Path) -> TemplateSource:
@@ -129,7 +129,7 @@ def _prepared(
         digests += [package.digest(path) for path in files.texts]
     key = hashlib.sha256("\n".join((CONTRACT_VERSION, *digests)).encode()).hexdigest()
     try:
-        path = store.prepared(key, lambda: _prepare(files, bundle), check=check)
+        path = store.prepare_adapter(key, lambda: _prepare(files, bundle), check=check)
     except AdapterError as error:
         if package.sha256:
             raise

@@ -19,7 +19,13 @@ from hivellm_ort.contract import DECODER_JSON, DecoderConfig
 from hivellm_ort.errors import AdapterError
 from hivellm_ort.package.manifest import ExpertManifest
 
-__all__ = ["base_model", "base_name", "drafted_manifest", "expert_name", "manifest_document"]
+__all__ = [
+    "build_manifest",
+    "describe_base_model",
+    "draft_manifest",
+    "read_base_name",
+    "suggest_expert_name",
+]
 
 _CHECKPOINT = re.compile(r"checkpoint-\d+|final|adapter|lora|output|out")
 _SNAPSHOT = re.compile(r"models--[^/\\]+--([^/\\]+)[/\\]snapshots[/\\][0-9a-f]+")
@@ -28,7 +34,7 @@ _QUANTISED = re.compile(r"(?:-unsloth)?-bnb-4bit$")
 _TENSOR = re.compile(r"(?:^|\.)([^.]+)\.(?:lora_|ia3_|lokr_)")
 
 
-def expert_name(folder: Path) -> str:
+def suggest_expert_name(folder: Path) -> str:
     """A name after the folder, of a checkpoint after the folder above: `my_SQL/checkpoint-50` is `expert-my-sql`."""
     place = folder.resolve()
     if _CHECKPOINT.fullmatch(place.name.lower()) and place.parent.name:
@@ -37,7 +43,7 @@ def expert_name(folder: Path) -> str:
     return f"expert-{words.removeprefix('expert-') or 'adapter'}"
 
 
-def base_name(folder: Path) -> str | None:
+def read_base_name(folder: Path) -> str | None:
     """The base model's short name from `base_model_name_or_path`, as `Qwen3-0.6B`; None where it tells none.
 
     Raises:
@@ -51,7 +57,7 @@ def base_name(folder: Path) -> str | None:
     return _QUANTISED.sub("", name) if name.strip(". ") else None
 
 
-def base_model(text: str) -> dict[str, str]:
+def describe_base_model(text: str) -> dict[str, str]:
     """`name` of a base model that is given by name, and `sha256` too where it is the folder of a base bundle.
 
     Raises:
@@ -64,7 +70,7 @@ def base_model(text: str) -> dict[str, str]:
     return {"name": config.name, "sha256": config.source_sha256}
 
 
-def manifest_document(
+def build_manifest(
     folder: Path,
     *,
     name: str,
@@ -101,14 +107,14 @@ def manifest_document(
     return {**document, "training": {"decoding": dict(decoding)}} if decoding else document
 
 
-def drafted_manifest(folder: Path) -> ExpertManifest:
+def draft_manifest(folder: Path) -> ExpertManifest:
     """A manifest for a folder that has none, called after it.
 
     Raises:
         AdapterError: The adapter's files cannot be read.
     """
-    base = {"name": base_name(folder) or "unknown"}
-    document = manifest_document(folder, name=expert_name(folder), version="0.0.0", base=base)
+    base = {"name": read_base_name(folder) or "unknown"}
+    document = build_manifest(folder, name=suggest_expert_name(folder), version="0.0.0", base=base)
     return ExpertManifest.from_dict(document, where=folder.name)
 
 

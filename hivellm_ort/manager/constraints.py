@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from hivellm_ort.errors import LoadError
 from hivellm_ort.package.manifest import ExpertManifest
 
-__all__ = ["check_constraints", "check_replacement", "in_load_order", "needed_by"]
+__all__ = ["check_constraints", "check_replacement", "find_dependents", "sort_by_load_order"]
 
 
 def check_constraints(manifest: ExpertManifest, loaded: Collection[ExpertManifest]) -> None:
@@ -49,7 +49,7 @@ def check_replacement(old: ExpertManifest, new: ExpertManifest, loaded: Collecti
     Raises:
         LoadError: Another loaded expert requires the old one.
     """
-    needing = [name for name in needed_by(old, [*loaded, new]) if name != new.name]
+    needing = [name for name in find_dependents(old, [*loaded, new]) if name != new.name]
     if needing:
         raise LoadError(
             f"{old.name!r} {old.version} is required by {', '.join(map(repr, needing))} (/constraints/requires), and "
@@ -57,7 +57,7 @@ def check_replacement(old: ExpertManifest, new: ExpertManifest, loaded: Collecti
         )
 
 
-def needed_by(manifest: ExpertManifest, others: Collection[ExpertManifest]) -> list[str]:
+def find_dependents(manifest: ExpertManifest, others: Collection[ExpertManifest]) -> list[str]:
     """Return the names of the packages that require this one, if no other package meets their requirement."""
     return [
         other.name
@@ -69,7 +69,7 @@ def needed_by(manifest: ExpertManifest, others: Collection[ExpertManifest]) -> l
     ]
 
 
-def in_load_order(manifests: Mapping[str, ExpertManifest]) -> list[str]:
+def sort_by_load_order(manifests: Mapping[str, ExpertManifest]) -> list[str]:
     """Return the names in the order in which to load them.
 
     Each expert comes after the experts that it requires. Otherwise `load_order` decides; those without it come last.

@@ -12,7 +12,12 @@ from hivellm_ort.expert import Expert
 from hivellm_ort.loading.opening import open_with_progress, read_manifest
 from hivellm_ort.loading.options import LoadOptions, LoadSettings, checked_path
 from hivellm_ort.manager.chooser import ExpertChooser
-from hivellm_ort.manager.constraints import check_constraints, check_replacement, in_load_order, needed_by
+from hivellm_ort.manager.constraints import (
+    check_constraints,
+    check_replacement,
+    find_dependents,
+    sort_by_load_order,
+)
 from hivellm_ort.manager.entry import ExpertEntry
 from hivellm_ort.manager.info import ExpertInfo
 from hivellm_ort.manager.registry import ExpertRegistry
@@ -112,7 +117,7 @@ class ExpertManager:
                 "{'sql': 'expert-sql.expert'}"
             )
         self._registry.home.require()
-        names = in_load_order({name: self._manifest(path) for name, path in packages.items()})
+        names = sort_by_load_order({name: self._manifest(path) for name, path in packages.items()})
         entries: list[ExpertEntry] = []
         try:
             # If one fails, the list has those that are loaded already.
@@ -132,7 +137,7 @@ class ExpertManager:
         """
 
         def check(entry: ExpertEntry, others: list[ExpertManifest]) -> None:
-            needing = needed_by(entry.manifest, others)
+            needing = find_dependents(entry.manifest, others)
             if needing:
                 raise LoadError(f"{name!r} is required by {', '.join(map(repr, needing))}: unload that first")
 

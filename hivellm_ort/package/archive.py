@@ -13,9 +13,9 @@ from typing import BinaryIO
 
 from hivellm_ort.errors import IntegrityError, LoadError
 from hivellm_ort.filenames import is_system_file, member_name, shown
-from hivellm_ort.package.names import MemberNames, is_weights, never_loaded
+from hivellm_ort.package.member_names import MemberNames, is_never_loaded, is_weights
 from hivellm_ort.package.packing import Progress, write
-from hivellm_ort.package.tarstream import Header, Inflated, headers
+from hivellm_ort.package.tarstream import GzipReader, Header, read_headers
 from hivellm_ort.paths import StrPath
 
 __all__ = [
@@ -137,7 +137,7 @@ def extract(
             )
         with package.open("rb") as file, _emptied_on_error(destination):
             return _Extraction(destination, limits).run(
-                Inflated(file, max_ratio=limits.max_ratio, progress=progress)
+                GzipReader(file, max_ratio=limits.max_ratio, progress=progress)
             )
     except IntegrityError as error:
         raise IntegrityError(f"{package}: {error}") from error
@@ -161,10 +161,12 @@ class _Extraction:
         self._system_files: list[str] = []
         self._total = 0
 
-    def run(self, stream: Inflated) -> ArchiveContents:
-        for count, header in enumerate(headers(stream), start=1):
+    def run(self, stream: GzipReader) -> ArchiveContents:
+        for count, header in enumerate(read_headers(stream), start=1):
             if count > self._limits.max_members:
-                raise _beyond("the archive", f"more than {self._limits.max_members} members", "max_members")
+                raise _limit_error(
+                    "the archive", f"more than {self._limits.max_members} members", "max_members"
+                )
             self._accept(header, stream)
         if self._system_files:
             self._notes.append(_left_out(self._system_files))
@@ -175,7 +177,7 @@ class _Extraction:
             notes=tuple(self._notes),
         )
 
-    def _accept(self, header: Header, stream: Inflated) -> None:
+    def _accept(self, header: Header, stream: GzipReader) -> None:
         if header.directory and header.name in ("", "."):
             return
         name = member_name(header.name)
@@ -184,7 +186,7 @@ class _Extraction:
             return
         self._check_size(name, header.size, stream)
         system_file = is_system_file(name)
-        skip = system_file or never_loaded(name)
+        skip = system_file or is_never_loaded(name)
         kept = self._skipped if skip else self._members
         if new and not skip:
             kept[name] = Member(name, header.size, self._write(name, header.size, stream))
@@ -202,7 +204,7 @@ class _Extraction:
             self._notes.append(f"{name} comes twice with the same bytes")
         kept[name] = member
 
-    def _check_size(self, name: str, size: int, stream: Inflated) -> None:
+    def _check_size(self, name: str, size: int, stream: GzipReader) -> None:
         # Exactly `size` bytes are read for the member, so this bounds the output before any of it is written.
         self._total += size
         limits = {"max_member_bytes": self._limits.max_member_bytes}
@@ -210,14 +212,14 @@ class _Extraction:
             limits["max_text_bytes"] = self._limits.max_text_bytes
         limit = min(limits, key=limits.__getitem__)
         if size > limits[limit]:
-            raise _beyond(f"member {shown(name)}", f"more than {limits[limit]} bytes", limit)
+            raise _limit_error(f"member {shown(name)}", f"more than {limits[limit]} bytes", limit)
         if self._total > self._limits.max_total_bytes:
-            raise _beyond(
+            raise _limit_error(
                 "the archive", f"more than {self._limits.max_total_bytes} bytes unpacked", "max_total_bytes"
             )
         stream.check(self._total)
 
-    def _write(self, name: str, size: int, stream: Inflated) -> str:
+    def _write(self, name: str, size: int, stream: GzipReader) -> str:
         path = self._destination.joinpath(*name.split("/"))
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -231,7 +233,7 @@ class _Extraction:
             os.fsync(file.fileno())
         return digest
 
-    def _digest(self, name: str, size: int, stream: Inflated, file: BinaryIO | None = None) -> str:
+    def _digest(self, name: str, size: int, stream: GzipReader, file: BinaryIO | None = None) -> str:
         """Hash the next `size` bytes, which are a member's, and write them if there is a file."""
         digest = hashlib.sha256()
         free = _FREE_WEIGHTS if is_weights(name) else _FREE_TEXT
@@ -251,7 +253,7 @@ def _left_out(names: list[str]) -> str:
     )
 
 
-def _beyond(what: str, fault: str, limit: str) -> IntegrityError:
+def _limit_error(what: str, fault: str, limit: str) -> IntegrityError:
     return IntegrityError(f"{what} has {fault} ({limit}); raise the limit only for a package you trust")
 
 

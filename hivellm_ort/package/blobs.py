@@ -10,10 +10,10 @@ from pathlib import Path
 
 from hivellm_ort.package.archive import sha256_file
 
-__all__ = ["copy", "link", "remove_unlinked", "share"]
+__all__ = ["copy_file", "link_file", "remove_unused_blobs", "share_file"]
 
 
-def share(file: Path, sha256: str, blobs: Path, work: Path) -> None:
+def share_file(file: Path, sha256: str, blobs: Path, work: Path) -> None:
     """Make a file and the blob of its digest one file on the disk.
 
     A blob that is there is hashed before the file becomes a link to it, and replaced when it is damaged.
@@ -45,7 +45,7 @@ def share(file: Path, sha256: str, blobs: Path, work: Path) -> None:
                 spare.rename(file)
 
 
-def link(file: Path, place: Path) -> None:
+def link_file(file: Path, place: Path) -> None:
     """Give a complete file a second name; where there are no hard links, or too many of it, a copy.
 
     Raises:
@@ -54,10 +54,10 @@ def link(file: Path, place: Path) -> None:
     try:
         os.link(file, place)
     except OSError:
-        copy(file, place)
+        copy_file(file, place)
 
 
-def copy(file: Path, place: Path) -> None:
+def copy_file(file: Path, place: Path) -> None:
     """Copy a file, onto the disk and not only to memory.
 
     Raises:
@@ -69,7 +69,7 @@ def copy(file: Path, place: Path) -> None:
         os.fsync(target.fileno())
 
 
-def remove_unlinked(blobs: Path) -> None:
+def remove_unused_blobs(blobs: Path) -> None:
     """Remove the blobs that no folder holds a link to."""
     with contextlib.suppress(OSError):
         for blob in list(blobs.iterdir()):

@@ -11,23 +11,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hivellm_ort.contract import ADAPTER_FILE, DECODER_JSON, DecoderConfig, FileRecord
-from hivellm_ort.errors import IntegrityError, ManifestError
+from hivellm_ort.errors import IntegrityError, LoadError, ManifestError
 from hivellm_ort.filenames import shown
-from hivellm_ort.package.archive import Limits, Member
-from hivellm_ort.package.filecheck import Check, FileChecks
+from hivellm_ort.package.archive import Limits, Member, sha256_file
+from hivellm_ort.package.filecheck import Check, FileChecker
 
 __all__ = [
-    "FOLDER",
     "MAX_TARGETS",
+    "ONNX_FOLDER",
     "BundleFiles",
     "bundle_folders",
     "bundle_members",
     "check_folders",
     "check_members",
-    "files_of",
+    "find_bundle_fault",
+    "find_bundle_files",
 ]
 
-FOLDER = "onnx"
+ONNX_FOLDER = "onnx"
 """Folder of a package that holds the bundles and the prepared adapter, which is the same for every target."""
 
 MAX_TARGETS = 16
@@ -61,7 +62,7 @@ def bundle_folders(onnx: Path) -> tuple[Path, ...]:
     return tuple(sorted(path.parent for path in onnx.glob(f"*/{DECODER_JSON}") if path.is_file()))
 
 
-def files_of(folders: Sequence[Path]) -> list[BundleFiles]:
+def find_bundle_files(folders: Sequence[Path]) -> list[BundleFiles]:
     """Find the files of all bundles of one package; one that is nowhere has the path where it would be.
 
     Raises:
@@ -70,7 +71,7 @@ def files_of(folders: Sequence[Path]) -> list[BundleFiles]:
         ManifestError: A `decoder.json` is missing or malformed.
     """
     if len(folders) > MAX_TARGETS:
-        raise IntegrityError(f"{FOLDER}/ holds {len(folders)} bundles; {MAX_TARGETS} is the most")
+        raise IntegrityError(f"{ONNX_FOLDER}/ holds {len(folders)} bundles; {MAX_TARGETS} is the most")
     lists = {folder: _listed(folder, several=len(folders) > 1) for folder in folders}
     found: dict[tuple[str, FileRecord], Path] = {}
     for folder, listed in lists.items():
@@ -89,8 +90,8 @@ def files_of(folders: Sequence[Path]) -> list[BundleFiles]:
 
 def bundle_members(members: Sequence[Member]) -> dict[str, Member]:
     """The members of a package that belong to its bundles, by name."""
-    own = {member.name: member for member in members if member.name.startswith(f"{FOLDER}/")}
-    own.pop(f"{FOLDER}/{ADAPTER_FILE}", None)
+    own = {member.name: member for member in members if member.name.startswith(f"{ONNX_FOLDER}/")}
+    own.pop(f"{ONNX_FOLDER}/{ADAPTER_FILE}", None)
     return own
 
 
@@ -103,16 +104,16 @@ def check_members(root: Path, members: Sequence[Member], limits: Limits) -> list
         limits: What the package may unpack to; a file that several bundles share counts for each.
 
     Raises:
-        IntegrityError: A file is missing, not listed, or differs in size or digest, or as `files_of`.
-        ManifestError: As `files_of`.
+        IntegrityError: A file is missing, not listed, or differs in size or digest, or as `find_bundle_files`.
+        ManifestError: As `find_bundle_files`.
     """
     own = bundle_members(members)
-    folders = bundle_folders(root / FOLDER)
+    folders = bundle_folders(root / ONNX_FOLDER)
     if own and not folders:
         raise IntegrityError(
-            f"{FOLDER}/{DECODER_JSON} is missing beside {min(own)}; export the package again"
+            f"{ONNX_FOLDER}/{DECODER_JSON} is missing beside {min(own)}; export the package again"
         )
-    bundles = files_of(folders)
+    bundles = find_bundle_files(folders)
     unlisted, total = set(own), 0
     for bundle in bundles:
         where = bundle.folder.relative_to(root).as_posix()
@@ -125,11 +126,13 @@ def check_members(root: Path, members: Sequence[Member], limits: Limits) -> list
             unlisted.discard(member.name)
             total += member.size
     if unlisted:
-        raise _differs(FOLDER, min(unlisted).removeprefix(f"{FOLDER}/"), f"is not listed in {DECODER_JSON}")
+        raise _differs(
+            ONNX_FOLDER, min(unlisted).removeprefix(f"{ONNX_FOLDER}/"), f"is not listed in {DECODER_JSON}"
+        )
     if total > limits.max_total_bytes:
         raise IntegrityError(
-            f"{FOLDER}/ has more than {limits.max_total_bytes} bytes (max_total_bytes) with the files that targets "
-            "share counted for each; raise the limit only for a package you trust"
+            f"{ONNX_FOLDER}/ has more than {limits.max_total_bytes} bytes (max_total_bytes) if the files that "
+            "targets share count for each target; raise the limit only for a package you trust"
         )
     return bundles
 
@@ -142,18 +145,18 @@ def check_folders(folders: Sequence[Path], check: Check = "size") -> None:
         check: `size` reads no file, `digest` reads all.
 
     Raises:
-        IntegrityError: A file is missing, or differs in size or digest, or as `files_of`.
-        ManifestError: As `files_of`.
+        IntegrityError: A file is missing, or differs in size or digest, or as `find_bundle_files`.
+        ManifestError: As `find_bundle_files`.
     """
-    checks = FileChecks(check)
+    checks = FileChecker(check)
     try:
-        bundles = files_of(folders)
+        bundles = find_bundle_files(folders)
     except (IntegrityError, ManifestError) as error:
         where = folders[0] if len(folders) == 1 else folders[0].parent
         raise type(error)(f"{where}: {error}") from error
     for bundle in bundles:
         for name, record in sorted(bundle.listed.items()):
-            fault = checks.fault(bundle.places[name], record.size, record.sha256)
+            fault = checks.find_fault(bundle.places[name], record.size, record.sha256)
             if fault is not None:
                 raise IntegrityError(
                     f"{bundle.folder}: file {shown(name)}, listed in {DECODER_JSON}, {fault}; "
@@ -161,11 +164,28 @@ def check_folders(folders: Sequence[Path], check: Check = "size") -> None:
                 )
 
 
+def find_bundle_fault(folder: Path, checks: FileChecker) -> str | None:
+    """What is wrong with a stored bundle, a folder named by the digest of its `decoder.json`; None if nothing is."""
+    try:
+        if sha256_file(folder / DECODER_JSON) != folder.name:
+            return f"{DECODER_JSON} differs from its SHA-256"
+        listed = DecoderConfig.from_file(folder / DECODER_JSON).files
+    except OSError:
+        return f"{DECODER_JSON} is missing"
+    except LoadError as error:
+        return str(error)
+    for name, record in listed.items():
+        fault = checks.find_fault(folder / name, record.size, record.sha256)
+        if fault is not None:
+            return f"{shown(name)} {fault}"
+    return None
+
+
 def _listed(folder: Path, *, several: bool) -> Mapping[str, FileRecord]:
     """The list of one bundle; one of several must be in a folder called as its target."""
     if not several:
         return DecoderConfig.from_file(folder / DECODER_JSON).files
-    where = f"{FOLDER}/{folder.name}/"
+    where = f"{ONNX_FOLDER}/{folder.name}/"
     try:
         config = DecoderConfig.from_file(folder / DECODER_JSON)
     except (IntegrityError, ManifestError) as error:

@@ -13,14 +13,14 @@ from hivellm_ort.contract import DECODER_JSON, DecoderConfig
 from hivellm_ort.errors import LoadError
 from hivellm_ort.jsonfiles.node import Node
 from hivellm_ort.jsonfiles.reading import read_json
-from hivellm_ort.package.bundle_check import stored_fault
-from hivellm_ort.package.filecheck import FileChecks, is_digest
+from hivellm_ort.package.bundle_folders import find_bundle_fault
+from hivellm_ort.package.filecheck import FileChecker, is_digest
 from hivellm_ort.package.folders import Layout
 from hivellm_ort.package.index import FILES, PackageIndex
 from hivellm_ort.package.manifest import MANIFEST
-from hivellm_ort.package.prepared import SUFFIX, prepared_fault, record_of
+from hivellm_ort.package.stored_adapters import SUFFIX, find_adapter_fault, record_path
 
-__all__ = ["FileSizes", "StoreEntry", "StoreListing", "entries_of", "listing_of", "merged"]
+__all__ = ["FileSizes", "StoreEntry", "StoreListing", "list_entries", "list_store", "merge_sizes"]
 
 Kind = Literal["package", "base", "adapter", "downloads"]
 FileSizes = Mapping[object, int]
@@ -76,14 +76,14 @@ class StoreListing:
     total_bytes: int
 
 
-def listing_of(layout: Layout, checks: FileChecks) -> StoreListing:
+def list_store(layout: Layout, checks: FileChecker) -> StoreListing:
     """List a store.
 
     Args:
         layout: Its folders.
         checks: How files are compared with what is recorded of them.
     """
-    found = entries_of(layout, checks)
+    found = list_entries(layout, checks)
     downloads = _files(layout.downloads)
     if downloads:
         last_used = _time(layout.downloads)
@@ -92,11 +92,11 @@ def listing_of(layout: Layout, checks: FileChecks) -> StoreListing:
                 kind="downloads", key="downloads", path=layout.downloads, last_used=last_used, files=downloads
             )
         )
-    total = sum(merged(_files(folder) for folder in layout.managed).values())
+    total = sum(merge_sizes(_files(folder) for folder in layout.managed).values())
     return StoreListing(layout.root, tuple(found), total)
 
 
-def entries_of(layout: Layout, checks: FileChecks) -> list[StoreEntry]:
+def list_entries(layout: Layout, checks: FileChecker) -> list[StoreEntry]:
     """The packages by name and version, then the bases, then the prepared adapters."""
     packages = [
         _package(layout, folder, checks) for folder in _children(layout.packages) if is_digest(folder.name)
@@ -114,12 +114,12 @@ def entries_of(layout: Layout, checks: FileChecks) -> list[StoreEntry]:
     ]
 
 
-def merged(files: Iterable[FileSizes]) -> dict[object, int]:
+def merge_sizes(files: Iterable[FileSizes]) -> dict[object, int]:
     """The files of several entries, each once."""
     return {identity: size for each in files for identity, size in each.items()}
 
 
-def _package(layout: Layout, folder: Path, checks: FileChecks) -> StoreEntry:
+def _package(layout: Layout, folder: Path, checks: FileChecker) -> StoreEntry:
     index = PackageIndex.load(folder)
     name, version = _texts(folder / FILES / MANIFEST, "name", "version")
     return StoreEntry(
@@ -130,12 +130,12 @@ def _package(layout: Layout, folder: Path, checks: FileChecks) -> StoreEntry:
         version=version,
         bases=index.bundles if index else (),
         last_used=_time(folder),
-        fault=index.fault(layout, checks) if index else "index.json is missing or damaged",
+        fault=index.find_fault(layout, checks) if index else "index.json is missing or damaged",
         files=_files(folder),
     )
 
 
-def _base(folder: Path, checks: FileChecks) -> StoreEntry:
+def _base(folder: Path, checks: FileChecker) -> StoreEntry:
     try:
         config = DecoderConfig.from_file(folder / DECODER_JSON)
         name, precision = config.name, config.precision
@@ -148,19 +148,19 @@ def _base(folder: Path, checks: FileChecks) -> StoreEntry:
         name=name,
         precision=precision,
         last_used=_time(folder),
-        fault=stored_fault(folder, checks),
+        fault=find_bundle_fault(folder, checks),
         files=_files(folder),
     )
 
 
-def _adapter(path: Path, checks: FileChecks) -> StoreEntry:
+def _adapter(path: Path, checks: FileChecker) -> StoreEntry:
     return StoreEntry(
         kind="adapter",
         key=path.stem,
         path=path,
         last_used=_time(path),
-        fault=prepared_fault(path, checks),
-        files=merged(_files(part) for part in (path, record_of(path))),
+        fault=find_adapter_fault(path, checks),
+        files=merge_sizes(_files(part) for part in (path, record_path(path))),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 from hivellm_ort.package.archive import sha256_file
 from hivellm_ort.package.packing import Progress
 
-__all__ = ["Check", "FileChecks", "is_digest"]
+__all__ = ["Check", "FileChecker", "is_digest"]
 
 Check = Literal["size", "digest"]
 """How files are compared with what is recorded of them: `size` reads none of them, `digest` all."""
@@ -23,7 +23,7 @@ def is_digest(text: str) -> bool:
     return _DIGEST.match(text) is not None
 
 
-class FileChecks:
+class FileChecker:
     """Compares files with their records; a file with several names is hashed once.
 
     Args:
@@ -41,7 +41,7 @@ class FileChecks:
         self._progress = progress
         self._digests: dict[tuple[int, int] | Path, str] = {}
 
-    def fault(self, path: Path, size: int, sha256: str) -> str | None:
+    def find_fault(self, path: Path, size: int, sha256: str) -> str | None:
         """What is wrong with a file, as the rest of a sentence about it; None when nothing is.
 
         Args:

@@ -25,15 +25,15 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from hivellm_ort.errors import LoadError
-from hivellm_ort.package.holds import unused
+from hivellm_ort.package.entry_locks import exclusive_lock
 
 __all__ = [
     "HELD_SECONDS",
     "Layout",
+    "commit_folder",
     "default_root",
     "discard",
     "note_use",
-    "place",
     "sync_folder",
     "write_file",
 ]
@@ -141,7 +141,7 @@ class Layout:
             lock.release()
 
 
-def place(folder: Path, final: Path, work: Path) -> None:
+def commit_folder(folder: Path, final: Path, work: Path) -> None:
     """Give a complete folder its final name; a damaged one that has it goes to the work folder.
 
     Raises:
@@ -151,7 +151,7 @@ def place(folder: Path, final: Path, work: Path) -> None:
     for inner, _, _ in os.walk(folder):
         sync_folder(Path(inner))
     final.parent.mkdir(exist_ok=True)
-    with unused(final, seconds=HELD_SECONDS) as free:
+    with exclusive_lock(final, seconds=HELD_SECONDS) as free:
         if not free:
             raise LoadError(
                 f"{final}: it is damaged, and another process is loading it now: load again later"
@@ -169,7 +169,7 @@ def discard(path: Path, work: Path) -> bool:
         Whether it is gone; False for one that is held, or on Windows open.
     """
     try:
-        with unused(path) as free:
+        with exclusive_lock(path) as free:
             if free:
                 path.rename(work / secrets.token_hex(8))
     except FileNotFoundError:

@@ -12,11 +12,10 @@ from hivellm_ort.filenames import shown
 from hivellm_ort.jsonfiles.node import Node
 from hivellm_ort.jsonfiles.reading import read_json
 from hivellm_ort.package.archive import ArchiveContents, Member
-from hivellm_ort.package.bundle_check import stored_fault
-from hivellm_ort.package.bundle_folders import bundle_members
-from hivellm_ort.package.filecheck import FileChecks, is_digest
+from hivellm_ort.package.bundle_folders import bundle_members, find_bundle_fault
+from hivellm_ort.package.entry_locks import INDEX
+from hivellm_ort.package.filecheck import FileChecker, is_digest
 from hivellm_ort.package.folders import Layout
-from hivellm_ort.package.holds import INDEX
 
 __all__ = ["FILES", "PackageIndex"]
 
@@ -44,15 +43,15 @@ class PackageIndex:
         elsewhere = bundle_members(self.contents.members)
         return tuple(member for member in self.contents.members if member.name not in elsewhere)
 
-    def fault(self, layout: Layout, checks: FileChecks) -> str | None:
+    def find_fault(self, layout: Layout, checks: FileChecker) -> str | None:
         """What is wrong with the package or its bases in a store; None when all are whole."""
         for digest in self.bundles:
-            fault = stored_fault(layout.bases / digest, checks)
+            fault = find_bundle_fault(layout.bases / digest, checks)
             if fault is not None:
                 return f"its base: {fault}"
         files = layout.packages / self.contents.sha256 / FILES
         for member in self.kept:
-            fault = checks.fault(files / member.name, member.size, member.sha256)
+            fault = checks.find_fault(files / member.name, member.size, member.sha256)
             if fault is not None:
                 return f"{shown(member.name)} {fault}"
         return None

@@ -16,9 +16,9 @@ from typing import BinaryIO
 from hivellm_ort.errors import IntegrityError, LoadError
 from hivellm_ort.filenames import shown
 
-__all__ = ["Judge", "check_folder", "files_below", "open_file"]
+__all__ = ["LinkRule", "check_folder", "files_below", "open_file"]
 
-Judge = Callable[[Path], str | None]
+LinkRule = Callable[[Path], str | None]
 """From a link to the rest of a sentence about why it is refused; None for a link that is allowed."""
 
 _NEVER = "is not followed: put the file itself there"
@@ -28,7 +28,7 @@ _FOLDER = getattr(os, "O_DIRECTORY", 0)
 _AS_IT_IS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
-def check_folder(folder: Path, judge: Judge | None = None) -> None:
+def check_folder(folder: Path, judge: LinkRule | None = None) -> None:
     """Refuse links, named pipes, devices and sockets anywhere below a folder. The folder itself may be a link.
 
     Args:
@@ -46,7 +46,7 @@ def check_folder(folder: Path, judge: Judge | None = None) -> None:
         raise type(error)(f"{folder}: {error}") from error
 
 
-def files_below(folder: Path, judge: Judge | None = None) -> Iterator[tuple[str, bool]]:
+def files_below(folder: Path, judge: LinkRule | None = None) -> Iterator[tuple[str, bool]]:
     """The names of all that is below a folder, joined by `/`, each with whether it is a folder.
 
     Args:

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hivellm_ort.contract import DECODER_JSON
-from hivellm_ort.package.bundle_folders import FOLDER, files_of
+from hivellm_ort.package.bundle_folders import ONNX_FOLDER, find_bundle_files
 from hivellm_ort.package.links import open_file
 from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
 from hivellm_ort.textfile import decode_text, is_marked
 
-__all__ = ["TOKENIZER_FILES", "as_utf8", "bundle_members_of", "root_members"]
+__all__ = ["TOKENIZER_FILES", "as_utf8", "list_bundle_members", "list_root_members"]
 
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 TOKENIZER_FILES = (
@@ -29,7 +29,7 @@ TOKENIZER_FILES = (
 _TEXTS = ("grammar.gbnf", "README.md", "LICENSE")
 
 
-def root_members(folder: Path, manifest: ExpertManifest) -> list[tuple[str, Path | bytes]]:
+def list_root_members(folder: Path, manifest: ExpertManifest) -> list[tuple[str, Path | bytes]]:
     """The files of an expert's folder that belong at a package's root, the manifest first.
 
     Everything else in the folder stays out: checkpoints, optimizer states, scripts. A manifest with a byte order mark
@@ -51,18 +51,18 @@ def as_utf8(path: Path) -> Path | bytes:
     return path
 
 
-def bundle_members_of(folders: Sequence[Path]) -> list[tuple[str, Path | bytes]]:
+def list_bundle_members(folders: Sequence[Path]) -> list[tuple[str, Path | bytes]]:
     """The files of base bundles as members, each `decoder.json` first: it tells a reader what the others must be.
 
     One bundle goes to `onnx/`. Several go to `onnx/<name of its folder>/`, and a file that two have is there once.
 
     Raises:
-        IntegrityError, ManifestError: As `files_of`.
+        IntegrityError, ManifestError: As `find_bundle_files`.
     """
     members: list[tuple[str, Path | bytes]] = []
     written = set()
-    for bundle in files_of(folders):
-        prefix = FOLDER if len(folders) == 1 else f"{FOLDER}/{bundle.folder.name}"
+    for bundle in find_bundle_files(folders):
+        prefix = ONNX_FOLDER if len(folders) == 1 else f"{ONNX_FOLDER}/{bundle.folder.name}"
         for name, path in bundle.places.items():
             key = (name, bundle.listed.get(name))
             if name == DECODER_JSON or key not in written:

@@ -16,7 +16,7 @@ from hivellm_ort.errors import IntegrityError
 from hivellm_ort.filenames import is_system_file, member_name, shown
 from hivellm_ort.package.folders import sync_folder
 from hivellm_ort.package.links import open_file
-from hivellm_ort.package.names import MemberNames, never_loaded
+from hivellm_ort.package.member_names import MemberNames, is_never_loaded
 from hivellm_ort.paths import StrPath
 
 __all__ = ["Progress", "write"]
@@ -69,7 +69,7 @@ def write(
 
 def _writable(raw: str, names: MemberNames) -> str:
     name = member_name(raw)
-    if never_loaded(name):
+    if is_never_loaded(name):
         raise IntegrityError(
             f"member {shown(name)}: pickles, programs and scripts are never loaded from a package; leave it out"
         )

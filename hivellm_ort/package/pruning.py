@@ -8,14 +8,14 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from hivellm_ort.package.blobs import remove_unlinked
-from hivellm_ort.package.entries import StoreEntry, entries_of, merged
-from hivellm_ort.package.filecheck import FileChecks
+from hivellm_ort.package.blobs import remove_unused_blobs
+from hivellm_ort.package.entries import StoreEntry, list_entries, merge_sizes
+from hivellm_ort.package.filecheck import FileChecker
 from hivellm_ort.package.folders import Layout, discard
 from hivellm_ort.package.packing import Progress
-from hivellm_ort.package.prepared import record_of
+from hivellm_ort.package.stored_adapters import record_path
 
-__all__ = ["LOCK_SECONDS", "clear", "fit", "prune"]
+__all__ = ["LOCK_SECONDS", "clear", "prune", "shrink"]
 
 LOCK_SECONDS = 60.0
 """How long `clear` and `prune` wait for a process that unpacks or prunes."""
@@ -23,7 +23,7 @@ LOCK_SECONDS = 60.0
 _DAY = 24 * 60 * 60
 
 
-def fit(
+def shrink(
     layout: Layout, max_bytes: int, work: Path, *, keep: Collection[Path] = frozenset()
 ) -> list[StoreEntry]:
     """Remove the least recently used entries until packages, bases and prepared adapters fit a size.
@@ -37,11 +37,11 @@ def fit(
     Returns:
         The entries removed.
     """
-    entries = entries_of(layout, FileChecks("size"))
+    entries = list_entries(layout, FileChecker("size"))
     used = _last_used(entries)
     # A package goes before its base, without which it would be damaged.
     entries.sort(key=lambda entry: (used[entry.path], entry.kind == "base"))
-    sizes = merged(entry.files for entry in entries)
+    sizes = merge_sizes(entry.files for entry in entries)
     owners = Counter(identity for entry in entries for identity in entry.files)
     total, removed = sum(sizes.values()), []
     for entry in entries:
@@ -65,7 +65,7 @@ def prune(
 
     Args:
         layout: The store's folders.
-        max_bytes: As for `fit`; None for any size.
+        max_bytes: As for `shrink`; None for any size.
         unused_days: Entries last used more days ago go too; None for any time.
         progress: Called with the number of bytes just hashed.
 
@@ -80,7 +80,7 @@ def prune(
     if not layout.root.exists():
         return []
     with layout.workspace(seconds=LOCK_SECONDS) as work:
-        entries = entries_of(layout, FileChecks("digest", progress))
+        entries = list_entries(layout, FileChecker("digest", progress))
         used = _last_used(entries)
         before = time.time() - unused_days * _DAY if unused_days is not None else 0.0
         removed = [
@@ -89,7 +89,7 @@ def prune(
             if (entry.fault is not None or used[entry.path] < before) and _remove(entry, work)
         ]
         _free(layout, work)
-        return removed if max_bytes is None else removed + fit(layout, max_bytes, work)
+        return removed if max_bytes is None else removed + shrink(layout, max_bytes, work)
 
 
 def clear(layout: Layout) -> int:
@@ -132,7 +132,7 @@ def _last_used(entries: Sequence[StoreEntry]) -> dict[Path, float]:
 def _remove(entry: StoreEntry, work: Path) -> bool:
     gone = discard(entry.path, work)
     if gone and entry.kind == "adapter":
-        discard(record_of(entry.path), work)
+        discard(record_path(entry.path), work)
     return gone
 
 
@@ -143,4 +143,4 @@ def _free(layout: Layout, work: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-    remove_unlinked(layout.blobs)
+    remove_unused_blobs(layout.blobs)

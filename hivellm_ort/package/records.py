@@ -24,7 +24,7 @@ from hivellm_ort.package.filecheck import is_digest
 from hivellm_ort.package.folders import write_file
 from hivellm_ort.version import __version__
 
-__all__ = ["MAX_RECORDS", "Found", "forget", "package_digest", "recall"]
+__all__ = ["MAX_RECORDS", "Found", "forget", "hash_package", "recall"]
 
 Found = Mapping[str, float]
 """What a check found, as numbers by name; often nothing more than that there is no fault."""
@@ -36,7 +36,7 @@ _FORMAT = 1
 _TICK_NS = 2_000_000_000  # FAT's clock, the slowest in use, ticks every two seconds
 
 
-def package_digest(package: Path, records: Path, *, trusted: bool = True) -> str:
+def hash_package(package: Path, records: Path, *, trusted: bool = True) -> str:
     """Hex SHA-256 of a package file: as recorded, or read now and recorded.
 
     Args:

@@ -17,19 +17,24 @@ from typing import Self
 from hivellm_ort.contract import ADAPTER_FILE, DECODER_JSON
 from hivellm_ort.errors import LoadError, ManifestError
 from hivellm_ort.package.archive import DEFAULT_LIMITS, Limits, Progress, sha256_file
-from hivellm_ort.package.blobs import copy
-from hivellm_ort.package.bundle_check import stored_fault
-from hivellm_ort.package.bundle_folders import FOLDER, bundle_folders, check_folders, files_of
-from hivellm_ort.package.entries import StoreEntry, StoreListing, listing_of
-from hivellm_ort.package.filecheck import Check, FileChecks, is_digest
+from hivellm_ort.package.blobs import copy_file
+from hivellm_ort.package.bundle_folders import (
+    ONNX_FOLDER,
+    bundle_folders,
+    check_folders,
+    find_bundle_fault,
+    find_bundle_files,
+)
+from hivellm_ort.package.entries import StoreEntry, StoreListing, list_store
+from hivellm_ort.package.entry_locks import shared_lock
+from hivellm_ort.package.filecheck import Check, FileChecker, is_digest
 from hivellm_ort.package.folders import Layout, default_root, note_use
-from hivellm_ort.package.holds import held
 from hivellm_ort.package.links import check_folder
 from hivellm_ort.package.manifest import MANIFEST
-from hivellm_ort.package.prepared import SUFFIX, prepared_fault, write_prepared
-from hivellm_ort.package.pruning import clear, fit, prune
-from hivellm_ort.package.records import Found, forget, package_digest, recall
+from hivellm_ort.package.pruning import clear, prune, shrink
+from hivellm_ort.package.records import Found, forget, hash_package, recall
 from hivellm_ort.package.sizes import parse_size
+from hivellm_ort.package.stored_adapters import SUFFIX, find_adapter_fault, write_adapter
 from hivellm_ort.package.unpacked import UnpackedPackage, add_bundle, add_package, find_package
 from hivellm_ort.paths import StrPath
 
@@ -98,7 +103,7 @@ class Store:
         try:
             if not stat.S_ISREG(package.stat().st_mode) and not package.is_dir():
                 raise LoadError(f"{package}: a named pipe, a device or a socket; name a .expert file")
-            digest = package_digest(package, self._layout.records, trusted=check != "digest")
+            digest = hash_package(package, self._layout.records, trusted=check != "digest")
         except OSError as error:
             raise LoadError(f"{package}: cannot be read: {error.strerror}; check the path") from error
         with _written(str(package)):
@@ -109,7 +114,7 @@ class Store:
                     found = self._package(digest, check)
                     if found is None:
                         found = add_package(self._layout, package, work, limits=limits, progress=progress)
-                        self._fit({found.root.parent, *found.bundles}, work)
+                        self._shrink({found.root.parent, *found.bundles}, work)
                         self._hold(found.root.parent, *found.bundles)
             if found.sha256 != digest:  # the record was wrong, or the file has changed since
                 forget(package, self._layout.records)
@@ -118,7 +123,7 @@ class Store:
             self.note_use(folder)
         return found
 
-    def gathered(self, folder: StrPath, package: UnpackedPackage) -> Path:
+    def gather_bundle(self, folder: StrPath, package: UnpackedPackage) -> Path:
         """A bundle of a package, with all its files in one folder.
 
         That is its own folder, but for a package opened in place where targets share files: such a bundle is copied
@@ -136,7 +141,7 @@ class Store:
         folder = Path(folder)
         if package.sha256:
             return folder
-        bundle = files_of(package.bundles)[package.bundles.index(folder)]
+        bundle = find_bundle_files(package.bundles)[package.bundles.index(folder)]
         if bundle.whole:
             return folder
         found = self.find_bundle(sha256_file(folder / DECODER_JSON))
@@ -144,8 +149,8 @@ class Store:
             return found
         check_folders(package.bundles, "digest")
         with _written(str(folder)), self._layout.workspace() as work:
-            place = self._layout.bases / add_bundle(self._layout, bundle, work, copy)
-            self._fit({place}, work)
+            place = self._layout.bases / add_bundle(self._layout, bundle, work, copy_file)
+            self._shrink({place}, work)
             self._hold(place)
         self.note_use(place)
         return place
@@ -178,7 +183,7 @@ class Store:
         ]
         return sorted(path.parent for path in found)
 
-    def prepared(self, key: str, make: Callable[[], bytes], *, check: Check = "size") -> Path:
+    def prepare_adapter(self, key: str, make: Callable[[], bytes], *, check: Check = "size") -> Path:
         """A prepared adapter, made if it is not here whole.
 
         Args:
@@ -198,8 +203,8 @@ class Store:
             data = make()
             with _written(path.name), self._layout.workspace() as work:
                 if not self._is_prepared(path, check):
-                    write_prepared(path, data, work)
-                    self._fit({path}, work)
+                    write_adapter(path, data, work)
+                    self._shrink({path}, work)
                     self._hold(path)
         self.note_use(path)
         return path
@@ -229,7 +234,7 @@ class Store:
             check: How files are compared with what was recorded of them.
             progress: Called with the number of bytes just hashed.
         """
-        return listing_of(self._layout, FileChecks(check, progress))
+        return list_store(self._layout, FileChecker(check, progress))
 
     def prune(
         self,
@@ -269,7 +274,7 @@ class Store:
 
     def _package(self, digest: str, check: Check) -> UnpackedPackage | None:
         with contextlib.ExitStack() as holds:
-            found = find_package(self._layout, digest, FileChecks(check), holds)
+            found = find_package(self._layout, digest, FileChecker(check), holds)
             if found is not None:
                 self._keep(holds)
             return found
@@ -280,16 +285,16 @@ class Store:
             return None
         folder = self._layout.bases / digest
         with contextlib.ExitStack() as holds:
-            holds.enter_context(held(folder))
-            if stored_fault(folder, FileChecks(check)) is not None:
+            holds.enter_context(shared_lock(folder))
+            if find_bundle_fault(folder, FileChecker(check)) is not None:
                 return None
             self._keep(holds)
             return folder
 
     def _is_prepared(self, path: Path, check: Check) -> bool:
         with contextlib.ExitStack() as holds:
-            holds.enter_context(held(path))
-            if prepared_fault(path, FileChecks(check)) is not None:
+            holds.enter_context(shared_lock(path))
+            if find_adapter_fault(path, FileChecker(check)) is not None:
                 return False
             self._keep(holds)
             return True
@@ -302,12 +307,12 @@ class Store:
     def _hold(self, *entries: Path) -> None:
         with contextlib.ExitStack() as holds:
             for entry in entries:
-                holds.enter_context(held(entry))
+                holds.enter_context(shared_lock(entry))
             self._keep(holds)
 
-    def _fit(self, keep: set[Path], work: Path) -> None:
+    def _shrink(self, keep: set[Path], work: Path) -> None:
         if self.max_bytes is not None:
-            fit(self._layout, self.max_bytes, work, keep=keep)
+            shrink(self._layout, self.max_bytes, work, keep=keep)
 
 
 def open_package(
@@ -342,7 +347,7 @@ def open_package(
     check_folder(path)
     if not (path / MANIFEST).is_file():
         raise ManifestError(f"{path}: the folder has no {MANIFEST}; name a folder with an unpacked package")
-    onnx = path / FOLDER
+    onnx = path / ONNX_FOLDER
     bundles = bundle_folders(onnx)
     check_folders(bundles, check)
     return UnpackedPackage(

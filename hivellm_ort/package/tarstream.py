@@ -18,7 +18,7 @@ from typing import BinaryIO
 from hivellm_ort.errors import IntegrityError
 from hivellm_ort.filenames import shown
 
-__all__ = ["Header", "Inflated", "damaged", "headers"]
+__all__ = ["GzipReader", "Header", "damage_error", "read_headers"]
 
 _BLOCK = tarfile.BLOCKSIZE
 _CHUNK = 1 << 20
@@ -65,7 +65,7 @@ _OTHERS = {
 _TAR_MARK, _TAR_MARK_AT = b"ustar", 257
 
 
-def damaged(what: str) -> IntegrityError:
+def damage_error(what: str) -> IntegrityError:
     """The error for bytes that are no whole archive."""
     return IntegrityError(f"the archive is damaged: {what}; fetch the package again")
 
@@ -85,7 +85,7 @@ class Header:
     directory: bool
 
 
-class Inflated:
+class GzipReader:
     """The uncompressed bytes of a gzip file, held to a ratio, while the compressed ones are hashed.
 
     Args:
@@ -121,7 +121,7 @@ class Inflated:
             IntegrityError: That passes the ratio.
         """
         if output > max(_FREE_OUTPUT, self._max_ratio * self._size):
-            raise _beyond("the archive", "max_ratio", self._max_ratio)
+            raise _limit_error("the archive", "max_ratio", self._max_ratio)
 
     def read(self, size: int) -> bytes:
         """Read up to `size` bytes, at most 1 MiB; none at the end.
@@ -152,7 +152,7 @@ class Inflated:
         while size:
             data = self.read(size)
             if not data:
-                raise damaged("it ends too early")
+                raise damage_error("it ends too early")
             size -= len(data)
             yield data
 
@@ -174,14 +174,14 @@ class Inflated:
             given += len(data)
             # A piece may have been read for the bytes before these.
             if given > free + max_ratio * (self._taken - before + _PIECE):
-                raise _beyond(f"member {shown(name)}", "max_member_ratio", max_ratio)
+                raise _limit_error(f"member {shown(name)}", "max_member_ratio", max_ratio)
             yield data
 
     def _take(self, size: int) -> bytes:
         data = self._file.read(min(size, _PIECE))
         self._taken += len(data)
         if self._taken > _FREE_INPUT + 2 * self._given:
-            raise damaged("gzip: it holds next to nothing")
+            raise damage_error("gzip: it holds next to nothing")
         self._hash.update(data)
         if self._progress is not None and data:
             self._progress(len(data))
@@ -192,7 +192,7 @@ class Inflated:
         if self._begin[_TAR_MARK_AT:].startswith(_TAR_MARK):
             other = "a tar without gzip"
         if other is None:
-            return damaged(f"gzip: {error}")
+            return damage_error(f"gzip: {error}")
         return IntegrityError(f"the file is no package but {other}; a package is a tar.gz")
 
 
@@ -206,14 +206,14 @@ class _Source:
         raise OSError(f"a stream cannot seek to {offset}")
 
 
-def _beyond(what: str, limit: str, ratio: float) -> IntegrityError:
+def _limit_error(what: str, limit: str, ratio: float) -> IntegrityError:
     return IntegrityError(
         f"{what} unpacks to more than {ratio:g} times its size ({limit}); "
         "raise the limit only for a package you trust"
     )
 
 
-def headers(stream: Inflated) -> Iterator[Header]:
+def read_headers(stream: GzipReader) -> Iterator[Header]:
     """Yield the files and folders of a tar, and check that it ends as a tar ends.
 
     The caller reads exactly `size` bytes of each file before it asks for the next header.
@@ -231,7 +231,7 @@ def headers(stream: Inflated) -> Iterator[Header]:
         try:
             info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         except tarfile.HeaderError as error:
-            raise damaged(f"tar header: {error}") from error
+            raise damage_error(f"tar header: {error}") from error
         # The type as recorded: frombuf makes a folder of an old-style file whose name ends in a slash.
         kind = block[156:157]
         if kind in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME):
@@ -254,7 +254,7 @@ def headers(stream: Inflated) -> Iterator[Header]:
         yield header
         stream.exactly(-header.size % _BLOCK)
     if extended:
-        raise damaged("an extended header has no member")
+        raise damage_error("an extended header has no member")
     _finish(stream)
 
 
@@ -268,7 +268,7 @@ def _header(info: tarfile.TarInfo, kind: bytes, extended: dict[str, str]) -> Hea
         raise _irregular(name, _KINDS.get(kind, f"type {kind.decode('latin-1')!a}"))
     size = int(extended.get("size", info.size))
     if size < 0 or (directory and size):
-        raise damaged(f"member {shown(name)} has a size of {size}")
+        raise damage_error(f"member {shown(name)} has a size of {size}")
     return Header(name.rstrip("/") if directory else name, size, directory)
 
 
@@ -285,9 +285,9 @@ def _extend(extended: dict[str, str], kind: bytes, data: bytes) -> None:
         found = _pax_records(data)
     # Readers differ in which of two names or sizes they believe, so there must be only one.
     if extended.keys() & found.keys():
-        raise damaged("two extended headers describe one member")
+        raise damage_error("two extended headers describe one member")
     if kind == tarfile.XGLTYPE and found:
-        raise damaged("a global header describes every member at once")
+        raise damage_error("a global header describes every member at once")
     extended.update(found)
 
 
@@ -300,7 +300,7 @@ def _pax_records(data: bytes) -> dict[str, str]:
         digits = data[start:space]
         end = start + int(digits) if space > start and digits.isdigit() else 0
         if not start < space < end <= len(data) or data[end - 1 : end] != b"\n":
-            raise damaged("a pax record has a wrong length")
+            raise damage_error("a pax record has a wrong length")
         key_bytes, _, value = data[space + 1 : end - 1].partition(b"=")
         key = key_bytes.decode("utf-8", "replace")
         start = end
@@ -311,15 +311,15 @@ def _pax_records(data: bytes) -> dict[str, str]:
         if key not in ("path", "size"):
             continue
         if key in found or (key == "size" and not (value.isdigit() and len(value) < 20)):
-            raise damaged(f"a pax header has a wrong {key}")
+            raise damage_error(f"a pax header has a wrong {key}")
         found[key] = value.decode("utf-8", "surrogateescape")
     return found
 
 
-def _finish(stream: Inflated) -> None:
+def _finish(stream: GzipReader) -> None:
     """Read to the end of the gzip stream, which checks its CRC; only zeros may follow the last member."""
     tail = 0
     while data := stream.read(_CHUNK):
         tail += len(data)
         if tail > _MAX_TAIL or data.strip(b"\0"):
-            raise damaged("data follows the end of the tar")
+            raise damage_error("data follows the end of the tar")

@@ -12,12 +12,11 @@ from hivellm_ort.contract import ADAPTER_FILE, DECODER_JSON
 from hivellm_ort.errors import IntegrityError, LoadError, ManifestError
 from hivellm_ort.filenames import shown
 from hivellm_ort.package.archive import Limits, Member, Progress, extract, sha256_file
-from hivellm_ort.package.blobs import link, share
-from hivellm_ort.package.bundle_check import stored_fault
-from hivellm_ort.package.bundle_folders import FOLDER, BundleFiles, check_members
-from hivellm_ort.package.filecheck import FileChecks
-from hivellm_ort.package.folders import Layout, discard, place
-from hivellm_ort.package.holds import held
+from hivellm_ort.package.blobs import link_file, share_file
+from hivellm_ort.package.bundle_folders import ONNX_FOLDER, BundleFiles, check_members, find_bundle_fault
+from hivellm_ort.package.entry_locks import shared_lock
+from hivellm_ort.package.filecheck import FileChecker
+from hivellm_ort.package.folders import Layout, commit_folder, discard
 from hivellm_ort.package.index import FILES, PackageIndex
 from hivellm_ort.package.manifest import MANIFEST
 
@@ -36,7 +35,7 @@ class UnpackedPackage:
         sha256: Hex digest of the package file; empty for a folder opened in place.
         adapter: The prepared adapter; None when the package has none.
         bundles: Folders of the base bundles, one for each target; empty for a thin package. In a package opened in
-            place a file that targets share is in one of them only, see `Store.gathered`.
+            place a file that targets share is in one of them only, see `Store.gather_bundle`.
         members: The package's files, those of the bundles included (`onnx/…`, found under `bundles`); empty for
             a folder opened in place.
         skipped: Files of the archive that were left out, with their digests.
@@ -66,7 +65,7 @@ class UnpackedPackage:
 
 
 def find_package(
-    layout: Layout, digest: str, checks: FileChecks, holds: contextlib.ExitStack
+    layout: Layout, digest: str, checks: FileChecker, holds: contextlib.ExitStack
 ) -> UnpackedPackage | None:
     """The package of a digest if it is unpacked and whole.
 
@@ -77,11 +76,11 @@ def find_package(
         holds: Gets what holds the package and its bases.
     """
     folder = layout.packages / digest
-    holds.enter_context(held(folder))
+    holds.enter_context(shared_lock(folder))
     index = PackageIndex.load(folder)
     for bundle in index.bundles if index is not None else ():
-        holds.enter_context(held(layout.bases / bundle))
-    if index is None or index.fault(layout, checks) is not None:
+        holds.enter_context(shared_lock(layout.bases / bundle))
+    if index is None or index.find_fault(layout, checks) is not None:
         return None
     return _unpacked(layout, index)
 
@@ -113,11 +112,11 @@ def add_package(
     except (IntegrityError, ManifestError) as error:
         raise type(error)(f"{package}: {error}") from error
     index = PackageIndex(contents, _add_bundles(layout, bundles, work))
-    _remove_bundles(folder / FILES / FOLDER, work)
+    _remove_bundles(folder / FILES / ONNX_FOLDER, work)
     for member in index.kept:
-        share(folder / FILES / member.name, member.sha256, layout.blobs, work)
+        share_file(folder / FILES / member.name, member.sha256, layout.blobs, work)
     index.save(folder)
-    place(folder, layout.packages / contents.sha256, work)
+    commit_folder(folder, layout.packages / contents.sha256, work)
     return _unpacked(layout, index)
 
 
@@ -146,16 +145,16 @@ def add_bundle(layout: Layout, bundle: BundleFiles, work: Path, place_file: Plac
     """
     digest = sha256_file(bundle.folder / DECODER_JSON)
     # Hashed, so that unpacking again heals a base that was damaged without changing its size.
-    if stored_fault(layout.bases / digest, FileChecks("digest")) is None:
+    if find_bundle_fault(layout.bases / digest, FileChecker("digest")) is None:
         return digest
     base = work / digest
     for name, path in bundle.places.items():
         (base / name).parent.mkdir(parents=True, exist_ok=True)
         place_file(path, base / name)
-        share(
+        share_file(
             base / name, bundle.listed[name].sha256 if name in bundle.listed else digest, layout.blobs, work
         )
-    place(base, layout.bases / digest, work)
+    commit_folder(base, layout.bases / digest, work)
     return digest
 
 
@@ -165,7 +164,7 @@ def _add_bundles(layout: Layout, bundles: list[BundleFiles], work: Path) -> tupl
 
     def place_file(path: Path, target: Path) -> None:
         if owners[path] > 1:
-            link(path, target)
+            link_file(path, target)
         else:
             path.rename(target)
 
@@ -184,7 +183,7 @@ def _remove_bundles(onnx: Path, work: Path) -> None:
 def _unpacked(layout: Layout, index: PackageIndex) -> UnpackedPackage:
     contents = index.contents
     root = layout.packages / contents.sha256 / FILES
-    adapter = f"{FOLDER}/{ADAPTER_FILE}"
+    adapter = f"{ONNX_FOLDER}/{ADAPTER_FILE}"
     return UnpackedPackage(
         root=root,
         sha256=contents.sha256,

@@ -68,7 +68,7 @@ class Base:
         """The bundle's `decoder.json`."""
         return self.engine.config
 
-    def own_template(self, own: TemplateSource) -> ChatTemplate | None:
+    def compile_template(self, own: TemplateSource) -> ChatTemplate | None:
         """The chat template that an expert brings, with the base's special tokens where it names none.
 
         Returns:

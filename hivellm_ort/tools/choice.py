@@ -14,7 +14,7 @@ from hivellm_ort.grammar.grammar import Grammar
 from hivellm_ort.text.messages import function_of
 from hivellm_ort.tools.formats import CallFormat
 
-__all__ = ["ToolChoice", "checked_tool_choice", "constraint_of"]
+__all__ = ["ToolChoice", "build_calls_grammar", "parse_tool_choice"]
 
 _NAME = re.compile(r"[\w.:/-]{1,256}")
 _NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
@@ -35,7 +35,7 @@ class ToolChoice:
     given: bool = True
 
 
-def checked_tool_choice(value: Any, tools: Sequence[Mapping[str, Any]] | None) -> ToolChoice:
+def parse_tool_choice(value: Any, tools: Sequence[Mapping[str, Any]] | None) -> ToolChoice:
     """Return what the option `tool_choice` means.
 
     Args:
@@ -80,7 +80,7 @@ def _named(value: Any, where: str) -> str:
     return name
 
 
-def constraint_of(
+def build_calls_grammar(
     call_format: CallFormat | None,
     tools: Sequence[Mapping[str, Any]],
     choice: ToolChoice,

@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-__all__ = ["arguments_of"]
+__all__ = ["parse_arguments"]
 
 _ESCAPE = "<escape>"
 _KEY = re.compile(r"[^:,{}\[\]<]+")
@@ -23,7 +23,7 @@ _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 _DEEPEST = 64
 
 
-def arguments_of(body: str) -> str | None:
+def parse_arguments(body: str) -> str | None:
     """Return arguments as the JSON text of an object; None if they are not in FunctionGemma's form.
 
     Texts stand between two `<escape>`; numbers, `true`, `false` and `null` stand alone, and so does any other word,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+import secrets
+import string
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from hivellm_ort.result import ToolCall
 from hivellm_ort.tools.formats import CallFormat
-from hivellm_ort.tools.functiongemma import arguments_of
-from hivellm_ort.tools.ids import CallIds
+from hivellm_ort.tools.functiongemma import parse_arguments
 from hivellm_ort.tools.json_text import (
     SPACE,
     IncompleteTextError,
@@ -24,6 +25,7 @@ __all__ = [
     "ArgumentsDelta",
     "CallEnded",
     "CallEvent",
+    "CallIds",
     "CallStarted",
     "TextDelta",
     "ToolCallParser",
@@ -33,6 +35,7 @@ __all__ = [
 _LONGEST_HEAD = 16_384  # characters up to the name, and to the arguments where they come after it
 _NAME = re.compile(r"[\w.:/-]+")
 _WORD = re.compile(r"\w+")
+_LETTERS = string.ascii_letters + string.digits
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,26 @@ class CallEnded:
 
 
 CallEvent: TypeAlias = TextDelta | CallStarted | ArgumentsDelta | CallEnded
+
+
+class CallIds:
+    """Random ids of the calls of one answer; the same index has the same id each time.
+
+    They are `call_` and 24 letters and digits. Templates of Mistral take only ids of nine letters and digits.
+
+    Args:
+        family: Of the format in which the model writes calls.
+    """
+
+    def __init__(self, family: str | None) -> None:
+        self._short = family in ("mistral", "mistral_args")
+        self._ids: dict[int, str] = {}
+
+    def __call__(self, index: int) -> str:
+        """The id of the call with this index, from 0."""
+        length, prefix = (9, "") if self._short else (24, "call_")
+        # Several threads may ask at once.
+        return self._ids.setdefault(index, prefix + "".join(secrets.choice(_LETTERS) for _ in range(length)))
 
 
 class ToolCallParser:
@@ -269,7 +292,7 @@ class ToolCallParser:
         body, end, after = self._held.partition("<end_function_call>")
         if not end:
             return False
-        arguments = arguments_of(body)
+        arguments = parse_arguments(body)
         self._held = after
         self._add(body if arguments is None else arguments)
         self._finish(complete=arguments is not None)

@@ -260,7 +260,7 @@ def test_folder_in_place(exported: Exported, tmp_path: Path) -> None:
     assert folder / "onnx/cpu" == parts_of(folder, cache, device=Device("cpu")).bundle.folder
     store = Store(cache)
     package = open_package(folder, store)
-    gathered = store.gathered(package.bundles[1], package)
+    gathered = store.gather_bundle(package.bundles[1], package)
     assert contents(exported("portable=fp32", thin=True) / "base") == contents(gathered)
 
 

@@ -117,9 +117,9 @@ def test_prepared_adapters_take_part(root: Path) -> None:
     """A prepared adapter makes room for itself, and goes in its turn, with its record."""
     store = Store(root, max_bytes=25 * KB)
     _add(store, "a", used=10)
-    old = store.prepared("0" * 64, lambda: b"0" * 10 * KB)
+    old = store.prepare_adapter("0" * 64, lambda: b"0" * 10 * KB)
     os.utime(old, (20, 20))
-    new = store.prepared("1" * 64, lambda: b"1" * 10 * KB)
+    new = store.prepare_adapter("1" * 64, lambda: b"1" * 10 * KB)
     assert ([], True) == (_left(store), old.exists())
     _add(store, "b", used=40)
     assert ["b"] == _left(store)

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from hivellm_ort.result import ToolCall
 from hivellm_ort.text.detokenizer import IncrementalDetokenizer
 from hivellm_ort.text.tokenizer import TextTokenizer
-from hivellm_ort.tools.ids import CallIds
 from hivellm_ort.tools.parser import (
     ArgumentsDelta,
     CallEnded,
     CallEvent,
+    CallIds,
     CallStarted,
     TextDelta,
     ToolCallParser,

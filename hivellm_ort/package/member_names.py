@@ -9,7 +9,7 @@ from hivellm_ort.contract import WEIGHTS_FILE
 from hivellm_ort.errors import IntegrityError
 from hivellm_ort.filenames import is_system_file, shown
 
-__all__ = ["MemberNames", "is_weights", "never_loaded"]
+__all__ = ["MemberNames", "is_never_loaded", "is_weights"]
 
 # Endings of files that are pickles or may hold one (NumPy's and HDF5 files can), or that a system may run.
 _PICKLES = "bin pt pth pkl pickle ckpt joblib npy npz h5 hdf5 keras"
@@ -29,7 +29,7 @@ _WEIGHTS = re.compile(
 )
 
 
-def never_loaded(name: str) -> bool:
+def is_never_loaded(name: str) -> bool:
     """Whether a member is left out because its ending says pickle, program or script."""
     # ONNX Runtime reads the base's external data from this one name; it is plain tensors.
     return _NEVER_LOADED.search(name) is not None and _BUNDLE_WEIGHTS.match(name) is None

@@ -9,31 +9,31 @@ from pathlib import Path
 from hivellm_ort.errors import LoadError
 from hivellm_ort.jsonfiles.node import Node
 from hivellm_ort.jsonfiles.reading import read_json
-from hivellm_ort.package.filecheck import FileChecks
+from hivellm_ort.package.filecheck import FileChecker
 from hivellm_ort.package.folders import write_file
 
-__all__ = ["SUFFIX", "prepared_fault", "record_of", "write_prepared"]
+__all__ = ["SUFFIX", "find_adapter_fault", "record_path", "write_adapter"]
 
 SUFFIX = ".safetensors"
 """Ending of a prepared adapter's name."""
 
 
-def record_of(adapter: Path) -> Path:
+def record_path(adapter: Path) -> Path:
     """The file that says what a prepared adapter's size and digest are."""
     return adapter.with_suffix(".json")
 
 
-def prepared_fault(adapter: Path, checks: FileChecks) -> str | None:
+def find_adapter_fault(adapter: Path, checks: FileChecker) -> str | None:
     """What is wrong with a prepared adapter; None when it is whole."""
     try:
-        node = Node(read_json(record_of(adapter)), record_of(adapter).name)
+        node = Node(read_json(record_path(adapter)), record_path(adapter).name)
         size, sha256 = node.integer("size"), node.required("sha256")
     except LoadError as error:
         return str(error)
-    return checks.fault(adapter, -1 if size is None else size, sha256)
+    return checks.find_fault(adapter, -1 if size is None else size, sha256)
 
 
-def write_prepared(adapter: Path, data: bytes, work: Path) -> None:
+def write_adapter(adapter: Path, data: bytes, work: Path) -> None:
     """Write a prepared adapter, and last its record, without which it does not count.
 
     Raises:
@@ -42,4 +42,4 @@ def write_prepared(adapter: Path, data: bytes, work: Path) -> None:
     adapter.parent.mkdir(exist_ok=True)
     write_file(adapter, data, work)
     record = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    write_file(record_of(adapter), json.dumps(record).encode(), work)
+    write_file(record_path(adapter), json.dumps(record).encode(), work)

@@ -26,7 +26,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment, unused-ignore]
 
-__all__ = ["INDEX", "held", "unused"]
+__all__ = ["INDEX", "exclusive_lock", "shared_lock"]
 
 INDEX = "index.json"
 """File of an unpacked package that says what is in it."""
@@ -39,7 +39,7 @@ _BUSY = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES}  # what file systems say
 
 
 @contextlib.contextmanager
-def held(entry: Path) -> Iterator[None]:
+def shared_lock(entry: Path) -> Iterator[None]:
     """Keep a package, base or prepared adapter of the store from being removed; does nothing where it is missing.
 
     Whether it is whole is to be seen afterwards.
@@ -63,7 +63,7 @@ def held(entry: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def unused(entry: Path, *, seconds: float = 0.0) -> Iterator[bool]:
+def exclusive_lock(entry: Path, *, seconds: float = 0.0) -> Iterator[bool]:
     """Whether nobody holds a package, base or prepared adapter; nobody can begin to until the block ends.
 
     On Windows it is always true, and renaming what is held fails.

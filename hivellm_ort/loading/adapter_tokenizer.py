@@ -18,7 +18,7 @@ from hivellm_ort.text.tokenizer_file import parse_tokenizer
 if TYPE_CHECKING:
     from tokenizers import Tokenizer  # type: ignore[import-untyped, unused-ignore]
 
-__all__ = ["TOKENIZER", "Difference", "check_tokenizer", "difference", "read_tokenizer"]
+__all__ = ["TOKENIZER", "TokenizerDifference", "check_tokenizer", "compare_tokenizers", "read_tokenizer"]
 
 TOKENIZER = "tokenizer.json"
 
@@ -33,7 +33,7 @@ _PROBES = (
 
 
 @dataclass(frozen=True)
-class Difference:
+class TokenizerDifference:
     """How an adapter's tokenizer differs from its base's; false where it does not.
 
     Attributes:
@@ -62,13 +62,13 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
         return None
 
 
-def difference(own: Tokenizer, base: Tokenizer) -> Difference:
+def compare_tokenizers(own: Tokenizer, base: Tokenizer) -> TokenizerDifference:
     """Compare an adapter's tokenizer with its base's: ids of tokens, and the tokens of a few texts."""
     mine, theirs = own.get_vocab(with_added_tokens=True), base.get_vocab(with_added_tokens=True)
     added = {token: id_ for token, id_ in mine.items() if token not in theirs}
     moved = tuple(token for token, id_ in mine.items() if theirs.get(token, id_) != id_)
     differing = (text for text in _PROBES if _ids(own, text) != _ids(base, text))
-    return Difference(added, moved, None if added or moved else next(differing, None))
+    return TokenizerDifference(added, moved, None if added or moved else next(differing, None))
 
 
 def check_tokenizer(folder: Path, base: Path | Tokenizer) -> None:
@@ -89,7 +89,7 @@ def check_tokenizer(folder: Path, base: Path | Tokenizer) -> None:
         return
     own = read_tokenizer(folder)
     theirs = read_tokenizer(base.parent) if isinstance(base, Path) else base
-    found = difference(own, theirs) if own is not None and theirs is not None else None
+    found = compare_tokenizers(own, theirs) if own is not None and theirs is not None else None
     if not found:
         return
     where = folder / TOKENIZER
