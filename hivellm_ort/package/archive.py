@@ -1,4 +1,4 @@
-"""Packages are tar.gz archives: read them without trusting them, write them reproducibly."""
+"""Reads package archives (tar.gz) without trusting them."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ _MIB, _GIB = 1 << 20, 1 << 30
 # Bytes of one member before its ratio counts: the largest real texts compress ten to one, and half of an untrained
 # adapter's weights are zeros, with which they may begin.
 _FREE_TEXT, _FREE_WEIGHTS = 1 * _MIB, 64 * _MIB
-_NOTED = 3  # names of system files that a note gives
+_NOTED = 3  # most names of system files in a note
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What an archive may unpack to.
+    """Limits on the size of an unpacked archive.
 
     Attributes:
-        max_members: Entries of the archive, folders and skipped files included.
-        max_member_bytes: Bytes of one file of weights, such as `.bin`, `.onnx` and `.safetensors`.
-        max_text_bytes: Bytes of any other file. The largest tokenizers have 35 MB.
-        max_total_bytes: Bytes of all files together.
-        max_ratio: Bytes of output per compressed byte of the archive, once it unpacks to more than 16 MiB.
-        max_member_ratio: Bytes of output per compressed byte of one file, beyond its first 64 MiB (weights) or 1 MiB
-            (any other file).
+        max_members: Most entries of the archive, including folders and skipped files.
+        max_member_bytes: Most bytes of one file of weights, such as `.bin`, `.onnx` and `.safetensors`.
+        max_text_bytes: Most bytes of any other file. The largest tokenizers have 35 MB.
+        max_total_bytes: Most bytes of all files together.
+        max_ratio: Most bytes of output per compressed byte of the archive. It counts once the output exceeds 16 MiB.
+        max_member_ratio: Most bytes of output per compressed byte of one file. It counts after the first 64 MiB of
+            weights, and after the first 1 MiB of any other file.
     """
 
     max_members: int = 4096
@@ -78,14 +78,14 @@ class Member:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArchiveContents:
-    """What `extract` found.
+    """The contents of an archive.
 
     Attributes:
         sha256: Hex digest of the archive itself.
-        members: The files written, in the archive's order.
-        skipped: Files left out: pickles, programs and scripts, which signatures cover too, and what macOS and Windows
-            add beside files, which they need not cover.
-        notes: One sentence for each member that was skipped or came twice; one for all that macOS and Windows added.
+        members: The files written, in the order of the archive.
+        skipped: The files left out: pickles, programs, scripts, and files that macOS and Windows add. Signatures
+            cover them too, but need not cover the last kind.
+        notes: One sentence for each skipped or repeated member; one for all files that macOS and Windows added.
     """
 
     sha256: str
@@ -95,7 +95,7 @@ class ArchiveContents:
 
 
 def sha256_file(path: StrPath) -> str:
-    """Hex SHA-256 of a file's bytes.
+    """Return the hex SHA-256 of a file.
 
     Raises:
         OSError: The file cannot be read.
@@ -111,20 +111,20 @@ def extract(
     limits: Limits = DEFAULT_LIMITS,
     progress: Progress | None = None,
 ) -> ArchiveContents:
-    """Write the files of a package under a folder, and nothing if one of them is not acceptable.
+    """Unpack a package into a folder. Nothing is left there if one file is refused.
 
     Args:
         package: The tar.gz file.
-        destination: Folder to fill; made if missing, and empty otherwise. After an error it is empty.
-        limits: What the archive may unpack to.
+        destination: An empty folder; it is made if missing. After an error it is empty.
+        limits: Limits on the unpacked size.
         progress: Called with the number of compressed bytes just read.
 
     Returns:
         The members with their digests.
 
     Raises:
-        IntegrityError: The archive is damaged, unsafe, or passes a limit.
-        LoadError: The package cannot be read or the folder not written, or the folder is not empty.
+        IntegrityError: The archive is damaged or unsafe, or exceeds a limit.
+        LoadError: The package cannot be read, the folder cannot be written, or it is not empty.
     """
     package, destination = Path(package), Path(destination)
     try:
@@ -133,7 +133,7 @@ def extract(
             raise LoadError(f"{destination}: the folder to unpack into is not empty; name an empty one")
         if package.exists() and not (package.is_file() or package.is_dir()):
             raise LoadError(
-                f"{package}: a named pipe, a device or a socket, and no .expert file; check the path"
+                f"{package}: a named pipe, a device or a socket, not a .expert file; check the path"
             )
         with package.open("rb") as file, _emptied_on_error(destination):
             return _Extraction(destination, limits).run(
@@ -205,7 +205,7 @@ class _Extraction:
         kept[name] = member
 
     def _check_size(self, name: str, size: int, stream: GzipReader) -> None:
-        # Exactly `size` bytes are read for the member, so this bounds the output before any of it is written.
+        # Exactly `size` bytes are read for the member, so this limits the output before it is written.
         self._total += size
         limits = {"max_member_bytes": self._limits.max_member_bytes}
         if not is_weights(name):
@@ -225,7 +225,7 @@ class _Extraction:
         try:
             file = path.open("xb")
         except FileExistsError:
-            # The names differ, but not for this file system (short 8.3 names, say).
+            # The names differ, but this file system takes them for one (as with short 8.3 names).
             raise IntegrityError(f"member {shown(name)} collides with an earlier one; rename it") from None
         with file:
             digest = self._digest(name, size, stream, file)
@@ -234,7 +234,7 @@ class _Extraction:
         return digest
 
     def _digest(self, name: str, size: int, stream: GzipReader, file: BinaryIO | None = None) -> str:
-        """Hash the next `size` bytes, which are a member's, and write them if there is a file."""
+        """Hash the next `size` bytes, which belong to a member. Write them if there is a file."""
         digest = hashlib.sha256()
         free = _FREE_WEIGHTS if is_weights(name) else _FREE_TEXT
         for data in stream.member(name, size, free=free, max_ratio=self._limits.max_member_ratio):
@@ -246,11 +246,9 @@ class _Extraction:
 
 def _left_out(names: list[str]) -> str:
     if len(names) == 1:
-        return f"{names[0]} was left out: macOS or Windows added it, no package needs it"
+        return f"{names[0]} was left out: macOS or Windows added it, and no package needs it"
     more = f" and {len(names) - _NOTED} more" if len(names) > _NOTED else ""
-    return (
-        f"{', '.join(names[:_NOTED])}{more} were left out: macOS or Windows added them, no package needs them"
-    )
+    return f"{', '.join(names[:_NOTED])}{more} were left out: macOS or Windows added them, and no package needs them"
 
 
 def _limit_error(what: str, fault: str, limit: str) -> IntegrityError:
@@ -262,7 +260,7 @@ def _emptied_on_error(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        # What cannot be deleted must not hide the error.
+        # An error while deleting must not hide the first error.
         with contextlib.suppress(OSError):
             for entry in folder.iterdir():
                 if entry.is_dir():

@@ -1,7 +1,7 @@
 """The base bundles of a package: one in `onnx/`, or one for each target in `onnx/<target>/`.
 
-Of several, a file that is the same for two targets is there once. Each `decoder.json` lists all files of its bundle;
-one that is not beside it is the one of the same name, size and digest beside another.
+Each `decoder.json` lists all files of its bundle. A file that several targets share is stored once. If a listed file
+is not in the bundle's folder, the file of the same name, size and digest in another bundle's folder is used.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 ONNX_FOLDER = "onnx"
-"""Folder of a package that holds the bundles and the prepared adapter, which is the same for every target."""
+"""The folder of a package with the bundles and the prepared adapter. All targets use the same adapter."""
 
 MAX_TARGETS = 16
 """Most bundles of one package."""
@@ -37,11 +37,11 @@ MAX_TARGETS = 16
 
 @dataclass(frozen=True, slots=True)
 class BundleFiles:
-    """Where the files of one bundle are.
+    """The files of one bundle.
 
     Attributes:
         folder: Its folder, with its `decoder.json`.
-        listed: What that says about every other file.
+        listed: Size and digest of every other file, from `decoder.json`.
         places: The paths of all files by their names in the bundle, `decoder.json` first.
     """
 
@@ -56,22 +56,22 @@ class BundleFiles:
 
 
 def bundle_folders(onnx: Path) -> tuple[Path, ...]:
-    """The folders of a package's bundles: its `onnx/` itself, or those of its targets by name; empty without any."""
+    """Return the folders of a package's bundles: `onnx/` itself, or those of its targets by name; empty for none."""
     if (onnx / DECODER_JSON).is_file():
         return (onnx,)
     return tuple(sorted(path.parent for path in onnx.glob(f"*/{DECODER_JSON}") if path.is_file()))
 
 
 def find_bundle_files(folders: Sequence[Path]) -> list[BundleFiles]:
-    """Find the files of all bundles of one package; one that is nowhere has the path where it would be.
+    """Find the files of all bundles of one package. A missing file gets the path where it should be.
 
     Raises:
-        IntegrityError: There are too many bundles, one of several is in a folder that is not called as its target,
-            or a `decoder.json` lists a name that is none of a file in its bundle.
+        IntegrityError: There are too many bundles, the folder of one of several is not named after its target, or a
+            `decoder.json` lists a forbidden name.
         ManifestError: A `decoder.json` is missing or malformed.
     """
     if len(folders) > MAX_TARGETS:
-        raise IntegrityError(f"{ONNX_FOLDER}/ holds {len(folders)} bundles; {MAX_TARGETS} is the most")
+        raise IntegrityError(f"{ONNX_FOLDER}/ has {len(folders)} bundles; {MAX_TARGETS} is the most")
     lists = {folder: _listed(folder, several=len(folders) > 1) for folder in folders}
     found: dict[tuple[str, FileRecord], Path] = {}
     for folder, listed in lists.items():
@@ -89,7 +89,7 @@ def find_bundle_files(folders: Sequence[Path]) -> list[BundleFiles]:
 
 
 def bundle_members(members: Sequence[Member]) -> dict[str, Member]:
-    """The members of a package that belong to its bundles, by name."""
+    """Return the members of a package that belong to its bundles, by name."""
     own = {member.name: member for member in members if member.name.startswith(f"{ONNX_FOLDER}/")}
     own.pop(f"{ONNX_FOLDER}/{ADAPTER_FILE}", None)
     return own
@@ -99,13 +99,13 @@ def check_members(root: Path, members: Sequence[Member], limits: Limits) -> list
     """Compare the extracted files of a package's bundles with their lists.
 
     Args:
-        root: Folder that the package was extracted to.
+        root: Folder to which the package was extracted.
         members: All its members.
-        limits: What the package may unpack to; a file that several bundles share counts for each.
+        limits: Limits on the unpacked size. A file that several bundles share counts for each of them.
 
     Raises:
-        IntegrityError: A file is missing, not listed, or differs in size or digest, or as `find_bundle_files`.
-        ManifestError: As `find_bundle_files`.
+        IntegrityError: A file is missing, not listed, or differs in size or digest, or as for `find_bundle_files`.
+        ManifestError: As for `find_bundle_files`.
     """
     own = bundle_members(members)
     folders = bundle_folders(root / ONNX_FOLDER)
@@ -138,15 +138,15 @@ def check_members(root: Path, members: Sequence[Member], limits: Limits) -> list
 
 
 def check_folders(folders: Sequence[Path], check: Check = "size") -> None:
-    """Compare the files of bundles that were opened in place with their lists; files beyond these do not matter.
+    """Compare the files of bundles that were opened in place with their lists. Unlisted files are ignored.
 
     Args:
-        folders: All bundles of one package, or a bundle by itself.
+        folders: All bundles of one package, or one separate bundle.
         check: `size` reads no file, `digest` reads all.
 
     Raises:
-        IntegrityError: A file is missing, or differs in size or digest, or as `find_bundle_files`.
-        ManifestError: As `find_bundle_files`.
+        IntegrityError: A file is missing, or differs in size or digest, or as for `find_bundle_files`.
+        ManifestError: As for `find_bundle_files`.
     """
     checks = FileChecker(check)
     try:
@@ -165,7 +165,7 @@ def check_folders(folders: Sequence[Path], check: Check = "size") -> None:
 
 
 def find_bundle_fault(folder: Path, checks: FileChecker) -> str | None:
-    """What is wrong with a stored bundle, a folder named by the digest of its `decoder.json`; None if nothing is."""
+    """Return what is wrong with a stored bundle, or None. Its folder is named by the digest of its `decoder.json`."""
     try:
         if sha256_file(folder / DECODER_JSON) != folder.name:
             return f"{DECODER_JSON} differs from its SHA-256"
@@ -182,7 +182,7 @@ def find_bundle_fault(folder: Path, checks: FileChecker) -> str | None:
 
 
 def _listed(folder: Path, *, several: bool) -> Mapping[str, FileRecord]:
-    """The list of one bundle; one of several must be in a folder called as its target."""
+    """Return the list of one bundle. If there are several, its folder must be named after its target."""
     if not several:
         return DecoderConfig.from_file(folder / DECODER_JSON).files
     where = f"{ONNX_FOLDER}/{folder.name}/"
@@ -192,7 +192,7 @@ def _listed(folder: Path, *, several: bool) -> Mapping[str, FileRecord]:
         raise type(error)(f"{where} {error}") from error
     if config.target != folder.name:
         raise IntegrityError(
-            f"{where} {DECODER_JSON} is for target {shown(config.target)}, and not for one of the folder's name; "
+            f"{where} {DECODER_JSON} is for target {shown(config.target)}, but the folder has another name; "
             "export the package again"
         )
     return config.files

@@ -1,4 +1,4 @@
-"""`index.json`: what the store knows about one unpacked package."""
+"""`index.json`: the store's record of one unpacked package."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hivellm_ort.package.folders import Layout
 __all__ = ["FILES", "PackageIndex"]
 
 FILES = "files"
-"""Folder beside the index that holds the package's members."""
+"""The folder beside the index with the package's members."""
 
 _FORMAT = 2
 
@@ -30,7 +30,7 @@ class PackageIndex:
     """The record of one unpacked package.
 
     Attributes:
-        contents: What the archive held.
+        contents: The contents of the archive.
         bundles: Digests of its base bundles; empty for a thin package.
     """
 
@@ -39,12 +39,12 @@ class PackageIndex:
 
     @property
     def kept(self) -> tuple[Member, ...]:
-        """The members beside the index; those of the bundles are with the bases."""
+        """The members beside the index. Those of the bundles are in the folders of the bases."""
         elsewhere = bundle_members(self.contents.members)
         return tuple(member for member in self.contents.members if member.name not in elsewhere)
 
     def find_fault(self, layout: Layout, checks: FileChecker) -> str | None:
-        """What is wrong with the package or its bases in a store; None when all are whole."""
+        """Return what is wrong with the package or its bases in a store; None if nothing is."""
         for digest in self.bundles:
             fault = find_bundle_fault(layout.bases / digest, checks)
             if fault is not None:
@@ -76,7 +76,7 @@ class PackageIndex:
             return None
 
     def save(self, folder: Path) -> None:
-        """Write the index, which declares the folder complete.
+        """Write the index. A folder with an index is complete.
 
         Raises:
             OSError: It cannot be written.

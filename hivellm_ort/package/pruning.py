@@ -1,4 +1,4 @@
-"""Removing things from the store: the least recently used, the damaged, or all."""
+"""Removes entries from the store: the least recently used, the damaged, or all."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hivellm_ort.package.stored_adapters import record_path
 __all__ = ["LOCK_SECONDS", "clear", "prune", "shrink"]
 
 LOCK_SECONDS = 60.0
-"""How long `clear` and `prune` wait for a process that unpacks or prunes."""
+"""How long `clear` and `prune` wait for another process that unpacks or prunes."""
 
 _DAY = 24 * 60 * 60
 
@@ -30,16 +30,16 @@ def shrink(
 
     Args:
         layout: Folders of a store whose lock is held.
-        max_bytes: The size; bytes that entries share count once.
-        work: The work folder that came with the lock; it is emptied.
-        keep: Folders and files of entries that stay.
+        max_bytes: The size. Shared files count once.
+        work: The work folder of the lock; it is emptied.
+        keep: Folders and files of entries to keep.
 
     Returns:
         The entries removed.
     """
     entries = list_entries(layout, FileChecker("size"))
     used = _last_used(entries)
-    # A package goes before its base, without which it would be damaged.
+    # A package is removed before its base, because without the base it would be damaged.
     entries.sort(key=lambda entry: (used[entry.path], entry.kind == "base"))
     sizes = merge_sizes(entry.files for entry in entries)
     owners = Counter(identity for entry in entries for identity in entry.files)
@@ -59,14 +59,14 @@ def shrink(
 def prune(
     layout: Layout, *, max_bytes: int | None, unused_days: float | None, progress: Progress | None
 ) -> list[StoreEntry]:
-    """Remove what is damaged, what is out of use, and what only takes space.
+    """Remove damaged entries, unused entries and unused files.
 
-    Every file is hashed, while other processes wait with unpacking. What is being loaded stays.
+    Every file is hashed. Other processes wait until they can unpack. Entries that are being loaded stay.
 
     Args:
         layout: The store's folders.
-        max_bytes: As for `shrink`; None for any size.
-        unused_days: Entries last used more days ago go too; None for any time.
+        max_bytes: As for `shrink`; None for no limit.
+        unused_days: Also remove entries that were not used for so many days; None to keep them.
         progress: Called with the number of bytes just hashed.
 
     Returns:
@@ -93,7 +93,7 @@ def prune(
 
 
 def clear(layout: Layout) -> int:
-    """Remove everything but the user's own bundles and keys, and what is being loaded or, on Windows, is open.
+    """Remove all entries except those that are being loaded, or are open on Windows. The user's own files stay.
 
     Returns:
         How many packages, bases and prepared adapters stay.
@@ -120,7 +120,7 @@ def _children(folder: Path) -> list[Path]:
 
 
 def _last_used(entries: Sequence[StoreEntry]) -> dict[Path, float]:
-    """When each entry was last used, which is for a base when one of its packages was."""
+    """Return when each entry was last used. Using a package also uses its bases."""
     used = {entry.path: entry.last_used for entry in entries}
     bases = {entry.key: entry.path for entry in entries if entry.kind == "base"}
     for entry in entries:
@@ -137,7 +137,7 @@ def _remove(entry: StoreEntry, work: Path) -> bool:
 
 
 def _free(layout: Layout, work: Path) -> None:
-    """Delete what was removed, and then the blobs that it was the last to link to."""
+    """Delete the removed entries, then the blobs to which no entry has a link."""
     for path in list(work.iterdir()):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

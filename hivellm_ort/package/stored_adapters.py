@@ -1,4 +1,4 @@
-"""Prepared adapters in the store: `<key>.safetensors`, and `<key>.json` with its size and digest."""
+"""Prepared adapters in the store: `<key>.safetensors`, and the record `<key>.json` with size and digest."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from hivellm_ort.package.folders import write_file
 __all__ = ["SUFFIX", "find_adapter_fault", "record_path", "write_adapter"]
 
 SUFFIX = ".safetensors"
-"""Ending of a prepared adapter's name."""
+"""The ending of a prepared adapter's file name."""
 
 
 def record_path(adapter: Path) -> Path:
-    """The file that says what a prepared adapter's size and digest are."""
+    """Return the file with the size and digest of a prepared adapter."""
     return adapter.with_suffix(".json")
 
 
 def find_adapter_fault(adapter: Path, checks: FileChecker) -> str | None:
-    """What is wrong with a prepared adapter; None when it is whole."""
+    """Return what is wrong with a prepared adapter; None if nothing is."""
     try:
         node = Node(read_json(record_path(adapter)), record_path(adapter).name)
         size, sha256 = node.integer("size"), node.required("sha256")
@@ -34,7 +34,7 @@ def find_adapter_fault(adapter: Path, checks: FileChecker) -> str | None:
 
 
 def write_adapter(adapter: Path, data: bytes, work: Path) -> None:
-    """Write a prepared adapter, and last its record, without which it does not count.
+    """Write a prepared adapter and then its record. Without the record it is not used.
 
     Raises:
         OSError: It cannot be written.

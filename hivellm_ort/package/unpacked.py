@@ -1,4 +1,4 @@
-"""Unpacking a package into the store, and finding it unpacked."""
+"""Unpacks packages into the store, and finds unpacked packages."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ PlaceFile = Callable[[Path, Path], object]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnpackedPackage:
-    """A package as files.
+    """An unpacked package, or a folder opened in place.
 
     Attributes:
-        root: Folder with `manifest.json` and the members beside it.
+        root: Folder with `manifest.json` and the other members.
         sha256: Hex digest of the package file; empty for a folder opened in place.
-        adapter: The prepared adapter; None when the package has none.
+        adapter: The prepared adapter; None if the package has none.
         bundles: Folders of the base bundles, one for each target; empty for a thin package. In a package opened in
-            place a file that targets share is in one of them only, see `Store.gather_bundle`.
-        members: The package's files, those of the bundles included (`onnx/…`, found under `bundles`); empty for
-            a folder opened in place.
-        skipped: Files of the archive that were left out, with their digests.
-        notes: One sentence for each member that was skipped or came twice.
+            place, a file that targets share is in only one of them; see `Store.gather_bundle`.
+        members: The package's files, including those of the bundles (`onnx/…`, stored in `bundles`); empty for a
+            folder opened in place.
+        skipped: Skipped files of the archive, with their digests.
+        notes: One sentence for each skipped or repeated member.
     """
 
     root: Path
@@ -51,7 +51,7 @@ class UnpackedPackage:
     notes: tuple[str, ...]
 
     def digest(self, path: Path) -> str:
-        """Hex SHA-256 of a file under `root`: as it was unpacked, or read now in a folder opened in place.
+        """Return the hex SHA-256 of a file under `root`: the recorded one, or in a folder opened in place a new one.
 
         Raises:
             LoadError: The file cannot be read.
@@ -65,21 +65,21 @@ class UnpackedPackage:
 
 
 def find_package(
-    layout: Layout, digest: str, checks: FileChecker, holds: contextlib.ExitStack
+    layout: Layout, digest: str, checks: FileChecker, locks: contextlib.ExitStack
 ) -> UnpackedPackage | None:
-    """The package of a digest if it is unpacked and whole.
+    """Return the package with a digest if it is unpacked and undamaged; else None.
 
     Args:
         layout: Folders of a store.
-        digest: Of the package file.
-        checks: How its files are compared with what was recorded of them.
-        holds: Gets what holds the package and its bases.
+        digest: Digest of the package file.
+        checks: Compares its files with their records.
+        locks: Receives the locks on the package and its bases.
     """
     folder = layout.packages / digest
-    holds.enter_context(shared_lock(folder))
+    locks.enter_context(shared_lock(folder))
     index = PackageIndex.load(folder)
     for bundle in index.bundles if index is not None else ():
-        holds.enter_context(shared_lock(layout.bases / bundle))
+        locks.enter_context(shared_lock(layout.bases / bundle))
     if index is None or index.find_fault(layout, checks) is not None:
         return None
     return _unpacked(layout, index)
@@ -88,20 +88,20 @@ def find_package(
 def add_package(
     layout: Layout, package: Path, work: Path, *, limits: Limits, progress: Progress | None
 ) -> UnpackedPackage:
-    """Unpack a package file into a store; a damaged copy that is there is replaced.
+    """Unpack a package file into a store. A damaged copy is replaced.
 
     Args:
         layout: Folders of a store whose lock is held.
         package: The `.expert` file.
-        work: The work folder that came with the lock.
-        limits: What the archive may unpack to.
+        work: The work folder of the lock.
+        limits: Limits on the unpacked size.
         progress: Called with the number of compressed bytes just unpacked.
 
     Raises:
         IntegrityError: The archive is damaged or unsafe, or a base differs from its `decoder.json`.
         ManifestError: It has no `manifest.json`, or a `decoder.json` is malformed.
-        LoadError: The package cannot be read or the files not written.
-        OSError: The files cannot be placed.
+        LoadError: The package cannot be read, or the files cannot be written.
+        OSError: The files cannot be moved to their place.
     """
     folder = work / "package"
     contents = extract(package, folder / FILES, limits=limits, progress=progress)
@@ -129,22 +129,22 @@ def _no_manifest(members: tuple[Member, ...]) -> str:
 
 
 def add_bundle(layout: Layout, bundle: BundleFiles, work: Path, place_file: PlaceFile) -> str:
-    """Put a bundle where packages share it, unless it is there and whole.
+    """Add a bundle to the bases that packages share, unless it is there and undamaged.
 
     Args:
         layout: Folders of a store whose lock is held.
-        bundle: Its files, each as its `decoder.json` says.
-        work: The work folder that came with the lock.
-        place_file: Puts a file of the bundle in a new folder.
+        bundle: Its files, which agree with its `decoder.json`.
+        work: The work folder of the lock.
+        place_file: Moves, links or copies a file to a new path.
 
     Returns:
         Its digest.
 
     Raises:
-        OSError: The files cannot be placed.
+        OSError: The files cannot be moved to their place.
     """
     digest = sha256_file(bundle.folder / DECODER_JSON)
-    # Hashed, so that unpacking again heals a base that was damaged without changing its size.
+    # The files are hashed, so that unpacking again repairs a damaged base of the same size.
     if find_bundle_fault(layout.bases / digest, FileChecker("digest")) is None:
         return digest
     base = work / digest
@@ -159,7 +159,7 @@ def add_bundle(layout: Layout, bundle: BundleFiles, work: Path, place_file: Plac
 
 
 def _add_bundles(layout: Layout, bundles: list[BundleFiles], work: Path) -> tuple[str, ...]:
-    """Put the bundles of an unpacked package where packages share them; returns their digests."""
+    """Add the bundles of an unpacked package to the bases that packages share, and return their digests."""
     owners = Counter(path for bundle in bundles for path in bundle.places.values())
 
     def place_file(path: Path, target: Path) -> None:
@@ -172,7 +172,7 @@ def _add_bundles(layout: Layout, bundles: list[BundleFiles], work: Path) -> tupl
 
 
 def _remove_bundles(onnx: Path, work: Path) -> None:
-    """Leave only the adapter."""
+    """Remove everything but the adapter."""
     for path in list(onnx.iterdir()) if onnx.is_dir() else []:
         if path.name != ADAPTER_FILE:
             discard(path, work)

@@ -121,7 +121,7 @@ def test_prune_what_is_damaged(store: Store, invoke: Invoke) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["prune", "--max-size", "lots"], "'lots' is no size"),
+        (["prune", "--max-size", "lots"], "'lots' is not a size"),
         (["clear"], "pass --yes"),
     ],
 )
@@ -139,7 +139,7 @@ def test_refused(store: Store, invoke: Invoke, arguments: list[str], words: str,
 def test_malformed_size_variable(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     """A malformed HIVELLM_CACHE_SIZE is named."""
     monkeypatch.setenv("HIVELLM_CACHE_SIZE", "lots")
-    assert "error: HIVELLM_CACHE_SIZE: 'lots' is no size" in invoke("list").stderr
+    assert "error: HIVELLM_CACHE_SIZE: 'lots' is not a size" in invoke("list").stderr
 
 
 def test_clear(store: Store, invoke: Invoke) -> None:

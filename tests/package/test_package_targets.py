@@ -222,7 +222,7 @@ def test_number_of_targets(tmp_path: Path, store: Store) -> None:
         files |= {f"onnx/t{number}/{name}": data for name, data in base_for(f"t{number}").items()}
     assert MAX_TARGETS == len(store.unpack(packed(tmp_path / "most.expert", files)).bundles)
     files |= {f"onnx/more/{name}": data for name, data in base_for("more").items()}
-    with pytest.raises(IntegrityError, match=f"holds {MAX_TARGETS + 1} bundles; {MAX_TARGETS} is the most"):
+    with pytest.raises(IntegrityError, match=f"has {MAX_TARGETS + 1} bundles; {MAX_TARGETS} is the most"):
         store.unpack(packed(tmp_path / "more.expert", files))
 
 

@@ -84,7 +84,7 @@ def test_find_bundle_by_digest(tmp_path: Path, store: Store) -> None:
 def test_no_regular_file(tmp_path: Path) -> None:
     """A folder is no file, whatever size it has."""
     fault = FileChecker("digest").find_fault(tmp_path, tmp_path.stat().st_size, "0" * 64)
-    assert "is no regular file" == fault
+    assert "is not a regular file" == fault
 
 
 def test_check_has_two_values(tmp_path: Path, store: Store) -> None:
