@@ -1,6 +1,6 @@
-"""The tokenizer that an adapter's folder brings: whether it gives the ids of the base's.
+"""Compares the tokenizer in an adapter's folder with that of the base.
 
-A swapped expert is asked with its base's tokenizer, so the two must agree; a merged one gets its own.
+A swapped expert uses its base's tokenizer, so the two must agree. A merged expert has a tokenizer of its own.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["TOKENIZER", "TokenizerDifference", "check_tokenizer", "compare_token
 TOKENIZER = "tokenizer.json"
 
 _LOG = logging.getLogger("hivellm_ort")
-# Where pre-tokenizers and normalisers differ: digits, case, contractions, runs of spaces, code, scripts, emoji.
+# Texts for which pre-tokenizers and normalisers differ: digits, case, contractions, spaces, code, scripts, emoji.
 _PROBES = (
     "Hello world! It's 2024-01-31, isn't it?\n\n  SELECT a.b, COUNT(*) FROM t WHERE x >= 12345.678;\n",
     "def f(x):\n\treturn {'key': [1, 22, 333, 4444]}  # caf\u00e9, na\u00efve, \u00dcber\n    pass",
@@ -34,12 +34,12 @@ _PROBES = (
 
 @dataclass(frozen=True)
 class TokenizerDifference:
-    """How an adapter's tokenizer differs from its base's; false where it does not.
+    """The differences between an adapter's tokenizer and its base's; false if there are none.
 
     Attributes:
-        added: Tokens that the base's does not have, with their ids.
-        moved: Tokens that have another id in the base's.
-        split: A text of which the two make different tokens though they have the same ones; None without any.
+        added: Tokens that the base's tokenizer does not have, with their ids.
+        moved: Tokens that have another id in the base's tokenizer.
+        split: A text that the two split into different tokens, although their vocabularies are equal; else None.
     """
 
     added: dict[str, int]
@@ -51,14 +51,14 @@ class TokenizerDifference:
 
 
 def read_tokenizer(folder: Path) -> Tokenizer | None:
-    """The tokenizer of an adapter's folder; None where there is none, or, with a warning, none that can be read."""
+    """Return the tokenizer in an adapter's folder; None if there is none. An unreadable one is logged and ignored."""
     path = folder / TOKENIZER
     if not path.is_file():
         return None
     try:
         return parse_tokenizer(path.read_bytes()).tokenizer
     except (LoadError, OSError) as error:
-        _LOG.warning("%s: no tokenizer that can be read (%s): that of the base is used", path, error)
+        _LOG.warning("%s: the tokenizer cannot be read (%s): that of the base is used", path, error)
         return None
 
 
@@ -72,13 +72,13 @@ def compare_tokenizers(own: Tokenizer, base: Tokenizer) -> TokenizerDifference:
 
 
 def check_tokenizer(folder: Path, base: Path | Tokenizer) -> None:
-    """Check that an adapter can be asked with its base's tokenizer.
+    """Check that an adapter works with its base's tokenizer.
 
-    What only pads is no difference, for no prompt has it.
+    The padding token does not count, because no prompt contains it.
 
     Args:
-        folder: The adapter's, with its `tokenizer.json` or without.
-        base: The base's `tokenizer.json`, or what was read from it.
+        folder: The adapter's folder; it may have a `tokenizer.json`.
+        base: The base's `tokenizer.json`, or the tokenizer read from it.
 
     Raises:
         AdapterError: Tokens have other ids in the base, or the folder's chat template writes tokens that the base
@@ -96,11 +96,11 @@ def check_tokenizer(folder: Path, base: Path | Tokenizer) -> None:
     if found.moved:
         raise AdapterError(
             f"{TOKENIZER}: {_listed(found.moved)} have other ids in the base model's tokenizer: the adapter belongs "
-            f"to another base model; or remove {TOKENIZER} from the folder if it is not the one of the training"
+            f"to another base model. If {TOKENIZER} is not the one of the training, remove it from the folder"
         )
     if found.split is not None:
         _LOG.warning(
-            "%s splits texts in another way than the base model's tokenizer, which is used: %r",
+            "%s splits texts differently from the base model's tokenizer, which is used: %r",
             where,
             found.split[:40],
         )
@@ -127,7 +127,7 @@ def _same_bytes(path: Path, other: Path) -> bool:
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[int] | None:
-    """The ids of a text; None where the tokenizer has none for its characters."""
+    """Return the ids of a text; None if the tokenizer has no tokens for its characters."""
     try:
         ids: list[int] = encoded(tokenizer, text).ids
     except InferenceError:

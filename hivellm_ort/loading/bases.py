@@ -1,4 +1,4 @@
-"""Which base bundle an expert runs on."""
+"""Chooses the base bundle for an expert."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _LOG = logging.getLogger("hivellm_ort")
 
 
 ADJACENT_FOLDER = "base"
-"""The folder that `hivellm-ort export --thin` writes beside its packages."""
+"""The folder of bundles that `hivellm-ort export --thin` writes beside its packages."""
 
 
 def find_adjacent_bundles(folder: Path) -> list[Bundle]:
-    """The bundles in `base/` of a folder: the one there, or one for each target; they take adapters."""
+    """Return the bundles in a folder's `base/` that take adapters: one bundle, or one for each target."""
     bundles = _opened(bundle_folders(folder / ADJACENT_FOLDER))
     return [bundle for bundle in bundles if bundle.config.merged is None]
 
@@ -46,24 +46,24 @@ def choose_base(
     adjacent: Sequence[Bundle] = (),
     check: Check = "size",
 ) -> tuple[Bundle, BaseModelRef]:
-    """The bundle for an adapter that was prepared for none, and the base model of the manifest that it is.
+    """Choose the bundle for a PEFT adapter, and the base model in the manifest that the bundle is.
 
-    Looked for beside the package, by the digest of the weights that the manifest states; then in the store's
-    `models/` and among the bundles of unpacked packages, by that digest, else by name.
+    First the bundles beside the package are searched, by the digest of the weights in the manifest. Then the store's
+    `models/` and the bundles of unpacked packages are searched, by the digest or else by name.
 
     Args:
-        manifest: Says which bases the expert has adapters for.
-        store: Where bundles are.
-        device: What the base shall run on.
-        given: The bundle to use: the package's, or as the caller asked.
+        manifest: Names the bases for which the expert has adapters.
+        store: The store with the other bundles.
+        device: The device for the base.
+        given: The bundle to use: the package's own, or that of the caller. None to search.
         adjacent: The bundles beside the package.
-        check: With "digest" they are not used: nobody has signed which bundle has those weights.
+        check: With "digest", bundles beside the package are not used, because no signature covers them.
 
     Raises:
         BaseMismatchError: `given` is none of the manifest's base models.
-        IntegrityError: The bundle that was found differs from its list.
-        LoadError: No base model is at hand, or several different ones of the name are.
-        ProviderError: The device runs none of its bundles.
+        IntegrityError: The bundle differs from its list of files.
+        LoadError: No bundle was found, or bundles of different models have the same name.
+        ProviderError: The device runs none of the bundles.
     """
     wanted = [base for base in manifest.base_models if base.adapters]
     if given is not None:
@@ -94,7 +94,7 @@ def choose_base(
 
 
 def find_base_model(bundle: Bundle, manifest: ExpertManifest) -> BaseModelRef:
-    """The base model of the manifest that a bundle is, by digest or name; the first where none is."""
+    """Return the base model of the manifest that a bundle is, by digest or name; the first if none matches."""
     wanted = [base for base in manifest.base_models if base.adapters]
     return next((base for base in wanted if _is(bundle, base)), wanted[0])
 
@@ -106,22 +106,22 @@ def find_thin_base(
     adjacent: Sequence[Bundle] = (),
     check: Check = "size",
 ) -> Bundle:
-    """The base of a prepared adapter: of the bundles of the same weights the one that suits the device best.
+    """Find the base of a prepared adapter: among the bundles of the same weights, the best one for the device.
 
-    Those beside the package come first. The one it was exported with needs no look at the others where they cannot be
-    better, for that takes a while.
+    Bundles beside the package come first. Then comes the bundle with which the adapter was exported. Others are
+    searched only if they may be better, because that takes a while.
 
     Args:
-        adapter: Says which base it is for.
-        store: Where other bundles are.
-        device: What the base shall run on.
+        adapter: The adapter, with the digests of its base.
+        store: The store with the other bundles.
+        device: The device for the base.
         adjacent: The bundles beside the package.
-        check: With "digest" the one that the adapter was exported with is the only one of them that is used, and all
-            of its files are compared with their list.
+        check: With "digest", only the bundle with which the adapter was exported is used of those beside the package,
+            and all its files are compared with their list.
 
     Raises:
-        LoadError: None is at hand.
-        ProviderError: The device runs none of them.
+        LoadError: No bundle was found.
+        ProviderError: The device runs none of the bundles.
     """
     found = [
         bundle
@@ -135,7 +135,7 @@ def find_thin_base(
         try:
             return _used(rank_bundles(found, device, whose=whose, exact=adapter.base_sha256)[0], store, check)
         except ProviderError as error:
-            fault = error  # another one may be at hand
+            fault = error  # the store may have another one
     folder = store.find_bundle(adapter.base_sha256)
     if folder is not None and has_best_provider(exact := Bundle.open(folder), device):
         return exact
@@ -150,14 +150,14 @@ def find_thin_base(
 
 
 def _used(bundle: Bundle, store: Store, check: Check = "size") -> Bundle:
-    """A bundle that was found; one outside the store is compared with its list only now."""
+    """Return a bundle after comparing it with its list of files, and count it as used."""
     check_folders([bundle.folder], check)
     store.note_use(bundle.folder)
     return bundle
 
 
 def _at_hand(store: Store) -> list[Bundle]:
-    """Bundles that take adapters."""
+    """Return the bundles of the store that take adapters."""
     bundles = _opened([*store.models(), *store.bundles()])
     return [bundle for bundle in bundles if bundle.config.merged is None]
 
@@ -167,7 +167,7 @@ def _opened(folders: Iterable[Path]) -> Iterable[Bundle]:
         try:
             yield Bundle.open(folder)
         except (IntegrityError, ManifestError) as error:
-            _LOG.warning("%s is passed over: %s", folder, error)
+            _LOG.warning("%s is skipped: %s", folder, error)
 
 
 def _is(bundle: Bundle, base: BaseModelRef) -> bool:
@@ -178,14 +178,12 @@ def _is(bundle: Bundle, base: BaseModelRef) -> bool:
 
 
 def _matching(bundle: Bundle, wanted: list[BaseModelRef], manifest: ExpertManifest) -> BaseModelRef:
-    """The base model that a bundle is, by digest or name; the only one that pins no digest, whatever its name."""
+    """Return the base model that a bundle is, by digest or name. A single one without a digest always matches."""
     found = next((base for base in wanted if _is(bundle, base)), None)
     if found is not None:
         return found
     if len(wanted) == 1 and wanted[0].sha256 is None:
-        _LOG.info(
-            "%s names the base %s, given is %s", manifest.name, wanted[0].short_name, bundle.config.name
-        )
+        _LOG.info("%s names the base %s; %s is used", manifest.name, wanted[0].short_name, bundle.config.name)
         return wanted[0]
     names = ", ".join(base.short_name + (f" ({base.sha256[:12]}…)" if base.sha256 else "") for base in wanted)
     raise BaseMismatchError(

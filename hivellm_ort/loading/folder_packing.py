@@ -1,4 +1,4 @@
-"""Pack an expert's folder into a `.expert` file."""
+"""Packs an expert's folder into a `.expert` file."""
 
 from __future__ import annotations
 
@@ -25,9 +25,8 @@ def pack(
 ) -> None:
     """Write a folder that was opened as a package to a `.expert` file.
 
-    Members are the manifest, the adapter (at the root, wherever `adapters[].path` has it; at its own path where
-    the manifest names several base models), tokenizer, grammar, README and LICENSE, and `onnx/`. Other files of the
-    folder stay out.
+    Packed are the manifest, the adapter, the tokenizer, the grammar, README, LICENSE and `onnx/`. Other files stay
+    out. The adapter is packed at the root; if the manifest names several base models, at its own path.
 
     Args:
         package: The folder, from `open_package`.
@@ -36,9 +35,9 @@ def pack(
         progress: Called with the number of member bytes just packed.
 
     Raises:
-        LoadError: A file that the manifest names is missing, the adapter is not readable, or the output cannot be
+        LoadError: A file that the manifest names is missing, the adapter cannot be read, or the output cannot be
             written.
-        IntegrityError: A name that no package may have.
+        IntegrityError: A file has a name that packages must not contain.
     """
     members = dict(list_root_members(package.root, manifest))
     if package.adapter is None and not package.bundles:
@@ -52,7 +51,7 @@ def pack(
             f"{MANIFEST}: /training/decoding/grammar_file is {grammar!r}, which is not in the folder"
         )
     try:
-        # Compression gains next to nothing on weights, and a higher level costs minutes.
+        # Weights hardly compress, and a higher level takes minutes.
         write(output, list(members.items()), compresslevel=1, progress=progress)
     except OSError as error:
         raise LoadError(

@@ -1,4 +1,4 @@
-"""The first two stages of a load: a path becomes a package, and that a verified package."""
+"""The first two stages of a load: open the package at a path, and verify it."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class VerifiedPackage:
 
     Attributes:
         path: The file or folder, as the caller named it.
-        files: Its files; each is as it was recorded when it was unpacked.
-        verdict: What its signature is worth; the policy has let it pass.
+        files: Its files. They agree with the records of unpacking.
+        verdict: The result of checking its signature. The policy allows it.
         manifest: Its manifest.
     """
 
@@ -44,10 +44,9 @@ class VerifiedPackage:
 def open_with_progress(
     path: Path, store: Store, *, limits: Limits = DEFAULT_LIMITS, checking: Check = "size"
 ) -> UnpackedPackage:
-    """As `open_package`, with a progress bar on a terminal; none where there is no standard error at all.
+    """Open a package as `open_package` does, with a progress bar on a terminal. Its notes are logged as INFO.
 
-    A folder that PEFT saved needs no manifest: `read_manifest` drafts one. One with graphs is a package that has lost
-    its own. The notes on the package are logged as INFO.
+    A folder that PEFT saved needs no manifest, because `read_manifest` drafts one. A folder with graphs needs one.
     """
     peft = (path / ADAPTER_CONFIG).is_file() and not (path / ONNX_FOLDER).exists()
     if peft and not (path / MANIFEST).is_file():
@@ -71,11 +70,11 @@ def open_with_progress(
 
 
 def read_manifest(package: UnpackedPackage) -> ExpertManifest:
-    """The manifest of an opened package; of a PEFT folder without one, what its files tell.
+    """Return the manifest of an opened package. For a PEFT folder without one, it is made from the adapter's files.
 
     Raises:
         ManifestError: The manifest is wrong.
-        AdapterError: There is none, and the adapter's files cannot be read.
+        AdapterError: There is no manifest, and the adapter's files cannot be read.
     """
     path = package.root / MANIFEST
     return ExpertManifest.from_file(path) if path.is_file() else draft_manifest(package.root)
@@ -86,12 +85,12 @@ def verify(files: UnpackedPackage, path: Path, trust: Trust) -> VerifiedPackage:
 
     Args:
         files: The package, from `open_with_progress`.
-        path: What messages call it.
-        trust: The policy, and whose signatures count.
+        path: The path of the package, for messages.
+        trust: The policy and the trusted keys.
 
     Raises:
         IntegrityError: The policy refuses the package.
-        LoadError: It cannot be verified, or as `read_manifest`.
+        LoadError: The package cannot be verified, or as for `read_manifest`.
     """
     verdict = check_signature(files, trust, where=str(path))
     return VerifiedPackage(path, files, verdict, read_manifest(files))

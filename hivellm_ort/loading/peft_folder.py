@@ -1,4 +1,4 @@
-"""What the files of a PEFT adapter tell for a manifest."""
+"""Makes a manifest from the files of a PEFT adapter."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ __all__ = [
 
 _CHECKPOINT = re.compile(r"checkpoint-\d+|final|adapter|lora|output|out")
 _SNAPSHOT = re.compile(r"models--[^/\\]+--([^/\\]+)[/\\]snapshots[/\\][0-9a-f]+")
-# What Unsloth appends where it trains on its own 4-bit copy of a model.
+# The ending that Unsloth adds to names if it trains on its own 4-bit copy of a model.
 _QUANTISED = re.compile(r"(?:-unsloth)?-bnb-4bit$")
 _TENSOR = re.compile(r"(?:^|\.)([^.]+)\.(?:lora_|ia3_|lokr_)")
 
 
 def suggest_expert_name(folder: Path) -> str:
-    """A name after the folder, of a checkpoint after the folder above: `my_SQL/checkpoint-50` is `expert-my-sql`."""
+    """Return an expert's name made from the folder's name. `my_SQL/checkpoint-50` becomes `expert-my-sql`."""
     place = folder.resolve()
     if _CHECKPOINT.fullmatch(place.name.lower()) and place.parent.name:
         place = place.parent
@@ -44,7 +44,7 @@ def suggest_expert_name(folder: Path) -> str:
 
 
 def read_base_name(folder: Path) -> str | None:
-    """The base model's short name from `base_model_name_or_path`, as `Qwen3-0.6B`; None where it tells none.
+    """Return the base model's short name from `base_model_name_or_path`, such as `Qwen3-0.6B`; None if unknown.
 
     Raises:
         AdapterError: `adapter_config.json` cannot be read.
@@ -58,7 +58,7 @@ def read_base_name(folder: Path) -> str | None:
 
 
 def describe_base_model(text: str) -> dict[str, str]:
-    """`name` of a base model that is given by name, and `sha256` too where it is the folder of a base bundle.
+    """Return `name` of a base model for a manifest. If the text is the folder of a base bundle, `sha256` too.
 
     Raises:
         ManifestError: The folder's `decoder.json` cannot be read.
@@ -79,18 +79,18 @@ def build_manifest(
     fields: Mapping[str, Any] | None = None,
     decoding: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The manifest of the adapter in a folder.
+    """Build the manifest of the adapter in a folder.
 
     Args:
-        folder: With `adapter_config.json` and `adapter_model.safetensors`.
-        name: Of the expert.
-        version: Of the expert.
-        base: Fields of its base model.
+        folder: The folder with `adapter_config.json` and `adapter_model.safetensors`.
+        name: The name of the expert.
+        version: The version of the expert.
+        base: The fields of its base model.
         fields: Further fields of the manifest.
-        decoding: Suggested sampling.
+        decoding: Suggested sampling options.
 
     Raises:
-        AdapterError: The adapter's files cannot be read; the message begins with the folder's name.
+        AdapterError: The adapter's files cannot be read. The message begins with the folder's name.
     """
     check_adapter_files(folder)
     try:
@@ -108,7 +108,7 @@ def build_manifest(
 
 
 def draft_manifest(folder: Path) -> ExpertManifest:
-    """A manifest for a folder that has none, called after it.
+    """Draft a manifest for a folder without one. The expert is named after the folder.
 
     Raises:
         AdapterError: The adapter's files cannot be read.

@@ -106,7 +106,7 @@ class ManagedRequests:
                 )
             if not entries:
                 raise UnknownExpertError(
-                    "no loaded expert has a base model of its own (a merged expert has none): load one first"
+                    "no expert is loaded that has a base model of its own (a merged expert has none): load one first"
                 )
             loaded = next((entry for entry in entries if entry.expert is not None), entries[0])
             with contextlib.suppress(UnknownExpertError):  # unloaded meanwhile

@@ -97,7 +97,7 @@ def test_gpu_wheel_without_a_driver_and_graphs_for_the_cpu_too(
     with caplog.at_level(logging.INFO, logger="hivellm_ort"):
         assert "cpu int8" == best("auto", "cuda fp16", "cpu int8")
     (message,) = caplog.messages
-    assert message.startswith("expert-sql has graphs for cuda, cpu; taken are those for cpu int8 on CPU")
+    assert message.startswith("expert-sql has graphs for cuda, cpu; used are those for cpu int8 on CPU")
     assert NO_DRIVER in message
     with pytest.raises(ProviderError) as caught:
         best("cuda", "cuda fp16", "cpu int8")
@@ -247,7 +247,7 @@ def test_the_log_says_why(runtime: Install, caplog: pytest.LogCaptureFixture) ->
         assert [] == caplog.messages
         best(None, *ALL)
     (message,) = caplog.messages
-    start = "expert-sql has graphs for cpu, cuda, dml, portable; taken are those for cpu int8 on CPUExecutionProvider"
+    start = "expert-sql has graphs for cpu, cuda, dml, portable; used are those for cpu int8 on CPUExecutionProvider"
     assert message.startswith(start)
     assert "not portable fp32 on CPUExecutionProvider" in message
     assert (

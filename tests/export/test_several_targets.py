@@ -150,7 +150,7 @@ def test_the_cpu_takes_its_graphs(
         ):
             assert ("cpu", expected) == (expert.base.target, expert.generate(**PROMPT).tokens)
         start = (
-            "expert-tiny has graphs for cpu, portable; taken are those for cpu fp32 on CPUExecutionProvider ("
+            "expert-tiny has graphs for cpu, portable; used are those for cpu fp32 on CPUExecutionProvider ("
         )
         (message,) = [text for text in caplog.messages if "taken" in text]
         assert message.startswith(start + f"device {device or 'auto'!r}")

@@ -200,7 +200,7 @@ def test_links_say_how_to_pack(tmp_path: Path, kind: bytes, cure: str) -> None:
 def test_other_files(tmp_path: Path, data: bytes, what: str) -> None:
     """A file of another kind is called by its kind."""
     (tmp_path / "p").write_bytes(data)
-    with pytest.raises(IntegrityError, match=f"no package but {what}.*a package is a tar.gz"):
+    with pytest.raises(IntegrityError, match=f"not a package but {what}.*a package is a tar.gz"):
         extract(tmp_path / "p", tmp_path / "out")
 
 
