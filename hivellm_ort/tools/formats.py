@@ -1,4 +1,4 @@
-"""The formats in which models write calls of tools, and which of them a chat template speaks."""
+"""The formats of tool calls, and how the format of a chat template is detected."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Family = Literal["hermes", "llama3", "mistral", "mistral_args", "functiongemma"]
 
 @dataclass(frozen=True)
 class CallFormat:
-    """How a model writes calls.
+    """The format in which a model writes calls.
 
     Attributes:
         family: `hermes` (Qwen2.5, Qwen3, Hermes), `llama3`, `mistral` (a JSON list), `mistral_args` (Mistral's newer
-            form with bare names), `functiongemma`.
-        form: the texts around names and arguments, with the white space of the template.
-        markers: texts of the format that are a token each in some vocabularies. They are part of an answer's text,
-            also where the tokenizer marks them special.
+            format with plain names), `functiongemma`.
+        form: The texts around names and arguments, with the white space of the template.
+        markers: Texts of the format that are single tokens in some vocabularies. They stay in an answer's text, even
+            if the tokenizer marks them as special.
     """
 
     family: Family
@@ -42,18 +42,18 @@ class CallFormat:
 
 
 class Template(Protocol):
-    """What is needed of a chat template: see `text.template.ChatTemplate`."""
+    """The methods of a chat template that are used here; see `text.template.ChatTemplate`."""
 
     def render(self, messages: Any, *, tools: Any = None, add_generation_prompt: bool = True) -> str:
-        """The text of a conversation."""
+        """Return the text of a conversation."""
 
     def mentions(self, text: str) -> bool:
-        """Whether the source for conversations with tools has the text."""
+        """Return whether the source for conversations with tools has the text."""
 
 
 _FOUND: WeakKeyDictionary[Template, CallFormat | None] = WeakKeyDictionary()
 _NAME, _KEY, _VALUE = "markname0", "markkey00", "markvalue"
-_CALL_ID = "markcall0"  # nine letters and digits: Mistral's templates take no others
+_CALL_ID = "markcall0"  # nine letters and digits, because Mistral's templates accept no others
 _QUESTION = "markquestion"
 _ARGUMENTS = rf'\{{"{_KEY}":\s*"{_VALUE}"\}}'
 
@@ -116,18 +116,18 @@ FORMATS: dict[Family, CallFormat] = {
 
 
 def format_of(template: Template) -> CallFormat | None:
-    """As `find_format`, which is asked once for each template."""
+    """Return the format of a template. `find_format` is called once for each template."""
     if template not in _FOUND:
         _FOUND[template] = find_format(template)
     return _FOUND[template]
 
 
 def find_format(template: Template) -> CallFormat | None:
-    """Return the format in which a chat template writes calls; None if it writes none, or one that is not known.
+    """Find the format in which a chat template writes calls; None if it writes no calls, or uses an unknown format.
 
-    First the template writes a conversation with one call, and what it writes is compared with the known formats.
-    White space between their parts is taken over. A template that shows no calls is searched for what it tells the
-    model: one that has `<tool_call>` and no `<function=` and no `<arg_key>` is `hermes`.
+    The template renders a conversation with one call, and the text is compared with the known formats. The format
+    gets the white space of the template. If the template does not show calls, its source is searched: a template with
+    `<tool_call>`, without `<function=` and without `<arg_key>`, is `hermes`.
     """
     shown = False
     for written in _written(template):
@@ -137,7 +137,7 @@ def find_format(template: Template) -> CallFormat | None:
                 return found
         shown = shown or _NAME in written
     if shown:
-        return None  # it writes calls in another way
+        return None  # the format is unknown
     told = template.mentions("<tool_call>") and template.mentions("</tool_call>")
     if told and not template.mentions("<function=") and not template.mentions("<arg_key>"):
         return FORMATS["hermes"]
@@ -145,7 +145,7 @@ def find_format(template: Template) -> CallFormat | None:
 
 
 def _written(template: Template) -> Iterator[str]:
-    """What the template makes of a call with arguments as an object, and as a text; nothing where it refuses it."""
+    """Yield renderings of a call, with arguments as an object and as a text. Refused conversations are skipped."""
     properties = {_KEY: {"type": "string", "description": "argument"}}
     parameters = {"type": "object", "properties": properties, "required": [_KEY]}
     tool = {
@@ -171,12 +171,12 @@ def _hermes(text: str) -> CallFormat | None:
         text,
     )
     if found is None:
-        # Hermes 2 Pro writes arguments first. It is held to the other order: a name that comes last names too late.
+        # Hermes 2 Pro writes arguments first. The grammar uses the other order, because the name selects the schema.
         other = rf'<tool_call>\s*\{{\s*"arguments":\s*{_ARGUMENTS},\s*"name":\s*"{_NAME}"\}}\s*</tool_call>'
         return known if re.search(other, text) else None
     before, colon, comma, space, after = found.groups()
     begin = f'{before}{{"name":{colon}"'
-    # Qwen writes each call on lines of its own.
+    # Qwen writes each call on new lines.
     again = f"{chr(10) if before else ''}<tool_call>{begin}"
     middle, end = f'",{comma}"arguments":{space}', f"}}{after}</tool_call>"
     return replace(known, form=replace(known.form, begin=begin, middle=middle, end=end, again=again))

@@ -150,7 +150,7 @@ def test_the_cpu_takes_its_graphs(
         ):
             assert ("cpu", expected) == (expert.base.target, expert.generate(**PROMPT).tokens)
         start = (
-            "expert-tiny has graphs for cpu, portable; taken are those for cpu fp32 on CPUExecutionProvider ("
+            "expert-tiny has graphs for cpu, portable; used are those for cpu fp32 on CPUExecutionProvider ("
         )
         (message,) = [text for text in caplog.messages if "taken" in text]
         assert message.startswith(start + f"device {device or 'auto'!r}")
@@ -260,7 +260,7 @@ def test_folder_in_place(exported: Exported, tmp_path: Path) -> None:
     assert folder / "onnx/cpu" == parts_of(folder, cache, device=Device("cpu")).bundle.folder
     store = Store(cache)
     package = open_package(folder, store)
-    gathered = store.gathered(package.bundles[1], package)
+    gathered = store.gather_bundle(package.bundles[1], package)
     assert contents(exported("portable=fp32", thin=True) / "base") == contents(gathered)
 
 

@@ -46,7 +46,7 @@ def test_damaged_file(tmp_path: Path, data: bytes) -> None:
     package = tmp_path / "p"
     package.write_bytes(data)
     message = str(_refused(package, tmp_path / "out")).removeprefix(str(package))
-    assert message.startswith((": the archive is damaged: ", ": the file is no package but "))
+    assert message.startswith((": the archive is damaged: ", ": the file is not a package but "))
 
 
 @pytest.mark.parametrize(

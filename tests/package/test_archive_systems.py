@@ -57,7 +57,7 @@ def test_system_files_are_left_out(tmp_path: Path, name: str) -> None:
     contents = extract(save(tmp_path / "p", tar(GOOD, entry(name, APPLE_DOUBLE))), tmp_path / "out")
     assert {"manifest.json": b"{}"} == files_under(tmp_path / "out")
     assert [(name, len(APPLE_DOUBLE))] == [(member.name, member.size) for member in contents.skipped]
-    assert (f"{name} was left out: macOS or Windows added it, no package needs it",) == contents.notes
+    assert (f"{name} was left out: macOS or Windows added it, and no package needs it",) == contents.notes
 
 
 @pytest.mark.parametrize("name", OWN_FILES)
@@ -75,7 +75,7 @@ def test_one_note_for_many(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
         opened = open_with_progress(package, Store(tmp_path / "store"))
     note = (
         "._manifest.json, onnx/._adapter.safetensors, onnx/._decoder.json and 3 more were left out: macOS or Windows "
-        "added them, no package needs them"
+        "added them, and no package needs them"
     )
     assert (note,) == opened.notes
     assert [f"{package}: {note}"] == caplog.messages
@@ -152,7 +152,7 @@ def test_sparse_files_are_refused_by_name(
     """A file stored with holes is refused with its own name and the flag that avoids it."""
     package = save(tmp_path / "p", pax(*records) + raw_header(b"member", 5) + padded(b"hello") + END)
     with pytest.raises(
-        IntegrityError, match=f"member '{name}' is no regular file .sparse file.*without --sparse"
+        IntegrityError, match=f"member '{name}' is not a regular file .sparse file.*without --sparse"
     ):
         extract(package, tmp_path / "out")
 
@@ -200,7 +200,7 @@ def test_links_say_how_to_pack(tmp_path: Path, kind: bytes, cure: str) -> None:
 def test_other_files(tmp_path: Path, data: bytes, what: str) -> None:
     """A file of another kind is called by its kind."""
     (tmp_path / "p").write_bytes(data)
-    with pytest.raises(IntegrityError, match=f"no package but {what}.*a package is a tar.gz"):
+    with pytest.raises(IntegrityError, match=f"not a package but {what}.*a package is a tar.gz"):
         extract(tmp_path / "p", tmp_path / "out")
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hivellm_ort.errors import IntegrityError
 from hivellm_ort.filenames import MAX_NAME_BYTES, is_system_file, member_name
 from hivellm_ort.package.archive import extract, write
-from hivellm_ort.package.names import never_loaded
+from hivellm_ort.package.member_names import is_never_loaded
 
 MEMBERS: list[tuple[str, Path | bytes]] = [
     ("manifest.json", b"{}"),
@@ -28,7 +28,7 @@ MEMBERS: list[tuple[str, Path | bytes]] = [
 
 def _is_name(text: str) -> bool:
     try:
-        return member_name(text) == text and not never_loaded(text) and not is_system_file(text)
+        return member_name(text) == text and not is_never_loaded(text) and not is_system_file(text)
     except IntegrityError:
         return False
 

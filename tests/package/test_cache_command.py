@@ -16,7 +16,7 @@ from package_samples import BASE, expert
 
 from hivellm_ort.cli import cache as cache_module
 from hivellm_ort.cli.main import main
-from hivellm_ort.package.holds import held
+from hivellm_ort.package.entry_locks import shared_lock
 from hivellm_ort.package.store import Store
 
 Invoke = Callable[..., Result]
@@ -121,7 +121,7 @@ def test_prune_what_is_damaged(store: Store, invoke: Invoke) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["prune", "--max-size", "lots"], "'lots' is no size"),
+        (["prune", "--max-size", "lots"], "'lots' is not a size"),
         (["clear"], "pass --yes"),
     ],
 )
@@ -139,7 +139,7 @@ def test_refused(store: Store, invoke: Invoke, arguments: list[str], words: str,
 def test_malformed_size_variable(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     """A malformed HIVELLM_CACHE_SIZE is named."""
     monkeypatch.setenv("HIVELLM_CACHE_SIZE", "lots")
-    assert "error: HIVELLM_CACHE_SIZE: 'lots' is no size" in invoke("list").stderr
+    assert "error: HIVELLM_CACHE_SIZE: 'lots' is not a size" in invoke("list").stderr
 
 
 def test_clear(store: Store, invoke: Invoke) -> None:
@@ -156,7 +156,7 @@ def test_clear(store: Store, invoke: Invoke) -> None:
 def test_clear_says_what_is_in_use(store: Store, invoke: Invoke) -> None:
     """What is being loaded stays, and the command says how many entries that are."""
     entry = store.listing().entries[0]
-    with held(entry.path):
+    with shared_lock(entry.path):
         assert "; 1 in use were left (" in invoke("clear", "--yes").stdout
     assert [entry.path] == [left.path for left in store.listing().entries]
     assert 0 == _document(invoke("clear", "--yes", "--json"))["in_use"]

@@ -174,7 +174,7 @@ def test_store_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(LoadError, match="HIVELLM_HOME"):
         store.unpack(expert(tmp_path / "p.expert"))
     with pytest.raises(LoadError, match="HIVELLM_HOME"):
-        store.prepared("0" * 64, lambda: b"1")
+        store.prepare_adapter("0" * 64, lambda: b"1")
 
 
 def test_models(store: Store) -> None:

@@ -18,7 +18,7 @@ from store_samples import assert_whole
 from hivellm_ort.errors import IntegrityError, LoadError, ManifestError
 from hivellm_ort.package.archive import Limits, write
 from hivellm_ort.package.bundle_folders import MAX_TARGETS
-from hivellm_ort.package.members import bundle_members_of
+from hivellm_ort.package.members import list_bundle_members
 from hivellm_ort.package.store import Store, open_package
 
 Files = dict[str, bytes]
@@ -88,7 +88,7 @@ def test_each_base_is_whole(tmp_path: Path, store: Store) -> None:
     assert ["adapter.safetensors"] == [path.name for path in (unpacked.root / "onnx").iterdir()]
     assert [*package_files()] == [member.name for member in unpacked.members]
     assert unpacked == store.unpack(tmp_path / "p.expert", check="digest")
-    assert expected == [store.gathered(folder, unpacked) for folder in unpacked.bundles]
+    assert expected == [store.gather_bundle(folder, unpacked) for folder in unpacked.bundles]
     assert_whole(store.root)
     assert no_work_left(store)
 
@@ -222,7 +222,7 @@ def test_number_of_targets(tmp_path: Path, store: Store) -> None:
         files |= {f"onnx/t{number}/{name}": data for name, data in base_for(f"t{number}").items()}
     assert MAX_TARGETS == len(store.unpack(packed(tmp_path / "most.expert", files)).bundles)
     files |= {f"onnx/more/{name}": data for name, data in base_for("more").items()}
-    with pytest.raises(IntegrityError, match=f"holds {MAX_TARGETS + 1} bundles; {MAX_TARGETS} is the most"):
+    with pytest.raises(IntegrityError, match=f"has {MAX_TARGETS + 1} bundles; {MAX_TARGETS} is the most"):
         store.unpack(packed(tmp_path / "more.expert", files))
 
 
@@ -291,12 +291,12 @@ def test_folder_in_place(tmp_path: Path, store: Store) -> None:
     assert tuple(folder / "onnx" / name for name in ("cpu", "dml", "portable")) == package.bundles
     assert not store.root.exists()
     cpu, _, portable = package.bundles
-    assert cpu == store.gathered(cpu, package)
+    assert cpu == store.gather_bundle(cpu, package)
     assert not store.root.exists()
-    gathered = store.gathered(portable, package)
+    gathered = store.gather_bundle(portable, package)
     assert (store.root / "bases" / digest(PORTABLE), PORTABLE) == (gathered, files_under(gathered))
     (folder / "onnx/dml/weights.bin").write_bytes(b"HALVES")
-    assert PORTABLE == files_under(store.gathered(portable, package))
+    assert PORTABLE == files_under(store.gather_bundle(portable, package))
     assert_whole(store.root)
     assert no_work_left(store)
 
@@ -308,7 +308,7 @@ def test_change_in_a_folder(tmp_path: Path, store: Store) -> None:
     shared = folder / "onnx/dml/weights.bin"
     shared.write_bytes(b"HALVES")
     with pytest.raises(IntegrityError, match=r"dml: file 'weights\.bin', listed in decoder\.json, differs"):
-        store.gathered(package.bundles[2], package)
+        store.gather_bundle(package.bundles[2], package)
     shared.write_bytes(b"half")
     with pytest.raises(IntegrityError, match=r"file 'weights\.bin', .* has 4 bytes"):
         open_package(folder, store)
@@ -329,7 +329,7 @@ def test_store_that_cannot_be_written(tmp_path: Path) -> None:
     store = Store(tmp_path / "file" / "store")
     package = open_package(unfolded(tmp_path / "folder", package_files()), store)
     with pytest.raises(LoadError, match="HIVELLM_HOME"):
-        store.gathered(package.bundles[2], package)
+        store.gather_bundle(package.bundles[2], package)
 
 
 def test_packing_leaves_out_what_is_there(tmp_path: Path) -> None:
@@ -337,7 +337,7 @@ def test_packing_leaves_out_what_is_there(tmp_path: Path) -> None:
     for target, files in (("cpu", CPU), ("dml", DML), ("portable", PORTABLE)):
         unfolded(tmp_path / "bases" / target, files)
     folders = [tmp_path / "bases" / target for target in ("cpu", "dml", "portable")]
-    members = {name: Path(str(data)).read_bytes() for name, data in bundle_members_of(folders)}
+    members = {name: Path(str(data)).read_bytes() for name, data in list_bundle_members(folders)}
     expected = {name: data for name, data in package_files().items() if name.count("/") == 2}
     assert expected == members
     assert [f"onnx/{target}/decoder.json" for target in ("cpu", "dml", "portable")] == [
@@ -345,13 +345,13 @@ def test_packing_leaves_out_what_is_there(tmp_path: Path) -> None:
     ]
     unfolded(tmp_path / "folder", members)
     again = [tmp_path / "folder/onnx" / target for target in ("cpu", "dml", "portable")]
-    assert list(members) == [name for name, _ in bundle_members_of(again)]
+    assert list(members) == [name for name, _ in list_bundle_members(again)]
 
 
 def test_packing_one_target(tmp_path: Path, store: Store) -> None:
     """One base goes to onnx/ itself, whatever its folder is called, and what it does not list stays out."""
     folder = unfolded(tmp_path / "any", {**CPU, "notes.txt": b"mine"})
-    members = dict(bundle_members_of([folder]))
+    members = dict(list_bundle_members([folder]))
     names = ["decoder.json", "decoder.onnx", "tokenizer.json", "weights.bin"]
     assert [f"onnx/{name}" for name in names] == list(members)
     write(tmp_path / "p.expert", [("manifest.json", b"{}"), *members.items()])

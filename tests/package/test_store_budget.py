@@ -117,9 +117,9 @@ def test_prepared_adapters_take_part(root: Path) -> None:
     """A prepared adapter makes room for itself, and goes in its turn, with its record."""
     store = Store(root, max_bytes=25 * KB)
     _add(store, "a", used=10)
-    old = store.prepared("0" * 64, lambda: b"0" * 10 * KB)
+    old = store.prepare_adapter("0" * 64, lambda: b"0" * 10 * KB)
     os.utime(old, (20, 20))
-    new = store.prepared("1" * 64, lambda: b"1" * 10 * KB)
+    new = store.prepare_adapter("1" * 64, lambda: b"1" * 10 * KB)
     assert ([], True) == (_left(store), old.exists())
     _add(store, "b", used=40)
     assert ["b"] == _left(store)
@@ -195,7 +195,7 @@ def test_size_from_the_environment(root: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("HIVELLM_CACHE_SIZE", "")
     assert None is Store(root).max_bytes
     monkeypatch.setenv("HIVELLM_CACHE_SIZE", "lots")
-    with pytest.raises(LoadError, match="HIVELLM_CACHE_SIZE: 'lots' is no size: write 20GB, 500MB"):
+    with pytest.raises(LoadError, match="HIVELLM_CACHE_SIZE: 'lots' is not a size: write 20GB, 500MB"):
         Store(root)
 
 
@@ -222,8 +222,8 @@ def test_parse_size(text: str, expected: int) -> None:
     "text", ["", "GB", "-1", "1e9", "1 G", "1,5GB", "1.GB", "20GBit", "0x10", "\u0661MB", "nan"]
 )
 def test_malformed_size(text: str) -> None:
-    """What is no size is refused."""
-    with pytest.raises(ValueError, match="is no size"):
+    """A text that is not a size is refused."""
+    with pytest.raises(ValueError, match="is not a size"):
         parse_size(text)
 
 

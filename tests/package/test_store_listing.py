@@ -28,7 +28,7 @@ def store(tmp_path: Path) -> Store:
     """A store with a package, its base, a prepared adapter, a download, a user's bundle and keys."""
     store = Store(tmp_path / "store")
     store.unpack(expert(tmp_path / "p.expert", base=NAMED_BASE))
-    store.prepared(KEY, lambda: b"tensors")
+    store.prepare_adapter(KEY, lambda: b"tensors")
     for name in ("downloads/base.gguf", "models/mine/decoder.json", "trusted_keys.json"):
         path = store.root / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -95,7 +95,7 @@ def test_paths_are_short(tmp_path: Path) -> None:
         seen.update(path.removesuffix(member) for path in paths)
 
     store.unpack(tmp_path / "p.expert", progress=look)
-    store.prepared("ab" * 32, lambda: b"adapter")
+    store.prepare_adapter("ab" * 32, lambda: b"adapter")
     look()
     assert {"packages", "adapters", "blobs", "tmp"} <= seen
     assert 80 == max(len(path) for path in seen if path.endswith("/"))

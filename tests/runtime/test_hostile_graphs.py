@@ -178,7 +178,7 @@ def test_damaged(bundles: dict[str, Path], tmp_path: Path, content: bytes) -> No
     folder = Path(shutil.copytree(bundles["float32"], tmp_path / "bundle"))
     (folder / ADAPTER_GRAPH).write_bytes(content)
     if content in (b"graph", b"\x3a\xff\xff\xff\xff\x0f"):
-        with pytest.raises(LoadError, match=f"{ADAPTER_GRAPH} of .* is no ONNX graph"):
+        with pytest.raises(LoadError, match=f"{ADAPTER_GRAPH} of .* is not an ONNX graph"):
             check_graphs(Bundle.open(folder))
     elif content:
         with pytest.raises(LoadError, match="node '' has the operator ''"):

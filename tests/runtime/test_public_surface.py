@@ -169,8 +169,8 @@ def test_the_map_is_exact() -> None:
 
 # The stages of a load, first to last. What each of them uses stands before it.
 LOADING = [
-    "adapter_files", "bundles", "grammars", "own_tokenizer", "graph_check", "bases", "peft_folder", "folder_packing",
-    "inspection", "options", "opening", "parts",
+    "adapter_files", "bundles", "grammars", "adapter_tokenizer", "graph_check", "bases", "peft_folder",
+    "folder_packing", "inspection", "options", "opening", "parts",
 ]  # fmt: skip
 
 

@@ -284,7 +284,7 @@ def test_a_template_with_calls_of_its_own(packages: Packages, tmp_path: Path) ->
     with Expert.load(packages.lora, base=copy, cache_dir=packages.cache, threads=1, trust="off") as expert:
         result = expert.generate(PROMPT, tools=TOOLS, max_tokens=8)
         assert (result.text, (), None) == (result.content, result.tool_calls, result.grammar_complete)
-        with pytest.raises(GrammarError, match="writes calls in no format that is known here"):
+        with pytest.raises(GrammarError, match="writes calls in no known format"):
             expert.generate(PROMPT, tools=TOOLS, tool_choice="required")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from hivellm_ort.contract import DECODER_JSON
 from hivellm_ort.package.archive import write
-from hivellm_ort.package.bundle_folders import FOLDER
+from hivellm_ort.package.bundle_folders import ONNX_FOLDER
 
 __all__ = ["BASE", "GOLDEN", "PEFT", "adapter_folder", "bundle", "golden", "members", "with_base"]
 
@@ -49,7 +49,7 @@ def adapter_folder(name: str, folder: Path) -> Path:
 def bundle(name: str, folder: Path, target: str = "") -> Path:
     """Write the base bundle of a package, of one for several targets that of `target`. Returns the folder."""
     folder.mkdir(parents=True)
-    prefix = f"{FOLDER}/{target}/" if target else f"{FOLDER}/"
+    prefix = f"{ONNX_FOLDER}/{target}/" if target else f"{ONNX_FOLDER}/"
     files = members(golden(name))
     listed = [*json.loads(files[prefix + DECODER_JSON])["files"], DECODER_JSON]
     for file in listed:
@@ -92,6 +92,8 @@ def with_base(
         contents[DECODER_JSON] = json.dumps(document).encode()
     listed = [DECODER_JSON, *(file for file in contents if file != DECODER_JSON)]
     write(
-        package, [*thin.items(), *((f"{FOLDER}/{file}", contents[file]) for file in listed)], compresslevel=1
+        package,
+        [*thin.items(), *((f"{ONNX_FOLDER}/{file}", contents[file]) for file in listed)],
+        compresslevel=1,
     )
     return package

@@ -1,6 +1,6 @@
-"""The tokenizer that an adapter's folder brings: whether it gives the ids of the base's.
+"""Compares the tokenizer in an adapter's folder with that of the base.
 
-A swapped expert is asked with its base's tokenizer, so the two must agree; a merged one gets its own.
+A swapped expert uses its base's tokenizer, so the two must agree. A merged expert has a tokenizer of its own.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from hivellm_ort.text.tokenizer_file import parse_tokenizer
 if TYPE_CHECKING:
     from tokenizers import Tokenizer  # type: ignore[import-untyped, unused-ignore]
 
-__all__ = ["TOKENIZER", "Difference", "check_tokenizer", "difference", "read_tokenizer"]
+__all__ = ["TOKENIZER", "TokenizerDifference", "check_tokenizer", "compare_tokenizers", "read_tokenizer"]
 
 TOKENIZER = "tokenizer.json"
 
 _LOG = logging.getLogger("hivellm_ort")
-# Where pre-tokenizers and normalisers differ: digits, case, contractions, runs of spaces, code, scripts, emoji.
+# Texts for which pre-tokenizers and normalisers differ: digits, case, contractions, spaces, code, scripts, emoji.
 _PROBES = (
     "Hello world! It's 2024-01-31, isn't it?\n\n  SELECT a.b, COUNT(*) FROM t WHERE x >= 12345.678;\n",
     "def f(x):\n\treturn {'key': [1, 22, 333, 4444]}  # caf\u00e9, na\u00efve, \u00dcber\n    pass",
@@ -33,13 +33,13 @@ _PROBES = (
 
 
 @dataclass(frozen=True)
-class Difference:
-    """How an adapter's tokenizer differs from its base's; false where it does not.
+class TokenizerDifference:
+    """The differences between an adapter's tokenizer and its base's; false if there are none.
 
     Attributes:
-        added: tokens that the base's does not have, with their ids.
-        moved: tokens that have another id in the base's.
-        split: a text of which the two make different tokens though they have the same ones; None without any.
+        added: Tokens that the base's tokenizer does not have, with their ids.
+        moved: Tokens that have another id in the base's tokenizer.
+        split: A text that the two split into different tokens, although their vocabularies are equal; else None.
     """
 
     added: dict[str, int]
@@ -51,56 +51,56 @@ class Difference:
 
 
 def read_tokenizer(folder: Path) -> Tokenizer | None:
-    """The tokenizer of an adapter's folder; None where there is none, or, with a warning, none that can be read."""
+    """Return the tokenizer in an adapter's folder; None if there is none. An unreadable one is logged and ignored."""
     path = folder / TOKENIZER
     if not path.is_file():
         return None
     try:
         return parse_tokenizer(path.read_bytes()).tokenizer
     except (LoadError, OSError) as error:
-        _LOG.warning("%s: no tokenizer that can be read (%s): that of the base is used", path, error)
+        _LOG.warning("%s: the tokenizer cannot be read (%s): that of the base is used", path, error)
         return None
 
 
-def difference(own: Tokenizer, base: Tokenizer) -> Difference:
+def compare_tokenizers(own: Tokenizer, base: Tokenizer) -> TokenizerDifference:
     """Compare an adapter's tokenizer with its base's: ids of tokens, and the tokens of a few texts."""
     mine, theirs = own.get_vocab(with_added_tokens=True), base.get_vocab(with_added_tokens=True)
     added = {token: id_ for token, id_ in mine.items() if token not in theirs}
     moved = tuple(token for token, id_ in mine.items() if theirs.get(token, id_) != id_)
     differing = (text for text in _PROBES if _ids(own, text) != _ids(base, text))
-    return Difference(added, moved, None if added or moved else next(differing, None))
+    return TokenizerDifference(added, moved, None if added or moved else next(differing, None))
 
 
 def check_tokenizer(folder: Path, base: Path | Tokenizer) -> None:
-    """Check that an adapter can be asked with its base's tokenizer.
+    """Check that an adapter works with its base's tokenizer.
 
-    What only pads is no difference, for no prompt has it.
+    The padding token does not count, because no prompt contains it.
 
     Args:
-        folder: the adapter's, with its `tokenizer.json` or without.
-        base: the base's `tokenizer.json`, or what was read from it.
+        folder: The adapter's folder; it may have a `tokenizer.json`.
+        base: The base's `tokenizer.json`, or the tokenizer read from it.
 
     Raises:
-        AdapterError: tokens have other ids in the base, or the folder's chat template writes tokens that the base
+        AdapterError: Tokens have other ids in the base, or the folder's chat template writes tokens that the base
             does not have.
-        LoadError: the folder's chat template or `tokenizer_config.json` cannot be read.
+        LoadError: The folder's chat template or `tokenizer_config.json` cannot be read.
     """
     if isinstance(base, Path) and _same_bytes(folder / TOKENIZER, base):
         return
     own = read_tokenizer(folder)
     theirs = read_tokenizer(base.parent) if isinstance(base, Path) else base
-    found = difference(own, theirs) if own is not None and theirs is not None else None
+    found = compare_tokenizers(own, theirs) if own is not None and theirs is not None else None
     if not found:
         return
     where = folder / TOKENIZER
     if found.moved:
         raise AdapterError(
             f"{TOKENIZER}: {_listed(found.moved)} have other ids in the base model's tokenizer: the adapter belongs "
-            f"to another base model; or remove {TOKENIZER} from the folder if it is not the one of the training"
+            f"to another base model. If {TOKENIZER} is not the one of the training, remove it from the folder"
         )
     if found.split is not None:
         _LOG.warning(
-            "%s splits texts in another way than the base model's tokenizer, which is used: %r",
+            "%s splits texts differently from the base model's tokenizer, which is used: %r",
             where,
             found.split[:40],
         )
@@ -127,7 +127,7 @@ def _same_bytes(path: Path, other: Path) -> bool:
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[int] | None:
-    """The ids of a text; None where the tokenizer has none for its characters."""
+    """Return the ids of a text; None if the tokenizer has no tokens for its characters."""
     try:
         ids: list[int] = encoded(tokenizer, text).ids
     except InferenceError:

@@ -1,4 +1,4 @@
-"""What the names of a package's members tell: which are never loaded, which may be large, which collide."""
+"""Rules for the names of a package's members: which are never loaded, which may be large, and which collide."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hivellm_ort.contract import WEIGHTS_FILE
 from hivellm_ort.errors import IntegrityError
 from hivellm_ort.filenames import is_system_file, shown
 
-__all__ = ["MemberNames", "is_weights", "never_loaded"]
+__all__ = ["MemberNames", "is_never_loaded", "is_weights"]
 
 # Endings of files that are pickles or may hold one (NumPy's and HDF5 files can), or that a system may run.
 _PICKLES = "bin pt pth pkl pickle ckpt joblib npy npz h5 hdf5 keras"
@@ -21,44 +21,44 @@ _NEVER_LOADED = re.compile(
     r"|so(?:\.\d+)*)\Z",
     re.IGNORECASE,
 )
-# The weights of a bundle: read as numbers, whatever their ending says.
+# The weights of a bundle. They are plain numbers, although they end in `.bin` like pickles.
 _BUNDLE_WEIGHTS = re.compile(rf"onnx/(?:[^/]+/)?{re.escape(WEIGHTS_FILE)}\Z")
-# Files that may be as large as a model; a checkpoint's are among them, though they are left out.
+# Files that may be as large as a model. Files of checkpoints are among them, although they are skipped.
 _WEIGHTS = re.compile(
     rf"(?:\.(?:{'|'.join(_PICKLES.split())}|safetensors|gguf|onnx|data)|_data)\Z", re.IGNORECASE
 )
 
 
-def never_loaded(name: str) -> bool:
-    """Whether a member is left out because its ending says pickle, program or script."""
-    # ONNX Runtime reads the base's external data from this one name; it is plain tensors.
+def is_never_loaded(name: str) -> bool:
+    """Return whether a member is skipped because its ending is that of a pickle, program or script."""
+    # ONNX Runtime reads the base's external data, plain tensors, from this one name.
     return _NEVER_LOADED.search(name) is not None and _BUNDLE_WEIGHTS.match(name) is None
 
 
 def is_weights(name: str) -> bool:
-    """Whether a file may be as large as a model; every other file is a text, a tokenizer or the like."""
+    """Return whether a file may be as large as a model. Other files are texts, tokenizers and the like."""
     return _WEIGHTS.search(name) is not None and not is_system_file(name)
 
 
 class MemberNames:
-    """The names met so far in one archive, to refuse those that one file system could not tell apart.
+    """Collects the names of one archive and refuses names that collide on some file systems.
 
-    Two names collide when they differ only in case or in Unicode normalisation, or when one is a file and
-    the other a folder.
+    Two names collide if they differ only in case or in Unicode normalisation, or if one is a file and the other a
+    folder.
     """
 
     def __init__(self) -> None:
         self._seen: dict[str, tuple[str, bool]] = {}
 
     def add(self, name: str, *, directory: bool = False) -> bool:
-        """Note a checked name and the folders above it.
+        """Add a checked name and the folders above it.
 
         Args:
             name: A name that `member_name` returned.
             directory: Whether the member is a folder.
 
         Returns:
-            Whether the name is new; False for exactly the same name and kind again.
+            Whether the name is new; False if the same name and kind was added before.
 
         Raises:
             IntegrityError: The name collides with an earlier one.

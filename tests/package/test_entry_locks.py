@@ -18,9 +18,9 @@ from store_samples import assert_whole
 from store_workers import KEY, PREPARED, clear_until, hold_for_ever, load_held, processes
 
 from hivellm_ort.errors import LoadError
-from hivellm_ort.package import folders, holds, pruning
+from hivellm_ort.package import entry_locks, folders, pruning
+from hivellm_ort.package.entry_locks import exclusive_lock, shared_lock
 from hivellm_ort.package.folders import Layout
-from hivellm_ort.package.holds import held, unused
 from hivellm_ort.package.store import Store
 
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows has neither these locks nor these files")
@@ -36,7 +36,7 @@ def test_nothing_held_is_cleared(tmp_path: Path, package: Path) -> None:
     """Package, base and prepared adapter of a `with` block stay when another store is cleared, and go after it."""
     with Store(tmp_path / "store") as store:
         found = store.unpack(package)
-        adapter = store.prepared(KEY, lambda: PREPARED)
+        adapter = store.prepare_adapter(KEY, lambda: PREPARED)
         assert 3 == Store(store.root).clear()
         assert BASE == files_under(found.bundles[0])
         assert (found.root / "manifest.json").is_file()
@@ -126,7 +126,7 @@ def test_entry_that_is_replaced_while_it_is_opened(
     """An entry that is removed before it is locked is not what is held: that is the one in its place."""
     store = Store(tmp_path / "store")
     folder = store.unpack(package).bundles[0]
-    lock, calls = holds._lock, []
+    lock, calls = entry_locks._lock, []
 
     def late(number: int, *, exclusive: bool) -> bool:
         calls.append(number)
@@ -135,8 +135,8 @@ def test_entry_that_is_replaced_while_it_is_opened(
             store.unpack(package)
         return lock(number, exclusive=exclusive)
 
-    monkeypatch.setattr(holds, "_lock", late)
-    with held(folder), unused(folder) as free:
+    monkeypatch.setattr(entry_locks, "_lock", late)
+    with shared_lock(folder), exclusive_lock(folder) as free:
         assert not free
     assert BASE == files_under(folder)
 
@@ -181,7 +181,7 @@ def test_read_only_store(tmp_path: Path, package: Path) -> None:
     try:
         with Store(store.root) as reader:
             found = reader.unpack(package)
-            with unused(found.bundles[0]) as free:
+            with exclusive_lock(found.bundles[0]) as free:
                 assert not free
             assert BASE == files_under(found.bundles[0])
     finally:
@@ -204,11 +204,11 @@ def test_file_system_without_locks(
     def refused(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(holds.fcntl, "flock", refused)
-    holds._warn.cache_clear()
+    monkeypatch.setattr(entry_locks.fcntl, "flock", refused)
+    entry_locks._warn.cache_clear()
     with caplog.at_level(logging.WARNING), Store(tmp_path / "store") as store:
         assert BASE == files_under(store.unpack(package).bundles[0])
-    holds._warn.cache_clear()
+    entry_locks._warn.cache_clear()
     assert [os.strerror(number) in record.message for record in caplog.records] == [True]
 
 

@@ -1,10 +1,10 @@
-"""What of the store is being read stays: a load holds what it has found, and what removes things passes over it.
+"""Locks on entries of the store, so that no process removes an entry that another process reads.
 
-A hold is an open file of the package, base or prepared adapter, with a shared lock; to remove one takes the exclusive
-lock. The system lets go of both when a process ends, however it ends. On Windows an open file alone keeps its folder
-from being renamed, and to rename it is how things are removed.
+A reader holds a shared lock on an open file of the package, base or prepared adapter. Removing an entry needs the
+exclusive lock. The system releases both when a process ends. On Windows an open file is enough: its folder cannot be
+renamed, and an entry is removed by renaming it.
 
-A file system without such locks leaves things as they would be without holds.
+On a file system without such locks, entries are not protected.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment, unused-ignore]
 
-__all__ = ["INDEX", "held", "unused"]
+__all__ = ["INDEX", "exclusive_lock", "shared_lock"]
 
 INDEX = "index.json"
-"""File of an unpacked package that says what is in it."""
+"""The index file of an unpacked package."""
 
 _LOG = logging.getLogger("hivellm_ort")
 _POLL_SECONDS = 0.02
-# Without O_NONBLOCK to open a named pipe is to wait for its writer.
+# Without O_NONBLOCK, opening a named pipe waits for its writer.
 _FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-_BUSY = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES}  # what file systems say of a lock that somebody has
+_BUSY = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES}  # errors for a lock that another process holds
 
 
 @contextlib.contextmanager
-def held(entry: Path) -> Iterator[None]:
-    """Keep a package, base or prepared adapter of the store from being removed; does nothing where it is missing.
+def shared_lock(entry: Path) -> Iterator[None]:
+    """Protect a package, base or prepared adapter from removal while the block runs. A missing one is ignored.
 
-    Whether it is whole is to be seen afterwards.
+    Check the entry only after this call, because it may have been removed before.
 
     Args:
         entry: Its folder, or the file of an adapter.
@@ -53,7 +53,7 @@ def held(entry: Path) -> Iterator[None]:
             _lock(number, exclusive=False)
             if _is_still(number, entry):
                 break
-            _close(number)  # it was removed before it was locked; another one may have its name by now
+            _close(number)  # the entry was removed before it was locked; a new one may have its name
             number = None
             number = _open(entry, os.O_RDONLY)
         yield
@@ -63,19 +63,19 @@ def held(entry: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def unused(entry: Path, *, seconds: float = 0.0) -> Iterator[bool]:
-    """Whether nobody holds a package, base or prepared adapter; nobody can begin to until the block ends.
+def exclusive_lock(entry: Path, *, seconds: float = 0.0) -> Iterator[bool]:
+    """Try to lock a package, base or prepared adapter for removal. Yields whether it is locked.
 
-    On Windows it is always true, and renaming what is held fails.
+    On Windows the result is always true, and renaming an entry that is being read fails.
 
     Args:
         entry: Its folder, or the file of an adapter.
-        seconds: How long to wait until it is so.
+        seconds: How long to wait for the lock.
     """
-    if fcntl is None:  # an open file would be in the way of the renaming
+    if fcntl is None:  # an open file would prevent the renaming
         yield True
         return
-    # NFS gives an exclusive lock only on a file that is open to write.
+    # NFS grants an exclusive lock only on a file that is open for writing.
     number = _open(entry, os.O_RDWR)
     if number is None:
         number = _open(entry, os.O_RDONLY)
@@ -92,7 +92,7 @@ def unused(entry: Path, *, seconds: float = 0.0) -> Iterator[bool]:
 
 
 def _marker(entry: Path) -> Path:
-    """The file that stands for an entry."""
+    """Return the file to lock for an entry."""
     return next((entry / name for name in (INDEX, DECODER_JSON) if (entry / name).exists()), entry)
 
 
@@ -106,10 +106,10 @@ def _open(entry: Path, mode: int) -> int | None:
 
 
 def _lock(number: int, *, exclusive: bool) -> bool:
-    """Lock an open file; False where somebody else has it, who is waited for with a shared lock only."""
+    """Lock an open file, and return whether it is locked. Only a shared lock waits for other processes."""
     if fcntl is None:
         return True
-    # Who removes something has the exclusive lock for one renaming.
+    # An exclusive lock is held for one renaming only, so a shared lock does not wait long.
     how = fcntl.LOCK_EX | fcntl.LOCK_NB if exclusive else fcntl.LOCK_SH
     try:
         fcntl.flock(number, how)
@@ -123,7 +123,7 @@ def _lock(number: int, *, exclusive: bool) -> bool:
 @functools.cache  # once in a process
 def _warn(reason: str) -> None:
     _LOG.warning(
-        "the cache's file system has no locks (%s): do not clear or prune it while something loads from it",
+        "the cache's file system has no locks (%s): do not clear or prune it while a process loads from it",
         reason,
     )
 
@@ -137,7 +137,7 @@ def _is_still(number: int, entry: Path) -> bool:
 
 def _close(number: int) -> None:
     if fcntl is not None:
-        # A process that was forked meanwhile has the file open too, and would keep the lock.
+        # A forked process has the file open too, and would keep the lock.
         with contextlib.suppress(OSError):
             fcntl.flock(number, fcntl.LOCK_UN)
     os.close(number)
