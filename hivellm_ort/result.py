@@ -110,6 +110,7 @@ class InferenceResult:
         completion_tokens: `len(tokens)`.
         accepted_tokens: how many of these prompt lookup guessed.
         forced_tokens: how many of these the grammar left no choice about; they were not sampled.
+        reasoning_tokens: how many of these are the think block before the answer, with its tags.
         grammar_complete: whether the answer satisfies its grammar; None where it had none. False too where the answer
             was left before its end, and where a stop string cut it inside a token.
         logprobs: one `TokenLogprob` per token, where `logprobs` was asked for.
@@ -139,6 +140,7 @@ class InferenceResult:
     timings: Timings
     expert: str
     warnings: tuple[str, ...] = ()
+    reasoning_tokens: int = 0
     tool_calls: tuple[ToolCall, ...] = ()
     content: str = ""
 

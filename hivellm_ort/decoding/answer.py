@@ -33,6 +33,11 @@ class AnswerText:
         self._shown = 0  # how many of these are shown
         self._ends: list[int] = []  # what was searched after each token
 
+    @property
+    def thinking(self) -> bool:
+        """Whether the next token goes on with a think block."""
+        return self._reasoning is not None and self._reasoning.open
+
     def push(self, token_id: int) -> tuple[str, str, bool]:
         """The reasoning and the text that a token makes certain, and whether a stop string ends the answer."""
         split = self._split(self._detokenizer.push(token_id))

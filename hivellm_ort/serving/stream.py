@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from queue import Empty
 from types import TracebackType
+from typing import Any
 
 from hivellm_ort.errors import InferenceError
 from hivellm_ort.result import InferenceResult
@@ -35,6 +36,11 @@ class TextStream(Iterator[str]):
         while not (text := self._checked(self._generation.next_step()).text):
             pass
         return text
+
+    @property
+    def sampling(self) -> Mapping[str, Any]:
+        """The options of sampling that are used, as the result has them."""
+        return self._generation.request.options
 
     @property
     def result(self) -> InferenceResult:
@@ -165,6 +171,13 @@ class AsyncTextStream(AsyncIterator[str]):
         if self._stream is None:
             raise InferenceError("the answer has not begun: iterate to its end before result")
         return self._stream.result
+
+    @property
+    def sampling(self) -> Mapping[str, Any]:
+        """See `TextStream.sampling`; there are some from the first piece on."""
+        if self._stream is None:
+            raise InferenceError("the answer has not begun: ask for its first piece before sampling")
+        return self._stream.sampling
 
     def call_parser(self) -> ToolCallParser:
         """See `TextStream.call_parser`; there is one from the first piece on."""

@@ -39,6 +39,11 @@ class ReasoningSplitter:
         self._held = ""  # what later pieces may turn into a tag, or into line breaks to drop
         self._fresh = True  # line breaks at the front are dropped: nothing of this part is out yet
 
+    @property
+    def open(self) -> bool:
+        """Whether the block of reasoning has begun and not ended."""
+        return self._phase == "reasoning" or (self._phase == "start" and self._inside)
+
     def push(self, piece: str) -> SplitText:
         """Take the next piece of the answer and return what is now decided, possibly nothing."""
         self._held += piece
@@ -51,7 +56,7 @@ class ReasoningSplitter:
     def flush(self) -> SplitText:
         """Return what is still held: call it once, after the answer's last piece."""
         held, self._held = self._held, ""
-        if self._phase == "reasoning" or (self._phase == "start" and self._inside):
+        if self.open:
             return SplitText(held.strip("\n") if self._fresh else held.rstrip("\n"), "")
         return SplitText("", held)
 
