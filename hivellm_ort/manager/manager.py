@@ -355,11 +355,25 @@ class ExpertManager:
         Raises:
             UnknownExpertError: there is no expert of that name.
         """
-        scheduler, generation = self._prepare(
-            name, lambda builder: builder.build_score(prompt, answers, options), options, of=ScoreOptions
-        )
-        run_all([(scheduler, generation)], 1)
-        return generation.score_result(answers)
+        asked = self._prepare_score(name, prompt, answers, options)
+        run_all([asked], 1)
+        return asked[1].score_result(answers)
+
+    async def ascore(
+        self, name: str, prompt: str | None, answers: Sequence[str], **options: Unpack[ScoreOptions]
+    ) -> ScoreResult:
+        """As `score`, without blocking the event loop; cancelling the task ends the request."""
+        asked: list[Generation] = []
+
+        def start() -> TextStream:
+            scheduler, generation = self._prepare_score(name, prompt, answers, options)
+            asked.append(generation)
+            scheduler.submit(generation)
+            return TextStream(generation)
+
+        async for _ in AsyncTextStream(start):
+            pass
+        return asked[0].score_result(answers)
 
     def generate_batch(
         self,
@@ -436,6 +450,13 @@ class ExpertManager:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _prepare_score(
+        self, name: str, prompt: str | None, answers: Sequence[str], options: ScoreOptions
+    ) -> tuple[Scheduler, Generation]:
+        return self._prepare(
+            name, lambda builder: builder.build_score(prompt, answers, options), options, of=ScoreOptions
+        )
 
     def _prepare(
         self,

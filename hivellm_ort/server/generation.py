@@ -21,7 +21,7 @@ from hivellm_ort.serving.generation import Step
 from hivellm_ort.serving.stream import AsyncTextStream
 from hivellm_ort.tools.parser import ToolCallParser
 
-__all__ = ["Answers", "unless_client_leaves"]
+__all__ = ["Answers", "too_slow", "unless_client_leaves"]
 
 _T = TypeVar("_T")
 _NO_FIELDS: Mapping[str, str] = MappingProxyType({})
@@ -180,14 +180,18 @@ class Answers:
             return result
         if self._state.ended:
             raise stopping()
-        seconds = self._state.options.limits.request_timeout
-        # A client of OpenAI's would ask twice again, and wait as long each time.
-        raise ApiError(
-            504,
-            f"the answer did not end in {seconds:g} s: ask for fewer tokens, or when the server has less to do",
-            code="timeout",
-            headers={"x-should-retry": "false"},
-        )
+        raise too_slow(self._state.options.limits.request_timeout)
+
+
+def too_slow(seconds: float) -> ApiError:
+    """What a client is told whose answer did not end in time."""
+    # A client of OpenAI's would ask twice again, and wait as long each time.
+    return ApiError(
+        504,
+        f"the answer did not end in {seconds:g} s: ask for less, or when the server has less to do",
+        code="timeout",
+        headers={"x-should-retry": "false"},
+    )
 
 
 async def unless_client_leaves(request: Request, work: Coroutine[Any, Any, _T]) -> _T:

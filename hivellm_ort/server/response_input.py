@@ -8,9 +8,9 @@ from typing import Any
 from hivellm_ort.server.errors import refused
 from hivellm_ort.server.schemas.responses import (
     CallItem,
-    InputText,
     MessageItem,
     OutputItem,
+    OutputText,
     ReasoningItem,
     RefusalText,
 )
@@ -90,7 +90,7 @@ def _content(item: MessageItem, where: str) -> str | list[dict[str, Any]]:
     """The text of a message; several parts stay parts."""
     if item.role != "assistant":
         for index, part in enumerate(item.content):
-            if not isinstance(part, InputText):
+            if isinstance(part, OutputText | RefusalText):
                 raise refused(
                     f"{where}.content[{index}].type", f"it is the assistant's, and the role is {item.role!r}"
                 )

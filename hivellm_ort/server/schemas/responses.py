@@ -19,6 +19,9 @@ __all__ = [
     "RefusalText",
     "ResponsesBody",
     "TextConfig",
+    "as_items",
+    "as_parts",
+    "kind_of_item",
 ]
 
 _ITEMS = ("message", "function_call", "function_call_output", "reasoning")
@@ -51,7 +54,7 @@ class RefusalText(Body):
     refusal: str
 
 
-def _as_parts(value: Any) -> Any:
+def as_parts(value: Any) -> Any:
     """A text as a list of one part."""
     return [{"type": "input_text", "text": value}] if isinstance(value, str) else value
 
@@ -61,11 +64,11 @@ _Part = Annotated[
 ]
 _Parts = Annotated[
     list[_Part],
-    BeforeValidator(_as_parts, json_schema_input_type=str | list[_Part]),
+    BeforeValidator(as_parts, json_schema_input_type=str | list[_Part]),
 ]
 _InputTexts = Annotated[
     list[Annotated[InputText, of_types(("input_text",), "prompts are text")]],
-    BeforeValidator(_as_parts, json_schema_input_type=str | list[InputText]),
+    BeforeValidator(as_parts, json_schema_input_type=str | list[InputText]),
 ]
 
 
@@ -123,7 +126,7 @@ class ReasoningItem(Body):
     encrypted_content: Annotated[None, never("thoughts are plain text here, in the content")] = None
 
 
-def _kind_of(item: Any) -> str | None:
+def kind_of_item(item: Any) -> str | None:
     """The type of an item; a message may leave it out."""
     kind = item.get("type") if isinstance(item, dict) else getattr(item, "type", None)
     return "message" if kind is None else str(kind)
@@ -134,12 +137,12 @@ _Item = Annotated[
     | Annotated[CallItem, Tag("function_call")]
     | Annotated[OutputItem, Tag("function_call_output")]
     | Annotated[ReasoningItem, Tag("reasoning")],
-    Discriminator(_kind_of),
+    Discriminator(kind_of_item),
     of_types(_ITEMS, f"an item is one of {', '.join(_ITEMS)}"),
 ]
 
 
-def _as_items(value: Any) -> Any:
+def as_items(value: Any) -> Any:
     """A text as a list of one message."""
     return [{"role": "user", "content": value}] if isinstance(value, str) else value
 
@@ -195,7 +198,7 @@ class ResponsesBody(SamplingBody):
     """The body of `/v1/responses`."""
 
     input: Annotated[
-        list[_Item], BeforeValidator(_as_items, json_schema_input_type=str | list[_Item]), Field(min_length=1)
+        list[_Item], BeforeValidator(as_items, json_schema_input_type=str | list[_Item]), Field(min_length=1)
     ]
     instructions: str | None = Field(None, description="The system message.")
     max_output_tokens: int | None = Field(None, description="Most tokens of the answer, thoughts included.")
