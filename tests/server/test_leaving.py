@@ -244,15 +244,19 @@ def test_an_error_in_a_stream(manager: ExpertManager, monkeypatch: pytest.Monkey
 def test_a_stream_that_waits_says_so(manager: ExpertManager, monkeypatch: pytest.MonkeyPatch) -> None:
     """While nothing comes a comment is sent now and then, which clients pass over."""
     monkeypatch.setattr("hivellm_ort.server.chat_answers.IDLE_SECONDS", 0.002)
+    monkeypatch.setattr("hivellm_ort.server.responses.IDLE_SECONDS", 0.002)
     app = create_app(manager)
 
-    async def run() -> httpx.Response:
+    async def run(path: str, body: dict[str, Any]) -> str:
         async with client_of(app) as client:
-            return await client.post("/v1/chat/completions", json=chat(max_tokens=5, stream=True))
+            return (await client.post(path, json={**body, "stream": True})).text
 
-    text = asyncio.run(run()).text
+    text = asyncio.run(run("/v1/chat/completions", chat(max_tokens=5)))
     assert text.count(": waiting\n\n") > 1
     assert "length" == chunks(text)[-1]["choices"][0]["finish_reason"]
+    text = asyncio.run(run("/v1/responses", {**RESPONSE, "max_output_tokens": 5}))
+    assert text.count(": waiting\n\n") > 1
+    assert "response.incomplete" == events_of(text.replace(": waiting\n\n", ""))[-1]["type"]
     assert streaming.IDLE_SECONDS == 15
 
 

@@ -13,6 +13,8 @@ from fastapi.testclient import TestClient
 
 from hivellm_ort import ExpertManager, InferenceError
 from hivellm_ort.server import ServerLimits, ServerOptions, create_app
+from hivellm_ort.server.response_input import messages_of
+from hivellm_ort.server.schemas.responses import ResponsesBody
 from hivellm_ort.serving.stream import AsyncTextStream
 
 PATH = "/v1/responses"
@@ -304,6 +306,58 @@ def test_output_goes_back(tooled: TestClient, caller: ExpertManager, say: Callab
     assert (len(expected), "Two.") == (answer["usage"]["input_tokens"], text_of(answer))
 
 
+def _thought(text: str) -> dict[str, Any]:
+    return {"type": "reasoning", "content": [{"type": "reasoning_text", "text": text}]}
+
+
+def _call(call_id: str) -> dict[str, Any]:
+    return {"type": "function_call", "call_id": call_id, "name": "f", "arguments": "{}"}
+
+
+def _output(call_id: str) -> dict[str, Any]:
+    return {
+        "type": "function_call_output",
+        "call_id": call_id,
+        "output": [{"type": "input_text", "text": "2"}],
+    }
+
+
+def _calls(*ids: str) -> list[dict[str, Any]]:
+    return [{"id": one, "type": "function", "function": {"name": "f", "arguments": "{}"}} for one in ids]
+
+
+TOLD = {"role": "assistant", "content": "b"}
+
+
+@pytest.mark.parametrize(
+    ("items", "turns"),
+    [
+        ([TOLD, _call("1")], [{**TOLD, "tool_calls": _calls("1")}]),
+        ([TOLD, TOLD], [TOLD, TOLD]),
+        ([_call("1"), TOLD], [{"role": "assistant", "content": None, "tool_calls": _calls("1")}, TOLD]),
+        (
+            [_call("1"), _output("1"), _call("2"), _output("2")],
+            [
+                {"role": "assistant", "content": None, "tool_calls": _calls("1")},
+                {"role": "tool", "tool_call_id": "1", "content": "2"},
+                {"role": "assistant", "content": None, "tool_calls": _calls("2")},
+                {"role": "tool", "tool_call_id": "2", "content": "2"},
+            ],
+        ),
+        ([_thought("x"), _thought("y"), TOLD], [{**TOLD, "reasoning_content": "x\ny"}]),
+        ([TOLD, _thought("x"), TOLD], [TOLD, {**TOLD, "reasoning_content": "x"}]),
+        ([_thought("x")], [{"role": "assistant", "content": "", "reasoning_content": "x"}]),
+        ([{"type": "reasoning", "summary": []}, TOLD], [TOLD]),
+        ([{**TOLD, "content": [{"type": "refusal", "refusal": "no"}]}], [{**TOLD, "content": "no"}]),
+        ([{"role": "developer", "content": "x"}], [{"role": "developer", "content": "x"}]),
+    ],
+)
+def test_items_and_turns(items: list[dict[str, Any]], turns: list[dict[str, Any]]) -> None:
+    """Thoughts, text and calls of one answer are one turn; what comes after them begins another."""
+    body = ResponsesBody.model_validate(asked([{"role": "user", "content": "a"}, *items]))
+    assert [{"role": "user", "content": "a"}, *turns] == messages_of(body.input)
+
+
 def _message(part: dict[str, Any], role: str = "user") -> dict[str, Any]:
     return {"role": role, "content": [part]}
 
@@ -355,7 +409,7 @@ def _message(part: dict[str, Any], role: str = "user") -> dict[str, Any]:
         (
             {"tools": [{"type": "web_search"}]},
             "tools[0]",
-            "'web_search' is not supported: the server runs no tools",
+            "'web_search' is not supported: only functions",
         ),
         ({"tools": [{"type": "function"}]}, "tools[0].name", "is missing"),
         ({"tools": [{**ROOT, "defer_loading": True}]}, "tools[0].defer_loading", "is not supported"),
@@ -369,7 +423,7 @@ def _message(part: dict[str, Any], role: str = "user") -> dict[str, Any]:
         ({"tool_choice": "required"}, "tool_choice", "there are no tools"),
         ({"include": ["file_search_call.results"]}, "include[0]", "'message.output_text.logprobs'"),
         ({"top_logprobs": 2}, "top_logprobs", "there are none without include"),
-        ({"include": LOGPROBS, "top_logprobs": 21}, "logprobs", "0 to 20"),
+        ({"include": LOGPROBS, "top_logprobs": 21}, "top_logprobs", "less than or equal to 20"),
         ({"reasoning": {"effort": "huge"}}, "reasoning.effort", "'none'"),
         ({"reasoning": {"summary": "auto"}}, "reasoning.summary", "thoughts come whole"),
         ({"text": {"verbosity": "low"}}, "text.verbosity", "say in a message"),

@@ -202,9 +202,9 @@ class ResponsesBody(SamplingBody):
     ]
     instructions: str | None = Field(None, description="The system message.")
     max_output_tokens: int | None = Field(None, description="Most tokens of the answer, thoughts included.")
-    tools: (
-        list[Annotated[FunctionTool, of_types(("function",), "the server runs no tools itself")]] | None
-    ) = None
+    tools: list[Annotated[FunctionTool, of_types(("function",), "only functions can be called")]] | None = (
+        None
+    )
     tool_choice: (
         Literal["none", "auto", "required"]
         | Annotated[_NamedTool, of_types(("function",), "name one function, or 'auto' or 'required'")]
@@ -214,7 +214,7 @@ class ResponsesBody(SamplingBody):
     text: TextConfig | None = None
     reasoning: _Reasoning | None = None
     include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = None
-    top_logprobs: int | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     stream_options: _ResponseStreamOptions | None = None
     schema_: str | None = Field(
         None,
