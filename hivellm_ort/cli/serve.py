@@ -150,6 +150,7 @@ def serve(
         allowed_hosts=allowed_hosts or (LOCAL_HOSTS if local else ("*",)),
         allowed_origins=allowed_origins,
         loading_folder=allow_loading,
+        loading_base=base,
         limits=ServerLimits(**limits),
     )
     listening = Listening(
