@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from hivellm_ort.options import GenerateOptions
 from hivellm_ort.result import InferenceResult
 from hivellm_ort.server.body_options import check_count, sampling_of, set_format, set_tools
-from hivellm_ort.server.errors import ERRORS, as_api_error, refused
+from hivellm_ort.server.errors import as_api_error, refused
 from hivellm_ort.server.generation import Answers, unless_client_leaves
 from hivellm_ort.server.models import choose
 from hivellm_ort.server.options import ServerLimits
@@ -21,7 +21,7 @@ from hivellm_ort.server.response_events import ResponseWriter
 from hivellm_ort.server.response_input import messages_of
 from hivellm_ort.server.schemas.responses import FunctionTool, ResponsesBody
 from hivellm_ort.server.state import ServerState, state_of
-from hivellm_ort.server.streaming import IDLE_SECONDS, EventStream, sent
+from hivellm_ort.server.streaming import IDLE_SECONDS, STREAMED, EventStream, sent
 from hivellm_ort.server.strict_json import StrictRoute
 from hivellm_ort.server.told import TokenTexts
 
@@ -36,15 +36,15 @@ _FIELDS = MappingProxyType(
 """What this route calls options of the library."""
 
 
-@router.post("/v1/responses", responses=ERRORS, response_model=None)
+@router.post("/v1/responses", responses=STREAMED, response_model=None)
 async def responses(body: ResponsesBody, request: Request) -> Response:
     """Answer a text or a conversation: at once, or in typed events as it is written (`stream`)."""
     state = state_of(request)
     options = _options(body, state.options.limits)
     chosen = await choose(state, body.model, messages=options.get("messages"), schema=body.schema_)
-    texts = None
+    texts: TokenTexts | None = None
     if options.get("logprobs") is not None:
-        texts = TokenTexts(await asyncio.to_thread(state.manager.tokenizer, chosen.name))
+        texts = await asyncio.to_thread(lambda: TokenTexts(state.manager.tokenizer(chosen.name)))
     begun = Answers.begin(state, chosen.name, [options], steps=True, fields=_FIELDS)
     answers = await unless_client_leaves(request, begun)
     parser = answers.call_parser(0) if body.tools else None

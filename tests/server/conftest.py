@@ -73,7 +73,7 @@ def tool_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return bundle
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def caller(cache: Path, tool_base: Path) -> Iterator[ExpertManager]:
     """The expert `sql` on it."""
     with ExpertManager(cache_dir=cache, threads=1, trust="off") as manager:
