@@ -11,7 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from hivellm_ort import __version__
 from hivellm_ort.manager import ExpertManager
 from hivellm_ort.paths import StrPath
-from hivellm_ort.server import chat, completions, loading, models, status, tokens
+from hivellm_ort.server import chat, completions, decisions, loading, models, responses, status, tokens
 from hivellm_ort.server.errors import add_error_handlers
 from hivellm_ort.server.middleware import Account, Bounds, Hosts, Keys
 from hivellm_ort.server.options import ServerOptions
@@ -64,6 +64,6 @@ def create_app(
     )
     app.state.server = state
     add_error_handlers(app, state.hide)
-    for routes in (chat, completions, models, loading, tokens, status):
+    for routes in (chat, completions, responses, decisions, models, loading, tokens, status):
         app.include_router(routes.router)
     return app

@@ -143,6 +143,7 @@ _WORDS = {
     "a valid dictionary": "an object",
     "None": "null",
 }
+_INSTANCE = re.compile(r" or instance of \w+")  # of our classes, which nobody else knows
 _FIRST_WORD = re.compile(r"[a-z_]+(?=[\[: ])")
 
 
@@ -211,7 +212,7 @@ def _on_http(_request: Request, error: Exception) -> Response:
     return ApiError(error.status_code, message, code=code, headers=error.headers).response
 
 
-def _on_malformed(_request: Request, error: Exception) -> Response:
+def _on_malformed(request: Request, error: Exception) -> Response:
     """A body that is none of the schema: the first field that is wrong, and why."""
     assert isinstance(error, RequestValidationError)  # noqa: S101
     if error.body is None:
@@ -223,23 +224,33 @@ def _on_malformed(_request: Request, error: Exception) -> Response:
     where, fault = faults[0]
     # A value that may be of several types has a fault for each of them.
     same = {_lower(other["msg"]): None for place, other in faults if place == where}
-    return _field_error(where, {**fault, "msg": " or ".join(same)}).response
+    return _field_error(where, {**fault, "msg": " or ".join(same)}, _fields_of(request)).response
+
+
+def _fields_of(request: Request) -> set[str]:
+    """The names of the fields that the body of a route may have."""
+    body = getattr(request.scope.get("route"), "body_field", None)
+    model = body.field_info.annotation if body is not None else None
+    if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        return set()
+    return {field.alias or name for name, field in model.model_fields.items()}
 
 
 def _place(body: Any, fault: Mapping[str, Any]) -> list[str | int]:
     """Where in the body a fault is: its place without the names of types."""
     where: list[str | int] = []
-    for part in fault["loc"][1:]:
+    parts = fault["loc"][1:]
+    for count, part in enumerate(parts, 1):
         try:
             body = body[part]
         except (KeyError, IndexError, TypeError):
-            if fault["type"] != "missing":
-                break
+            if fault["type"] != "missing" or count < len(parts):
+                continue
         where.append(part)
     return where
 
 
-def _field_error(where: Sequence[str | int], fault: Mapping[str, Any]) -> ApiError:
+def _field_error(where: Sequence[str | int], fault: Mapping[str, Any], known: Collection[str]) -> ApiError:
     param = (
         "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).lstrip(".") or None
     )
@@ -249,14 +260,14 @@ def _field_error(where: Sequence[str | int], fault: Mapping[str, Any]) -> ApiErr
             return ApiError(
                 400, f"{name} is not supported: {REFUSED[name]}", param=param, code="unsupported_parameter"
             )
-        near = difflib.get_close_matches(name, FIELDS, 1) if len(where) == 1 else []
+        near = difflib.get_close_matches(name, known, 1) if len(where) == 1 else []
         hint = f"; did you mean {near[0]}?" if near else ": leave it out"
         return ApiError(
             400, f"{param} is no field of this request{hint}", param=param, code="unknown_parameter"
         )
     if kind == "missing":
         return ApiError(400, f"{param} is missing", param=param, code="missing_required_parameter")
-    message = fault["msg"]
+    message = _INSTANCE.sub("", fault["msg"])
     for python, plain in _WORDS.items():
         message = message.replace(python, plain)
     return ApiError(400, f"{param}: {message}" if param else message, param=param, code="invalid_value")

@@ -28,6 +28,7 @@ class ServerLimits:
         max_body_bytes: size of a body.
         max_n: answers of one request.
         max_prompts: prompts of one request to `/v1/completions`.
+        max_questions: questions of one request to `/v1/decisions`.
         max_tokens: tokens of an answer.
         max_stops: stop strings.
         max_logit_bias: entries of `logit_bias`.
@@ -47,6 +48,7 @@ class ServerLimits:
     max_body_bytes: int = _limit(4 << 20, "Most bytes of a body.")
     max_n: int = _limit(8, "Most answers of one request.")
     max_prompts: int = _limit(16, "Most prompts of one request to /v1/completions.")
+    max_questions: int = _limit(32, "Most questions of one request to /v1/decisions.")
     max_tokens: int = _limit(4096, "Most tokens of an answer.")
     max_stops: int = _limit(16, "Most stop strings of a request.")
     max_logit_bias: int = _limit(1024, "Most entries of logit_bias.")

@@ -90,11 +90,13 @@ def usage_of(prompts: Iterable[Sequence[InferenceResult]]) -> dict[str, Any]:
     read = sum(results[0].prompt_tokens for results in groups)
     written = sum(result.completion_tokens for results in groups for result in results)
     cached = sum(results[0].cached_tokens for results in groups)
+    thought = sum(result.reasoning_tokens for results in groups for result in results)
     return {
         "prompt_tokens": read,
         "completion_tokens": written,
         "total_tokens": read + written,
         "prompt_tokens_details": {"cached_tokens": cached},
+        "completion_tokens_details": {"reasoning_tokens": thought},
     }
 
 
