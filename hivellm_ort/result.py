@@ -29,11 +29,13 @@ class TokenLogprob:
         token_id: The token.
         logprob: The natural logarithm of its probability; -inf for a token that was impossible.
         top: The most likely tokens and theirs, best first, of equals the lower id first.
+        forced: Whether the grammar left no other token.
     """
 
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...]
+    forced: bool = False
 
 
 @dataclass(frozen=True)
