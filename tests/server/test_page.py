@@ -185,9 +185,8 @@ def test_a_conversation(browser: Any, command: Command) -> None:
 
 def test_forms_are_enforced(browser: Any, command: Command) -> None:
     """An answer has the form that was chosen, and the tokens that a grammar forced are marked."""
-    schema = json.dumps(
-        {"properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
-    )
+    only = {"properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
+    schema = json.dumps({"type": "object", **only})
     with Tab(browser, command.address).ready() as tab:
         for form, text, pattern in (
             ("json_schema", schema, r'\{"a": ?[12]\}'),
