@@ -152,6 +152,7 @@ def serve(
         allowed_hosts=allowed_hosts or (LOCAL_HOSTS if local else ("*",)),
         allowed_origins=allowed_origins,
         loading_folder=allow_loading,
+        loading_base=base,
         page=not no_page,
         limits=ServerLimits(**limits),
     )

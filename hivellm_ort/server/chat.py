@@ -10,13 +10,13 @@ from fastapi.responses import JSONResponse
 from hivellm_ort.options import GenerateOptions
 from hivellm_ort.server.body_options import JSON_OBJECT, check_schema, options_of, per_answer
 from hivellm_ort.server.chat_answers import ChatAnswers
-from hivellm_ort.server.errors import ERRORS, refused
+from hivellm_ort.server.errors import refused
 from hivellm_ort.server.generation import Answers, unless_client_leaves
 from hivellm_ort.server.models import choose
 from hivellm_ort.server.options import ServerLimits
 from hivellm_ort.server.schemas.chat import ChatBody, ResponseFormat
 from hivellm_ort.server.state import state_of
-from hivellm_ort.server.streaming import EventStream, sent
+from hivellm_ort.server.streaming import STREAMED, EventStream, sent
 from hivellm_ort.server.strict_json import StrictRoute
 from hivellm_ort.server.told import TokenTexts
 
@@ -25,17 +25,17 @@ __all__ = ["router"]
 router = APIRouter(tags=["answers"], route_class=StrictRoute)
 
 
-@router.post("/v1/chat/completions", responses=ERRORS, response_model=None)
+@router.post("/v1/chat/completions", responses=STREAMED, response_model=None)
 async def chat_completions(body: ChatBody, request: Request) -> Response:
     """Answer a conversation: at once, or as it is written (`stream`)."""
     state = state_of(request)
     options = _options(body, state.options.limits)
     chosen = await choose(state, body.model, messages=options.get("messages"), schema=body.schema_)
     asked = per_answer(options, body.n or 1)
-    tokenizer = await asyncio.to_thread(state.manager.tokenizer, chosen.name) if body.logprobs else None
-    made = ChatAnswers(
-        chosen.name, TokenTexts(tokenizer) if tokenizer is not None else None, calls=bool(body.tools)
-    )
+    texts: TokenTexts | None = None
+    if body.logprobs:
+        texts = await asyncio.to_thread(lambda: TokenTexts(state.manager.tokenizer(chosen.name)))
+    made = ChatAnswers(chosen.name, texts, calls=bool(body.tools))
     begun = Answers.begin(state, chosen.name, asked, steps=bool(body.stream))
     answers = await unless_client_leaves(request, begun)
     if body.stream:

@@ -17,7 +17,7 @@ _IMPOSSIBLE = -9999.0  # OpenAI's number for a probability of 0, which JSON cann
 
 
 class TokenTexts:
-    """Tokens with their texts and probabilities.
+    """Tokens with their texts and probabilities. Making the first of a base takes a while: not in an event loop.
 
     Args:
         tokenizer: of the base.
@@ -25,11 +25,11 @@ class TokenTexts:
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
         self._tokenizer = tokenizer
+        self._texts = tokenizer.token_bytes
 
     def bytes_of(self, token_id: int) -> bytes:
         """What a token adds to a text; of a special token how it is written."""
-        texts = self._tokenizer.token_bytes
-        text = texts[token_id] if token_id < len(texts) else b""
+        text = self._texts[token_id] if token_id < len(self._texts) else b""
         return text or (self._tokenizer.id_to_token(token_id) or "").encode()
 
     def text_of(self, token_id: int) -> str:

@@ -43,8 +43,7 @@ from hivellm_ort.result import (
 )
 from hivellm_ort.serving.request import GenerationRequest
 from hivellm_ort.serving.threads import refuse_to_wait
-from hivellm_ort.tools.ids import CallIds
-from hivellm_ort.tools.parser import ToolCallParser, read_calls
+from hivellm_ort.tools.parser import CallIds, ToolCallParser, read_calls
 
 __all__ = ["Generation", "Status", "Step", "Subscriber"]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import secrets
+import string
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -10,7 +12,6 @@ from typing import TypeAlias
 from hivellm_ort.result import ToolCall
 from hivellm_ort.tools.formats import CallFormat
 from hivellm_ort.tools.functiongemma import arguments_of
-from hivellm_ort.tools.ids import CallIds
 from hivellm_ort.tools.json_text import (
     SPACE,
     IncompleteTextError,
@@ -24,15 +25,19 @@ __all__ = [
     "ArgumentsDelta",
     "CallEnded",
     "CallEvent",
+    "CallIds",
     "CallStarted",
     "TextDelta",
     "ToolCallParser",
     "read_calls",
 ]
 
-_LONGEST_HEAD = 16_384  # characters up to the name, and to the arguments where they come after it
+# Characters of what encloses arguments, with the arguments where the name comes after them: they are read again with
+# each piece.
+_LONGEST = 16_384
 _NAME = re.compile(r"[\w.:/-]+")
 _WORD = re.compile(r"\w+")
+_LETTERS = string.ascii_letters + string.digits
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,26 @@ class CallEnded:
 
 
 CallEvent: TypeAlias = TextDelta | CallStarted | ArgumentsDelta | CallEnded
+
+
+class CallIds:
+    """Random ids of the calls of one answer; the same index has the same id each time.
+
+    They are `call_` and 24 letters and digits. Templates of Mistral take only ids of nine letters and digits.
+
+    Args:
+        family: of the format in which the model writes calls.
+    """
+
+    def __init__(self, family: str | None) -> None:
+        self._short = family in ("mistral", "mistral_args")
+        self._ids: dict[int, str] = {}
+
+    def __call__(self, index: int) -> str:
+        """The id of the call with this index, from 0."""
+        length, prefix = (9, "") if self._short else (24, "call_")
+        # Several threads may ask at once.
+        return self._ids.setdefault(index, prefix + "".join(secrets.choice(_LETTERS) for _ in range(length)))
 
 
 class ToolCallParser:
@@ -162,9 +187,7 @@ class ToolCallParser:
         try:
             name, arguments = self._read_head(reader)
         except IncompleteTextError:
-            if len(self._held) <= _LONGEST_HEAD:
-                return False
-            return self._no_call()
+            return len(self._held) > _LONGEST and self._no_call()
         except UnexpectedTextError:
             return self._no_call()
         self._held = self._held[reader.place :]
@@ -293,9 +316,9 @@ class ToolCallParser:
         reader = TextReader(self._held)
         try:
             more = self._read_tail(reader)
-        except IncompleteTextError:
-            return False
-        except UnexpectedTextError:
+        except (IncompleteTextError, UnexpectedTextError) as error:
+            if isinstance(error, IncompleteTextError) and len(self._held) <= _LONGEST:
+                return False
             self._state = self._text
             return True
         self._opened = self._held[: reader.place] if more else ""

@@ -67,7 +67,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "server": {
         "__init__", "errors", "jsonfiles", "manager", "observability", "options", "paths", "result", "serving",
-        "text",
+        "text", "tools",
     },
     "cli": {
         "__init__", "engine", "errors", "expert", "grammar", "integrity", "loading", "package", "paths", "printable",

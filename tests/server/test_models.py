@@ -100,6 +100,19 @@ def test_nothing_outside_of_the_folder_is_loaded(
     assert ["base", "sql"] == [one["id"] for one in loading.get("/v1/models").json()["data"]]
 
 
+def test_thin_packages_are_loaded_on_the_base_of_the_operator(cache: Path, folder: Path) -> None:
+    """A package without a base gets the one that the server was started with."""
+    shutil.copy(golden("json"), folder / "json.expert")
+    with ExpertManager(cache_dir=cache, threads=1, trust="off") as manager:
+        options = ServerOptions(loading_folder=folder, loading_base=BASE)
+        with TestClient(create_app(manager, options), base_url="http://localhost") as client:
+            body = {"lora_name": "json", "lora_path": "json.expert"}
+            assert 200 == client.post("/v1/load_lora_adapter", json=body).status_code
+            assert (
+                200 == client.post("/v1/chat/completions", json=chat(model="json", max_tokens=1)).status_code
+            )
+
+
 @pytest.mark.parametrize("name", ["base", "auto", "a\nb", "", "x" * 129])
 def test_names_that_no_expert_can_have(name: str, loading: TestClient) -> None:
     """Names that mean something else, or that no header can hold, are refused."""
@@ -181,4 +194,16 @@ def test_the_description(client: TestClient) -> None:
     assert ["model", "messages"] == chat_body["required"]
     assert {"schema", "temperature", "response_format"} <= set(chat_body["properties"])
     assert chat_body["additionalProperties"] is False
+    contents = {
+        path: (list(responses["200"]["content"]), "422" in responses, "429" in responses)
+        for path in ("/v1/chat/completions", "/v1/load_lora_adapter", "/metrics", "/tokenize")
+        for operation in document["paths"][path].values()
+        for responses in [operation["responses"]]
+    }
+    assert {
+        "/v1/chat/completions": (["application/json", "text/event-stream"], False, True),
+        "/v1/load_lora_adapter": (["text/plain"], False, True),
+        "/metrics": (["text/plain"], False, True),
+        "/tokenize": (["application/json"], False, True),
+    } == contents
     assert [] == re.findall(r"/(root|home|tmp)/\w+", str(document))

@@ -165,6 +165,16 @@ def test_bodies_that_cannot_be_read(
     assert message in error["message"]
 
 
+def test_large_bodies_are_read(client: TestClient) -> None:
+    """A body near the limit is read as any other, and its faults are found too."""
+    body = chat(max_tokens=1, metadata={"a": "x" * 3_000_000})
+    assert 200 == client.post("/v1/chat/completions", json=body).status_code
+    headers = {"content-type": "application/json"}
+    content = b'{"metadata": {"a": "' + b"x" * 3_000_000 + b'"}, "metadata": {}}'
+    response = client.post("/v1/chat/completions", content=content, headers=headers)
+    assert "comes twice" in error_of(response)["message"]
+
+
 def test_a_chunked_body_is_bounded(client: TestClient) -> None:
     """A body without a length is counted as it arrives."""
     headers = {"content-type": "application/json"}
@@ -220,6 +230,9 @@ def test_errors_of_the_server(
         response = client.post("/v1/chat/completions", json=chat())
     assert (status, code) == (response.status_code, error_of(response)["code"])
     assert message == error_of(response)["message"].partition(" of the server")[0]
+    assert response.headers["x-request-id"].startswith("req-")
+    counted = f'route="/v1/chat/completions",status="{status}"}} 1'
+    assert counted in app.state.server.metrics.prometheus()
 
 
 def test_several_bases_have_no_base(cache: Path) -> None:

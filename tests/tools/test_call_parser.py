@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from hivellm_ort.result import ToolCall
 from hivellm_ort.text.detokenizer import IncrementalDetokenizer
 from hivellm_ort.text.tokenizer import TextTokenizer
-from hivellm_ort.tools.ids import CallIds
 from hivellm_ort.tools.parser import (
     ArgumentsDelta,
     CallEnded,
     CallEvent,
+    CallIds,
     CallStarted,
     TextDelta,
     ToolCallParser,
@@ -228,6 +228,15 @@ def test_markers_that_are_special_tokens_are_text(marker: str) -> None:
     detokenizer = IncrementalDetokenizer(made, kept=frozenset({token}))
     pieces = [detokenizer.push(one) for one in made.encode(text)]
     assert f"é 東{marker} x 🙂" == "".join(pieces) + detokenizer.flush()
+
+
+def test_an_end_without_an_end_is_text() -> None:
+    """What comes after arguments and encloses nothing is not held for ever."""
+    parser = ToolCallParser(format_named("mistral"))
+    begin = '[TOOL_CALLS] [{"name": "a", "arguments": {}'
+    told = [event for piece in [begin, ', "id": "', *["x" * 1000] * 20] for event in parser.push(piece)]
+    assert [CallStarted, ArgumentsDelta, CallEnded, TextDelta] == list(dict.fromkeys(map(type, told)))
+    assert 16_000 < sum(len(event.text) for event in told if isinstance(event, TextDelta))
 
 
 def test_a_head_without_an_end_is_text() -> None:
