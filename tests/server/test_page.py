@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -167,9 +168,12 @@ def test_a_conversation(browser: Any, command: Command) -> None:
         tab.fill(max_tokens="4", system="Be short.", top_k="5", min_p="0.1", seed="3", stop_texts="qq\nzz")
         tab.ask("one")
         first = tab.text(f"{ANSWER} > .text")
+        tab.page.uncheck("#logprobs")
         with tab.page.expect_request("**/v1/chat/completions") as sent:
             tab.ask("two")
         body = json.loads(sent.value.post_data)
+        assert ("logprobs" in body, 1) == (False, tab.page.locator(".tokens").count())
+        assert tab.page.locator(f"{ANSWER} > .text").last.is_visible()
         assert [
             {"role": "system", "content": "Be short."},
             {"role": "user", "content": "one"},
@@ -366,6 +370,14 @@ def test_the_request_as_code(browser: Any, command: Command) -> None:
     found = [json.loads(line[6:]) for line in output.split("\n") if line.startswith("data: {")]
     pieces = [one["choices"][0]["delta"].get("content", "") for one in found if one["choices"]]
     assert shown == "".join(pieces)
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        timeout=60,
+        encoding="utf-8",
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+    )
+    assert (0, shown) == (ran.returncode, ran.stdout), ran.stderr
     call = next(
         node
         for node in ast.walk(ast.parse(program))

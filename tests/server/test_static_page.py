@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import httpx
 import pytest
 from asking import error_of
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from serving_command import Command
+from support.golden import BASE, golden
 
 import hivellm_ort.server
 from hivellm_ort import ExpertManager
@@ -43,6 +46,13 @@ def test_no_page(manager: ExpertManager) -> None:
     options = ServerOptions(page=False, keys=("secret",))
     with TestClient(create_app(manager, options), base_url="http://localhost") as client:
         assert 401 == client.get("/").status_code
+
+
+def test_no_page_by_option(cache: Path) -> None:
+    """`--no-page` leaves the API alone."""
+    arguments = ["--expert", f"sql={golden('sql')}", "--base", str(BASE), "--threads", "1", "--trust", "off"]
+    with Command([*arguments, "--no-page"], cache) as command:
+        assert [404, 200] == [httpx.get(command.address + path).status_code for path in ("/", "/health")]
 
 
 def test_other_names_of_the_server(manager: ExpertManager) -> None:

@@ -128,7 +128,7 @@ function busy(is) {
   element("send").hidden = is;
   element("stop").hidden = !is;
   element("new").disabled = is;
-  if (!is && document.activeElement === document.body) question.focus();
+  if (!is && document.activeElement === document.body && matchMedia("(hover: hover)").matches) question.focus();
 }
 
 /** Keep the end in view where the reader is at the end. */
@@ -152,7 +152,7 @@ function fail(error) {
   ];
   element("error").replaceChildren(
     make("strong", {}, title),
-    make("p", {}, error.message),
+    make("p", {}, error.status === 401 ? "Type the key of this server in the field “API key”." : error.message),
     make("p", { className: "hint" }, details.filter(Boolean).join(", ")),
   );
   element("error").hidden = false;
@@ -291,4 +291,5 @@ element("key").value = key.get();
 showForm();
 await loadModels();
 void poll();
-if (!keyWanted) question.focus();
+// Focus opens the keyboard of a phone, which covers half of the page.
+if (!keyWanted && matchMedia("(hover: hover)").matches) question.focus();
