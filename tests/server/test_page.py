@@ -286,6 +286,51 @@ def test_errors_in_full(browser: Any, command: Command) -> None:
         assert alert.is_hidden()
 
 
+def stream(tab: Tab, *documents: dict[str, Any], done: bool = True) -> None:
+    """Have the next request get these chunks, with a comment and line ends of another system between them."""
+    events = [f"data: {json.dumps(document)}" for document in documents] + (["data: [DONE]"] if done else [])
+    headers = {"content-type": "text/event-stream", "x-hivellm-expert": "sql%C3%A9"}
+    body = ": waiting\n\n" + "\r\n\r\n".join(events) + "\n\n"
+    tab.page.route("**/v1/chat/completions", lambda route: route.fulfill(headers=headers, body=body), times=1)
+
+
+def delta(**fields: str) -> dict[str, Any]:
+    """A chunk with a part of an answer."""
+    return {"choices": [{"index": 0, "delta": fields, "logprobs": None, "finish_reason": None}]}
+
+
+def test_what_else_streams_hold(browser: Any, command: Command) -> None:
+    """Thoughts are apart from the answer. An answer that breaks off says so, and what there is of it stays."""
+    error = {
+        "message": "the server is shutting down: ask again",
+        "type": "server_error",
+        "code": "shutting_down",
+    }
+    with Tab(browser, command.address).ready() as tab:
+        tab.open()
+        tab.page.uncheck("#logprobs")
+        stream(tab, delta(reasoning_content="Let me "), delta(reasoning_content="see."), delta(content="Yes"))
+        tab.ask()
+        assert ("Let me see.", "Yes", "sqlé") == (
+            tab.text(".thoughts .text"),
+            tab.text(f"{ANSWER} > .text"),
+            tab.text(".assistant .head strong"),
+        )
+        alert = tab.page.get_by_role("alert")
+        assert alert.is_hidden()
+        for chunks, done, told in (
+            ([delta(content="Ye"), {"error": error}], True, "the server is shutting down: ask again"),
+            ([delta(content="Ye")], False, "The connection ended before the answer did."),
+        ):
+            stream(tab, *chunks, done=done)
+            tab.ask()
+            playwright.expect(alert).to_contain_text(told)
+            assert ("Ye", True) == (
+                tab.text(f"{ANSWER} > .text"),
+                "ended by an error" in tab.text(".facts-list"),
+            )
+
+
 def test_a_stream_is_stopped(browser: Any, cache: Path) -> None:
     """The answer ends at the server too, its beginning stays, and the conversation goes on."""
     experts = ["--expert", f"sql={golden('sql')}", "--base", str(BASE), "--threads", "1", "--trust", "off"]
