@@ -29,11 +29,13 @@ class TokenLogprob:
         token_id: The token.
         logprob: The natural logarithm of its probability; -inf for an impossible token.
         top: The most likely tokens and their log probabilities, best first. Ties are in order of ids.
+        forced: Whether the grammar left no other token.
     """
 
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...]
+    forced: bool = False
 
 
 @dataclass(frozen=True)

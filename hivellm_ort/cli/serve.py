@@ -100,6 +100,7 @@ def _named(_ctx: click.Context, param: click.Parameter, values: tuple[str, ...])
     show_default=True,
     help="Seconds that answers may go on after SIGTERM.",
 )
+@click.option("--no-page", is_flag=True, help="Serve no page at /, only the API.")
 @click.option("--access-log", is_flag=True, help="Log every request.")
 @click.option("--max-loaded-experts", type=click.IntRange(min=1), help="Most experts in memory.")
 @click.option("--memory-budget", type=click.IntRange(min=1), help="Most bytes of bases, adapters and caches.")
@@ -117,6 +118,7 @@ def serve(
     ssl_certfile: Path | None,
     ssl_keyfile: Path | None,
     drain_timeout: float,
+    no_page: bool,
     access_log: bool,
     max_loaded_experts: int | None,
     memory_budget: int | None,
@@ -145,6 +147,7 @@ def serve(
         allowed_hosts=allowed_hosts or (LOCAL_HOSTS if local else ("*",)),
         allowed_origins=allowed_origins,
         loading_folder=allow_loading,
+        page=not no_page,
         limits=ServerLimits(**limits),
     )
     listening = Listening(

@@ -11,7 +11,17 @@ from starlette.middleware.cors import CORSMiddleware
 from hivellm_ort import __version__
 from hivellm_ort.manager import ExpertManager
 from hivellm_ort.paths import StrPath
-from hivellm_ort.server import chat, completions, decisions, loading, models, responses, status, tokens
+from hivellm_ort.server import (
+    chat,
+    completions,
+    decisions,
+    loading,
+    models,
+    responses,
+    static_page,
+    status,
+    tokens,
+)
 from hivellm_ort.server.errors import add_error_handlers
 from hivellm_ort.server.middleware import Account, Bounds, Hosts, Keys
 from hivellm_ort.server.options import ServerOptions
@@ -53,7 +63,8 @@ def create_app(
             )
         )
     if options.keys:
-        before.append(Middleware(Keys, keys=options.keys))
+        open_paths = {"/health", *(static_page.PATHS if options.page else ())}
+        before.append(Middleware(Keys, keys=options.keys, open_paths=open_paths))
     app = FastAPI(
         title="hivellm_ort",
         description="Experts behind OpenAI's API.",
@@ -66,4 +77,6 @@ def create_app(
     add_error_handlers(app, state.hide)
     for routes in (chat, completions, responses, decisions, models, loading, tokens, status):
         app.include_router(routes.router)
+    if options.page:
+        app.include_router(static_page.router)
     return app

@@ -8,7 +8,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -21,7 +21,6 @@ from hivellm_ort.server.options import ServerLimits
 __all__ = ["Account", "Bounds", "Hosts", "Keys"]
 
 _LOG = logging.getLogger("hivellm_ort")
-_OPEN = "/health"
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 
@@ -106,20 +105,22 @@ class Hosts:
 
 
 class Keys:
-    """Lets only those pass who have one of the keys. `/health` is open.
+    """Lets only those pass who have one of the keys.
 
     Args:
         app: what answers.
         keys: the keys, at least one.
+        open_paths: paths that need none.
     """
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+    def __init__(self, app: ASGIApp, keys: Sequence[str], open_paths: Collection[str]) -> None:
         self._app = app
+        self._open = frozenset(open_paths)
         self._keys = [key.encode() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        if scope["type"] != "http" or _path(scope) == _OPEN or self._known(Headers(scope=scope)):
+        if scope["type"] != "http" or _path(scope) in self._open or self._known(Headers(scope=scope)):
             await self._app(scope, receive, send)
             return
         error = ApiError(

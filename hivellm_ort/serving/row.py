@@ -258,7 +258,7 @@ class Row:
                 scores = generation.constraint.apply(scores)
             token = generation.sampler(scores)
         wanted = generation.request.sampling.logprobs
-        logprob = None if wanted is None else token_logprob(logits, token, wanted)
+        logprob = None if wanted is None else replace(token_logprob(logits, token, wanted), forced=forced)
         return self._take(token, logprob, forced=forced)
 
     def _take(self, token: int, logprob: TokenLogprob | None = None, *, forced: bool = False) -> Step:
