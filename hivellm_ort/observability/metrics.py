@@ -100,11 +100,11 @@ class Metrics:
             values do not exceed a bound, by bound) and the estimates `p50`, `p95` and `p99`, None where there are no
             values.
         """
-        return json_values(self._families())
+        return json_values(self.families())
 
     def prometheus(self) -> str:
         """Everything in Prometheus' text format 0.0.4; serve it as `PROMETHEUS_CONTENT_TYPE`."""
-        return prometheus_text(self._families())
+        return prometheus_text(self.families())
 
     def _count(self) -> None:
         while self._waiting:
@@ -181,7 +181,8 @@ class Metrics:
             counts = self._experts.setdefault(_label(expert, self._experts), _ExpertCounts())
         return counts
 
-    def _families(self) -> list[Family]:
+    def families(self) -> list[Family]:
+        """Everything, by metric."""
         with self._counting:
             self._count()
             return [
