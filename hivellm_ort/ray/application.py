@@ -70,7 +70,7 @@ def build_app(arguments: ClusterArguments | dict[str, Any]) -> Application:
         max_ongoing_requests=2 * _ROWS,
         max_queued_requests=checked.limits.max_waiting,
         health_check_period_s=5,
-        health_check_timeout_s=30,
+        health_check_timeout_s=10,
         graceful_shutdown_timeout_s=_DRAIN_SECONDS,
         request_router_config=RequestRouterConfig(request_router_class=_ROUTER),
     )

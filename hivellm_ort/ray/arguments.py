@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from hivellm_ort import ExpertManager
-from hivellm_ort.errors import OptionTypeError
+from hivellm_ort.errors import OptionError, OptionTypeError
 from hivellm_ort.integrity import Policy
 from hivellm_ort.server.models import AUTO
 from hivellm_ort.server.options import ServerLimits
@@ -20,7 +20,7 @@ __all__ = ["ClusterArguments", "ExpertsConfig"]
 
 def _free(name: str) -> str:
     if name in (AUTO, ExpertManager.BASE) or not name.isprintable() or not name:
-        raise ValueError(f"{name!r} cannot be the name of an expert: take another")
+        raise OptionError(f"{name!r} cannot be the name of an expert: take another")
     return name
 
 
@@ -84,8 +84,8 @@ class ClusterArguments(BaseModel):
         known = [limit.name for limit in fields(ServerLimits)]
         unknown = sorted(set(given) - set(known))
         if unknown:
-            raise ValueError(f"there is no limit {unknown[0]!r}: {', '.join(known)}")
+            raise OptionError(f"there is no limit {unknown[0]!r}: {', '.join(known)}")
         try:
             return ServerLimits(**given)
         except OptionTypeError as error:
-            raise ValueError(str(error)) from error
+            raise OptionError(str(error)) from error

@@ -37,6 +37,7 @@ _LOG = logging.getLogger("hivellm_ort")
 _TRIES = 3
 _SILENT_SECONDS = 6 * HEARTBEAT_SECONDS
 _NAMES_SECONDS = 1.0
+_METRICS_SECONDS = 5.0
 _RETRY_SECONDS = 1
 _PREFIX_CHARACTERS = 256
 _BEGINNINGS = ("tools", "schema", "instructions", "messages", "prompt", "input")
@@ -78,8 +79,14 @@ def gateway_app(experts: DeploymentHandle[Any], options: ServerOptions, queue_ti
     @app.get("/metrics")
     async def all_metrics() -> Response:
         """The metrics of this gateway and of all replicas, each with the label `replica`."""
-        found: list[tuple[str, list[Family]]] = await experts.broadcast("metrics").results_async()
-        text = prometheus_text(merged("replica", {"gateway": metrics.families(), **dict(found)}))
+        try:
+            told = await experts.broadcast("metrics").results_async(
+                timeout_s=_METRICS_SECONDS, return_exceptions=True
+            )
+        except TimeoutError as error:
+            raise _busy(503, "a replica does not tell its metrics", "replica_lost") from error
+        found: dict[str, list[Family]] = dict(one for one in told if not isinstance(one, BaseException))
+        text = prometheus_text(merged("replica", {"gateway": metrics.families(), **found}))
         return Response(text, media_type=PROMETHEUS_CONTENT_TYPE)
 
     for path in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter"):
