@@ -5,7 +5,8 @@
 
 It starts Ray, deploys `hivellm_ort.ray:build_app`, and takes it down at the end. Replicas have one thread each. All
 of Ray's processes, the clients and the replicas share the cores of this machine, so a second replica shows less here
-than on a machine of its own. `--json` prints the figures as JSON.
+than on a machine of its own. Tokens per second depend on what else the machine does; time of the cores per token
+does less. `--json` prints the figures as JSON.
 """
 
 from __future__ import annotations
@@ -102,11 +103,20 @@ class Cluster:
                 return time.perf_counter() - begin
             time.sleep(0.1)
 
-    def processes(self) -> list[psutil.Process]:
-        """Those of the replicas."""
+    def processes(self, actor: str = "ServeReplica:experts:experts") -> list[psutil.Process]:
+        """Those of the replicas, or of another kind of actor."""
         found = list_actors(filters=[("state", "=", "ALIVE")])
-        pids = sorted(one.pid for one in found if one.class_name == "ServeReplica:experts:experts")
+        pids = sorted(one.pid for one in found if one.class_name == actor)
         return [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
+
+    @property
+    def working(self) -> dict[str, list[psutil.Process]]:
+        """The processes on the way of a request."""
+        return {
+            "replicas": self.processes(),
+            "gateway": self.processes("ServeReplica:experts:gateway"),
+            "proxy": self.processes("ProxyActor"),
+        }
 
 
 async def stream(
@@ -138,12 +148,12 @@ async def load(
     address: str, experts: list[str], clients: int, tokens: int, seconds: float
 ) -> dict[str, float]:
     """Tokens per second of clients that ask again and again, and the time to the first token."""
-    numbers, count, first = itertools.count(), 0, []
+    numbers, count, whole, first = itertools.count(), 0, 0, []
     begin = time.perf_counter()
     end = begin + seconds
 
     async def ask(client: httpx.AsyncClient) -> None:
-        nonlocal count
+        nonlocal count, whole
         while time.perf_counter() < end:
             number, asked, seen = next(numbers), time.perf_counter(), False
             async for event in stream(client, address, experts[number % len(experts)], number, tokens):
@@ -152,11 +162,12 @@ async def load(
                 if not seen:
                     first.append(time.perf_counter() - asked)
                 seen = True
+                whole += 1
                 count += time.perf_counter() < end
 
     async with _client(clients) as client:
         await asyncio.gather(*(ask(client) for _ in range(clients)))
-    return {"tokens/s": count / seconds, "first token, median s": statistics.median(first)}
+    return {"tokens/s": count / seconds, "first token, median s": statistics.median(first), "tokens": whole}
 
 
 async def third(cluster: Cluster, name: str, path: Path) -> float:
@@ -178,6 +189,7 @@ async def third(cluster: Cluster, name: str, path: Path) -> float:
 async def kill(cluster: Cluster, experts: list[str], clients: int, tokens: int) -> dict[str, Any]:
     """Kill a replica while clients stream: how each request ends, and when."""
     begun = 0
+    victim = cluster.processes()[0]
 
     async def ask(client: httpx.AsyncClient, number: int) -> str:
         nonlocal begun
@@ -193,19 +205,31 @@ async def kill(cluster: Cluster, experts: list[str], clients: int, tokens: int) 
         asking = [asyncio.create_task(ask(client, number)) for number in range(clients)]
         while begun < clients:
             await asyncio.sleep(0.02)
-        victim = cluster.processes()[0]
         victim.send_signal(signal.SIGKILL)
         killed = time.perf_counter()
+        replacing = asyncio.create_task(asyncio.to_thread(_replaced, cluster, victim.pid))
         done, hanging = await asyncio.wait(asking, timeout=_LONGEST)
         ended = time.perf_counter() - killed
-    pids = {victim.pid}
-    while len([one for one in cluster.processes() if one.pid not in pids]) < cluster.replicas:
-        await asyncio.sleep(0.1)
+    replaced = await replacing
     return {
         "ends": {**Counter(task.result() for task in done), "hang": len(hanging)},
         "last end, s after the kill": ended,
-        "new replica, s after the kill": time.perf_counter() - killed,
+        "new replica, s after the kill": replaced - killed,
     }
+
+
+def _replaced(cluster: Cluster, killed: int) -> float:
+    """When as many replicas as before take requests."""
+    while True:
+        told = serve.status().applications["experts"].deployments["experts"].replica_states
+        alive = [process for process in cluster.processes() if process.pid != killed]
+        if told.get("RUNNING") == len(alive) == cluster.replicas:
+            return time.perf_counter()
+        time.sleep(0.1)
+
+
+def _core_seconds(processes: list[psutil.Process]) -> float:
+    return sum(sum(process.cpu_times()[:2]) for process in processes)
 
 
 def _client(clients: int) -> httpx.AsyncClient:
@@ -221,8 +245,10 @@ def _free_port() -> int:
 
 
 @contextlib.contextmanager
-def one_process(experts: dict[str, Path], base: Path | None, folder: Path) -> Iterator[str]:
-    """`hivellm-ort serve` with the same experts and one thread; its address."""
+def one_process(
+    experts: dict[str, Path], base: Path | None, folder: Path
+) -> Iterator[tuple[str, psutil.Process]]:
+    """`hivellm-ort serve` with the same experts and one thread; its address and process."""
     port = _free_port()
     command = [
         sys.executable,
@@ -247,7 +273,7 @@ def one_process(experts: dict[str, Path], base: Path | None, folder: Path) -> It
                 if httpx.get(f"http://127.0.0.1:{port}/ready").status_code == 200:
                     break
             time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{port}", psutil.Process(process.pid)
     finally:
         process.terminate()
         process.wait()
@@ -274,26 +300,31 @@ def main() -> None:
     experts = dict(options.expert)
     report: dict[str, Any] = {"cores": os.cpu_count(), "clients": options.clients}
 
-    def measure(address: str) -> dict[str, float]:
+    def measure(address: str, working: dict[str, list[psutil.Process]]) -> dict[str, float]:
         asyncio.run(load(address, list(experts), options.clients, options.tokens, 3))  # to warm up
-        return asyncio.run(load(address, list(experts), options.clients, options.tokens, options.seconds))
+        before = {name: _core_seconds(processes) for name, processes in working.items()}
+        found = asyncio.run(load(address, list(experts), options.clients, options.tokens, options.seconds))
+        count = found.pop("tokens")
+        for name, processes in working.items():
+            found[f"{name}: core ms per token"] = 1000 * (_core_seconds(processes) - before[name]) / count
+        return found
 
     with tempfile.TemporaryDirectory() as folder:
-        with one_process(experts, options.base, Path(folder)) as address:
-            report["hivellm-ort serve"] = measure(address)
+        with one_process(experts, options.base, Path(folder)) as (address, process):
+            report["hivellm-ort serve"] = measure(address, {"server": [process]})
         cluster = Cluster(dict(experts), options.base, Path(folder))
         try:
             report["first deployment, s"] = cluster.deploy()
-            report["1 replica"] = measure(cluster.address)
+            report["1 replica"] = measure(cluster.address, cluster.working)
             cluster.replicas = 2
             report["1 to 2 replicas, s"] = cluster.deploy()
-            report["2 replicas"] = measure(cluster.address)
+            report["2 replicas"] = measure(cluster.address, cluster.working)
             before = [process.pid for process in cluster.processes()]
             report["third expert, s to its first answer"] = asyncio.run(third(cluster, *options.third))
             report["the same processes after it"] = before == [process.pid for process in cluster.processes()]
             report["MiB of a replica"] = [process.memory_info().rss >> 20 for process in cluster.processes()]
             report["a replica is killed"] = asyncio.run(
-                kill(cluster, list(experts), options.clients, 4 * options.tokens)
+                kill(cluster, list(experts), options.clients, 8 * options.tokens)
             )
         finally:
             ray.shutdown()
