@@ -37,14 +37,25 @@ if TYPE_CHECKING:
     from hivellm_ort.options import GenerateOptions, ScoreOptions
     from hivellm_ort.package.archive import Limits
     from hivellm_ort.package.manifest import ExpertManifest
-    from hivellm_ort.result import AnswerScore, InferenceResult, ScoreResult, Timings, TokenLogprob
+    from hivellm_ort.result import (
+        AnswerScore,
+        InferenceResult,
+        ScoreResult,
+        Timings,
+        TokenLogprob,
+        ToolCall,
+    )
     from hivellm_ort.serving.stream import AsyncTextStream, TextStream
+    from hivellm_ort.tools.parser import ArgumentsDelta, CallEnded, CallStarted, TextDelta, ToolCallParser
 
 __all__ = [
     "AdapterError",
     "AnswerScore",
+    "ArgumentsDelta",
     "AsyncTextStream",
     "BaseMismatchError",
+    "CallEnded",
+    "CallStarted",
     "ContextLengthError",
     "Expert",
     "ExpertError",
@@ -67,9 +78,12 @@ __all__ = [
     "ProviderError",
     "ScoreOptions",
     "ScoreResult",
+    "TextDelta",
     "TextStream",
     "Timings",
     "TokenLogprob",
+    "ToolCall",
+    "ToolCallParser",
     "Trust",
     "UnknownExpertError",
     "UnsupportedArchitectureError",
@@ -83,7 +97,10 @@ __version__ = "0.1.0"
 # the modules by the imports above.
 _HOMES = {
     "AnswerScore": "result",
+    "ArgumentsDelta": "tools.parser",
     "AsyncTextStream": "serving.stream",
+    "CallEnded": "tools.parser",
+    "CallStarted": "tools.parser",
     "Expert": "expert",
     "ExpertInfo": "manager",
     "ExpertManager": "manager",
@@ -94,9 +111,12 @@ _HOMES = {
     "Limits": "package.archive",
     "ScoreOptions": "options",
     "ScoreResult": "result",
+    "TextDelta": "tools.parser",
     "TextStream": "serving.stream",
     "Timings": "result",
     "TokenLogprob": "result",
+    "ToolCall": "result",
+    "ToolCallParser": "tools.parser",
     "Trust": "integrity",
     "Verdict": "integrity",
 }

@@ -41,7 +41,13 @@ class GenerateOptions(TypedDict, total=False):
         prompt_ids: Tokens of the whole prompt. They go to the model as they are, without a template, so there is no
             prompt, `messages`, `system`, `schema` or `tools` beside them; reasoning is not told from the answer.
         tools: JSON schemas of the functions that the model may call, for its chat template to show. None and an empty
-            list are the same. The answer is the model's own text of a call: what it means is the caller's to read.
+            list are the same. Calls in the answer are in `result.tool_calls`.
+        tool_choice: Which calls the answer may have: "none"; "auto", text or calls; "required", a call from the first
+            token on; or `{"type": "function", "function": {"name": …}}`, a call of that tool. Names and arguments of
+            calls are enforced. Default: "auto" where there are tools and no grammar. Under a grammar that is given,
+            or the package's, the default enforces no calls; "auto" allows calls beside answers of that grammar.
+        parallel_tool_calls: Whether an answer may have more than one call, where the model's format has room for
+            several; it may by default.
         enable_thinking: Whether a thinking model may think before it answers; off by default.
         temperature: 0 is greedy, the default.
         top_p: Nucleus in (0, 1].
@@ -84,6 +90,8 @@ class GenerateOptions(TypedDict, total=False):
     messages: Sequence[Mapping[str, Any]] | None
     prompt_ids: Sequence[int] | None
     tools: Sequence[Mapping[str, Any]] | None
+    tool_choice: str | Mapping[str, Any] | None
+    parallel_tool_calls: bool | None
     enable_thinking: bool | None
     temperature: float | None
     top_p: float | None
@@ -157,6 +165,8 @@ _KINDS = {
     "messages": _Kind(Sequence, "a list of turns, such as [{'role': 'user', 'content': 'Count all orders'}]"),
     "prompt_ids": _Kind(Sequence, "a list of token ids (int), such as [1, 42]"),
     # checked_tools says what tools may be.
+    "tool_choice": _Kind((str, Mapping), "'none', 'auto', 'required' or a dict that names a function"),
+    "parallel_tool_calls": _FLAG,
     "enable_thinking": _FLAG,
     "temperature": _NUMBER,
     "top_p": _NUMBER,

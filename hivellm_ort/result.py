@@ -8,7 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["AnswerScore", "FinishReason", "InferenceResult", "ScoreResult", "Timings", "TokenLogprob"]
+__all__ = [
+    "AnswerScore",
+    "FinishReason",
+    "InferenceResult",
+    "ScoreResult",
+    "Timings",
+    "TokenLogprob",
+    "ToolCall",
+]
 
 FinishReason = Literal["eos", "stop", "length", "grammar", "cancelled", "scored"]
 
@@ -64,6 +72,32 @@ class Timings:
 
 
 @dataclass(frozen=True)
+class ToolCall:
+    """A call of a tool in an answer.
+
+    Attributes:
+        id: names the call, for the `tool_call_id` of its result.
+        name: the function.
+        arguments: its arguments, the JSON text of an object.
+        complete: whether `arguments` is a whole JSON object. False where the answer was cut off inside the call, and
+            where a model without a constraint wrote something else.
+    """
+
+    id: str
+    name: str
+    arguments: str
+    complete: bool = True
+
+    def to_message(self) -> dict[str, Any]:
+        """The call as `tool_calls` of a message has it, in the form of OpenAI's API."""
+        return {
+            "id": self.id,
+            "type": "function",
+            "function": {"name": self.name, "arguments": self.arguments},
+        }
+
+
+@dataclass(frozen=True)
 class InferenceResult:
     """A finished generation.
 
@@ -85,6 +119,9 @@ class InferenceResult:
         timings: where the time went.
         expert: name of the expert.
         warnings: what of the JSON schema has no effect or was not enforced, a sentence each.
+        tool_calls: the calls of tools in `text`, in their order; empty without `tools`, and where the chat template
+            writes calls in no known format.
+        content: `text` without these calls.
     """
 
     text: str
@@ -102,6 +139,16 @@ class InferenceResult:
     timings: Timings
     expert: str
     warnings: tuple[str, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
+    content: str = ""
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The answer as a turn for `messages`, in the form of OpenAI's API, with its calls."""
+        if not self.tool_calls:
+            return {"role": "assistant", "content": self.content}
+        calls = [call.to_message() for call in self.tool_calls]
+        return {"role": "assistant", "content": self.content or None, "tool_calls": calls}
 
     @property
     def tokens_per_second(self) -> float:
@@ -114,6 +161,7 @@ class InferenceResult:
             **dataclasses.asdict(self),
             "tokens": list(self.tokens),
             "warnings": list(self.warnings),
+            "tool_calls": [dataclasses.asdict(call) for call in self.tool_calls],
             "tokens_per_second": self.tokens_per_second,
         }
 

@@ -15,6 +15,7 @@ from hivellm_ort.cli.output import echo
 from hivellm_ort.cli.run import loading_options
 from hivellm_ort.errors import OptionError
 from hivellm_ort.integrity import Policy
+from hivellm_ort.package.store import Store
 from hivellm_ort.server.keys import KEYS_VARIABLE, read_keys
 from hivellm_ort.server.options import LOCAL_HOSTS, ServerLimits, ServerOptions
 
@@ -138,7 +139,7 @@ def serve(
         from hivellm_ort.server.app import create_app
         from hivellm_ort.server.running import Listening, is_local, run
     except ModuleNotFoundError as error:
-        raise click.ClickException(_MISSING.format(name=error.name)) from error
+        raise OptionError(_MISSING.format(name=error.name)) from error
     if not packages and not experts:
         raise click.UsageError("nothing to serve: name a PACKAGE, or an expert with --expert NAME=PATH")
     keys = read_keys(api_key_file)
@@ -148,6 +149,7 @@ def serve(
         allowed_hosts=allowed_hosts or (LOCAL_HOSTS if local else ("*",)),
         allowed_origins=allowed_origins,
         loading_folder=allow_loading,
+        loading_base=base,
         limits=ServerLimits(**limits),
     )
     listening = Listening(
@@ -177,6 +179,7 @@ def serve(
         manager.load_experts(named, base=base)
         folders = {path.absolute().parent for path in named.values()}
         folders |= {folder.resolve() for folder in folders} | ({base.absolute()} if base else set())
+        folders.add(Store().root)
         app = create_app(manager, options, folders=folders)
         run(app, listening, lambda address: echo(f"{', '.join(named)} at {address}", err=True))
 

@@ -10,6 +10,7 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from hivellm_ort.errors import GrammarError
+from hivellm_ort.grammar.calls import CallsGrammar
 from hivellm_ort.grammar.failures import compile_failure
 from hivellm_ort.grammar.grammar import Definition, Grammar
 from hivellm_ort.grammar.limits import DEFAULT, GrammarLimits
@@ -49,7 +50,7 @@ class GrammarCompiler:
 
     def compile(
         self,
-        grammar: Grammar,
+        grammar: Grammar | CallsGrammar,
         *,
         end_token_ids: Collection[int],
         closing_token_ids: Collection[int] = (),
@@ -73,8 +74,8 @@ class GrammarCompiler:
         with self._keeping:
             definition = self._definitions.get(key)
         if definition is None:
-            definition = to_llguidance(grammar, limits, vocabulary.named, exact=False)
-            if grammar.kind == "choice":
+            definition = _defined(grammar, limits, vocabulary)
+            if isinstance(grammar, Grammar) and grammar.kind == "choice":
                 _require_spelling(grammar, vocabulary)
         # Anew for each answer, in a millisecond or two: copies of a matcher share its lexer, and what one answer
         # takes of its limits the next ones lack.
@@ -95,7 +96,9 @@ class GrammarCompiler:
                 self._definitions.popitem(last=False)
         return constraint
 
-    def warnings(self, grammar: Grammar, *, limits: GrammarLimits = DEFAULT) -> tuple[str, ...]:
+    def warnings(
+        self, grammar: Grammar | CallsGrammar, *, limits: GrammarLimits = DEFAULT
+    ) -> tuple[str, ...]:
         """Return what of a grammar has no effect or is not enforced, a sentence each.
 
         Args:
@@ -108,7 +111,7 @@ class GrammarCompiler:
         with self._keeping:
             definition = self._definitions.get(_key(grammar, limits))
         if definition is None:
-            definition = to_llguidance(grammar, limits, self._built().named, exact=False)
+            definition = _defined(grammar, limits, self._built())
         return definition.warnings
 
     def _built(self) -> Vocabulary:
@@ -118,7 +121,15 @@ class GrammarCompiler:
             return self._vocabulary
 
 
-def _key(grammar: Grammar, limits: GrammarLimits) -> _Key:
+def _defined(grammar: Grammar | CallsGrammar, limits: GrammarLimits, vocabulary: Vocabulary) -> Definition:
+    """The grammar in llguidance's own form, to generate answers."""
+    if isinstance(grammar, Grammar):
+        return to_llguidance(grammar, limits, vocabulary.named, exact=False)
+    answer = None if grammar.answer is None else _defined(grammar.answer, limits, vocabulary)
+    return grammar.definition(limits, vocabulary, answer)
+
+
+def _key(grammar: Grammar | CallsGrammar, limits: GrammarLimits) -> _Key:
     """Under what a translation is kept; the warnings of a JSON schema name its source."""
     return grammar.digest, grammar.source if grammar.kind == "json_schema" else "", limits
 
@@ -204,7 +215,7 @@ def _require_spelling(grammar: Grammar, vocabulary: Vocabulary) -> None:
 
 
 def compile_matcher(
-    definition: str, tokenizer: LLTokenizer, grammar: Grammar, limits: GrammarLimits
+    definition: str, tokenizer: LLTokenizer, grammar: Grammar | CallsGrammar, limits: GrammarLimits
 ) -> LLMatcher:
     """Return llguidance's matcher of a grammar.
 

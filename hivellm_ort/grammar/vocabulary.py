@@ -41,6 +41,7 @@ class Vocabulary:
         tokenizer: What llguidance compiles grammars for.
         width: As given.
         size: The first id that no token has, up to which ids may be allowed.
+        visible: The special tokens that are not marked special: their names are part of an answer's text.
 
     Raises:
         GrammarError: If llguidance cannot read the tokenizer.
@@ -55,7 +56,8 @@ class Vocabulary:
         )
         self._listing = Lock()
         try:
-            text, self._names, end = _renamed(tokenizer_json)
+            text, self._names, end, shown = _renamed(tokenizer_json)
+            self.visible = frozenset(self._names[name] for name in shown)
             self.size = min(end, width)
             # An end token of its own: those of the model differ between requests, so the constraint sees to them.
             with panics_as(_unreadable):
@@ -91,6 +93,18 @@ class Vocabulary:
             ):
                 reached.add(end)
         return len(content) in reached
+
+    def special(self, name: str) -> int | None:
+        """Return the id of the special token of that name; None if there is none."""
+        return self._names.get(name)
+
+    def parts(self, text: str) -> list[str | int]:
+        """Return a text in pieces, with the id in the place of each special token's name."""
+        names = sorted((name for name in self._names if name in text), key=len, reverse=True)
+        if not names:
+            return [text]
+        pieces = re.split(f"({'|'.join(map(re.escape, names))})", text)
+        return [self._names[piece] if index % 2 else piece for index, piece in enumerate(pieces)]
 
     def named(self, lark: str) -> str:
         """Return the Lark text with `<name>` replaced by `<[id]>` wherever it stands for a token.
@@ -133,12 +147,16 @@ def replace_tokens(lark: str, replacement: Callable[[str], str]) -> str:
     return _LARK_TOKEN.sub(replaced, lark)
 
 
-def _renamed(text: str) -> tuple[str, dict[str, int], int]:
-    """Return the tokenizer with renamed special tokens and an end token, their ids by name, and the end token's."""
+def _renamed(text: str) -> tuple[str, dict[str, int], int, list[str]]:
+    """Return the tokenizer with renamed special tokens and an end token, their ids by name, and the end token's.
+
+    Last come the names of those that the tokenizer does not mark special.
+    """
     document = json.loads(text)
     vocabulary, added = document["model"]["vocab"], document["added_tokens"]
     nonce = os.urandom(16).hex()
     names = {token["content"]: token["id"] for token in added if _is_special(token)}
+    shown = [token["content"] for token in added if _is_special(token) and not token["special"]]
     renamed = [
         token | {"content": f"<{nonce}:{token['id']}>", "special": True} if _is_special(token) else token
         for token in added
@@ -156,7 +174,7 @@ def _renamed(text: str) -> tuple[str, dict[str, int], int]:
         # Writing the whole document again takes a tenth of the time that all the rest does.
         found, stop = json.JSONDecoder().raw_decode(text, place.end())
         if found == added:
-            return text[: place.end()] + json.dumps(renamed) + text[stop:], names, end
+            return text[: place.end()] + json.dumps(renamed) + text[stop:], names, end, shown
     for name in in_vocabulary:
         new = f"<{nonce}:{names[name]}>"
         if by_id:
@@ -167,7 +185,7 @@ def _renamed(text: str) -> tuple[str, dict[str, int], int]:
     if parts:
         # It goes by the first part of a sequence, and would take the bytes for letters.
         document["decoder"] = parts[0]
-    return json.dumps(document), names, end
+    return json.dumps(document), names, end, shown
 
 
 def _is_special(token: dict[str, Any]) -> bool:

@@ -60,6 +60,7 @@ def base_stats(base: Base) -> dict[str, Any]:
         "bytes": base.nbytes,
         "key_value_bytes": base.scheduler.nbytes,
         "prefix_bytes": base.engine.prefixes.nbytes,
+        "rows": base.scheduler.rows,
         "active": base.scheduler.active,
         "queued": base.scheduler.queued,
     }

@@ -15,16 +15,15 @@ from fastapi.responses import JSONResponse
 from hivellm_ort.options import GenerateOptions
 from hivellm_ort.result import InferenceResult, TokenLogprob
 from hivellm_ort.server.body_options import options_of, per_answer
-from hivellm_ort.server.chat import finish_reason, shown_logprobs
-from hivellm_ort.server.errors import ERRORS, refused
+from hivellm_ort.server.errors import refused
 from hivellm_ort.server.generation import Answers, unless_client_leaves
 from hivellm_ort.server.models import AUTO, choose
 from hivellm_ort.server.options import ServerLimits
 from hivellm_ort.server.schemas.completions import CompletionBody
 from hivellm_ort.server.state import state_of
-from hivellm_ort.server.streaming import IDLE_SECONDS, EventStream, sent
+from hivellm_ort.server.streaming import IDLE_SECONDS, STREAMED, EventStream, sent
 from hivellm_ort.server.strict_json import StrictRoute
-from hivellm_ort.server.tokens_told import TokenTexts, usage_of
+from hivellm_ort.server.told import TokenTexts, finish_reason, shown_logprobs, usage_of
 from hivellm_ort.text.tokenizer import TextTokenizer
 
 __all__ = ["encode_plain", "router"]
@@ -32,7 +31,7 @@ __all__ = ["encode_plain", "router"]
 router = APIRouter(tags=["answers"], route_class=StrictRoute)
 
 
-@router.post("/v1/completions", responses=ERRORS, response_model=None)
+@router.post("/v1/completions", responses=STREAMED, response_model=None)
 async def completions(body: CompletionBody, request: Request) -> Response:
     """Write on from one prompt or several: at once, or as it is written (`stream`)."""
     state = state_of(request)
@@ -46,22 +45,23 @@ async def completions(body: CompletionBody, request: Request) -> Response:
     if body.model == AUTO and len(prompts) > 1:
         raise refused("model", f"{AUTO!r} chooses by one prompt: send one, or name an expert")
     chosen = await choose(state, body.model, question)
-    tokenizer = await asyncio.to_thread(state.manager.tokenizer, chosen.name)
 
-    def encode() -> list[list[int]]:
+    def prepare() -> tuple[list[list[int]], list[str], TokenTexts | None]:
+        tokenizer = state.manager.tokenizer(chosen.name)
         special = body.add_special_tokens is not False
-        return [
-            encode_plain(tokenizer, prompt, special=special) if isinstance(prompt, str) else list(prompt)
+        encoded = [
+            encode_plain(tokenizer, prompt, special=special) if isinstance(prompt, str) else prompt
             for prompt in prompts
         ]
+        echoed = [_text(tokenizer, prompt) if body.echo else "" for prompt in prompts]
+        return encoded, echoed, TokenTexts(tokenizer) if body.logprobs is not None else None
 
-    encoded = await asyncio.to_thread(encode)
+    encoded, echoed, texts = await asyncio.to_thread(prepare)
     n = body.n or 1
     asked: list[GenerateOptions] = [
         one for token_ids in encoded for one in per_answer({**options, "prompt_ids": token_ids}, n)
     ]
-    echoed = [_text(tokenizer, prompt) if body.echo else "" for prompt in prompts]
-    made = _Made(chosen.name, TokenTexts(tokenizer), echoed, n)
+    made = _Made(chosen.name, texts, echoed, n)
     begun = Answers.begin(state, chosen.name, asked, steps=bool(body.stream))
     answers = await unless_client_leaves(request, begun)
     if body.stream:
@@ -89,13 +89,13 @@ class _Made:
 
     Attributes:
         model: who answers.
-        texts: of tokens.
+        texts: of tokens, where log probabilities are wanted.
         echoed: what is put before the answers to each prompt.
         n: how many answers each prompt has.
     """
 
     model: str
-    texts: TokenTexts
+    texts: TokenTexts | None
     echoed: Sequence[str]
     n: int
 
@@ -105,7 +105,7 @@ class _Made:
         for index, result in enumerate(results):
             echoed = self.echoed[index // self.n]
             logprobs = None
-            if result.logprobs is not None:
+            if self.texts is not None:
                 logprobs = self.texts.plain(shown_logprobs(result), 0)
             choices.append(
                 {
@@ -115,7 +115,7 @@ class _Made:
                     "finish_reason": finish_reason(result),
                 }
             )
-        warnings = [warning for result in results[:1] for warning in result.warnings]
+        warnings = list(dict.fromkeys(warning for result in results for warning in result.warnings))
         return {
             **self._document(),
             "choices": choices,
@@ -140,7 +140,7 @@ class _Made:
         def chunk(index: int, text: str, reason: str | None = None) -> dict[str, Any]:
             logprobs = held.pop(index, None)
             told = None
-            if logprobs:
+            if logprobs and self.texts is not None:
                 told = self.texts.plain(logprobs, written[index])
                 written[index] += sum(map(len, told["tokens"]))
             choice = {"index": index, "text": text, "logprobs": told, "finish_reason": reason}

@@ -108,6 +108,7 @@ _STATUSES = {
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": text} for status, text in _STATUSES.items()
 }
+ERRORS["default"] = {"model": ErrorBody, "description": "Any other error."}
 """What every route may answer besides, for its documentation."""
 
 
@@ -128,6 +129,12 @@ _MEANINGS: tuple[tuple[type[Exception], _Meaning], ...] = (
     (LoadError, _Meaning(503, "model_unavailable", "model")),
     (InferenceError, _Meaning(400, "cannot_answer")),
 )
+# What pydantic calls things, and JSON.
+_WORDS = {
+    "a valid dictionary or object to extract fields from": "an object",
+    "a valid dictionary": "an object",
+    "None": "null",
+}
 _FIRST_WORD = re.compile(r"[a-z_]+(?=[\[: ])")
 
 
@@ -145,8 +152,10 @@ def as_api_error(error: BaseException, hide: Callable[[str], str], *, began: boo
     if meaning is None or (began and type(error) is InferenceError):
         _LOG.error("a request of the server failed", exc_info=error)
         return ApiError(500, _FAILED, code="internal_error")
-    if meaning.status >= 500:
-        _LOG.error("a request of the server failed: %s", error)
+    if isinstance(error, LoadError):  # the operator's to mend, and the log may name files
+        _LOG.error("an expert is unavailable: %s", error)
+        message = "the expert is unavailable: the log of the server says why"
+        return ApiError(meaning.status, message, param=meaning.param, code=meaning.code)
     message = hide(str(error))
     return ApiError(
         meaning.status, message, param=meaning.param or _field_of(message, FIELDS), code=meaning.code
@@ -240,6 +249,8 @@ def _field_error(where: Sequence[str | int], fault: Mapping[str, Any]) -> ApiErr
     if kind == "missing":
         return ApiError(400, f"{param} is missing", param=param, code="missing_required_parameter")
     message = fault["msg"]
+    for python, plain in _WORDS.items():
+        message = message.replace(python, plain)
     return ApiError(400, f"{param}: {message}" if param else message, param=param, code="invalid_value")
 
 

@@ -9,16 +9,24 @@ from typing import Any, TypeVar
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
+from hivellm_ort.errors import arguments_named_by
 from hivellm_ort.options import GenerateOptions
 from hivellm_ort.result import InferenceResult
 from hivellm_ort.server.errors import ApiError
 from hivellm_ort.server.state import ServerState, stopping
 from hivellm_ort.serving.generation import Step
 from hivellm_ort.serving.stream import AsyncTextStream
+from hivellm_ort.tools.parser import ToolCallParser
 
 __all__ = ["Answers", "unless_client_leaves"]
 
 _T = TypeVar("_T")
+# Options of the library that clients give under another name.
+_FIELDS = {
+    "enable_thinking": "chat_template_kwargs.enable_thinking",
+    "include_stop": "include_stop_str_in_output",
+    "prompt_ids": "prompt",
+}
 
 
 class Answers:
@@ -59,11 +67,12 @@ class Answers:
         streams = [state.manager.agenerate_stream(name, **options) for options in limited]
         answers = cls(state, streams)
         begun: list[asyncio.Future[None]] = []
-        for index, stream in enumerate(streams):
-            begun.append(asyncio.get_running_loop().create_future())
-            task = asyncio.create_task(answers._run(index, stream, begun[-1], steps=steps))
-            task.add_done_callback(lambda _: state.leave())  # whatever becomes of it
-            answers._tasks.append(task)
+        with arguments_named_by(_as_field):  # in the tasks, too
+            for index, stream in enumerate(streams):
+                begun.append(asyncio.get_running_loop().create_future())
+                task = asyncio.create_task(answers._run(index, stream, begun[-1], steps=steps))
+                task.add_done_callback(lambda _: state.leave())  # whatever becomes of it
+                answers._tasks.append(task)
         state.add(answers)
         try:
             ended = await asyncio.gather(*begun, return_exceptions=True)
@@ -112,6 +121,10 @@ class Answers:
                 yield index, what
         finally:
             self.abandon()
+
+    def call_parser(self, index: int) -> ToolCallParser:
+        """A parser of the calls of tools in an answer."""
+        return self._streams[index].call_parser()
 
     def cancel(self) -> None:
         """End all answers soon; whoever reads them is told."""
@@ -187,3 +200,8 @@ async def unless_client_leaves(request: Request, work: Coroutine[Any, Any, _T]) 
 async def _left(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def _as_field(name: str, _value: str | int | None) -> str | None:
+    """An argument of the library as a client has it."""
+    return _FIELDS.get(name)

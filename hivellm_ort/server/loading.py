@@ -6,7 +6,7 @@ import asyncio
 from functools import partial
 from pathlib import Path
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
 
 from hivellm_ort.errors import LoadError
@@ -19,17 +19,19 @@ from hivellm_ort.server.strict_json import StrictRoute
 __all__ = ["router"]
 
 router = APIRouter(tags=["models"], route_class=StrictRoute)
+_RESPONSES = {**ERRORS, 200: {"description": "It is done.", "content": {"text/plain": {}}}}
 
 
-@router.post("/v1/load_lora_adapter", responses=ERRORS, response_class=PlainTextResponse)
-async def load_adapter(body: LoadBody, request: Request) -> str:
+@router.post("/v1/load_lora_adapter", responses=_RESPONSES, response_model=None, response_class=Response)
+async def load_adapter(body: LoadBody, request: Request) -> Response:
     """Load an expert; nothing that runs is disturbed."""
     state = state_of(request)
     path = _inside(_folder(state), body.lora_path)
     if body.lora_name in (AUTO, state.manager.BASE) or not body.lora_name.isprintable():
         raise refused("lora_name", f"{body.lora_name!r} cannot be the name of an expert: take another")
     replace = bool(body.load_inplace)
-    load = partial(state.manager.load_expert, body.lora_name, path, replace=replace)
+    base = state.options.loading_base
+    load = partial(state.manager.load_expert, body.lora_name, path, base=base, replace=replace)
     async with state.loading:
         names = {info.name for info in state.manager.list_loaded_experts()}
         if body.lora_name in names and not replace:
@@ -38,11 +40,11 @@ async def load_adapter(body: LoadBody, request: Request) -> str:
             await asyncio.to_thread(load)
         except LoadError as error:
             raise ApiError(400, state.hide(str(error)), param="lora_path", code="invalid_package") from error
-    return f"Success: LoRA adapter '{body.lora_name}' added successfully."
+    return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
 
-@router.post("/v1/unload_lora_adapter", responses=ERRORS, response_class=PlainTextResponse)
-async def unload_adapter(body: UnloadBody, request: Request) -> str:
+@router.post("/v1/unload_lora_adapter", responses=_RESPONSES, response_model=None, response_class=Response)
+async def unload_adapter(body: UnloadBody, request: Request) -> Response:
     """Unload an expert; its answers that go on are finished."""
     state = state_of(request)
     _folder(state)
@@ -51,7 +53,7 @@ async def unload_adapter(body: UnloadBody, request: Request) -> str:
             await asyncio.to_thread(state.manager.unload_expert, body.lora_name)
         except LoadError as error:
             raise refused("lora_name", state.hide(str(error))) from error
-    return f"Success: LoRA adapter '{body.lora_name}' removed successfully."
+    return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
 
 
 def _folder(state: ServerState) -> Path:

@@ -79,6 +79,7 @@ class ServerOptions:
             alone, so that no page of another site can reach the server through a name of its own.
         allowed_origins: web pages that may ask from a browser (CORS); none by default.
         loading_folder: packages in it may be loaded and unloaded by requests; by default none may.
+        loading_base: base bundle of the packages that requests load; by default each brings or finds its own.
         limits: how much requests may ask.
 
     Raises:
@@ -90,6 +91,7 @@ class ServerOptions:
     allowed_hosts: tuple[str, ...] = LOCAL_HOSTS
     allowed_origins: tuple[str, ...] = ()
     loading_folder: Path | None = None
+    loading_base: Path | None = None
     limits: ServerLimits = field(default_factory=ServerLimits)
 
     def __post_init__(self) -> None:

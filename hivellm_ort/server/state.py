@@ -67,12 +67,6 @@ class ServerState:
         """Leave these folders out of messages too."""
         self._folders.update(folders)
 
-    @property
-    def waiting(self) -> int:
-        """Answers of this application that have no row yet."""
-        active = sum(base["active"] for base in self.manager.stats()["bases"])
-        return max(0, self._admitted - int(active))
-
     def admit(self, answers: int) -> None:
         """Take so many answers into the queue; `leave` gives back the place of each.
 
@@ -81,13 +75,15 @@ class ServerState:
         """
         if self.draining:
             raise stopping()
-        limit, waiting = self.options.limits.max_waiting, self.waiting
-        # One that finds nobody waiting is taken, however many answers it wants.
-        if waiting and waiting + answers > limit:
+        limit = self.options.limits.max_waiting
+        rows = sum(base["rows"] for base in self.manager.stats()["bases"])
+        # A request that is alone is taken, however many answers it wants.
+        if self._admitted and self._admitted + answers > rows + limit:
             self.metrics.full += 1
             raise ApiError(
                 429,
-                f"{waiting} answers wait, and {limit} may: ask again in {_RETRY_SECONDS} s",
+                f"{self._admitted} answers are being written or wait for one of {rows} rows, and {limit} may wait: "
+                f"ask again in {_RETRY_SECONDS} s",
                 code="queue_full",
                 headers={"retry-after": str(_RETRY_SECONDS)},
             )

@@ -30,7 +30,12 @@ async def ready(request: Request) -> Response:
     return JSONResponse({"status": "ready" if experts else "no experts"}, 200 if experts else 503)
 
 
-@router.get("/metrics", responses={**ERRORS, 200: {"content": {"text/plain": {}}}}, response_model=None)
+@router.get(
+    "/metrics",
+    responses={**ERRORS, 200: {"description": "The text.", "content": {"text/plain": {}}}},
+    response_model=None,
+    response_class=Response,
+)
 async def metrics(request: Request) -> Response:
     """The manager's metrics and those of HTTP, for Prometheus."""
     state = state_of(request)

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from fastapi.sse import EventSourceResponse, format_sse_event
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from hivellm_ort.server.errors import as_api_error
+from hivellm_ort.server.errors import ERRORS, as_api_error
 from hivellm_ort.server.generation import Answers
 from hivellm_ort.server.state import ServerState
 
-__all__ = ["IDLE_SECONDS", "EventStream", "chunk_event", "sent"]
+__all__ = ["IDLE_SECONDS", "STREAMED", "EventStream", "chunk_event", "sent"]
 
 IDLE_SECONDS = 15.0
 """Seconds without a chunk after which a comment is sent, so that nothing between takes the connection for dead."""
+
+STREAMED: dict[int | str, dict[str, Any]] = {
+    **ERRORS,
+    200: {"description": "The answer, or with `stream` its chunks.", "content": {"text/event-stream": {}}},
+}
+"""What a route that may stream answers, for its documentation."""
 
 _HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
@@ -39,7 +47,8 @@ class EventStream(EventSourceResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
         try:
-            await super().__call__(scope, receive, send)
+            with contextlib.suppress(ClientDisconnect):
+                await super().__call__(scope, receive, send)
         finally:
             self._answers.abandon()
 

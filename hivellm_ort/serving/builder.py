@@ -16,6 +16,7 @@ from hivellm_ort.decoding.stops import StopMatcher
 from hivellm_ort.engine.adapters import BoundAdapter
 from hivellm_ort.errors import ContextLengthError, GrammarError, InferenceError, OptionError, argument
 from hivellm_ort.grammar.after_thinking import AfterThinking
+from hivellm_ort.grammar.calls import CallsGrammar
 from hivellm_ort.grammar.constraint import Constraint
 from hivellm_ort.grammar.grammar import Grammar
 from hivellm_ort.options import GenerateOptions, ScoreOptions, check_answers, check_options, check_prompt
@@ -24,10 +25,12 @@ from hivellm_ort.serving.base import Base
 from hivellm_ort.serving.generation import Generation
 from hivellm_ort.serving.request import GenerationRequest
 from hivellm_ort.text.detokenizer import IncrementalDetokenizer
-from hivellm_ort.text.messages import checked_tools
+from hivellm_ort.text.messages import checked_tools, function_of
 from hivellm_ort.text.prompt import build_messages
 from hivellm_ort.text.reasoning import ReasoningSplitter, opens_thinking
 from hivellm_ort.text.template import ChatTemplate, Prompt, end_of_turn_ids
+from hivellm_ort.tools.choice import ToolChoice, checked_tool_choice, constraint_of
+from hivellm_ort.tools.formats import CallFormat, format_of
 
 __all__ = ["DEFAULT_MAX_TOKENS", "RequestBuilder"]
 
@@ -94,14 +97,19 @@ class RequestBuilder:
         """
         check_prompt(prompt)
         check_options(options)
-        grammar = self._grammar(options)
+        tools = checked_tools(options.get("tools"))
+        choice = checked_tool_choice(options.get("tool_choice"), tools)
+        call_format = format_of(self.template) if choice.mode != "none" else None
+        grammar = self._held_to_tools(tools, choice, call_format, options)
+        free = isinstance(grammar, CallsGrammar) and grammar.free and grammar.answer is None
         thinking = options.get("enable_thinking") or False
         written = self._written(prompt, options, thinking=thinking)
         prompt_ids, inside = written.token_ids, opens_thinking(written.text)
         stops = self._stops(options)
         # Under a grammar a published stop counts where the grammar is complete; elsewhere it may cut a good answer.
         soft = self.manifest.decoding.stop_sequences or ()
-        closing = self._single_tokens([*stops, *soft]) if grammar is not None else frozenset()
+        held = grammar is not None and not free
+        closing = self._single_tokens([*stops, *soft]) if held else frozenset()
         sampling = self._sampling(options)
         request = GenerationRequest(
             prompt_ids=prompt_ids,
@@ -112,10 +120,12 @@ class RequestBuilder:
             timeout=options.get("timeout"),
             expert=self.manifest.name,
             warnings=self.base.grammars.warnings(grammar) if grammar else (),
+            call_format=call_format,
+            tool_names=tuple(function_of(tool)["name"] for tool in tools or ()),
         )
         return Generation(
             request,
-            answer=self._answer(stops, () if grammar else soft, inside, options),
+            answer=self._answer(stops, () if held else soft, inside, options, call_format),
             adapter=self.adapter,
             process=self._process(sampling, options, len(prompt_ids)),
             constraint=self._constraint(grammar, closing, inside, thinking) if grammar else None,
@@ -240,13 +250,36 @@ class RequestBuilder:
         return [*([given] if isinstance(given, str) else given or ()), *self.template.stops]
 
     def _answer(
-        self, stops: Sequence[str], soft: Sequence[str], inside: bool, options: GenerateOptions
+        self,
+        stops: Sequence[str],
+        soft: Sequence[str],
+        inside: bool,
+        options: GenerateOptions,
+        call_format: CallFormat | None = None,
     ) -> AnswerText:
         matcher = StopMatcher(stops, soft, include_stop=bool(options.get("include_stop")))
         # Of a prompt in tokens nobody knows whether it opened a think block.
         thinks = options.get("prompt_ids") is None and (inside or self.template.supports_thinking)
         reasoning = ReasoningSplitter(inside=inside) if thinks else None
-        return AnswerText(IncrementalDetokenizer(self.base.tokenizer), matcher, reasoning)
+        tokenizer = self.base.tokenizer
+        # What calls are read by must be in the text.
+        ids = {tokenizer.token_to_id(marker) for marker in (call_format.markers if call_format else ())}
+        kept = {one for one in ids if one is not None and tokenizer.is_special(one)}
+        return AnswerText(IncrementalDetokenizer(tokenizer, kept=kept), matcher, reasoning)
+
+    def _held_to_tools(
+        self,
+        tools: list[dict[str, Any]] | None,
+        choice: ToolChoice,
+        call_format: CallFormat | None,
+        options: GenerateOptions,
+    ) -> Grammar | CallsGrammar | None:
+        """The grammar of the request: of its answer, of its calls, or of both."""
+        grammar = self._grammar(options)
+        if not tools or choice.mode == "none" or (grammar is not None and not choice.given):
+            return grammar
+        several = options.get("parallel_tool_calls") is not False
+        return constraint_of(call_format, tools, choice, several=several, answer=grammar) or grammar
 
     def _grammar(self, options: GenerateOptions) -> Grammar | None:
         """The grammar of the request, as strict as it wants it."""
@@ -286,7 +319,7 @@ class RequestBuilder:
         return frozenset(ids[0] for stop, ids in encoded if len(ids) == 1 and tokenizer.decode(ids) == stop)
 
     def _constraint(
-        self, grammar: Grammar, closing: frozenset[int], inside: bool, thinking: bool
+        self, grammar: Grammar | CallsGrammar, closing: frozenset[int], inside: bool, thinking: bool
     ) -> Constraint:
         constraint = self.base.grammars.compile(
             grammar, end_token_ids=self.eos_token_ids, closing_token_ids=closing
@@ -296,6 +329,8 @@ class RequestBuilder:
         tokenizer = self.base.tokenizer
         open_id, close_id = map(tokenizer.token_to_id, ("<think>", "</think>"))
         if open_id is None or close_id is None:
+            if isinstance(grammar, CallsGrammar) and grammar.free and grammar.answer is None:
+                return constraint  # a think block is text like any other
             raise GrammarError(
                 "a grammar after thinking needs <think> and </think> among the model's tokens, and they are not: "
                 f"leave out the grammar, or {argument('enable_thinking')}"

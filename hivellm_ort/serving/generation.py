@@ -32,9 +32,18 @@ from hivellm_ort.engine.adapters import BoundAdapter
 from hivellm_ort.errors import GrammarError, InferenceError, OptionError, argument
 from hivellm_ort.forking import Home
 from hivellm_ort.grammar.constraint import Constraint
-from hivellm_ort.result import AnswerScore, FinishReason, InferenceResult, ScoreResult, Timings, TokenLogprob
+from hivellm_ort.result import (
+    AnswerScore,
+    FinishReason,
+    InferenceResult,
+    ScoreResult,
+    Timings,
+    TokenLogprob,
+    ToolCall,
+)
 from hivellm_ort.serving.request import GenerationRequest
 from hivellm_ort.serving.threads import refuse_to_wait
+from hivellm_ort.tools.parser import CallIds, ToolCallParser, read_calls
 
 __all__ = ["Generation", "Status", "Step", "Subscriber"]
 
@@ -162,6 +171,7 @@ class Generation:
         self._finish_reason: FinishReason | None = None
         self._subscribers: list[Subscriber] = []
         self._listeners: list[Callable[[], None]] = []
+        self._call_ids = CallIds(request.call_format.family if request.call_format else None)
         self._lock = threading.Lock()
 
     @property
@@ -263,6 +273,11 @@ class Generation:
             with contextlib.suppress(Empty):
                 return self.steps.get(timeout=_PATIENCE)
 
+    def call_parser(self) -> ToolCallParser:
+        """A fresh parser of the calls in this answer; it gives them the ids that the result has."""
+        request = self.request
+        return ToolCallParser(request.call_format, names=request.tool_names, new_id=self._call_ids)
+
     def result(self) -> InferenceResult:
         """What was generated.
 
@@ -274,9 +289,14 @@ class Generation:
             raise self.error
         if self._finish_reason is None:
             raise InferenceError("the answer has not ended: iterate to its end, or close() it, before result")
-        request = self.request
+        request, text = self.request, "".join(self._texts)
+        content, calls = text, tuple[ToolCall, ...]()
+        if request.call_format is not None:
+            content, calls = read_calls(
+                text, request.call_format, names=request.tool_names, new_id=self._call_ids
+            )
         return InferenceResult(
-            text="".join(self._texts),
+            text=text,
             reasoning="".join(self._reasoning).strip(),
             tokens=tuple(self._tokens),
             prompt_tokens=len(request.prompt_ids),
@@ -291,6 +311,8 @@ class Generation:
             timings=self.timings(),
             expert=request.expert,
             warnings=request.warnings,
+            tool_calls=calls,
+            content=content,
         )
 
     def score_result(self, answers: Sequence[str]) -> ScoreResult:

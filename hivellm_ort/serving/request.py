@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hivellm_ort.decoding.params import SamplingParams
+from hivellm_ort.tools.formats import CallFormat
 
 __all__ = ["GenerationRequest"]
 
@@ -26,6 +27,8 @@ class GenerationRequest:
         expert: name of the expert, for the result.
         answers: tokens of given answers, whose probabilities are wanted in place of an answer.
         warnings: what the result says about the grammar, a sentence each.
+        call_format: how calls of tools are written in the answer; None where none are read from it.
+        tool_names: the tools that it may call.
     """
 
     prompt_ids: Sequence[int]
@@ -37,6 +40,8 @@ class GenerationRequest:
     expert: str = ""
     answers: tuple[tuple[int, ...], ...] = ()
     warnings: tuple[str, ...] = ()
+    call_format: CallFormat | None = None
+    tool_names: tuple[str, ...] = ()
 
     @property
     def options(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from hivellm_ort.errors import InferenceError
 from hivellm_ort.result import InferenceResult
 from hivellm_ort.serving.generation import Generation, Step
 from hivellm_ort.serving.threads import refuse_to_wait
+from hivellm_ort.tools.parser import ToolCallParser
 
 __all__ = ["AsyncTextStream", "TextStream"]
 
@@ -43,6 +44,17 @@ class TextStream(Iterator[str]):
             InferenceError: it is still going on, or has failed.
         """
         return self._generation.result()
+
+    def call_parser(self) -> ToolCallParser:
+        """A parser to give the pieces to: it tells the calls of tools from the text, as they come.
+
+        >>> parser = stream.call_parser()  # doctest: +SKIP
+        >>> for piece in stream:  # doctest: +SKIP
+        ...     for event in parser.push(piece):
+        ...         print(event)
+        >>> parser.flush()  # doctest: +SKIP
+        """
+        return self._generation.call_parser()
 
     def poll(self) -> Step | None:
         """The next token, with the text that it made certain, if there is one already; else None.
@@ -153,6 +165,12 @@ class AsyncTextStream(AsyncIterator[str]):
         if self._stream is None:
             raise InferenceError("the answer has not begun: iterate to its end before result")
         return self._stream.result
+
+    def call_parser(self) -> ToolCallParser:
+        """See `TextStream.call_parser`; there is one from the first piece on."""
+        if self._stream is None:
+            raise InferenceError("the answer has not begun: ask for its first piece before call_parser")
+        return self._stream.call_parser()
 
     def cancel(self) -> None:
         """See `TextStream.cancel`."""

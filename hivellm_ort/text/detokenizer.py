@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from hivellm_ort.text.tokenizer import Tokenizer
 
 __all__ = ["IncrementalDetokenizer"]
@@ -34,11 +36,15 @@ class IncrementalDetokenizer:
     Args:
         tokenizer: Decodes the ids.
         skip_special_tokens: Leave special tokens out of the text, as in `tokenizer.decode`.
+        kept: Special tokens that are part of the text after all.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True, kept: Collection[int] = ()
+    ) -> None:
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
+        self._kept = kept
         self._window: list[int] = []
         self._shown = 0  # characters of the window's text that are out already
         self._byte_run: list[int] = []
@@ -50,7 +56,8 @@ class IncrementalDetokenizer:
             token_id: The next id of the answer, at least 0.
         """
         # Tokens without text never reach the window: it must hold tokens that the decoder really sees.
-        if self._skip_special_tokens and self._tokenizer.is_special(token_id):
+        skipped = self._skip_special_tokens and self._tokenizer.is_special(token_id)
+        if skipped and token_id not in self._kept:
             return ""
         if self._tokenizer.is_byte(token_id):
             self._byte_run.append(token_id)
@@ -79,7 +86,9 @@ class IncrementalDetokenizer:
         return self._decode()
 
     def _decode(self) -> str:
-        return self._tokenizer.decode(self._window, skip_special_tokens=self._skip_special_tokens)
+        # The window has no special tokens but those that are kept.
+        skip = self._skip_special_tokens and not self._kept
+        return self._tokenizer.decode(self._window, skip_special_tokens=skip)
 
     def _cut_back(self, held: int) -> None:
         """Keep only the context; `held` characters at its end are not out yet."""

@@ -131,6 +131,10 @@ class ChatTemplate:
         """Whether `enable_thinking` changes anything: the template mentions it."""
         return "enable_thinking" in self._source
 
+    def mentions(self, text: str) -> bool:
+        """Whether the source has the text; of two templates that for conversations with tools."""
+        return text in (self._source if self._tool_use_source is None else self._tool_use_source)
+
     def fit(
         self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:

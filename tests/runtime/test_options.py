@@ -200,6 +200,8 @@ WRONG = {
     "schema": [5, ["x"]],
     "system": [b"x"],
     "prompt_ids": [5, "x", ["x"], [True], [1.0], {1}],
+    "tool_choice": [5, ["auto"]],
+    "parallel_tool_calls": ["no", 1],
     "messages": [{}, "hello", ["hello"], [[{"role": "user", "content": "x"}]]],
     "enable_thinking": ["no", 1],
     "lenient": ["yes", 1],

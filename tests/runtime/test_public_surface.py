@@ -43,15 +43,16 @@ ROOMS: dict[str, set[str]] = {
     "text": {"errors", "jsonfiles", "panics", "paths", "printable", "textfile"},
     "engine": {"adapters", "contract", "errors"},
     "decoding": {"callbacks", "errors", "ranges", "result", "text"},
-    "serving": {
-        "callbacks", "contract", "decoding", "engine", "errors", "forking", "grammar", "jsonfiles", "options",
-        "package", "result", "text",
-    },
     "operators": set(),
     "progress": {"forking", "printable"},
     "loading": {
         "adapters", "contract", "engine", "errors", "filenames", "grammar", "integrity", "operators", "package",
         "paths", "printable", "progress", "text", "textfile",
+    },
+    "tools": {"errors", "grammar", "result", "text"},
+    "serving": {
+        "callbacks", "contract", "decoding", "engine", "errors", "forking", "grammar", "jsonfiles", "options",
+        "package", "result", "text", "tools",
     },
     "expert": {
         "contract", "engine", "errors", "grammar", "integrity", "loading", "options", "package", "paths", "result",
@@ -61,10 +62,12 @@ ROOMS: dict[str, set[str]] = {
         "errors", "expert", "forking", "integrity", "loading", "observability", "options", "package", "paths",
         "result", "routing", "serving", "text",
     },
-    "__init__": {"errors", "expert", "grammar", "integrity", "manager", "options", "package", "result", "serving"},
+    "__init__": {
+        "errors", "expert", "grammar", "integrity", "manager", "options", "package", "result", "serving", "tools",
+    },
     "server": {
         "__init__", "errors", "jsonfiles", "manager", "observability", "options", "paths", "result", "serving",
-        "text", "textfile",
+        "text", "textfile", "tools",
     },
     "cli": {
         "__init__", "engine", "errors", "expert", "grammar", "integrity", "loading", "package", "paths", "printable",

@@ -147,3 +147,10 @@ def test_a_grammar_needs_tags_that_are_tokens(thinker: Expert) -> None:
     with pytest.raises(GrammarError, match="<think> and </think>"):
         thinker.generate(PROMPT, enable_thinking=True, regex="a")
     assert "a" == thinker.generate(PROMPT, regex="a").text
+
+
+def test_a_prompt_in_tokens_has_no_reasoning(thinker: Expert) -> None:
+    """Nobody knows whether such a prompt opened a think block, so an answer to it is text from its beginning."""
+    ids = thinker.tokenizer.encode("a")
+    result = thinker.generate(prompt_ids=ids, processors=[saying("<think>x</think>y", thinker.tokenizer)])
+    assert ("<think>x</think>y", "") == (result.text, result.reasoning)

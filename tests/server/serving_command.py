@@ -12,6 +12,23 @@ from pathlib import Path
 _SECONDS = 60
 
 
+# Every step takes a hundredth of a second: a tiny model has written its longest answer before a signal arrives.
+_SLOW = """
+import sys, time
+from hivellm_ort.cli.main import main
+from hivellm_ort.engine.decoder import Decoder
+
+def slowed(function):
+    def slow(*arguments, **options):
+        time.sleep(0.01)
+        return function(*arguments, **options)
+    return slow
+
+Decoder.append, Decoder.step = slowed(Decoder.append), slowed(Decoder.step)
+main(prog_name="hivellm-ort")
+"""
+
+
 class Command:
     """A process that serves; it is killed at the end where it runs still.
 
@@ -19,14 +36,23 @@ class Command:
         arguments: of the command, without `--port`.
         home: for `HIVELLM_HOME`.
         environment: more variables.
+        slow: whether answers take seconds.
 
     Attributes:
         address: where it listens.
         process: the process.
     """
 
-    def __init__(self, arguments: list[str], home: Path, environment: dict[str, str] | None = None) -> None:
-        self._arguments = [sys.executable, "-m", "hivellm_ort", "serve", "--port", "0", *arguments]
+    def __init__(
+        self,
+        arguments: list[str],
+        home: Path,
+        environment: dict[str, str] | None = None,
+        *,
+        slow: bool = False,
+    ) -> None:
+        program = ["-c", _SLOW] if slow else ["-m", "hivellm_ort"]
+        self._arguments = [sys.executable, *program, "serve", "--port", "0", *arguments]
         self._environment = {**os.environ, "HIVELLM_HOME": str(home), **(environment or {})}
         self._lines: list[str] = []
         self._listening = threading.Event()

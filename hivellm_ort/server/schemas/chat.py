@@ -72,7 +72,7 @@ class TemplateOptions(Body):
 class ChatBody(GenerationBody):
     """The body of `/v1/chat/completions`."""
 
-    messages: list[Message]
+    messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: int | None = Field(None, description="Most tokens of an answer, as max_tokens.")
     logprobs: bool | None = None
     top_logprobs: int | None = None

@@ -25,7 +25,7 @@ REFUSED = {
     "stop_token_ids": "use stop, with texts",
     "skip_special_tokens": "answers never hold special tokens",
     "spaces_between_special_tokens": "answers never hold special tokens",
-    "prompt_logprobs": "use /v1/decisions, which scores given answers",
+    "prompt_logprobs": "probabilities are told of answers, not of prompts",
     "allowed_token_ids": "use choice, regex or grammar",
     "truncate_prompt_tokens": "shorten the prompt yourself",
     "use_beam_search": "answers are sampled, or greedy with temperature 0",

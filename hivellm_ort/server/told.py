@@ -1,4 +1,4 @@
-"""Log probabilities and counts of tokens, as OpenAI's API has them."""
+"""Ends, counts and log probabilities of answers, as OpenAI's API has them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 from hivellm_ort.result import InferenceResult, TokenLogprob
 from hivellm_ort.text.tokenizer import TextTokenizer
 
-__all__ = ["TokenTexts", "usage_of"]
+__all__ = ["TokenTexts", "finish_reason", "shown_logprobs", "usage_of"]
 
 _IMPOSSIBLE = -9999.0  # OpenAI's number for a probability of 0, which JSON cannot write
 
 
 class TokenTexts:
-    """Tokens with their texts and probabilities.
+    """Tokens with their texts and probabilities. Making the first of a base takes a while: not in an event loop.
 
     Args:
         tokenizer: of the base.
@@ -24,11 +24,11 @@ class TokenTexts:
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
         self._tokenizer = tokenizer
+        self._texts = tokenizer.token_bytes
 
     def bytes_of(self, token_id: int) -> bytes:
         """What a token adds to a text; of a special token how it is written."""
-        texts = self._tokenizer.token_bytes
-        text = texts[token_id] if token_id < len(texts) else b""
+        text = self._texts[token_id] if token_id < len(self._texts) else b""
         return text or (self._tokenizer.id_to_token(token_id) or "").encode()
 
     def text_of(self, token_id: int) -> str:
@@ -67,6 +67,17 @@ class TokenTexts:
     def _entry(self, token_id: int, logprob: float) -> dict[str, Any]:
         data = self.bytes_of(token_id)
         return {"token": data.decode("utf-8", "replace"), "logprob": _finite(logprob), "bytes": list(data)}
+
+
+def finish_reason(result: InferenceResult) -> str:
+    """OpenAI's name of why a text ended."""
+    return "length" if result.finish_reason == "length" else "stop"
+
+
+def shown_logprobs(result: InferenceResult) -> list[TokenLogprob]:
+    """The probabilities of an answer's tokens, without that of the token which ended it."""
+    logprobs = list(result.logprobs or ())
+    return logprobs[:-1] if result.finish_reason == "eos" else logprobs
 
 
 def usage_of(prompts: Iterable[Sequence[InferenceResult]]) -> dict[str, Any]:

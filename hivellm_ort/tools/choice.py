@@ -1,0 +1,154 @@
+"""Which tools an answer may call: the options `tools`, `tool_choice` and `parallel_tool_calls` of a request."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hivellm_ort.errors import GrammarError, OptionError, OptionTypeError, argument
+from hivellm_ort.grammar.calls import CallsGrammar, ToolSchema
+from hivellm_ort.grammar.grammar import Grammar
+from hivellm_ort.text.messages import function_of
+from hivellm_ort.tools.formats import CallFormat
+
+__all__ = ["ToolChoice", "checked_tool_choice", "constraint_of"]
+
+_NAME = re.compile(r"[\w.:/-]{1,256}")
+_NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
+
+
+@dataclass(frozen=True)
+class ToolChoice:
+    """Which calls an answer may have.
+
+    Attributes:
+        mode: `none`: no calls. `auto`: the model chooses between text and calls. `required`: the answer is a call.
+        name: with `required`, the only tool that may be called; None for any.
+        given: whether the caller chose, or it is the default.
+    """
+
+    mode: Literal["none", "auto", "required"]
+    name: str | None = None
+    given: bool = True
+
+
+def checked_tool_choice(value: Any, tools: Sequence[Mapping[str, Any]] | None) -> ToolChoice:
+    """Return what the option `tool_choice` means.
+
+    Args:
+        value: `none`, `auto`, `required`, or `{"type": "function", "function": {"name": …}}`; also with the name
+            beside the type. None is `auto` where there are tools.
+        tools: the request's, as `checked_tools` returns them.
+
+    Raises:
+        OptionTypeError: it has a wrong type.
+        OptionError: it is none of these, it needs tools and there are none, or it names none of them.
+    """
+    where = argument("tool_choice")
+    if value is None:
+        return ToolChoice("auto" if tools else "none", given=False)
+    if isinstance(value, str):
+        if value not in ("none", "auto", "required"):
+            raise OptionError(
+                f"{where} is {value!r}: it must be 'none', 'auto', 'required' or "
+                '{"type": "function", "function": {"name": …}}'
+            )
+        choice = ToolChoice(value)  # type: ignore[arg-type]
+    else:
+        choice = ToolChoice("required", _named(value, where))
+    if choice.mode == "required" and not tools:
+        raise OptionError(f"{where} asks for a call, and there are no tools: give {argument('tools')}")
+    names = [function_of(dict(tool))["name"] for tool in tools or ()]
+    if choice.name is not None and choice.name not in names:
+        raise OptionError(f"{where} names {choice.name!r}, which is none of the tools: {', '.join(names)}")
+    return choice if tools else ToolChoice("none")
+
+
+def _named(value: Any, where: str) -> str:
+    if not isinstance(value, Mapping):
+        raise OptionTypeError(f"{where} is {type(value).__name__}: pass a text or a dict")
+    kind = value.get("type")
+    if kind != "function":
+        raise OptionError(f"{where} has the type {kind!r}: only 'function' is supported")
+    function = value.get("function", value)
+    name = function.get("name") if isinstance(function, Mapping) else None
+    if not isinstance(name, str):
+        raise OptionError(f'{where} must be {{"type": "function", "function": {{"name": …}}}}')
+    return name
+
+
+def constraint_of(
+    call_format: CallFormat | None,
+    tools: Sequence[Mapping[str, Any]],
+    choice: ToolChoice,
+    *,
+    several: bool = True,
+    answer: Grammar | None = None,
+) -> CallsGrammar | None:
+    """Return the grammar that holds an answer to the tools; None where nothing can be held to them.
+
+    Args:
+        call_format: how the model writes calls; None where that is not known.
+        tools: as `checked_tools` returns them.
+        choice: `auto` or `required`.
+        several: whether the answer may have more than one call; one of a tool that the choice names is single.
+        answer: what an answer without calls must look like.
+
+    Raises:
+        OptionError: the names of the tools cannot be told apart in an answer.
+        GrammarError: calls are asked for, and cannot be enforced in this format.
+    """
+    functions = [function_of(dict(tool)) for tool in tools]
+    strict = [function["name"] for function in functions if function.get("strict") is True]
+    if call_format is None or not call_format.enforceable:
+        _require_format(call_format, choice, strict)
+        return None
+    schemas: list[ToolSchema] = []
+    for index, function in enumerate(functions):
+        where = f"tools[{index}]"
+        name = function["name"]
+        if _NAME.fullmatch(name) is None:
+            raise OptionError(
+                f"{where}: the name is {name!r}; a name that is called has 1 to 256 letters, digits and _ - . : /"
+            )
+        if any(name == other.name for other in schemas):
+            raise OptionError(f"{where}: there are two tools named {name!r}; give each a name of its own")
+        parameters = function.get("parameters")
+        schemas.append(
+            ToolSchema(
+                name,
+                json.dumps(_NO_PARAMETERS if parameters is None else parameters, ensure_ascii=False),
+                strict=function.get("strict") is True,
+                where=f"{where}.parameters ({name})",
+            )
+        )
+    if answer is not None and choice.mode == "auto" and not call_format.form.marker:
+        raise GrammarError(
+            f"{argument('tool_choice')} is 'auto' beside a grammar, and this model's calls are bare JSON, which "
+            "cannot be told from other answers at their beginning: leave out the grammar or the tools"
+        )
+    return CallsGrammar(
+        call_format.form,
+        tuple(schema for schema in schemas if choice.name in (None, schema.name)),
+        free=choice.mode == "auto",
+        several=several and choice.name is None,
+        answer=answer if choice.mode == "auto" else None,
+    )
+
+
+def _require_format(call_format: CallFormat | None, choice: ToolChoice, strict: Sequence[str]) -> None:
+    """Refuse what only a format whose calls can be enforced allows."""
+    if choice.mode == "required":
+        asked = f"{argument('tool_choice')} asks for a call"
+    elif strict and choice.given:
+        asked = f"the tool {strict[0]!r} is strict"
+    else:
+        return
+    if call_format is None:
+        why = "the chat template writes calls in no format that is known here (hermes, llama3, mistral)"
+    else:
+        why = f"calls in the format {call_format.family} have arguments that are not JSON, which cannot be enforced"
+    raise GrammarError(f"{asked}, and {why}: use {argument('tool_choice')} 'auto' and read the answer's text")

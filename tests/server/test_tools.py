@@ -1,0 +1,236 @@
+"""Calls of tools, and thinking before an answer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+from asking import QUESTION, chat, chunks, error_of
+from fastapi.testclient import TestClient
+from support.golden import BASE, golden
+from support.running import replace_files
+from tokenizers import AddedToken, Tokenizer
+
+from hivellm_ort import ExpertManager
+from hivellm_ort.server import ServerLimits, ServerOptions, create_app
+
+# As Qwen3: tools, turns with their calls, and thinking that can be switched off.
+TEMPLATE = (
+    "{% for tool in tools or [] %}{{ tool | tojson }}\n{% endfor %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content or '' }}"
+    "{% for call in m.tool_calls or [] %}{{ '\\n' if m.content or not loop.first else '' }}<tool_call>\n"
+    '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}\n</tool_call>'
+    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+SCHEMA = {
+    "type": "object",
+    "properties": {"x": {"type": "integer", "minimum": 0, "maximum": 9}},
+    "required": ["x"],
+    "additionalProperties": False,
+}
+TOOLS = [
+    {"type": "function", "function": {"name": "root", "description": "Root", "parameters": SCHEMA}},
+    {"type": "function", "function": {"name": "halt"}},
+]
+NAMED = {"type": "function", "function": {"name": "root"}}
+CALL = '<tool_call>\n{"name": "root", "arguments": {"x": 4}}\n</tool_call>'
+PATH = "/v1/chat/completions"
+
+
+@pytest.fixture(scope="module")
+def caller(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExpertManager]:
+    """The expert `sql` on a base with such a template."""
+    bundle = Path(shutil.copytree(BASE, tmp_path_factory.mktemp("base") / "bundle"))
+    tokenizer = Tokenizer.from_file(str(bundle / "tokenizer.json"))
+    tags = ("<think>", "</think>", "<tool_call>", "</tool_call>")
+    assert len(tags) == tokenizer.add_tokens([AddedToken(tag, special=False) for tag in tags])
+    replace_files(bundle, {"chat_template.jinja": TEMPLATE, "tokenizer.json": tokenizer.to_str()})
+    with ExpertManager(cache_dir=cache, threads=1, trust="off") as manager:
+        manager.load_expert("sql", golden("sql"), base=bundle)
+        yield manager
+
+
+@pytest.fixture
+def tooled(caller: ExpertManager) -> Iterator[TestClient]:
+    """A client of it."""
+    with TestClient(create_app(caller), base_url="http://localhost") as client:
+        yield client
+
+
+@pytest.fixture
+def say(caller: ExpertManager, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Have the model say a text where it has a choice, and end."""
+    generate_stream = ExpertManager.generate_stream
+
+    def say(text: str) -> None:
+        script = [*caller.tokenizer("sql").encode(text), 2]
+
+        def saying(manager: ExpertManager, name: str, prompt: str | None = None, **options: Any) -> Any:
+            shown = {key: options.get(key) for key in ("messages", "tools", "enable_thinking")}
+            begin = len(manager.prompt_ids(name, prompt, **shown))  # type: ignore[arg-type]
+
+            def process(token_ids: np.ndarray, logits: np.ndarray) -> np.ndarray:
+                wanted = logits - 1000
+                wanted[script[min(len(token_ids) - begin, len(script) - 1)]] = 1000
+                return wanted
+
+            return generate_stream(manager, name, prompt, **options, processors=[process])
+
+        monkeypatch.setattr(ExpertManager, "generate_stream", saying)
+
+    return say
+
+
+def joined(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """The message that the chunks of one answer make, as clients put it together."""
+    message: dict[str, Any] = {}
+    for chunk in found:
+        for key, value in chunk["choices"][0]["delta"].items():
+            if key != "tool_calls":
+                message[key] = message.get(key, "") + value
+                continue
+            calls = message.setdefault("tool_calls", [])
+            for call in value:
+                if call["index"] == len(calls):
+                    calls.append(
+                        {key: call[key] for key in ("id", "type")} | {"function": dict(call["function"])}
+                    )
+                else:
+                    calls[call["index"]]["function"]["arguments"] += call["function"]["arguments"]
+    return message
+
+
+@pytest.mark.parametrize("choice", ["required", NAMED])
+def test_a_call_that_is_required(choice: Any, tooled: TestClient) -> None:
+    """The answer is a call whose arguments fit the schema, at once and as it is written."""
+    body = chat(tools=TOOLS[:1], tool_choice=choice, parallel_tool_calls=False, max_tokens=100)
+    answer = tooled.post(PATH, json=body).json()["choices"][0]
+    (call,) = answer["message"]["tool_calls"]
+    assert ("tool_calls", None, "function", "root") == (
+        answer["finish_reason"],
+        answer["message"]["content"],
+        call["type"],
+        call["function"]["name"],
+    )
+    jsonschema.validate(json.loads(call["function"]["arguments"]), SCHEMA)
+    found = chunks(tooled.post(PATH, json={**body, "stream": True}).text)
+    message = joined(found)
+    assert call["function"] == message["tool_calls"][0]["function"]
+    assert message["tool_calls"][0]["id"].startswith("call_")
+    assert "content" not in message
+    assert "tool_calls" == found[-1]["choices"][0]["finish_reason"]
+
+
+def test_text_and_calls(tooled: TestClient, say: Callable[[str], None]) -> None:
+    """With `auto` there may be text before a call; both are told apart, at once and as they are written."""
+    say(f"Well.\n{CALL}")
+    answer = tooled.post(PATH, json=chat(tools=TOOLS, n=2)).json()
+    for choice in answer["choices"]:
+        (call,) = choice["message"]["tool_calls"]
+        assert ("Well.", "tool_calls", {"name": "root", "arguments": '{"x": 4}'}) == (
+            choice["message"]["content"],
+            choice["finish_reason"],
+            call["function"],
+        )
+    assert 2 == len({choice["message"]["tool_calls"][0]["id"] for choice in answer["choices"]})
+    message = joined(chunks(tooled.post(PATH, json=chat(tools=TOOLS, stream=True)).text))
+    assert ("assistant", "Well.", {"name": "root", "arguments": '{"x": 4}'}) == (
+        message["role"],
+        message["content"],
+        message["tool_calls"][0]["function"],
+    )
+
+
+def test_a_text_of_no_call(tooled: TestClient, say: Callable[[str], None]) -> None:
+    """An answer without a call is text alone; with `none` a call is text too."""
+    say("Well. <b>")
+    for stream in (False, True):
+        response = tooled.post(PATH, json=chat(tools=TOOLS, stream=stream))
+        message = joined(chunks(response.text)) if stream else response.json()["choices"][0]["message"]
+        assert ("Well. <b>", None) == (message["content"], message.get("tool_calls"))
+    say(CALL)
+    answer = tooled.post(PATH, json=chat(tools=TOOLS, tool_choice="none")).json()["choices"][0]
+    assert (CALL, "stop") == (answer["message"]["content"], answer["finish_reason"])
+
+
+def test_a_call_that_is_cut_off(tooled: TestClient, say: Callable[[str], None]) -> None:
+    """The reason is the length, so that nobody takes the arguments for whole."""
+    say(CALL)
+    answer = tooled.post(PATH, json=chat(tools=TOOLS, max_tokens=40)).json()["choices"][0]
+    assert "length" == answer["finish_reason"]
+    assert "root" == answer["message"]["tool_calls"][0]["function"]["name"]
+
+
+def test_results_of_calls_go_back(
+    tooled: TestClient, caller: ExpertManager, say: Callable[[str], None]
+) -> None:
+    """The message of an answer and the result of its call are the next turns."""
+    say(CALL)
+    answer = tooled.post(PATH, json=chat(tools=TOOLS)).json()["choices"][0]["message"]
+    turns = [
+        {"role": "user", "content": QUESTION},
+        answer,
+        {"role": "tool", "tool_call_id": answer["tool_calls"][0]["id"], "content": "2"},
+    ]
+    say("Two.")
+    response = tooled.post(PATH, json=chat(tools=TOOLS, messages=turns))
+    plain = [turns[0], {key: answer[key] for key in ("role", "content", "tool_calls")}, turns[2]]
+    assert (
+        len(caller.prompt_ids("sql", messages=plain, tools=TOOLS))
+        == response.json()["usage"]["prompt_tokens"]
+    )
+    assert "Two." == response.json()["choices"][0]["message"]["content"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "message"),
+    [
+        ({"tool_choice": "required"}, "tool_choice", "there are no tools"),
+        ({"tool_choice": "sometimes", "tools": TOOLS}, "tool_choice", "it must be 'none'"),
+        (
+            {"tool_choice": {"type": "function", "function": {"name": "x"}}, "tools": TOOLS},
+            "tool_choice",
+            "none of the tools",
+        ),
+        ({"tools": [{"type": "function"}]}, "tools", "name"),
+        ({"tools": [TOOLS[0], TOOLS[0]]}, "tools", "two tools named 'root'"),
+        ({"tools": "root"}, "tools", "valid list"),
+        ({"tools": [TOOLS[1]] * 3}, "tools", "3 tools, and 2 may be"),
+        ({"tools": TOOLS, "parallel_tool_calls": "no"}, "parallel_tool_calls", "valid boolean"),
+    ],
+)
+def test_wrong_tools(fields: dict[str, Any], param: str, message: str, caller: ExpertManager) -> None:
+    """The error names the field."""
+    options = ServerOptions(limits=ServerLimits(max_tools=2))
+    with TestClient(create_app(caller, options), base_url="http://localhost") as client:
+        response = client.post(PATH, json=chat(**fields))
+    assert (400, param) == (response.status_code, error_of(response)["param"])
+    assert message in error_of(response)["message"]
+
+
+@pytest.mark.parametrize(
+    "fields", [{"chat_template_kwargs": {"enable_thinking": True}}, {"reasoning_effort": "low"}]
+)
+def test_thinking(fields: dict[str, Any], tooled: TestClient, say: Callable[[str], None]) -> None:
+    """Thoughts are a field of their own, at once and as they are written."""
+    say("<think>\nHm.\n</think>\n\nTwo.")
+    message = tooled.post(PATH, json=chat(**fields)).json()["choices"][0]["message"]
+    assert ("Hm.", "Two.") == (message["reasoning_content"], message["content"])
+    found = chunks(tooled.post(PATH, json=chat(**fields, stream=True)).text)
+    assert ("Hm.", "Two.") == (joined(found)["reasoning_content"], joined(found)["content"])
+
+
+def test_no_thinking(tooled: TestClient, caller: ExpertManager) -> None:
+    """Without being asked for there are no thoughts, and the prompt says so."""
+    expected = caller.prompt_ids("sql", QUESTION)
+    for fields in ({}, {"reasoning_effort": "none"}, {"chat_template_kwargs": {"enable_thinking": False}}):
+        answer = tooled.post(PATH, json=chat(max_tokens=2, **fields)).json()
+        assert len(expected) == answer["usage"]["prompt_tokens"]
+        assert "reasoning_content" not in answer["choices"][0]["message"]
