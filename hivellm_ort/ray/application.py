@@ -15,11 +15,11 @@ from hivellm_ort.ray.experts import Experts
 from hivellm_ort.ray.gateway import gateway_app
 from hivellm_ort.server.keys import read_keys
 from hivellm_ort.server.options import ServerOptions
+from hivellm_ort.serving.batch import DEFAULT_BATCH_SIZE
 
 __all__ = ["build_app"]
 
 _ROUTER = "hivellm_ort.ray.router.ExpertRouter"
-_ROWS = 8  # of a running batch
 _DRAIN_SECONDS = 30.0
 
 
@@ -67,7 +67,7 @@ def build_app(arguments: ClusterArguments | dict[str, Any]) -> Application:
         Experts,
         name="experts",
         user_config={"experts": plain["experts"]},
-        max_ongoing_requests=2 * _ROWS,
+        max_ongoing_requests=2 * DEFAULT_BATCH_SIZE,
         max_queued_requests=checked.limits.max_waiting,
         health_check_period_s=5,
         health_check_timeout_s=10,
@@ -79,6 +79,6 @@ def build_app(arguments: ClusterArguments | dict[str, Any]) -> Application:
         name="gateway",
         max_ongoing_requests=1000,
         graceful_shutdown_timeout_s=_DRAIN_SECONDS,
-        ray_actor_options={"num_cpus": 0.1},
+        ray_actor_options={"num_cpus": 0},  # so that it fits beside replicas that take all cores
     )
     return gateway.bind(experts.bind(plain), plain)

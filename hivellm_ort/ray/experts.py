@@ -97,7 +97,7 @@ class Experts:
         """Raise where nothing can be answered any more; Ray replaces the replica then."""
         await asyncio.to_thread(self._manager.stats)
 
-    async def answer(self, scope: dict[str, Any], body: bytes) -> AsyncIterator[list[Message]]:
+    async def answer(self, scope: dict[str, Any], body: bytes, model: str) -> AsyncIterator[list[Message]]:
         """Answer one request with the application.
 
         The first list comes at once, and an empty one every few seconds in which there is nothing else: whoever
@@ -106,12 +106,13 @@ class Experts:
         Args:
             scope: of ASGI, as JSON types and bytes.
             body: the whole body.
+            model: that the body names; empty for none.
 
         Yields:
             What the application sends, as it comes.
         """
         sent: asyncio.Queue[Message | None] = asyncio.Queue()
-        answering = asyncio.create_task(self._answer(scope, body, sent))
+        answering = asyncio.create_task(self._answer(scope, body, model, sent))
         answering.add_done_callback(lambda _: sent.put_nowait(None))
         try:
             yield []
@@ -131,7 +132,9 @@ class Experts:
             self._state.end()
             self._manager.close()
 
-    async def _answer(self, scope: dict[str, Any], body: bytes, sent: asyncio.Queue[Message | None]) -> None:
+    async def _answer(
+        self, scope: dict[str, Any], body: bytes, model: str, sent: asyncio.Queue[Message | None]
+    ) -> None:
         received = False
 
         async def receive() -> Message:
@@ -144,15 +147,14 @@ class Experts:
         async def send(message: Message) -> None:
             sent.put_nowait(message)
 
-        name = serve.get_multiplexed_model_id()
         app: ASGIApp = self._app
-        if name in self._experts:
+        if model in self._experts:
             try:
-                await self._hold(name)
-            except LoadError as error:
-                _LOG.warning("expert %r is unavailable: %s", name, error)  # the application tells the client
-        elif name in self._failed:
-            app = _unavailable(name, self._state.hide(self._failed[name])).response
+                await self._hold(model)
+            except ExpertError as error:
+                _LOG.warning("expert %r is unavailable: %s", model, error)  # the application tells the client
+        elif model in self._failed:
+            app = _unavailable(model, self._state.hide(self._failed[model])).response
         try:
             await app({**scope, "state": {}, "extensions": {}}, receive, send)
         except Exception:  # the client was told already

@@ -143,7 +143,7 @@ class _Relay:
         plain = {key: scope[key] for key in _SCOPE if key in scope}
         for left in reversed(range(_TRIES)):
             try:
-                async for message in self._messages(handle, plain, body):
+                async for message in self._messages(handle, plain, body, model):
                     await send(message)
             except _LOST as error:
                 _LOG.warning("a replica was lost: %s", error)
@@ -156,7 +156,7 @@ class _Relay:
                 return
 
     async def _messages(
-        self, handle: DeploymentHandle[Any], scope: dict[str, Any], body: bytes
+        self, handle: DeploymentHandle[Any], scope: dict[str, Any], body: bytes, model: str
     ) -> AsyncIterator[Message]:
         """What a replica sends. The start of the response comes with what follows it.
 
@@ -166,7 +166,7 @@ class _Relay:
         """
         held: list[Message] = []
         complete = False
-        answer = handle.answer.remote(scope, body)
+        answer = handle.answer.remote(scope, body, model)
         try:
             seconds = self._queue_timeout
             while (messages := await self._within(seconds, answer)) is not None:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from ray.serve.request_router import FIFOMixin, MultiplexMixin, PendingRequest, RequestRouter, RunningReplica
 
+from hivellm_ort.serving.batch import DEFAULT_BATCH_SIZE
+
 __all__ = ["ExpertRouter"]
 
 
@@ -15,20 +17,21 @@ class ExpertRouter(FIFOMixin, MultiplexMixin, RequestRouter):
 
     Among the replicas that hold an expert, a request goes where requests with its session id went before: the
     gateway makes the id from the beginning of the prompt, whose keys and values that replica may have kept. And a
-    replica that has `slack` requests more than another is passed over: an expert that many ask is loaded by more
-    replicas.
+    replica is passed over that has `slack` requests more than another, or no free row where another has one: an
+    expert that many ask is loaded by more replicas.
 
     Nothing is remembered: the replica of a session id is the one with the highest hash of both (rendezvous hashing),
     so all gateways choose alike.
     """
 
-    def initialize_state(self, slack: int = 4) -> None:
+    def initialize_state(self, slack: int = 4, rows: int = DEFAULT_BATCH_SIZE) -> None:
         """Take the `request_router_kwargs`.
 
         Args:
-            slack: how many requests more than the least busy replica one may have and still be preferred.
+            slack: how many requests more than the least busy replica make one be passed over.
+            rows: of a batch; further requests wait.
         """
-        self._slack = slack
+        self._slack, self._rows = slack, rows
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
@@ -39,7 +42,8 @@ class ExpertRouter(FIFOMixin, MultiplexMixin, RequestRouter):
         pending_request.routing_context.should_backoff = True
         expert, session = pending_request.metadata.multiplexed_model_id, pending_request.metadata.session_id
         busy = {replica.replica_id: self._busy(replica) for replica in candidate_replicas}
-        most = min(busy.values(), default=0) + self._slack
+        least = min(busy.values(), default=0)
+        most = min(least + self._slack, self._rows) if least < self._rows else least + self._slack
         near = [replica for replica in candidate_replicas if busy[replica.replica_id] < most]
         holders = [replica for replica in near if expert in replica.multiplexed_model_ids]
         # A cold expert has one home, so that requests which come together load it once.

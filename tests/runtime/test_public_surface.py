@@ -74,7 +74,7 @@ ROOMS: dict[str, set[str]] = {
         "progress", "server", "text", "textfile",
     },
     "__main__": {"cli"},
-    "ray": {"__init__", "errors", "integrity", "observability", "server"},
+    "ray": {"__init__", "errors", "integrity", "observability", "server", "serving"},
 }  # fmt: skip
 THIRD_PARTY: dict[str, set[str]] = {
     "adapters": {"numpy", "safetensors"},

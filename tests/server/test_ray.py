@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -73,12 +75,15 @@ class Cluster:
             ],
         }
         options = {"host": "127.0.0.1", "port": self.port}
+        earlier = serve.status().applications.get("experts")
         self._submission.deploy_applications({"http_options": options, "applications": [application]})
 
         def is_running() -> bool:
             told = serve.status().applications.get("experts")
-            assert told is None or told.status != "DEPLOY_FAILED", told.message
-            return told is not None and told.status == "RUNNING" and len(self.processes()) == 2
+            if told is None or (earlier and told.last_deployed_time_s == earlier.last_deployed_time_s):
+                return False
+            assert told.status != "DEPLOY_FAILED", told.message
+            return bool(told.status == "RUNNING" and len(self.processes()) == 2)
 
         wait_for(is_running)
 
@@ -221,6 +226,96 @@ def test_requests_end_when_a_replica_dies(cluster: Cluster) -> None:
     assert {"replica_lost"} <= set(ends) <= {"answer", "replica_lost"}
     wait_for(lambda: len(cluster.processes()) == 2)
     assert 200 == ask(cluster, max_tokens=2).status_code
+
+
+class _Queues:
+    """How many requests each replica has, as Ray's cache tells."""
+
+    def __init__(self, **busy: int) -> None:
+        self.get = busy.get
+
+
+def chosen(expert: str, session: str, loaded: dict[str, set[str]], **busy: int) -> list[list[str]]:
+    """The groups of replicas that the router offers Ray, by their names."""
+    from hivellm_ort.ray.router import ExpertRouter
+
+    replicas = [
+        SimpleNamespace(replica_id=_Id(name), multiplexed_model_ids=loaded.get(name, set())) for name in busy
+    ]
+    router = object.__new__(ExpertRouter)
+    router.initialize_state()
+    router._replica_queue_len_cache = _Queues(**busy)
+    metadata = SimpleNamespace(multiplexed_model_id=expert, session_id=session)
+    request = SimpleNamespace(metadata=metadata, routing_context=SimpleNamespace(should_backoff=False))
+    groups = asyncio.run(router.choose_replicas(replicas, request))
+    return [sorted(replica.replica_id for replica in group) for group in groups]
+
+
+class _Id(str):
+    """The id of a replica."""
+
+    __slots__ = ()
+
+    @property
+    def unique_id(self) -> str:
+        """As Ray has it."""
+        return str(self)
+
+
+@pytest.mark.parametrize(
+    ("loaded", "busy", "first"),
+    [
+        ({"b": {"sql"}}, {"a": 0, "b": 3, "c": 0}, {"b"}),
+        ({"b": {"sql"}}, {"a": 0, "b": 4, "c": 0}, {"a", "c"}),
+        ({"b": {"sql"}, "c": {"sql"}}, {"a": 0, "b": 1, "c": 1}, {"b", "c"}),
+        ({"b": {"sql"}}, {"a": 7, "b": 8, "c": 7}, {"a", "c"}),
+        ({"b": {"sql"}}, {"a": 8, "b": 11, "c": 8}, {"b"}),
+        ({}, {"a": 0, "b": 0, "c": 0}, {"a", "b", "c"}),
+    ],
+    ids=[
+        "has it",
+        "has more to do",
+        "two have it",
+        "has no free row",
+        "none has a free row",
+        "nobody has it",
+    ],
+)
+def test_which_replica_a_request_goes_to(
+    loaded: dict[str, set[str]], busy: dict[str, int], first: set[str]
+) -> None:
+    """To one that has the expert and time; always the same for prompts that begin alike; any other may help out."""
+    found = [chosen("sql", session, loaded, **busy) for session in ("x", "x", "y", "z")]
+    assert found[0] == found[1]
+    assert all(len(groups[0]) == 1 and set(groups[0]) <= first for groups in found)
+    assert [sorted(busy)] * 4 == [groups[-1] for groups in found]
+
+
+def test_beginnings_share_a_replica_and_others_are_spread() -> None:
+    """Of two replicas with an expert each gets some beginnings, and one beginning goes to one of them."""
+    both = {"a": {"sql"}, "b": {"sql"}}
+    homes = [chosen("sql", str(number), both, a=0, b=0)[0][0] for number in range(32)]
+    assert {"a", "b"} == set(homes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"bass": "x"}, "bass"),
+        ({"experts": {"auto": "x.expert"}}, "'auto' cannot be the name of an expert"),
+        ({"limits": {"max_tokns": 1}}, "there is no limit 'max_tokns'"),
+        ({"limits": {"max_n": 0}}, "max_n is 0"),
+        ({"limits": {"max_n": "3"}}, "max_n is str"),
+    ],
+)
+def test_arguments_are_refused_by_name(arguments: dict[str, Any], message: str) -> None:
+    """What is not understood in the configuration is no deployment."""
+    from pydantic import ValidationError
+
+    from hivellm_ort.ray import build_app
+
+    with pytest.raises(ValidationError, match=message):
+        build_app(arguments)
 
 
 def busiest(cluster: Cluster) -> int:
