@@ -23,11 +23,12 @@ from hivellm_ort.server import (
     tokens,
 )
 from hivellm_ort.server.errors import add_error_handlers
+from hivellm_ort.server.http_metrics import HttpMetrics
 from hivellm_ort.server.middleware import Account, Bounds, Hosts, Keys
 from hivellm_ort.server.options import ServerOptions
 from hivellm_ort.server.state import ServerState
 
-__all__ = ["create_app"]
+__all__ = ["before", "create_app"]
 
 _TOLD = ("x-request-id", "x-hivellm-expert", "x-hivellm-routing", "retry-after")
 
@@ -47,29 +48,11 @@ def create_app(
     """
     options = options or ServerOptions()
     state = ServerState(manager, options, folders)
-    before = [
-        Middleware(Account, metrics=state.metrics),
-        Middleware(Bounds, limits=options.limits),
-        Middleware(Hosts, allowed=options.allowed_hosts),
-    ]
-    if options.allowed_origins:
-        before.append(
-            Middleware(
-                CORSMiddleware,
-                allow_origins=list(options.allowed_origins),
-                allow_methods=["GET", "POST"],
-                allow_headers=["*"],
-                expose_headers=list(_TOLD),
-            )
-        )
-    if options.keys:
-        open_paths = {"/health", *(static_page.PATHS if options.page else ())}
-        before.append(Middleware(Keys, keys=options.keys, open_paths=open_paths))
     app = FastAPI(
         title="hivellm_ort",
         description="Experts behind OpenAI's API.",
         version=__version__,
-        middleware=before,
+        middleware=before(options, state.metrics),
         docs_url=None,  # these pages load scripts from elsewhere
         redoc_url=None,
     )
@@ -80,3 +63,31 @@ def create_app(
     if options.page:
         app.include_router(static_page.router)
     return app
+
+
+def before(options: ServerOptions, metrics: HttpMetrics) -> list[Middleware]:
+    """What stands before every route.
+
+    Args:
+        options: who may ask, and how much.
+        metrics: where requests are counted.
+    """
+    found = [
+        Middleware(Account, metrics=metrics),
+        Middleware(Bounds, limits=options.limits),
+        Middleware(Hosts, allowed=options.allowed_hosts),
+    ]
+    if options.allowed_origins:
+        found.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=list(options.allowed_origins),
+                allow_methods=["GET", "POST"],
+                allow_headers=["*"],
+                expose_headers=list(_TOLD),
+            )
+        )
+    if options.keys:
+        open_paths = {"/health", *(static_page.PATHS if options.page else ())}
+        found.append(Middleware(Keys, keys=options.keys, open_paths=open_paths))
+    return found

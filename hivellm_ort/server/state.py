@@ -54,14 +54,18 @@ class ServerState:
         self.started = int(time.time())
         self.loading = asyncio.Lock()
         self.draining = self.ended = False
-        self._folders = tuple(folders)
+        self._folders = set(folders)
         self._running: set[Cancellable] = set()
         self._admitted = 0
 
     def hide(self, text: str) -> str:
         """A message without the paths of this machine."""
         own = self.options.loading_folder
-        return without_folders(text, self._folders if own is None else (*self._folders, own, own.resolve()))
+        return without_folders(text, self._folders if own is None else {*self._folders, own, own.resolve()})
+
+    def hide_also(self, folders: Iterable[StrPath]) -> None:
+        """Leave these folders out of messages too."""
+        self._folders.update(folders)
 
     def admit(self, answers: int) -> None:
         """Take so many answers into the queue; `leave` gives back the place of each.
