@@ -172,7 +172,7 @@ def test_base_found_by_digest(
     package = pack("dora", {**SECOND, "base_models": pinned})
     assert expected(packages, "dora") == answer(package, tmp_path / "cache")
     package = pack("dora", {**SECOND, "base_models": other}, suffix="2")
-    with pytest.raises(LoadError, match="needs a base bundle of Tiny, and none is at hand"):
+    with pytest.raises(LoadError, match="needs a base bundle of Tiny, and none was found"):
         answer(package, tmp_path / "cache")
     with pytest.raises(BaseMismatchError, match=r"Tiny \(000000000000…\).*the base given is tiny"):
         answer(package, tmp_path / "cache", base=bundles["fp32"])
@@ -201,7 +201,7 @@ def test_several_base_models(
     ]
     manifest = {**SECOND, "base_models": models}
     package = pack("dora", manifest, at=("weights/small/adapter",))
-    with pytest.raises(LoadError, match="needs a base bundle of Huge-70B, tiny, and none is at hand"):
+    with pytest.raises(LoadError, match="needs a base bundle of Huge-70B, tiny, and none was found"):
         answer(package, tmp_path / "cache")
     wanted = expected(packages, "dora")
     assert wanted == answer(package, tmp_path / "cache", base=bundles["fp32"])

@@ -433,7 +433,7 @@ def test_packed_folder_beside_its_base(
         if found:
             assert expected(packages) == tokens(Path("x.expert"), None, tmp_path / "cache")
         else:
-            with pytest.raises(LoadError, match="none is at hand"):
+            with pytest.raises(LoadError, match="none was found"):
                 tokens(Path("x.expert"), None, tmp_path / "cache")
 
 

@@ -1,4 +1,4 @@
-"""llama.cpp's tokenizer, from llama-cpp-python, as the one to agree with."""
+"""The reference tokenizer of llama.cpp, from llama-cpp-python."""
 
 from __future__ import annotations
 

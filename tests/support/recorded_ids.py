@@ -1,4 +1,4 @@
-"""Ids that llama.cpp gave, for where it is not installed; run as a script, this records them again.
+"""Recorded token ids of llama.cpp, for tests without it. Run this file as a script to record them again.
 
     pip install llama-cpp-python
     PYTHONPATH=tests python -m support.recorded_ids [SmolLM2-135M-Instruct.Q4_1.gguf]

@@ -196,7 +196,7 @@ def test_an_answer_of_a_grammar_or_a_call() -> None:
     assert build_calls_grammar(format_named("qwen"), TOOLS, REQUIRED) == build_calls_grammar(
         format_named("qwen"), TOOLS, REQUIRED, answer=Grammar.regex("a")
     )
-    with pytest.raises(GrammarError, match="bare JSON, which cannot be told"):
+    with pytest.raises(GrammarError, match="have no marker, so they cannot be distinguished"):
         constraint("llama3", AUTO, answer=Grammar.regex("a"))
 
 
