@@ -59,7 +59,7 @@ class Vocabulary:
 def byte_vocabulary(
     pre: str = "qwen2", *, extra: Sequence[str] = ("<think>", "</think>"), lacking: str = ""
 ) -> Vocabulary:
-    """Every byte but those of `lacking`, and merges that make one token of a part of the texts or of two.
+    """Return a vocabulary of all bytes except `lacking`, with merges for single parts and pairs of parts of the texts.
 
     The first part is `!`; what llama.cpp does not cut out of a text therefore shows in the ids.
     """
@@ -104,7 +104,7 @@ def small_vocabulary(pre: str = "qwen2") -> Vocabulary:
 
 
 def character_vocabulary(**values: Any) -> Vocabulary:
-    """SentencePiece's form: bytes, characters, and beginnings of the parts, each with a score of its own."""
+    """Return a vocabulary in SentencePiece's form: bytes, characters and beginnings of the parts, with scores."""
     made = Vocabulary(
         {"model": "llama", "pre": "default", "bos_token_id": 1, "eos_token_id": 2, **values}, [], []
     )

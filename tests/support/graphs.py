@@ -60,7 +60,7 @@ class GraphRun:
         return logits[-1]
 
     def _next_run(self, wanted: int) -> tuple[int, int]:
-        """Tokens of the next run, and how many its shape has room for."""
+        """Return the tokens of the next run, and the number of tokens in its shape."""
         if self.length and not self.form.multi_token_append:
             wanted = 1
         capacity = next(iter(self.past.values())).shape[2]

@@ -68,7 +68,7 @@ def spread_out(model: torch.nn.Module) -> None:
 
 
 def save_model(folder: Path, architecture: str, *, seed: int = 0, **options: Any) -> Path:
-    """A random model with spread-out weights, and a byte-level tokenizer with a ChatML template.
+    """Save a random model with large weights, and a byte-level tokenizer with a ChatML template.
 
     `options` replace fields of the architecture's configuration.
     """
