@@ -79,8 +79,8 @@ class ToolCall:
         id: The id of the call, for the `tool_call_id` of its result.
         name: The name of the function.
         arguments: The arguments, the JSON text of an object.
-        complete: Whether `arguments` is a complete JSON object. It is False if the answer was cut off inside the call,
-            or if a model without a constraint wrote another text.
+        complete: Whether `arguments` is a complete JSON object. False if the answer was cut off inside the call, or
+            if a model without a constraint wrote another text.
     """
 
     id: str

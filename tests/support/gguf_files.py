@@ -59,7 +59,7 @@ class Vocabulary:
 def byte_vocabulary(
     pre: str = "qwen2", *, extra: Sequence[str] = ("<think>", "</think>"), lacking: str = ""
 ) -> Vocabulary:
-    """Return a vocabulary of all bytes except `lacking`, with merges for single parts and pairs of parts of the texts.
+    """Return a vocabulary of all bytes except `lacking`, with merges for parts and pairs of parts of the texts.
 
     The first part is `!`; what llama.cpp does not cut out of a text therefore shows in the ids.
     """
