@@ -34,8 +34,8 @@ class Home:
         """
         if not self.here:
             raise InferenceError(
-                f"{self._what} belongs to the process {self._process}. This process was forked from it and has not "
-                "got its threads and sessions. Load after the fork (gunicorn: without preload_app, or in post_fork), "
+                f"{self._what} belongs to the process {self._process}. This process was forked from it, without "
+                "its threads and sessions. Load after the fork (gunicorn: without preload_app, or in post_fork), "
                 "or start processes with the method 'spawn'"
             )
 
