@@ -75,14 +75,14 @@ class Timings:
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A call of a tool in an answer.
+    """A tool call in an answer.
 
     Attributes:
-        id: names the call, for the `tool_call_id` of its result.
-        name: the function.
-        arguments: its arguments, the JSON text of an object.
-        complete: whether `arguments` is a whole JSON object. False where the answer was cut off inside the call, and
-            where a model without a constraint wrote something else.
+        id: The id of the call, for the `tool_call_id` of its result.
+        name: The name of the function.
+        arguments: The arguments, the JSON text of an object.
+        complete: Whether `arguments` is a complete JSON object. False if the answer was cut off inside the call, or
+            if a model without a constraint wrote another text.
     """
 
     id: str
@@ -91,7 +91,7 @@ class ToolCall:
     complete: bool = True
 
     def to_message(self) -> dict[str, Any]:
-        """The call as `tool_calls` of a message has it, in the form of OpenAI's API."""
+        """Return the call as an item of `tool_calls` of a message, in the form of OpenAI's API."""
         return {
             "id": self.id,
             "type": "function",

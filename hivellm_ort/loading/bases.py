@@ -71,13 +71,13 @@ def choose_base(
     for base in wanted if check == "size" else ():
         found = [bundle for bundle in adjacent if bundle.config.source_sha256 == base.sha256]
         if found:
-            whose = f"base {base.short_name!r} beside the package"
-            return _used(rank_bundles(found, device, whose=whose)[0], store), base
+            owner = f"base {base.short_name!r} beside the package"
+            return _used(rank_bundles(found, device, owner=owner)[0], store), base
     bundles = _at_hand(store)
     for base in wanted:
         found = [bundle for bundle in bundles if _is(bundle, base)]
         if found:
-            found = rank_bundles(found, device, whose=f"base {base.short_name!r} at hand")
+            found = rank_bundles(found, device, owner=f"base {base.short_name!r}")
         if len({bundle.config.source_sha256 for bundle in found}) > 1:
             folders = ", ".join(str(bundle.folder) for bundle in found)
             raise LoadError(
@@ -88,7 +88,7 @@ def choose_base(
             return _used(found[0], store), base
     names = ", ".join(base.short_name for base in wanted)
     raise LoadError(
-        f"{manifest.name} needs a base bundle of {names}, and none is at hand: pass "
+        f"{manifest.name} needs a base bundle of {names}, and none was found: pass "
         f"{argument('base', 'FOLDER')}, or put one into {store.root / 'models'}; 'hivellm-ort export --base' makes it"
     )
 
@@ -131,9 +131,9 @@ def find_thin_base(
     ]
     fault = None
     if found:
-        whose = f"base {found[0].config.name!r} beside the package"
+        owner = f"base {found[0].config.name!r} beside the package"
         try:
-            return _used(rank_bundles(found, device, whose=whose, exact=adapter.base_sha256)[0], store, check)
+            return _used(rank_bundles(found, device, owner=owner, exact=adapter.base_sha256)[0], store, check)
         except ProviderError as error:
             fault = error  # the store may have another one
     folder = store.find_bundle(adapter.base_sha256)
@@ -141,8 +141,8 @@ def find_thin_base(
         return exact
     same = [bundle for bundle in _at_hand(store) if bundle.config.source_sha256 == adapter.source_sha256]
     if same:
-        whose = f"base {same[0].config.name!r} at hand"
-        return _used(rank_bundles(same, device, whose=whose, exact=adapter.base_sha256)[0], store)
+        owner = f"base {same[0].config.name!r}"
+        return _used(rank_bundles(same, device, owner=owner, exact=adapter.base_sha256)[0], store)
     raise fault or LoadError(
         f"the package is thin, and its base bundle {adapter.base_sha256[:12]}… is neither in {ADJACENT_FOLDER}/ "
         f"beside it nor in the cache: pass {argument('base', 'FOLDER')}, a bundle exported from the same base model"

@@ -47,7 +47,7 @@ def _followed(link: Path) -> str | None:
     return None if link.is_file() or link.is_dir() else "is not a file: put the file itself there"
 
 
-def rank_bundles(bundles: Sequence[Bundle], device: Device, *, whose: str, exact: str = "") -> list[Bundle]:
+def rank_bundles(bundles: Sequence[Bundle], device: Device, *, owner: str, exact: str = "") -> list[Bundle]:
     """Return the bundles that a device runs, the best first. If there are several, the reason is logged.
 
     They are ordered by provider, as `auto` tries them. For one provider the bundle `exact` comes first, then graphs
@@ -57,7 +57,7 @@ def rank_bundles(bundles: Sequence[Bundle], device: Device, *, whose: str, exact
     Args:
         bundles: At least one bundle.
         device: The requested device.
-        whose: The owner of the bundles, for messages.
+        owner: The owner of the bundles, for messages.
         exact: Digest of the bundle with which an adapter was exported.
 
     Raises:
@@ -73,8 +73,8 @@ def rank_bundles(bundles: Sequence[Bundle], device: Device, *, whose: str, exact
         causes = "; ".join(dict.fromkeys(fault.removeprefix(start).removesuffix(end) for fault in faults))
         end = end if any(fault.endswith(end) for fault in faults) else ""
         if _is_missing(device) and not set(PROVIDERS[device.kind].targets) & set(targets):
-            raise ProviderError(f"{start}{causes}{end} ({whose} has graphs for {listed} only)")
-        raise ProviderError(f"{start}{whose} has graphs for {listed}, which it does not run: {causes}{end}")
+            raise ProviderError(f"{start}{causes}{end} ({owner} has graphs for {listed} only)")
+        raise ProviderError(f"{start}{owner} has graphs for {listed}, which it does not run: {causes}{end}")
     found.sort(key=lambda pair: _rank(pair[0], pair[1], exact))
     if len(bundles) > 1:
         first, *others = (
@@ -82,7 +82,7 @@ def rank_bundles(bundles: Sequence[Bundle], device: Device, *, whose: str, exact
             for placement, bundle in found
         )
         rest = "".join(f"; not {each}" for each in [*others, *faults])
-        _LOG.info("%s has graphs for %s; used are those for %s%s", whose, listed, first, rest)
+        _LOG.info("%s has graphs for %s; used are those for %s%s", owner, listed, first, rest)
     return [bundle for _, bundle in found]
 
 

@@ -107,7 +107,7 @@ def _own_bundle(package: VerifiedPackage, store: Store, settings: LoadSettings) 
     if not files.bundles:
         return None
     bundles = [Bundle.open(folder) for folder in files.bundles]
-    best = rank_bundles(bundles, settings.device, whose=package.manifest.name)[0]
+    best = rank_bundles(bundles, settings.device, owner=package.manifest.name)[0]
     return dataclasses.replace(best, folder=store.gather_bundle(best.folder, files))
 
 

@@ -54,14 +54,14 @@ def _schema_version(root: Node) -> str:
         return form
     digits = re.match(r"0*([0-9]+)", version)
     if digits is None:
-        root.note("schema_version", f"{shown(version)} is no version, read as {form}; write {form}")
+        root.note("schema_version", f"{shown(version)} is not a version, read as {form}; write {form}")
         return form
     major = digits[1]
     if major not in _MAJORS:
         root.fail("schema_version", f"{shown(version)} is not known (1 and 2 are); use a newer hivellm-ort")
     parts = re.fullmatch(r"[0-9]+(?:\.([0-9]+))?(?:\.[0-9]+)?", version)
     if parts is None:
-        root.note("schema_version", f"{shown(version)} is no version, read as {major}.0; write {major}.0")
+        root.note("schema_version", f"{shown(version)} is not a version, read as {major}.0; write {major}.0")
         return f"{major}.0"
     if (parts[1] or "").strip("0"):
         root.note("schema_version", f"{shown(version)} is newer than {major}.0 and read as that")

@@ -182,7 +182,7 @@ class RequestBuilder:
     def _given_tokens(
         self, question: str | None, token_ids: Sequence[int], options: GenerateOptions | ScoreOptions
     ) -> list[int]:
-        """The prompt of `prompt_ids`, once it is known to be alone and in the vocabulary."""
+        """Return the prompt of `prompt_ids`. It must exclude other prompts, and be in the vocabulary."""
         beside = [name for name in _PROMPT_OPTIONS if options.get(name) is not None]
         if question is not None:
             beside.insert(0, "prompt")
@@ -276,7 +276,7 @@ class RequestBuilder:
         call_format: CallFormat | None,
         options: GenerateOptions,
     ) -> Grammar | CallsGrammar | None:
-        """The grammar of the request: of its answer, of its calls, or of both."""
+        """Return the grammar of the request: of its answer, of its calls, or of both."""
         grammar = self._grammar(options)
         if not tools or choice.mode == "none" or (grammar is not None and not choice.given):
             return grammar

@@ -278,7 +278,7 @@ class Generation:
                 return self.steps.get(timeout=_PATIENCE)
 
     def call_parser(self) -> ToolCallParser:
-        """A fresh parser of the calls in this answer; it gives them the ids that the result has."""
+        """Return a new parser of the calls in this answer. Its ids are those of the result."""
         request = self.request
         return ToolCallParser(request.call_format, names=request.tool_names, new_id=self._call_ids)
 

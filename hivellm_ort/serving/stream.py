@@ -145,7 +145,7 @@ class AsyncTextStream(AsyncIterator[str]):
         self._stream.listen(wake)
 
     async def next_step(self) -> Step | None:
-        """The next token, with its text, reasoning and probability; None after the last."""
+        """Return the next token, with its text, reasoning and probability; None after the last."""
         import asyncio
 
         await self.start()

@@ -30,7 +30,7 @@ def bundles(*forms: str) -> list[Bundle]:
 def best(device: str | None, *forms: str, fallback: bool = False, exact: str = "") -> str:
     """The form that is taken."""
     asked = Device.of(device, fallback=fallback)
-    return rank_bundles(bundles(*forms), asked, whose="expert-sql", exact=exact)[0].config.sha256
+    return rank_bundles(bundles(*forms), asked, owner="expert-sql", exact=exact)[0].config.sha256
 
 
 ALL = ("cpu int8", "cuda fp16", "dml fp16", "portable")

@@ -146,7 +146,7 @@ def one_byte_changes(data: bytes, positions: Iterable[int], flip: int = 1) -> It
 
 
 def status(root: Path, files: Files) -> str:
-    """The verdict's status; `unreadable` for a manifest that is no JSON any more."""
+    """Return the verdict's status; `unreadable` for a manifest that is not JSON any more."""
     try:
         return verify(unpacked(root, files), KEYS).status
     except ManifestError:

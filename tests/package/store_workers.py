@@ -15,7 +15,7 @@ PREPARED = b"tensors" * 1000
 
 
 def processes() -> Any:
-    """Processes that share nothing with this one, and start quickly where the platform allows."""
+    """Processes that share nothing with this one, and start as quickly as the platform allows."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -24,7 +24,7 @@ def processes() -> Any:
 
 
 def load(root: Path, package: Path, max_bytes: int) -> None:
-    """Unpack, heal what is damaged, keep a prepared adapter, and keep to a size."""
+    """Unpack, repair damaged entries, store a prepared adapter, and keep the size limit."""
     store = Store(root, max_bytes=max_bytes)
     store.unpack(package, check="digest")
     store.prepare_adapter(KEY, lambda: PREPARED)

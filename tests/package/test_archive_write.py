@@ -112,7 +112,7 @@ def test_refuses_what_it_would_not_read(tmp_path: Path, names: list[str]) -> Non
 
 
 def test_missing_source_keeps_the_old_package(tmp_path: Path) -> None:
-    """When a source cannot be read, the package of before stays and no scratch file does."""
+    """If a source cannot be read, the old package stays, and no scratch file is left."""
     (tmp_path / "p").write_bytes(b"old")
     with pytest.raises(FileNotFoundError):
         write(tmp_path / "p", [("a", b"1"), ("b", tmp_path / "nowhere")])

@@ -1,4 +1,4 @@
-"""What is being loaded is not removed, and who holds nothing more is in nobody's way."""
+"""Entries that are being loaded are not removed, and released entries can be removed."""
 
 # The expected value comes first.
 
@@ -47,7 +47,7 @@ def test_nothing_held_is_cleared(tmp_path: Path, package: Path) -> None:
 
 
 def test_nothing_held_is_pruned(tmp_path: Path, package: Path) -> None:
-    """A small size, or days without use, remove what is held as little."""
+    """A small size limit, or an age limit, does not remove locked entries either."""
     with Store(tmp_path / "store") as store:
         found = store.unpack(package)
         assert [] == Store(store.root).prune(max_bytes=0)
@@ -58,7 +58,7 @@ def test_nothing_held_is_pruned(tmp_path: Path, package: Path) -> None:
 
 
 def test_thin_base_is_held(tmp_path: Path, package: Path) -> None:
-    """A base that is found by its digest alone stays too."""
+    """A base that is found only by its digest stays too."""
     Store(tmp_path / "store").unpack(package)
     with Store(tmp_path / "store") as store:
         folder = store.find_bundle(BASE_DIGEST)
@@ -77,7 +77,7 @@ def test_what_is_left_heals(tmp_path: Path, package: Path) -> None:
 
 
 def test_killed_process_holds_nothing(tmp_path: Path, package: Path) -> None:
-    """What a process held that was killed can be removed."""
+    """Entries that a killed process had locked can be removed."""
     context = processes()
     mine, theirs = context.Pipe()
     process = context.Process(target=hold_for_ever, args=(tmp_path / "store", package, theirs))
@@ -91,7 +91,7 @@ def test_killed_process_holds_nothing(tmp_path: Path, package: Path) -> None:
 
 
 def test_cleared_by_another_process_all_the_time(tmp_path: Path, package: Path) -> None:
-    """Loads that read what they found, while another process clears the store again and again, all succeed."""
+    """Loads succeed while another process clears the store again and again."""
     context = processes()
     stop, cleared = context.Event(), context.Value("i", 0)
     process = context.Process(target=clear_until, args=(tmp_path / "store", stop, cleared))
@@ -109,7 +109,7 @@ def test_cleared_by_another_process_all_the_time(tmp_path: Path, package: Path) 
 
 
 def test_several_hold_at_once(tmp_path: Path, package: Path) -> None:
-    """Two loads hold the same entry, and it stays until the second lets go."""
+    """Two loads lock the same entry. It stays until both have released it."""
     with Store(tmp_path / "store") as first:
         first.unpack(package)
         with Store(first.root) as second:
@@ -123,7 +123,7 @@ def test_several_hold_at_once(tmp_path: Path, package: Path) -> None:
 def test_entry_that_is_replaced_while_it_is_opened(
     tmp_path: Path, package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An entry that is removed before it is locked is not what is held: that is the one in its place."""
+    """If an entry is replaced before it is locked, the new one is locked."""
     store = Store(tmp_path / "store")
     folder = store.unpack(package).bundles[0]
     lock, calls = entry_locks._lock, []
@@ -230,7 +230,7 @@ def test_named_pipe(tmp_path: Path) -> None:
 
 @posix
 def test_forked_process_holds_nothing(tmp_path: Path, package: Path) -> None:
-    """A process that is forked in the middle of a load does not keep what it held."""
+    """A process that is forked during a load does not keep its locks."""
     with Store(tmp_path / "store") as store:
         store.unpack(package)
         copies = [os.dup(number) for number in _open_files(store.root)]

@@ -82,7 +82,7 @@ def test_find_bundle_by_digest(tmp_path: Path, store: Store) -> None:
 
 
 def test_no_regular_file(tmp_path: Path) -> None:
-    """A folder is no file, whatever size it has."""
+    """A folder is not a regular file, whatever its size."""
     fault = FileChecker("digest").find_fault(tmp_path, tmp_path.stat().st_size, "0" * 64)
     assert "is not a regular file" == fault
 

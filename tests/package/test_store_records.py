@@ -118,7 +118,7 @@ def test_changed_file_is_hashed_again(
 def test_file_that_changes_while_it_is_hashed(
     tmp_path: Path, package: Path, monkeypatch: pytest.MonkeyPatch, later: Callable[[float], None]
 ) -> None:
-    """What changed meanwhile is not recorded."""
+    """A file that was changed meanwhile is not recorded."""
     later(10)
 
     def changing(path: Path) -> str:
@@ -165,7 +165,7 @@ def test_wrong_record_heals(
 def test_records_are_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, later: Callable[[float], None]
 ) -> None:
-    """Only so many records are kept, and what a killed process left unfinished ages with them."""
+    """The number of records is limited. Unfinished files of killed processes are removed with them."""
     monkeypatch.setattr(records_module, "MAX_RECORDS", 3)
     later(10)
     records = tmp_path / "records"
@@ -183,14 +183,14 @@ def test_records_are_bounded(
 def test_records_that_cannot_be_written(
     tmp_path: Path, package: Path, later: Callable[[float], None]
 ) -> None:
-    """A digest is found also where no record can be kept."""
+    """A digest is found even if no record can be written."""
     later(10)
     (tmp_path / "file").write_bytes(b"")
     assert sha256_file(package) == hash_package(package, tmp_path / "file" / "records")
 
 
 def test_a_check_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a check found holds for its name, these bytes and this version of the package, in every process."""
+    """The result of a check is valid for its name, these bytes and this version, in every process."""
     calls: list[str] = []
 
     def recalled(what: str = "limits", content: bytes = b"content", result: float = 2) -> Found:

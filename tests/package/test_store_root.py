@@ -44,14 +44,14 @@ def test_platforms_cache_folder() -> None:
     ],
 )
 def test_variables(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], expected: str) -> None:
-    """HIVELLM_HOME comes before what the platform says."""
+    """HIVELLM_HOME takes precedence over the platform's folder."""
     for name, value in {"HOME": "/home/u", **variables}.items():
         monkeypatch.setenv(name, value)
     assert Path(expected) == default_root()
 
 
 def test_relative_home_is_below_the_current_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A relative HIVELLM_HOME gives an absolute root, which stays when the current folder changes."""
+    """A relative HIVELLM_HOME gives an absolute root, which does not change with the current folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HIVELLM_HOME", "here")
     assert Path(os.getcwd(), "here") == Store().root  # noqa: PTH109

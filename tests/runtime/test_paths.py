@@ -75,7 +75,7 @@ def _readers() -> Iterator[tuple[str, Callable[..., Any]]]:
 
 
 def _public() -> dict[str, Callable[..., Any]]:
-    """What a user of the library calls."""
+    """The functions that users of the library call."""
     found = {function.__name__: function for function in FUNCTIONS} | dict(_readers())
     for home in (hivellm_ort, hivellm_ort.integrity):
         for value in (getattr(home, name) for name in home.__all__):
@@ -121,7 +121,7 @@ def test_strings_are_taken(function: str, parameter: str) -> None:
 
 
 class Named:
-    """An object that stands for a path and is no `Path`."""
+    """A path-like object that is not a `Path`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -206,7 +206,7 @@ def test_signing_and_storing(packages: Packages, folder: Path, given: Any) -> No
 def test_names_at_the_command_line(
     packages: Packages, folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """A package whose name begins with - comes after --, and one with @ is no file of arguments."""
+    """A package name with - is given after --, and one with @ is not a file of arguments."""
     shutil.copy(packages.lora, folder / name)
     monkeypatch.chdir(folder)
     for arguments in (["inspect", "--json", "--", name], ["verify", "--json", "--", f"./{name}"]):

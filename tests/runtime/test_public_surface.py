@@ -100,7 +100,7 @@ def room_of(path: Path) -> str:
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Dotted names of every module that a file imports, anywhere in it."""
+    """Yield the dotted names of all modules that a file imports, anywhere in it."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -131,7 +131,7 @@ def test_all_is_sorted_and_true() -> None:
     ids=lambda path: path.relative_to(ROOT).as_posix(),
 )
 def test_modules_declare_what_they_export(path: Path) -> None:
-    """A module with classes or functions has an `__all__`, its names exist, and none is private."""
+    """A module with classes or functions has an `__all__` of existing, public names."""
     if room_of(path) == "ray":
         pytest.importorskip("ray.serve", reason="needs the extra ray")
     dotted = ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__")

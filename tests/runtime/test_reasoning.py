@@ -71,7 +71,7 @@ def test_thinking_is_off_unless_asked_for(thinker: Expert) -> None:
 
 @pytest.mark.parametrize("lookup", [False, True])
 def test_reasoning_is_apart_from_the_answer(lookup: bool, thinker: Expert) -> None:
-    """What is in the think block is `reasoning`; the stream and `text` have the answer only."""
+    """The think block is `reasoning`; the stream and `text` have only the answer."""
     process = saying("<think>\nCount; them;\n</think>\n\nSELECT 1;", thinker._base.tokenizer)
     stream = thinker.generate_stream(
         PROMPT, enable_thinking=True, processors=[process], stop=";", prompt_lookup=lookup, max_tokens=100
@@ -130,7 +130,7 @@ def test_a_grammar_where_the_model_does_not_think(token_thinker: Expert) -> None
 
 
 def test_no_end_inside_the_block(token_thinker: Expert) -> None:
-    """A model that would end while thinking goes on: an answer under a grammar is never empty by accident."""
+    """A model cannot end while thinking, so an answer under a grammar is never empty by accident."""
     think = token_thinker._base.tokenizer.token_to_id("<think>")
 
     def end(_: Any, logits: np.ndarray) -> np.ndarray:

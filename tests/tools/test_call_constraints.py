@@ -107,7 +107,7 @@ def test_an_answer_with_calls(name: str, markers: bool) -> None:
 
 @pytest.mark.parametrize("name", [name for name in JSON_FORMATS if name != "llama3"])
 def test_several_calls(name: str) -> None:
-    """An answer may have more than one call where the format has a place for it."""
+    """An answer may have more than one call if the format allows it."""
     counts = {len(read(name, answer(constraint(name), random.Random(seed), True))[1]) for seed in range(12)}
     assert 1 < max(counts)
 
@@ -115,7 +115,7 @@ def test_several_calls(name: str) -> None:
 @pytest.mark.parametrize("markers", [True, False])
 @pytest.mark.parametrize("name", JSON_FORMATS)
 def test_an_answer_that_may_be_text(name: str, markers: bool) -> None:
-    """With `auto` any text may come. What is read as a call has a tool's name, and arguments of its schema."""
+    """With `auto` any text is allowed. Every call has a tool's name, and arguments that match its schema."""
     begins = {
         "llama3": ['{"name": "', ' {"type":"function" , "name":"', "{"],
         "mistral": ["x [TOOL_CALLS]", "[TOOL_CALLS]"],
@@ -163,7 +163,7 @@ def test_text_is_as_free_as_without_tools() -> None:
 
 
 def test_what_is_forced() -> None:
-    """What encloses a name takes no forward passes."""
+    """The texts around a name take no forward passes."""
     held = constraint("qwen", STOPPING)
     assert '<tool_call>\n{"name": "stop", "arguments": {}}\n</tool_call>'.startswith(
         text_of(held.forced_tokens(), True)
@@ -196,7 +196,7 @@ def test_an_answer_of_a_grammar_or_a_call() -> None:
     assert build_calls_grammar(format_named("qwen"), TOOLS, REQUIRED) == build_calls_grammar(
         format_named("qwen"), TOOLS, REQUIRED, answer=Grammar.regex("a")
     )
-    with pytest.raises(GrammarError, match="bare JSON, which cannot be told"):
+    with pytest.raises(GrammarError, match="have no marker, so they cannot be distinguished"):
         constraint("llama3", AUTO, answer=Grammar.regex("a"))
 
 
@@ -240,7 +240,7 @@ def test_schemas_that_cannot_be_enforced() -> None:
 
 
 def test_schemas_without_a_type_are_objects() -> None:
-    """Arguments are an object, whatever else the schema would allow."""
+    """Arguments are always an object, even if the schema allows other values."""
     for schema in ({}, {"type": ["object", "null"]}, {"properties": {"a": {"const": 1}}, "required": ["a"]}):
         held = constraint("qwen", tools=[tool("any", schema, strict=True)])
         (call, *_) = read_calls(answer(held, random.Random(1), True), format_named("qwen"))[1]
@@ -286,7 +286,7 @@ def test_formats_that_cannot_be_enforced() -> None:
 
 
 def test_choices() -> None:
-    """What OpenAI's clients send is understood; by default the model chooses where there are tools."""
+    """The values of OpenAI's clients are accepted. By default the model chooses if there are tools."""
     assert ToolChoice("auto", given=False) == parse_tool_choice(None, TOOLS)
     assert "none" == parse_tool_choice(None, None).mode == parse_tool_choice("auto", None).mode
     assert AUTO == parse_tool_choice("auto", TOOLS)
@@ -313,7 +313,7 @@ def test_wrong_choices(value: Any, told: str) -> None:
 
 
 def test_choices_need_tools() -> None:
-    """A call cannot be required where there are no tools; a wrong type is a type error."""
+    """Without tools a call cannot be required. A wrong type is a type error."""
     for value in ("required", {"type": "function", "name": "stop"}):
         with pytest.raises(OptionError, match="tool_choice asks for a call, and there are no tools"):
             parse_tool_choice(value, None)

@@ -161,7 +161,7 @@ def test_calls_and_text(name: str, text: str, expected: list[CallEvent]) -> None
 
 
 def test_the_name_comes_first_and_arguments_as_they_come() -> None:
-    """What is certain is told at once."""
+    """Certain events are returned at once."""
     parser = ToolCallParser(format_named("qwen"), new_id=lambda index: f"id{index}")
     assert [TextDelta("Well.")] == parser.push("Well. \n<tool_")
     assert [] == parser.push('call>\n{"name": "a", "arguments"')
@@ -240,7 +240,7 @@ def test_an_end_without_an_end_is_text() -> None:
 
 
 def test_a_head_without_an_end_is_text() -> None:
-    """What begins like a call and never names one is not held for ever."""
+    """A text that begins like a call but has no name is not held back for ever."""
     parser = ToolCallParser(format_named("qwen"))
     begin = '<tool_call>{"name": "'
     shown = [event for piece in [begin, *["x" * 1000] * 20] for event in parser.push(piece)]
