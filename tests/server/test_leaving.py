@@ -130,7 +130,8 @@ def test_a_client_that_goes_away_while_it_waits(manager: ExpertManager) -> None:
             first = asyncio.create_task(client.post("/v1/chat/completions", json=chat(n=8, max_tokens=40)))
             await asyncio.sleep(0.3)
             second = asyncio.create_task(client.post("/v1/chat/completions", json=chat(**LONG, n=20)))
-            await asyncio.sleep(0.1)
+            while not first.done() and sum(base["queued"] for base in manager.stats()["bases"]) < 20:
+                await asyncio.sleep(0.01)
             second.cancel()
             return await first
 
