@@ -88,6 +88,7 @@ def test_a_client_that_goes_away_ends_its_answers(
         "/v1/responses": RESPONSE,
     }
     body = json.dumps({**bodies[path], "stream": stream}).encode()
+    answers = bodies[path].get("n", 1)
     app = create_app(manager)
 
     async def leave() -> None:
@@ -108,15 +109,21 @@ def test_a_client_that_goes_away_ends_its_answers(
             if message.get("body"):
                 gone.set()
 
-        if not stream:
-            asyncio.get_running_loop().call_later(0.2, gone.set)
+        async def go_when_all_are_written() -> None:
+            while sum(base["active"] for base in manager.stats()["bases"]) < answers:
+                await asyncio.sleep(0.01)
+            gone.set()
+
+        going = asyncio.create_task(go_when_all_are_written()) if not stream else None
         with contextlib.suppress(OSError):  # the server's own
             await app(scope_of(path, spec_version), receive, send)
+        if going is not None:
+            await going
         await asyncio.to_thread(at_rest, app, manager)
 
     before = cancelled(manager)
     asyncio.run(leave())
-    assert bodies[path].get("n", 1) == cancelled(manager) - before
+    assert answers == cancelled(manager) - before
     if not stream:
         assert f'route="{path}",status="499"}} 1' in app.state.server.metrics.prometheus()
 
