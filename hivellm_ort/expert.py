@@ -21,7 +21,7 @@ from hivellm_ort.serving.batch import DEFAULT_BATCH_SIZE, run_all
 from hivellm_ort.serving.builder import RequestBuilder
 from hivellm_ort.serving.generation import Generation
 from hivellm_ort.serving.pool import BASES
-from hivellm_ort.serving.stream import AsyncTextStream, TextStream
+from hivellm_ort.serving.stream import AsyncTextStream, TextStream, score_result
 from hivellm_ort.text.families import template_for
 from hivellm_ort.text.prompt import dialect_of
 from hivellm_ort.text.template import end_of_turn_ids
@@ -212,12 +212,9 @@ class Expert:
         self, prompt: str | None, answers: Sequence[str], **options: Unpack[ScoreOptions]
     ) -> ScoreResult:
         """Score as `score` does, without blocking the event loop. Cancelling the task ends the request."""
-        import asyncio  # slow to import, and imported already by users of this method
-
-        generation = await asyncio.to_thread(self.builder.build_score, prompt, answers, options)
-        async for _ in AsyncTextStream(lambda: self._started(generation)):
-            pass
-        return generation.score_result(answers)
+        return await score_result(
+            lambda: self._started(self.builder.build_score(prompt, answers, options)), answers
+        )
 
     async def agenerate(
         self, prompt: str | None = None, **options: Unpack[GenerateOptions]

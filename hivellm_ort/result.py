@@ -29,11 +29,13 @@ class TokenLogprob:
         token_id: The token.
         logprob: The natural logarithm of its probability; -inf for an impossible token.
         top: The most likely tokens and their log probabilities, best first. Ties are in order of ids.
+        forced: Whether the grammar left no other token.
     """
 
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...]
+    forced: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ class InferenceResult:
         completion_tokens: `len(tokens)`.
         accepted_tokens: Generated tokens that prompt lookup guessed.
         forced_tokens: Generated tokens that the grammar forced; they were not sampled.
+        reasoning_tokens: Generated tokens of the think block before the answer, with its tags.
         grammar_complete: Whether the answer satisfies its grammar; None without a grammar. Also False if the answer
             was cancelled, or if a stop string cut it inside a token.
         logprobs: One `TokenLogprob` per token if `logprobs` was requested, else None.
@@ -139,6 +142,7 @@ class InferenceResult:
     timings: Timings
     expert: str
     warnings: tuple[str, ...] = ()
+    reasoning_tokens: int = 0
     tool_calls: tuple[ToolCall, ...] = ()
     content: str = ""
 

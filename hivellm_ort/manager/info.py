@@ -56,6 +56,7 @@ def base_stats(base: Base) -> dict[str, Any]:
         "name": base.config.name,
         "sha256": base.config.sha256,
         "provider": base.engine.provider,
+        "precision": base.config.precision,
         "context": base.config.context,
         "bytes": base.nbytes,
         "key_value_bytes": base.scheduler.nbytes,

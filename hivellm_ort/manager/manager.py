@@ -28,7 +28,7 @@ from hivellm_ort.package.manifest import ExpertManifest
 from hivellm_ort.paths import StrPath
 from hivellm_ort.result import InferenceResult, ScoreResult
 from hivellm_ort.serving.batch import DEFAULT_BATCH_SIZE, run_all
-from hivellm_ort.serving.stream import AsyncTextStream, TextStream
+from hivellm_ort.serving.stream import AsyncTextStream, TextStream, score_result
 from hivellm_ort.serving.threads import refuse_to_wait
 from hivellm_ort.text.tokenizer import TextTokenizer
 
@@ -283,9 +283,7 @@ class ExpertManager:
         self, name: str, prompt: str | None = None, **options: Unpack[GenerateOptions]
     ) -> TextStream:
         """Answer as `generate` does, piece by piece; see `Expert.generate_stream`."""
-        scheduler, generation = self._requests.generation(name, prompt, options, stream=True)
-        scheduler.submit(generation)
-        return TextStream(generation)
+        return _started(self._requests.generation(name, prompt, options, stream=True))
 
     def score(
         self, name: str, prompt: str | None, answers: Sequence[str], **options: Unpack[ScoreOptions]
@@ -298,6 +296,14 @@ class ExpertManager:
         scheduler, generation = self._requests.score(name, prompt, answers, options)
         run_all([(scheduler, generation)], 1)
         return generation.score_result(answers)
+
+    async def ascore(
+        self, name: str, prompt: str | None, answers: Sequence[str], **options: Unpack[ScoreOptions]
+    ) -> ScoreResult:
+        """Score as `score` does, without blocking the event loop. Cancelling the task ends the request."""
+        return await score_result(
+            lambda: _started(self._requests.score(name, prompt, answers, options)), answers
+        )
 
     def generate_batch(
         self,
@@ -394,3 +400,9 @@ class ExpertManager:
         with self._settings.store() as store:
             files = open_with_progress(checked_path(path, "path"), store, limits=self._settings.limits)
             return read_manifest(files)
+
+
+def _started(prepared: Prepared) -> TextStream:
+    scheduler, generation = prepared
+    scheduler.submit(generation)
+    return TextStream(generation)

@@ -72,6 +72,7 @@ class Step:
         finish_reason: None while the generation goes on.
         logprob: The token's log probability, if requested.
         forced: Whether the grammar left no other token.
+        thinking: Whether the token belongs to the think block. A tag of several tokens counts once it is complete.
         grammar_complete: In the last step: whether the answer satisfies its grammar; None without a grammar.
         error: The error that ended the generation, in place of a finish reason.
     """
@@ -82,6 +83,7 @@ class Step:
     finish_reason: FinishReason | None = None
     logprob: TokenLogprob | None = None
     forced: bool = False
+    thinking: bool = False
     grammar_complete: bool | None = None
     error: Exception | None = None
 
@@ -166,7 +168,7 @@ class Generation:
         self._texts: list[str] = []
         self._reasoning: list[str] = []
         self._logprobs: list[TokenLogprob] = []
-        self._forced = 0
+        self._forced = self._thinking = 0
         self._grammar_complete: bool | None = None
         self._finish_reason: FinishReason | None = None
         self._subscribers: list[Subscriber] = []
@@ -218,6 +220,8 @@ class Generation:
         if step.logprob is not None:
             self._logprobs.append(step.logprob)
         self._forced += step.forced
+        if step.thinking:
+            self._thinking = len(self._tokens)
         self._texts.append(step.text)
         self._reasoning.append(step.reasoning)
         if first and self._tokens:
@@ -304,6 +308,7 @@ class Generation:
             completion_tokens=len(self._tokens),
             accepted_tokens=self.lookup.accepted if self.lookup is not None else 0,
             forced_tokens=self._forced,
+            reasoning_tokens=self._thinking,
             grammar_complete=self._grammar_complete,
             finish_reason=self._finish_reason,
             logprobs=tuple(self._logprobs) if request.sampling.logprobs is not None else None,

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 from hivellm_ort.errors import ExpertError
 from hivellm_ort.grammar.calls import ID, CallForm
 
-__all__ = ["CallFormat", "Family", "Template", "find_format", "format_of"]
+__all__ = ["FORMATS", "CallFormat", "Family", "Template", "find_format", "format_of"]
 
 Family = Literal["hermes", "llama3", "mistral", "mistral_args", "functiongemma"]
 
@@ -57,45 +57,62 @@ _CALL_ID = "markcall0"  # nine letters and digits, because Mistral's templates a
 _QUESTION = "markquestion"
 _ARGUMENTS = rf'\{{"{_KEY}":\s*"{_VALUE}"\}}'
 
-_HERMES = CallForm(
-    marker="<tool_call>",
-    begin='\n{"name": "',
-    middle='", "arguments": ',
-    end="}\n</tool_call>",
-    again='\n<tool_call>\n{"name": "',
-)
-_LLAMA3 = CallForm(
-    marker="",
-    begin='{"name": "',
-    middle='", "parameters": ',
-    end="}",
-    again=None,
-    trigger=r'\s*\{\s*("type"\s*:\s*"function"\s*,\s*)?"name"\s*:\s*"',
-    optional="<|python_tag|>",
-)
-_MISTRAL = CallForm(
-    marker="[TOOL_CALLS]",
-    begin=' [{"name": "',
-    middle='", "arguments": ',
-    suffix=', "id": "[a-zA-Z0-9]{9}"',
-    end="}",
-    again=', {"name": "',
-    close="]",
-)
-_MISTRAL_ARGS = CallForm(
-    marker="[TOOL_CALLS]",
-    begin="",
-    middle="[ARGS]",
-    end="",
-    again="[TOOL_CALLS]",
-)
-_FUNCTIONGEMMA = CallForm(
-    marker="<start_function_call>",
-    begin="call:",
-    middle="{",
-    end="}<end_function_call>",
-    again="<start_function_call>call:",
-)
+FORMATS: dict[Family, CallFormat] = {
+    "hermes": CallFormat(
+        "hermes",
+        CallForm(
+            marker="<tool_call>",
+            begin='\n{"name": "',
+            middle='", "arguments": ',
+            end="}\n</tool_call>",
+            again='\n<tool_call>\n{"name": "',
+        ),
+        ("<tool_call>", "</tool_call>"),
+    ),
+    "llama3": CallFormat(
+        "llama3",
+        CallForm(
+            marker="",
+            begin='{"name": "',
+            middle='", "parameters": ',
+            end="}",
+            again=None,
+            trigger=r'\s*\{\s*("type"\s*:\s*"function"\s*,\s*)?"name"\s*:\s*"',
+            optional="<|python_tag|>",
+        ),
+        ("<|python_tag|>",),
+    ),
+    "mistral": CallFormat(
+        "mistral",
+        CallForm(
+            marker="[TOOL_CALLS]",
+            begin=' [{"name": "',
+            middle='", "arguments": ',
+            suffix=', "id": "[a-zA-Z0-9]{9}"',
+            end="}",
+            again=', {"name": "',
+            close="]",
+        ),
+        ("[TOOL_CALLS]",),
+    ),
+    "mistral_args": CallFormat(
+        "mistral_args",
+        CallForm(marker="[TOOL_CALLS]", begin="", middle="[ARGS]", end="", again="[TOOL_CALLS]"),
+        ("[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"),
+    ),
+    "functiongemma": CallFormat(
+        "functiongemma",
+        CallForm(
+            marker="<start_function_call>",
+            begin="call:",
+            middle="{",
+            end="}<end_function_call>",
+            again="<start_function_call>call:",
+        ),
+        ("<start_function_call>", "<end_function_call>", "<escape>"),
+    ),
+}
+"""The formats by family, with the white space that most templates have."""
 
 
 def format_of(template: Template) -> CallFormat | None:
@@ -123,7 +140,7 @@ def find_format(template: Template) -> CallFormat | None:
         return None  # the format is unknown
     told = template.mentions("<tool_call>") and template.mentions("</tool_call>")
     if told and not template.mentions("<function=") and not template.mentions("<arg_key>"):
-        return CallFormat("hermes", _HERMES, ("<tool_call>", "</tool_call>"))
+        return FORMATS["hermes"]
     return None
 
 
@@ -148,26 +165,21 @@ def _written(template: Template) -> Iterator[str]:
 
 
 def _hermes(text: str) -> CallFormat | None:
+    known = FORMATS["hermes"]
     found = re.search(
         rf'<tool_call>(\s*)\{{"name":(\s*)"{_NAME}",(\s*)"arguments":(\s*){_ARGUMENTS}\}}(\s*)</tool_call>',
         text,
     )
-    markers = ("<tool_call>", "</tool_call>")
     if found is None:
         # Hermes 2 Pro writes arguments first. The grammar uses the other order, because the name selects the schema.
         other = rf'<tool_call>\s*\{{\s*"arguments":\s*{_ARGUMENTS},\s*"name":\s*"{_NAME}"\}}\s*</tool_call>'
-        return CallFormat("hermes", _HERMES, markers) if re.search(other, text) else None
+        return known if re.search(other, text) else None
     before, colon, comma, space, after = found.groups()
     begin = f'{before}{{"name":{colon}"'
-    form = replace(
-        _HERMES,
-        begin=begin,
-        middle=f'",{comma}"arguments":{space}',
-        end=f"}}{after}</tool_call>",
-        # Qwen writes each call on new lines.
-        again=f"{chr(10) if before else ''}<tool_call>{begin}",
-    )
-    return CallFormat("hermes", form, markers)
+    # Qwen writes each call on new lines.
+    again = f"{chr(10) if before else ''}<tool_call>{begin}"
+    middle, end = f'",{comma}"arguments":{space}', f"}}{after}</tool_call>"
+    return replace(known, form=replace(known.form, begin=begin, middle=middle, end=end, again=again))
 
 
 def _llama3(text: str) -> CallFormat | None:
@@ -175,27 +187,29 @@ def _llama3(text: str) -> CallFormat | None:
     if found is None:
         return None
     colon, comma, space = found.groups()
-    form = replace(_LLAMA3, begin=f'{{"name":{colon}"', middle=f'",{comma}"parameters":{space}')
-    return CallFormat("llama3", form, ("<|python_tag|>",))
+    known = FORMATS["llama3"]
+    form = replace(known.form, begin=f'{{"name":{colon}"', middle=f'",{comma}"parameters":{space}')
+    return replace(known, form=form)
 
 
 def _mistral(text: str) -> CallFormat | None:
     found = re.search(
-        rf'\[TOOL_CALLS\](\s*)\[\{{(?:"id":\s*"{_CALL_ID}",\s*)?"name":(\s*)"{_NAME}",(\s*)"arguments":(\s*){_ARGUMENTS}'
-        rf'(,\s*"id":\s*"{_CALL_ID}")?\}}\]',
+        rf'\[TOOL_CALLS\](\s*)\[\{{(?:"id":\s*"{_CALL_ID}",\s*)?"name":(\s*)"{_NAME}",(\s*)"arguments":(\s*)'
+        rf'{_ARGUMENTS}(,\s*"id":\s*"{_CALL_ID}")?\}}\]',
         text,
     )
     if found is None:
         return None
     before, colon, comma, space, suffix = found.groups()
+    known = FORMATS["mistral"]
     form = replace(
-        _MISTRAL,
+        known.form,
         begin=f'{before}[{{"name":{colon}"',
         middle=f'",{comma}"arguments":{space}',
         again=f', {{"name":{colon}"',
-        suffix=_MISTRAL.suffix if suffix else "",
+        suffix=known.form.suffix if suffix else "",
     )
-    return CallFormat("mistral", form, ("[TOOL_CALLS]",))
+    return replace(known, form=form)
 
 
 def _mistral_args(text: str) -> CallFormat | None:
@@ -204,13 +218,10 @@ def _mistral_args(text: str) -> CallFormat | None:
         return None
     call_id, mark, space = found.groups()
     middle = f"{f'[CALL_ID]{ID}' if call_id else ''}{mark or ''}{space}"
-    return CallFormat(
-        "mistral_args", replace(_MISTRAL_ARGS, middle=middle), ("[TOOL_CALLS]", "[CALL_ID]", "[ARGS]")
-    )
+    known = FORMATS["mistral_args"]
+    return replace(known, form=replace(known.form, middle=middle))
 
 
 def _functiongemma(text: str) -> CallFormat | None:
-    if f"<start_function_call>call:{_NAME}{{" not in text or "<end_function_call>" not in text:
-        return None
-    markers = ("<start_function_call>", "<end_function_call>", "<escape>")
-    return CallFormat("functiongemma", _FUNCTIONGEMMA, markers)
+    writes = f"<start_function_call>call:{_NAME}{{" in text and "<end_function_call>" in text
+    return FORMATS["functiongemma"] if writes else None

@@ -9,6 +9,7 @@ from typing import Any
 __all__ = ["SPACE", "IncompleteTextError", "ObjectEnd", "TextReader", "UnexpectedTextError", "is_object"]
 
 SPACE = " \t\r\n"
+_BLANKS = re.compile(f"[{SPACE}]*")
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _STRUCTURE = re.compile(r'["{}\[\]]')
 _IN_STRING = re.compile(r'["\\]')
@@ -38,8 +39,8 @@ class TextReader:
 
     def skip_space(self) -> None:
         """Skip all white space."""
-        while self.place < len(self.text) and self.text[self.place] in SPACE:
-            self.place += 1
+        found = _BLANKS.match(self.text, self.place)
+        self.place = found.end() if found is not None else self.place
 
     def take(self, literal: str) -> bool:
         """Skip white space and read the literal. Returns False if another text comes.

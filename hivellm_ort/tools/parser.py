@@ -32,7 +32,8 @@ __all__ = [
     "read_calls",
 ]
 
-_LONGEST_HEAD = 16_384  # most characters before the arguments, or before the name if it comes last
+# Most characters before the arguments, with the arguments if the name comes last: each piece parses them again.
+_LONGEST_HEAD = 16_384
 _NAME = re.compile(r"[\w.:/-]+")
 _WORD = re.compile(r"\w+")
 _LETTERS = string.ascii_letters + string.digits
@@ -76,10 +77,10 @@ CallEvent: TypeAlias = TextDelta | CallStarted | ArgumentsDelta | CallEnded
 class CallIds:
     """Random ids of the calls of one answer. The same index always has the same id.
 
-    An id is `call_` and 24 letters and digits. For Mistral's templates it is nine letters and digits.
+    They are `call_` and 24 letters and digits. Templates of Mistral accept only ids of nine letters and digits.
 
     Args:
-        family: The family of the model's call format.
+        family: The format in which the model writes calls.
     """
 
     def __init__(self, family: str | None) -> None:
@@ -89,7 +90,7 @@ class CallIds:
     def __call__(self, index: int) -> str:
         """Return the id of the call with this index, from 0."""
         length, prefix = (9, "") if self._short else (24, "call_")
-        # Several threads may call this at once.
+        # Several threads may ask at once.
         return self._ids.setdefault(index, prefix + "".join(secrets.choice(_LETTERS) for _ in range(length)))
 
 
@@ -185,9 +186,7 @@ class ToolCallParser:
         try:
             name, arguments = self._read_head(reader)
         except IncompleteTextError:
-            if len(self._held) <= _LONGEST_HEAD:
-                return False
-            return self._no_call()
+            return len(self._held) > _LONGEST_HEAD and self._no_call()
         except UnexpectedTextError:
             return self._no_call()
         self._held = self._held[reader.place :]
@@ -316,9 +315,9 @@ class ToolCallParser:
         reader = TextReader(self._held)
         try:
             more = self._read_tail(reader)
-        except IncompleteTextError:
-            return False
-        except UnexpectedTextError:
+        except (IncompleteTextError, UnexpectedTextError) as error:
+            if isinstance(error, IncompleteTextError) and len(self._held) <= _LONGEST_HEAD:
+                return False
             self._state = self._text
             return True
         self._opened = self._held[: reader.place] if more else ""

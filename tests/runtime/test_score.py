@@ -74,6 +74,7 @@ def test_beside_others(packages: Packages) -> None:
         ]
         beside = [manager.score("dora", PROMPT, ANSWERS) for _ in range(3)]
         beside.append(asyncio.run(held(manager, "dora").ascore(PROMPT, ANSWERS)))
+        beside.append(asyncio.run(manager.ascore("dora", PROMPT, ANSWERS)))
         for stream in streams:
             assert expected == (list(stream) and stream.result.tokens)
         for result in beside:
@@ -83,7 +84,7 @@ def test_beside_others(packages: Packages) -> None:
         base = manager.score(manager.BASE, PROMPT, ANSWERS)
         assert alone.best.logprob != base.best.logprob
         ended = manager.metrics.snapshot()["requests_total"]["dora"]
-        assert 4 == ended["scored"]
+        assert 5 == ended["scored"]
 
 
 def test_bad_questions(dora: Expert) -> None:

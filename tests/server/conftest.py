@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 for _needed in ("fastapi", "httpx", "uvicorn"):
@@ -13,9 +16,21 @@ for _needed in ("fastapi", "httpx", "uvicorn"):
 from fastapi.testclient import TestClient
 from serving_command import Command
 from support.golden import BASE, golden
+from support.running import replace_files
+from tokenizers import AddedToken, Tokenizer
 
 from hivellm_ort import ExpertManager
 from hivellm_ort.server import ServerOptions, create_app
+
+# As Qwen3: tools, turns with their calls, and thinking that can be switched off.
+TEMPLATE = (
+    "{% for tool in tools or [] %}{{ tool | tojson }}\n{% endfor %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content or '' }}"
+    "{% for call in m.tool_calls or [] %}{{ '\\n' if m.content or not loop.first else '' }}<tool_call>\n"
+    '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}\n</tool_call>'
+    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
 
 
 @pytest.fixture(scope="session")
@@ -24,9 +39,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("server-cache")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def manager(cache: Path) -> Iterator[ExpertManager]:
-    """The experts `sql` and `json` on one base, and `thinks` on another thread of it."""
+    """The experts `sql` and `json` on one base; other tests look whether any base is left in memory."""
     with ExpertManager(cache_dir=cache, threads=1, trust="off") as manager:
         manager.load_experts({"sql": golden("sql"), "json": golden("json")}, base=BASE)
         yield manager
@@ -45,3 +60,53 @@ def command(cache: Path) -> Iterator[Command]:
     experts = ["--expert", f"sql={golden('sql')}", "--expert", f"json={golden('json')}", "--base", str(BASE)]
     with Command([*experts, "--threads", "1", "--trust", "off"], cache) as command:
         yield command
+
+
+@pytest.fixture(scope="session")
+def tool_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The base with such a template."""
+    bundle = Path(shutil.copytree(BASE, tmp_path_factory.mktemp("base") / "bundle"))
+    tokenizer = Tokenizer.from_file(str(bundle / "tokenizer.json"))
+    tags = ("<think>", "</think>", "<tool_call>", "</tool_call>")
+    assert len(tags) == tokenizer.add_tokens([AddedToken(tag, special=False) for tag in tags])
+    replace_files(bundle, {"chat_template.jinja": TEMPLATE, "tokenizer.json": tokenizer.to_str()})
+    return bundle
+
+
+@pytest.fixture(scope="module")
+def caller(cache: Path, tool_base: Path) -> Iterator[ExpertManager]:
+    """The expert `sql` on it."""
+    with ExpertManager(cache_dir=cache, threads=1, trust="off") as manager:
+        manager.load_expert("sql", golden("sql"), base=tool_base)
+        yield manager
+
+
+@pytest.fixture
+def tooled(caller: ExpertManager) -> Iterator[TestClient]:
+    """A client of it."""
+    with TestClient(create_app(caller), base_url="http://localhost") as client:
+        yield client
+
+
+@pytest.fixture
+def say(caller: ExpertManager, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Have the model say a text where it has a choice, and end."""
+    generate_stream = ExpertManager.generate_stream
+
+    def say(text: str) -> None:
+        script = [*caller.tokenizer("sql").encode(text), 2]
+
+        def saying(manager: ExpertManager, name: str, prompt: str | None = None, **options: Any) -> Any:
+            shown = {key: options.get(key) for key in ("messages", "tools", "enable_thinking")}
+            begin = len(manager.prompt_ids(name, prompt, **shown))  # type: ignore[arg-type]
+
+            def process(token_ids: np.ndarray, logits: np.ndarray) -> np.ndarray:
+                wanted = logits - 1000
+                wanted[script[min(len(token_ids) - begin, len(script) - 1)]] = 1000
+                return wanted
+
+            return generate_stream(manager, name, prompt, **options, processors=[process])
+
+        monkeypatch.setattr(ExpertManager, "generate_stream", saying)
+
+    return say

@@ -13,12 +13,14 @@ from hivellm_ort.server.errors import ERRORS
 from hivellm_ort.server.schemas.chat import ChatBody
 from hivellm_ort.server.schemas.common import REFUSED
 from hivellm_ort.server.schemas.completions import CompletionBody
+from hivellm_ort.server.schemas.decisions import DecisionsBody
+from hivellm_ort.server.schemas.responses import ResponsesBody
 
 TEXT = (Path(__file__).parents[2] / "docs" / "server.md").read_text(encoding="utf-8")
 WORDS = set(re.findall(r"`([a-z_]+)[`:.]", TEXT))
 
 
-@pytest.mark.parametrize("body", [ChatBody, CompletionBody])
+@pytest.mark.parametrize("body", [ChatBody, CompletionBody, ResponsesBody, DecisionsBody])
 def test_every_field_is_described(body: type[ChatBody]) -> None:
     """Fields that are taken, by the names that clients use."""
     names = {field.alias or name for name, field in body.model_fields.items()}

@@ -15,6 +15,8 @@ from hivellm_ort.server import ServerLimits, ServerOptions, create_app
 from hivellm_ort.server.schemas.chat import ChatBody
 from hivellm_ort.server.schemas.common import REFUSED
 from hivellm_ort.server.schemas.completions import CompletionBody
+from hivellm_ort.server.schemas.decisions import DecisionsBody
+from hivellm_ort.server.schemas.responses import ResponsesBody
 
 SCHEMA = {"type": "json_schema", "json_schema": {"schema": {"type": "object"}}}
 DEEP: Any = {}
@@ -34,7 +36,9 @@ def test_fields_that_have_no_meaning_here(name: str, client: TestClient) -> None
 
 def test_no_field_is_both_taken_and_refused() -> None:
     """A field that a body has is not in the list of those that are refused."""
-    assert set() == set(REFUSED) & (set(ChatBody.model_fields) | set(CompletionBody.model_fields))
+    bodies = (ChatBody, CompletionBody, ResponsesBody, DecisionsBody)
+    taken = {name for body in bodies for name in body.model_fields}
+    assert set() == set(REFUSED) & taken
 
 
 @pytest.mark.parametrize(
@@ -230,6 +234,9 @@ def test_errors_of_the_server(
         response = client.post("/v1/chat/completions", json=chat())
     assert (status, code) == (response.status_code, error_of(response)["code"])
     assert message == error_of(response)["message"].partition(" of the server")[0]
+    assert response.headers["x-request-id"].startswith("req-")
+    counted = f'route="/v1/chat/completions",status="{status}"}} 1'
+    assert counted in app.state.server.metrics.prometheus()
 
 
 def test_several_bases_have_no_base(cache: Path) -> None:

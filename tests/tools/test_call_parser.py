@@ -230,6 +230,15 @@ def test_markers_that_are_special_tokens_are_text(marker: str) -> None:
     assert f"é 東{marker} x 🙂" == "".join(pieces) + detokenizer.flush()
 
 
+def test_an_end_without_an_end_is_text() -> None:
+    """What comes after arguments and encloses nothing is not held for ever."""
+    parser = ToolCallParser(format_named("mistral"))
+    begin = '[TOOL_CALLS] [{"name": "a", "arguments": {}'
+    told = [event for piece in [begin, ', "id": "', *["x" * 1000] * 20] for event in parser.push(piece)]
+    assert [CallStarted, ArgumentsDelta, CallEnded, TextDelta] == list(dict.fromkeys(map(type, told)))
+    assert 16_000 < sum(len(event.text) for event in told if isinstance(event, TextDelta))
+
+
 def test_a_head_without_an_end_is_text() -> None:
     """A text that begins like a call but has no name is not held back for ever."""
     parser = ToolCallParser(format_named("qwen"))
