@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from hivellm_ort.errors import LoadError
 from hivellm_ort.package.manifest import ExpertManifest
 
-__all__ = ["check_constraints", "check_replacement", "find_dependents", "sort_by_load_order"]
+__all__ = ["check_constraints", "check_removal", "check_replacement", "sort_experts"]
 
 
 def check_constraints(manifest: ExpertManifest, loaded: Collection[ExpertManifest]) -> None:
@@ -43,13 +43,29 @@ def check_constraints(manifest: ExpertManifest, loaded: Collection[ExpertManifes
                 )
 
 
+def check_removal(name: str, manifest: ExpertManifest, others: Collection[ExpertManifest]) -> None:
+    """Refuse to unload an expert that others require.
+
+    Args:
+        name: The name under which the expert is loaded, for the message.
+        manifest: Its manifest.
+        others: The manifests of the other loaded experts.
+
+    Raises:
+        LoadError: Another loaded expert requires it.
+    """
+    needing = _find_dependents(manifest, others)
+    if needing:
+        raise LoadError(f"{name!r} is required by {', '.join(map(repr, needing))}: unload that first")
+
+
 def check_replacement(old: ExpertManifest, new: ExpertManifest, loaded: Collection[ExpertManifest]) -> None:
     """Refuse to replace an expert that others require, if the new one does not meet their requirement.
 
     Raises:
         LoadError: Another loaded expert requires the old one.
     """
-    needing = [name for name in find_dependents(old, [*loaded, new]) if name != new.name]
+    needing = [name for name in _find_dependents(old, [*loaded, new]) if name != new.name]
     if needing:
         raise LoadError(
             f"{old.name!r} {old.version} is required by {', '.join(map(repr, needing))} (/constraints/requires), and "
@@ -57,7 +73,7 @@ def check_replacement(old: ExpertManifest, new: ExpertManifest, loaded: Collecti
         )
 
 
-def find_dependents(manifest: ExpertManifest, others: Collection[ExpertManifest]) -> list[str]:
+def _find_dependents(manifest: ExpertManifest, others: Collection[ExpertManifest]) -> list[str]:
     """Return the names of the packages that require this one, if no other package meets their requirement."""
     return [
         other.name
@@ -69,7 +85,7 @@ def find_dependents(manifest: ExpertManifest, others: Collection[ExpertManifest]
     ]
 
 
-def sort_by_load_order(manifests: Mapping[str, ExpertManifest]) -> list[str]:
+def sort_experts(manifests: Mapping[str, ExpertManifest]) -> list[str]:
     """Return the names in the order in which to load them.
 
     Each expert comes after the experts that it requires. Otherwise `load_order` decides; those without it come last.

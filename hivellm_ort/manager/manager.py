@@ -7,17 +7,12 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Unpack
 
-from hivellm_ort.errors import LoadError, OptionError, OptionTypeError
+from hivellm_ort.errors import OptionError, OptionTypeError
 from hivellm_ort.expert import Expert
 from hivellm_ort.loading.opening import open_with_progress, read_manifest
 from hivellm_ort.loading.options import LoadOptions, LoadSettings, checked_path
 from hivellm_ort.manager.chooser import ExpertChooser
-from hivellm_ort.manager.constraints import (
-    check_constraints,
-    check_replacement,
-    find_dependents,
-    sort_by_load_order,
-)
+from hivellm_ort.manager.constraints import check_constraints, check_removal, check_replacement, sort_experts
 from hivellm_ort.manager.entry import ExpertEntry
 from hivellm_ort.manager.info import ExpertInfo
 from hivellm_ort.manager.registry import ExpertRegistry
@@ -117,7 +112,7 @@ class ExpertManager:
                 "{'sql': 'expert-sql.expert'}"
             )
         self._registry.home.require()
-        names = sort_by_load_order({name: self._manifest(path) for name, path in packages.items()})
+        names = sort_experts({name: self._manifest(path) for name, path in packages.items()})
         entries: list[ExpertEntry] = []
         try:
             # If one fails, the list has those that are loaded already.
@@ -135,13 +130,7 @@ class ExpertManager:
             UnknownExpertError: No expert has this name.
             LoadError: Another loaded expert requires it.
         """
-
-        def check(entry: ExpertEntry, others: list[ExpertManifest]) -> None:
-            needing = find_dependents(entry.manifest, others)
-            if needing:
-                raise LoadError(f"{name!r} is required by {', '.join(map(repr, needing))}: unload that first")
-
-        self._experts.remove(name, check)
+        self._experts.remove(name, lambda entry, others: check_removal(name, entry.manifest, others))
 
     def list_loaded_experts(self) -> list[ExpertInfo]:
         """Return all experts, in memory or evicted, in the order of loading."""

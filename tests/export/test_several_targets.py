@@ -152,7 +152,7 @@ def test_the_cpu_takes_its_graphs(
         start = (
             "expert-tiny has graphs for cpu, portable; used are those for cpu fp32 on CPUExecutionProvider ("
         )
-        (message,) = [text for text in caplog.messages if "taken" in text]
+        (message,) = [text for text in caplog.messages if "used are" in text]
         assert message.startswith(start + f"device {device or 'auto'!r}")
         assert "; not portable fp32 on CPUExecutionProvider" in message
 

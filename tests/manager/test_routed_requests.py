@@ -142,12 +142,12 @@ def test_base_beside_experts(manager: ExpertManager) -> None:
 
 
 def test_no_base_to_ask(packages: Packages) -> None:
-    """Without an expert there is none, beside merged experts there is none, and of two it is unclear which."""
+    """Without experts, or with merged experts only, there is no base. With two bases the name is ambiguous."""
     with managed(packages) as manager:
         with pytest.raises(UnknownExpertError, match="no expert is loaded"):
             manager.generate("base", NOTHING)
         manager.load_expert("merged", packages.merged)
-        with pytest.raises(UnknownExpertError, match="a merged one has none"):
+        with pytest.raises(UnknownExpertError, match="a merged expert has none"):
             manager.generate("base", NOTHING)
         manager.load_expert("lora", packages.lora)
         assert "tiny" == manager.generate("base", NOTHING, max_tokens=1).expert

@@ -262,5 +262,5 @@ def test_bundle(tmp_path: Path, outside: Path) -> None:
     (bundle / "decoder.json").unlink()
     pipe(outside / "pipe")
     linked(bundle / "decoder.json", outside / "pipe")
-    with pytest.raises(IntegrityError, match=r"'decoder\.json' is a link to .*, which is no file"):
+    with pytest.raises(IntegrityError, match=r"'decoder\.json' is a link to .*, which is not a file"):
         Bundle.open(bundle)

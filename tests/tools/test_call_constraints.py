@@ -272,7 +272,7 @@ def test_names_that_cannot_be_told(tools: Any, told: str) -> None:
 
 
 def test_formats_that_cannot_be_enforced() -> None:
-    """A call that is asked for, and a strict tool, are refused by name; else nothing is held."""
+    """A required call and a strict tool are refused by name. Otherwise there is no grammar."""
     for call_format, told in ((None, "in no known format"), (format_named("functiongemma"), "not JSON")):
         assert build_calls_grammar(call_format, TOOLS, AUTO) is None
         assert (
