@@ -65,13 +65,14 @@ def _readers() -> Iterator[tuple[str, Callable[..., Any]]]:
     """`from_file` and `from_folder` of every class of both packages."""
     for package in PACKAGES:
         for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            if not found.name.endswith("__main__"):
-                module = importlib.import_module(found.name)
-                for owner in (getattr(module, name) for name in getattr(module, "__all__", ())):
-                    if inspect.isclass(owner) and owner.__module__ == found.name:
-                        yield from (
-                            (n, f) for n, f in _methods(owner) if re.search(r"\.from_f(ile|older)\Z", n)
-                        )
+            if found.name.endswith("__main__") or found.name.startswith(
+                "hivellm_ort.ray"
+            ):  # needs the extra ray
+                continue
+            module = importlib.import_module(found.name)
+            for owner in (getattr(module, name) for name in getattr(module, "__all__", ())):
+                if inspect.isclass(owner) and owner.__module__ == found.name:
+                    yield from ((n, f) for n, f in _methods(owner) if re.search(r"\.from_f(ile|older)\Z", n))
 
 
 def _public() -> dict[str, Callable[..., Any]]:
