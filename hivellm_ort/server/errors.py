@@ -28,11 +28,19 @@ from hivellm_ort.errors import (
 )
 from hivellm_ort.server.schemas.common import FIELDS, REFUSED
 
-__all__ = ["ERRORS", "ApiError", "ErrorBody", "add_error_handlers", "as_api_error", "refused"]
+__all__ = [
+    "CLIENT_LEFT",
+    "ERRORS",
+    "ApiError",
+    "ErrorBody",
+    "add_error_handlers",
+    "as_api_error",
+    "failed",
+    "refused",
+]
 
 _LOG = logging.getLogger("hivellm_ort")
 _CLIENT, _SERVER = "invalid_request_error", "server_error"
-_FAILED = "the server failed: its log says why"
 CLIENT_LEFT = 499
 """The status of a request whose client went away; nobody gets it, and metrics count it."""
 
@@ -151,7 +159,7 @@ def as_api_error(error: BaseException, hide: Callable[[str], str], *, began: boo
     meaning = next((meaning for kind, meaning in _MEANINGS if isinstance(error, kind)), None)
     if meaning is None or (began and type(error) is InferenceError):
         _LOG.error("a request of the server failed", exc_info=error)
-        return ApiError(500, _FAILED, code="internal_error")
+        return failed()
     if isinstance(error, LoadError):  # the operator's to mend, and the log may name files
         _LOG.error("an expert is unavailable: %s", error)
         message = "the expert is unavailable: the log of the server says why"
@@ -162,13 +170,18 @@ def as_api_error(error: BaseException, hide: Callable[[str], str], *, began: boo
     )
 
 
+def failed() -> ApiError:
+    """The error of a fault of ours, of which nothing is told."""
+    return ApiError(500, "the server failed: its log says why", code="internal_error")
+
+
 def refused(param: str, message: str, *, code: str = "invalid_value", status: int = 400) -> ApiError:
     """The error of a field that has a value which it cannot have here."""
     return ApiError(status, f"{param}: {message}", param=param, code=code)
 
 
 def add_error_handlers(app: FastAPI, hide: Callable[[str], str]) -> None:
-    """Have every error of an application be an error object.
+    """Have every error of an application be an error object; `Account` sees to faults of ours.
 
     Args:
         app: the application.
@@ -178,10 +191,6 @@ def add_error_handlers(app: FastAPI, hide: Callable[[str], str]) -> None:
     def on_error(_request: Request, error: Exception) -> Response:
         return as_api_error(error, hide).response
 
-    def on_bug(_request: Request, _error: Exception) -> Response:
-        # It is raised again after this, and whoever runs the application logs it.
-        return ApiError(500, _FAILED, code="internal_error").response
-
     def on_leaving(_request: Request, _error: Exception) -> Response:
         return Response(status_code=CLIENT_LEFT)
 
@@ -190,7 +199,6 @@ def add_error_handlers(app: FastAPI, hide: Callable[[str], str]) -> None:
     app.add_exception_handler(RequestValidationError, _on_malformed)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(ClientDisconnect, on_leaving)
-    app.add_exception_handler(Exception, on_bug)
 
 
 def _on_http(_request: Request, error: Exception) -> Response:

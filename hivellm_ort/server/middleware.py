@@ -14,7 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from hivellm_ort.server.errors import CLIENT_LEFT, ApiError
+from hivellm_ort.server.errors import CLIENT_LEFT, ApiError, failed
 from hivellm_ort.server.http_metrics import HttpMetrics
 from hivellm_ort.server.options import ServerLimits
 
@@ -27,7 +27,7 @@ _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 
 
 class Account:
-    """Counts every request, and gives it an id that its response has as `x-request-id`.
+    """Counts every request, and gives it an id that its response has as `x-request-id`. Answers where all else fails.
 
     The id is the client's own, where it sends a sound one.
 
@@ -47,12 +47,12 @@ class Account:
             return
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
-        begin, status = time.perf_counter(), CLIENT_LEFT
+        begin, status, started = time.perf_counter(), CLIENT_LEFT, False
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
+            nonlocal status, started
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, started = message["status"], True
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
@@ -61,7 +61,9 @@ class Account:
             await self._app(scope, receive, send_with_id)
         except Exception:
             _LOG.error("the request %s failed", request_id)
-            raise
+            if not started:
+                await failed().response(scope, receive, send_with_id)
+            raise  # whoever runs the application logs what it was
         finally:
             self._metrics.in_progress -= 1
             method = scope["method"] if scope["method"] in _METHODS else "other"

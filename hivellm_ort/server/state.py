@@ -15,7 +15,7 @@ from hivellm_ort.server.errors import ApiError
 from hivellm_ort.server.http_metrics import HttpMetrics
 from hivellm_ort.server.options import ServerOptions
 
-__all__ = ["Cancellable", "ServerState", "state_of"]
+__all__ = ["Cancellable", "ServerState", "state_of", "stopping"]
 
 _RETRY_SECONDS = 1  # after which a place in the queue may be free: an answer takes about that long
 

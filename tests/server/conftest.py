@@ -24,9 +24,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("server-cache")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def manager(cache: Path) -> Iterator[ExpertManager]:
-    """The experts `sql` and `json` on one base, and `thinks` on another thread of it."""
+    """The experts `sql` and `json` on one base; other tests look whether any base is left in memory."""
     with ExpertManager(cache_dir=cache, threads=1, trust="off") as manager:
         manager.load_experts({"sql": golden("sql"), "json": golden("json")}, base=BASE)
         yield manager

@@ -230,6 +230,9 @@ def test_errors_of_the_server(
         response = client.post("/v1/chat/completions", json=chat())
     assert (status, code) == (response.status_code, error_of(response)["code"])
     assert message == error_of(response)["message"].partition(" of the server")[0]
+    assert response.headers["x-request-id"].startswith("req-")
+    counted = f'route="/v1/chat/completions",status="{status}"}} 1'
+    assert counted in app.state.server.metrics.prometheus()
 
 
 def test_several_bases_have_no_base(cache: Path) -> None:
