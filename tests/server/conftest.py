@@ -13,6 +13,7 @@ for _needed in ("fastapi", "httpx", "uvicorn"):
 from fastapi.testclient import TestClient
 from serving_command import Command
 from support.golden import BASE, golden
+from tool_base import write_tool_base
 
 from hivellm_ort import ExpertManager
 from hivellm_ort.server import ServerOptions, create_app
@@ -44,4 +45,13 @@ def command(cache: Path) -> Iterator[Command]:
     """`hivellm-ort serve` with both experts, in a process of its own."""
     experts = ["--expert", f"sql={golden('sql')}", "--expert", f"json={golden('json')}", "--base", str(BASE)]
     with Command([*experts, "--threads", "1", "--trust", "off"], cache) as command:
+        yield command
+
+
+@pytest.fixture(scope="session")
+def tool_command(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
+    """The same with the expert `sql` on a base whose template shows tools."""
+    base = write_tool_base(tmp_path_factory.mktemp("tools") / "base")
+    arguments = ["--expert", f"sql={golden('sql')}", "--base", str(base), "--threads", "1", "--trust", "off"]
+    with Command(arguments, cache) as command:
         yield command

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,22 +12,12 @@ import numpy as np
 import pytest
 from asking import QUESTION, chat, chunks, error_of
 from fastapi.testclient import TestClient
-from support.golden import BASE, golden
-from support.running import replace_files
-from tokenizers import AddedToken, Tokenizer
+from support.golden import golden
+from tool_base import write_tool_base
 
 from hivellm_ort import ExpertManager
 from hivellm_ort.server import ServerLimits, ServerOptions, create_app
 
-# As Qwen3: tools, turns with their calls, and thinking that can be switched off.
-TEMPLATE = (
-    "{% for tool in tools or [] %}{{ tool | tojson }}\n{% endfor %}"
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content or '' }}"
-    "{% for call in m.tool_calls or [] %}{{ '\\n' if m.content or not loop.first else '' }}<tool_call>\n"
-    '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}\n</tool_call>'
-    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
-    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
-)
 SCHEMA = {
     "type": "object",
     "properties": {"x": {"type": "integer", "minimum": 0, "maximum": 9}},
@@ -47,11 +36,7 @@ PATH = "/v1/chat/completions"
 @pytest.fixture(scope="module")
 def caller(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExpertManager]:
     """The expert `sql` on a base with such a template."""
-    bundle = Path(shutil.copytree(BASE, tmp_path_factory.mktemp("base") / "bundle"))
-    tokenizer = Tokenizer.from_file(str(bundle / "tokenizer.json"))
-    tags = ("<think>", "</think>", "<tool_call>", "</tool_call>")
-    assert len(tags) == tokenizer.add_tokens([AddedToken(tag, special=False) for tag in tags])
-    replace_files(bundle, {"chat_template.jinja": TEMPLATE, "tokenizer.json": tokenizer.to_str()})
+    bundle = write_tool_base(tmp_path_factory.mktemp("base") / "bundle")
     with ExpertManager(cache_dir=cache, threads=1, trust="off") as manager:
         manager.load_expert("sql", golden("sql"), base=bundle)
         yield manager
