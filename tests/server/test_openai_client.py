@@ -251,16 +251,16 @@ def test_timeouts_of_the_client(slow: Command, slow_api: Any) -> None:
 def test_a_full_queue(slow_api: Any) -> None:
     """Too many answers at once are an error of its own; the client asks again by itself, and is answered."""
     short = {**LONG, "n": 1, "max_tokens": 2}
-    streams = []
-    for _ in range(4):
-        try:
+    streams: list[Any] = []
+
+    def fill() -> None:
+        while len(streams) < 4:
             streams.append(slow_api.chat.completions.create(**LONG, stream=True))
-        except openai.RateLimitError as error:
-            assert "queue_full" == error.code
-            assert error.response.headers["retry-after"].isdigit()
-            break
-    else:
-        pytest.fail("the queue was never full")
+
+    with pytest.raises(openai.RateLimitError) as caught:
+        fill()
+    assert "queue_full" == caught.value.code
+    assert caught.value.response.headers["retry-after"].isdigit()
     free = threading.Timer(0.3, lambda: [stream.close() for stream in streams])
     free.start()
     raw = slow_api.with_options(max_retries=5).chat.completions.with_raw_response.create(**{**short, "n": 8})
