@@ -106,7 +106,7 @@ def test_tokens_that_a_grammar_forces(stream: bool, client: TestClient, manager:
     assert told == [entry.get("forced", False) for entry in content]
     assert {True, False} == set(told)
     details = documents[-1]["usage"]["completion_tokens_details"]
-    assert {"forced_tokens": expected.forced_tokens} == details
+    assert {"reasoning_tokens": 0, "forced_tokens": expected.forced_tokens} == details
     assert 1 == sum("timings" in choice for choice in choices)
     assert choices[-1]["timings"]["prefill"] > 0
 
