@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import jsonschema
-import numpy as np
 import pytest
 from asking import QUESTION, chat, chunks, error_of
 from fastapi.testclient import TestClient
-from support.golden import golden
-from tool_base import write_tool_base
 
 from hivellm_ort import ExpertManager
 from hivellm_ort.server import ServerLimits, ServerOptions, create_app
@@ -32,46 +28,6 @@ TOOLS = [
 NAMED = {"type": "function", "function": {"name": "root"}}
 CALL = '<tool_call>\n{"name": "root", "arguments": {"x": 4}}\n</tool_call>'
 PATH = "/v1/chat/completions"
-
-
-@pytest.fixture(scope="module")
-def caller(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExpertManager]:
-    """The expert `sql` on a base with such a template."""
-    bundle = write_tool_base(tmp_path_factory.mktemp("base") / "bundle")
-    with ExpertManager(cache_dir=cache, threads=1, trust="off") as manager:
-        manager.load_expert("sql", golden("sql"), base=bundle)
-        yield manager
-
-
-@pytest.fixture
-def tooled(caller: ExpertManager) -> Iterator[TestClient]:
-    """A client of it."""
-    with TestClient(create_app(caller), base_url="http://localhost") as client:
-        yield client
-
-
-@pytest.fixture
-def say(caller: ExpertManager, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Have the model say a text where it has a choice, and end."""
-    generate_stream = ExpertManager.generate_stream
-
-    def say(text: str) -> None:
-        script = [*caller.tokenizer("sql").encode(text), 2]
-
-        def saying(manager: ExpertManager, name: str, prompt: str | None = None, **options: Any) -> Any:
-            shown = {key: options.get(key) for key in ("messages", "tools", "enable_thinking")}
-            begin = len(manager.prompt_ids(name, prompt, **shown))  # type: ignore[arg-type]
-
-            def process(token_ids: np.ndarray, logits: np.ndarray) -> np.ndarray:
-                wanted = logits - 1000
-                wanted[script[min(len(token_ids) - begin, len(script) - 1)]] = 1000
-                return wanted
-
-            return generate_stream(manager, name, prompt, **options, processors=[process])
-
-        monkeypatch.setattr(ExpertManager, "generate_stream", saying)
-
-    return say
 
 
 def joined(found: list[dict[str, Any]]) -> dict[str, Any]:
