@@ -84,7 +84,7 @@ def test_no_field_is_both_taken_and_refused() -> None:
         ({"logit_bias": {"x": 1}}, None, "logit_bias: 'x' is no token id"),
         ({"logit_bias": {"999999": 1}}, "logit_bias", "names token 999999"),
         ({"logit_bias": {str(index): 1 for index in range(1025)}}, "logit_bias", "1024 may be"),
-        ({"logprobs": True, "top_logprobs": 21}, "logprobs", "0 to 20"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "equal to 20"),
         ({"top_logprobs": 2}, "top_logprobs", "set logprobs to true"),
         ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "no field"),
         ({"response_format": {"type": "xml"}}, "response_format.type", "'text', 'json_object'"),
