@@ -98,7 +98,7 @@ def test_parsed_answers_go_back(api: Any) -> None:
         api.chat.completions.create(model="sql", messages=[*MESSAGES, turn, *MESSAGES], max_tokens=6)
         for turn in (plain, message)
     )
-    assert expected.choices == found.choices
+    assert expected.choices[0].message == found.choices[0].message
     assert expected.usage.prompt_tokens == found.usage.prompt_tokens
 
 
@@ -135,7 +135,7 @@ def test_tools(tool_api: Any) -> None:
         for turn in (plain, message, message.model_dump())
     )
     for one in found:
-        assert expected.choices == one.choices
+        assert expected.choices[0].message == one.choices[0].message
         assert expected.usage.prompt_tokens == one.usage.prompt_tokens
 
 
