@@ -196,4 +196,8 @@ def _is_tokens(value: Any) -> bool:
 
 
 def _text(tokenizer: TextTokenizer, prompt: str | Sequence[int]) -> str:
-    return prompt if isinstance(prompt, str) else tokenizer.decode(prompt, skip_special_tokens=False)
+    if isinstance(prompt, str):
+        return prompt
+    # Other ids are refused by name when the answer begins.
+    known = [token_id for token_id in prompt if tokenizer.id_to_token(token_id) is not None]
+    return tokenizer.decode(known, skip_special_tokens=False)

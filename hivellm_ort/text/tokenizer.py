@@ -39,6 +39,7 @@ _PLAIN = Work(growth=1.0, square=False)
 # Longest run of spaces or digits for the few quadratic tokenizers: a hundredth of a second.
 _MAX_RUN = 2_000
 _RUN = re.compile(rf"(?<!\s)\s{{{_MAX_RUN + 1}}}|(?<!\d)\d{{{_MAX_RUN + 1}}}")
+_END = 1 << 32  # ids of the tokenizers library have 32 bits; it fails on others
 # Characters of all markers that are searched at every position.
 _MAX_BEGINNINGS = 64
 
@@ -257,7 +258,9 @@ class TextTokenizer:
         return token_id
 
     def id_to_token(self, token_id: int) -> str | None:
-        """Return the token of an id as the vocabulary has it, or None."""
+        """Return the token of an id as the vocabulary has it, or None, for any integer."""
+        if not 0 <= token_id < _END:
+            return None
         token: str | None = self._tokenizer.id_to_token(token_id)
         return token
 

@@ -155,6 +155,11 @@ def test_tokens_of_a_conversation(client: TestClient, manager: ExpertManager) ->
         ("/detokenize", {"tokens": ["a"]}, "tokens[0]"),
         ("/detokenize", {"tokens": [1, 10**7]}, "tokens[1]"),
         ("/detokenize", {"tokens": [-1]}, "tokens[0]"),
+        ("/detokenize", {"tokens": [2**32]}, "tokens[0]"),
+        ("/detokenize", {"tokens": [10**30]}, "tokens[0]"),
+        ("/v1/completions", {"prompt": [2**32], "echo": True}, "prompt"),
+        ("/v1/completions", {"prompt": [[1], [-1]], "echo": True}, "prompt"),
+        ("/v1/completions", {"prompt": [10**30]}, "prompt"),
     ],
 )
 def test_wrong_questions_about_tokens(

@@ -84,7 +84,7 @@ def test_no_field_is_both_taken_and_refused() -> None:
         ({"logit_bias": {"x": 1}}, None, "logit_bias: 'x' is no token id"),
         ({"logit_bias": {"999999": 1}}, "logit_bias", "names token 999999"),
         ({"logit_bias": {str(index): 1 for index in range(1025)}}, "logit_bias", "1024 may be"),
-        ({"logprobs": True, "top_logprobs": 21}, "logprobs", "0 to 20"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "equal to 20"),
         ({"top_logprobs": 2}, "top_logprobs", "set logprobs to true"),
         ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "no field"),
         ({"response_format": {"type": "xml"}}, "response_format.type", "'text', 'json_object'"),
@@ -262,3 +262,22 @@ def test_limits_of_the_operator(manager: ExpertManager) -> None:
             ({"user": "x" * 600}, "500 bytes"),
         ):
             assert message in error_of(client.post("/v1/chat/completions", json=chat(**fields)))["message"]
+
+
+_NUMBERS = [
+    "n", "seed", "temperature", "top_p", "presence_penalty", "frequency_penalty", "max_tokens", "top_k", "min_p",
+    "typical_p", "repetition_penalty", "no_repeat_ngram_size", "min_tokens", "top_logprobs",
+    "max_completion_tokens",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [10**30, -(10**30), 2**63, 2**32, -1])
+@pytest.mark.parametrize("field", _NUMBERS)
+def test_numbers_of_any_size(field: str, value: int, client: TestClient) -> None:
+    """No number makes the server fail."""
+    most = {} if field == "max_completion_tokens" else {"max_tokens": 2}
+    body: dict[str, Any] = {**most, "temperature": 1, "logprobs": True, field: value}
+    response = client.post("/v1/chat/completions", json=chat(**body))
+    assert response.status_code in (200, 400)
+    if response.status_code == 400:
+        assert field == error_of(response)["param"]
