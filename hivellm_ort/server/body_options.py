@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hivellm_ort.options import GenerateOptions
@@ -15,6 +15,8 @@ __all__ = ["JSON_OBJECT", "check_schema", "options_of", "per_answer"]
 
 JSON_OBJECT: dict[str, Any] = {"type": "object"}
 """The schema of any JSON object."""
+
+_MAX_BAD_WORD = 128  # characters
 
 # Fields that the library has under the same name.
 _SAME = (
@@ -39,6 +41,7 @@ def options_of(body: GenerationBody, limits: ServerLimits) -> GenerateOptions:
     _check_count("max_tokens", body.max_tokens, limits.max_tokens)
     if len(body.stop or ()) > limits.max_stops:
         raise refused("stop", f"{len(body.stop or ())} texts, and {limits.max_stops} may be")
+    _check_bad_words(body.bad_words or (), limits.max_bad_words)
     if len(body.logit_bias or ()) > limits.max_logit_bias:
         raise refused(
             "logit_bias", f"{len(body.logit_bias or ())} entries, and {limits.max_logit_bias} may be"
@@ -106,6 +109,15 @@ def _constraints(body: GenerationBody) -> Iterator[tuple[str, str, Any]]:
         for name in ("regex", "choice", "grammar"):
             yield f"structured_outputs.{name}", name, getattr(structured, name)
         yield "structured_outputs.json_object", "json_schema", structured.json_object and JSON_OBJECT
+
+
+def _check_bad_words(words: Sequence[str], most: int) -> None:
+    """Refuse words whose table would be large: it has every beginning of every word."""
+    if len(words) > most:
+        raise refused("bad_words", f"{len(words)} texts, and {most} may be")
+    for index, word in enumerate(words):
+        if len(word) > _MAX_BAD_WORD:
+            raise refused(f"bad_words[{index}]", f"{len(word)} characters, and {_MAX_BAD_WORD} may be")
 
 
 def _check_count(field: str, value: int | None, most: int) -> None:

@@ -23,6 +23,7 @@ __all__ = ["Account", "Bounds", "Hosts", "Keys"]
 _LOG = logging.getLogger("hivellm_ort")
 _OPEN = "/health"
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+_MOST_ADDRESS, _MOST_HEADERS, _MOST_HEAD = 8 << 10, 100, 32 << 10
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 
 
@@ -137,7 +138,7 @@ class Keys:
 
 
 class Bounds:
-    """Ends requests whose body is too large or does not arrive, and responses that nobody reads.
+    """Ends requests that are too large or do not arrive, and responses that nobody reads.
 
     Args:
         app: what answers.
@@ -152,6 +153,10 @@ class Bounds:
         """Answer one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
+            return
+        fault = _fault_of_head(scope)
+        if fault is not None:
+            await fault.response(scope, receive, send)
             return
         body = _BoundedBody(scope, receive, self._limits)
         slow = False
@@ -209,6 +214,21 @@ class _BoundedBody:
         most = self._limits.max_body_bytes
         if size > most:
             raise _closing(413, f"the body is larger than {most} bytes: send less", "body_too_large")
+
+
+def _fault_of_head(scope: Scope) -> ApiError | None:
+    """What is wrong with the address and the headers of a request, before anything is done for it."""
+    headers = scope["headers"]
+    if len(scope["raw_path"]) + len(scope["query_string"]) > _MOST_ADDRESS:
+        return _closing(414, f"the address is longer than {_MOST_ADDRESS} bytes", "address_too_long")
+    if len(headers) > _MOST_HEADERS or sum(len(name) + len(value) for name, value in headers) > _MOST_HEAD:
+        most = f"{_MOST_HEADERS} headers of {_MOST_HEAD} bytes together"
+        return _closing(431, f"there are more than {most}: send less", "headers_too_large")
+    names = {name for name, _ in headers}
+    if b"content-length" in names and b"transfer-encoding" in names:
+        # A proxy that goes by the other one sees another request after this.
+        return _closing(400, "content-length and transfer-encoding exclude each other", "invalid_framing")
+    return None
 
 
 def _closing(status: int, message: str, code: str) -> ApiError:
