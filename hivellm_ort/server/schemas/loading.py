@@ -13,9 +13,7 @@ class LoadBody(Body):
     """An expert that is to be loaded."""
 
     lora_name: str = Field(min_length=1, max_length=128, description="The name to ask it by.")
-    lora_path: str = Field(
-        min_length=1, max_length=4096, description="A package in the folder that the operator named."
-    )
+    lora_path: str = Field(min_length=1, description="A package in the folder that the operator named.")
     load_inplace: bool | None = Field(None, description="Whether it may take the place of another.")
 
 
