@@ -42,7 +42,7 @@ class Answers:
     def __init__(self, state: ServerState, streams: Sequence[AsyncTextStream]) -> None:
         self._state = state
         self._streams = streams
-        self._told: asyncio.Queue[tuple[int, Step | InferenceResult | Exception]] = asyncio.Queue()
+        self._told: asyncio.Queue[tuple[int, Step | InferenceResult | Exception] | None] = asyncio.Queue()
         self._tasks: list[asyncio.Task[None]] = []
 
     @classmethod
@@ -107,19 +107,35 @@ class Answers:
             idle: seconds without a step after which None comes; None for never.
         """
         left = len(self._streams)
+        loop = asyncio.get_running_loop()
+        last = loop.time()
+        timer: asyncio.TimerHandle | None = None
+
+        def look(seconds: float) -> None:
+            """Tell that nothing came. One timer for all steps: one for each would cost more than the step."""
+            nonlocal timer, last
+            if loop.time() >= last + seconds:
+                last = loop.time()
+                self._told.put_nowait(None)
+            timer = loop.call_at(last + seconds, look, seconds)
+
         try:
+            if idle is not None:
+                timer = loop.call_later(idle, look, idle)
             while left:
-                try:
-                    async with asyncio.timeout(idle):
-                        index, what = await self._told.get()
-                except TimeoutError:
+                told = await self._told.get()
+                last = loop.time()
+                if told is None:
                     yield None
                     continue
+                index, what = told
                 if isinstance(what, Exception):
                     raise what
                 left -= isinstance(what, InferenceResult)
                 yield index, what
         finally:
+            if timer is not None:
+                timer.cancel()
             self.abandon()
 
     def call_parser(self, index: int) -> ToolCallParser:

@@ -8,7 +8,8 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -159,23 +160,53 @@ class Bounds:
             await fault.response(scope, receive, send)
             return
         body = _BoundedBody(scope, receive, self._limits)
-        slow = False
-
-        async def send_in_time(message: Message) -> None:
-            nonlocal slow
-            try:
-                async with asyncio.timeout(self._limits.send_timeout):
-                    await send(message)
-            except TimeoutError:
-                slow = True
-                raise
-
+        reader = _Reader(send, self._limits.send_timeout)
         try:
-            await self._app(scope, body.receive, send_in_time)
+            async with reader.watched():
+                await self._app(scope, body.receive, reader.send)
         except TimeoutError:
-            if not slow:
+            if not reader.slow:
                 raise
             _LOG.warning("a client did not read its answer for %g s: it is left", self._limits.send_timeout)
+
+
+class _Reader:
+    """A client that has to read in time. One timer watches all pieces; one each would cost as much as they do."""
+
+    def __init__(self, send: Send, seconds: float) -> None:
+        self._send, self._seconds = send, seconds
+        self._loop = asyncio.get_running_loop()
+        self._since: float | None = None
+        self._limit = asyncio.timeout(None)
+
+    @property
+    def slow(self) -> bool:
+        """Whether it left a piece unread for too long."""
+        return self._limit.expired()
+
+    async def send(self, message: Message) -> None:
+        """Send a piece."""
+        self._since = self._loop.time()
+        await self._send(message)
+        self._since = None
+
+    @asynccontextmanager
+    async def watched(self) -> AsyncIterator[None]:
+        """Raise TimeoutError in what is within when a piece is not read in time."""
+        self._timer = self._loop.call_later(self._seconds, self._look)
+        try:
+            async with self._limit:
+                yield
+        finally:
+            self._timer.cancel()
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        late = (now if self._since is None else self._since) + self._seconds
+        if now >= late:
+            self._limit.reschedule(now)
+        else:
+            self._timer = self._loop.call_at(late, self._look)
 
 
 class _BoundedBody:
