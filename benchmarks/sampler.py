@@ -19,10 +19,12 @@ from typing import Any
 
 import numpy as np
 
+from hivellm_ort.decoding.arrays import FloatArray
 from hivellm_ort.decoding.bad_words import TokenTexts
 from hivellm_ort.decoding.logprobs import token_logprob
+from hivellm_ort.decoding.params import SamplingParams
 from hivellm_ort.decoding.processors import make_processors
-from hivellm_ort.decoding.sampler import FloatArray, SamplingParams, make_sampler
+from hivellm_ort.decoding.sampler import make_sampler
 
 SAMPLING: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},

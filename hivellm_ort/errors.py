@@ -3,8 +3,8 @@
 The tree, with the built-in that a leaf also is::
 
     ExpertError
-    ├── OptionError (ValueError)        an argument or option has a value that it cannot have
-    ├── OptionTypeError (TypeError)     one has a wrong type, or does not exist
+    ├── OptionError (ValueError)        an argument or option has a forbidden value
+    ├── OptionTypeError (TypeError)     an argument or option has a wrong type, or does not exist
     ├── LoadError                       a package, bundle or adapter cannot be used
     │   ├── ManifestError (ValueError)          manifest.json or decoder.json is wrong
     │   ├── IntegrityError (ValueError)         bytes differ from their digest, or the archive is unsafe
@@ -12,16 +12,16 @@ The tree, with the built-in that a leaf also is::
     │   │   └── BaseMismatchError               the adapter was trained or prepared for another base
     │   └── ProviderError (RuntimeError)        no ONNX Runtime, two of them, or the device is unavailable
     ├── InferenceError                  a request cannot be answered
-    │   ├── UnknownExpertError (LookupError)    no expert of that name is loaded
+    │   ├── UnknownExpertError (LookupError)    no loaded expert has this name
     │   ├── ContextLengthError (ValueError)     prompt and answer do not fit the model's context
     │   ├── GrammarError (ValueError)           a grammar is wrong, or no answer can satisfy it
     │   ├── InterruptedRunError                 a forward pass was ended; its requests end as cancelled instead
     │   └── OutOfMemoryError (MemoryError)      buffers for the request cannot be allocated
-    └── ExportError                     the exporter cannot do what was asked
+    └── ExportError                     the exporter cannot make the requested export
         └── UnsupportedArchitectureError (ValueError)
 
-A message says what is wrong, where (file, manifest field, tensor) and what to do. `argument` writes the names of
-arguments: Python names, or flags in a shell.
+A message names the fault, its place (file, manifest field, tensor) and a cure. `argument` writes the names of
+arguments for messages: Python names, or flags in a shell.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class ExpertError(Exception):
 
 
 class OptionError(ExpertError, ValueError):
-    """An argument or option has a value that it cannot have, or two of them exclude each other."""
+    """An argument or option has a forbidden value, or two of them exclude each other."""
 
 
 class OptionTypeError(ExpertError, TypeError):
@@ -109,7 +109,7 @@ class InferenceError(ExpertError):
 
 
 class UnknownExpertError(InferenceError, LookupError):
-    """No expert is loaded under that name."""
+    """No loaded expert has this name."""
 
 
 class ContextLengthError(InferenceError, ValueError):
@@ -117,12 +117,12 @@ class ContextLengthError(InferenceError, ValueError):
 
 
 class GrammarError(InferenceError, ValueError):
-    """A grammar has a fault or exceeds a limit, or an answer cannot go on under it.
+    """A grammar has a fault, exceeds a limit, or allows no further token.
 
     Attributes:
         line: Line of the grammar, from 1; None if unknown.
         column: Column in that line, from 1, in characters; None as `line`.
-        text: The answer up to the error, if it had begun.
+        text: The answer up to the error; empty if it had not begun.
     """
 
     def __init__(self, message: str, *, line: int | None = None, column: int | None = None) -> None:
@@ -133,10 +133,10 @@ class GrammarError(InferenceError, ValueError):
 
 
 class InterruptedRunError(InferenceError):
-    """A forward pass was stopped because a request was cancelled or timed out. Requests never end with this.
+    """A forward pass was stopped because a request was cancelled or timed out. No request ends with this error.
 
     Attributes:
-        read: Tokens of the row that complete passes had read before.
+        read: Number of the row's tokens that were read in complete passes.
     """
 
     read = 0
@@ -147,21 +147,21 @@ class OutOfMemoryError(InferenceError, MemoryError):
 
 
 class ExportError(ExpertError):
-    """The exporter cannot do what was asked."""
+    """The exporter cannot make the requested export."""
 
 
 class UnsupportedArchitectureError(ExportError, ValueError):
-    """The base model's architecture is not one the exporter knows."""
+    """The exporter does not know the base model's architecture."""
 
 
 Naming = Callable[[str, str | int | None], str | None]
-"""Takes an argument's name in Python and a value or None; returns what messages write, None for Python's way."""
+"""Takes an argument's name in Python and a value or None. Returns its text for messages; None for that of Python."""
 
 _NAMING: ContextVar[Naming | None] = ContextVar("hivellm_ort.naming", default=None)
 
 
 def argument(name: str, value: str | int | None = None) -> str:
-    """Return an argument as messages write it: `trust='off'`, or in a shell `--trust off`.
+    """Return an argument for a message, such as `trust='off'`, or `--trust off` in a shell.
 
     Args:
         name: Its name in Python.
@@ -174,7 +174,7 @@ def argument(name: str, value: str | int | None = None) -> str:
 
 @contextmanager
 def arguments_named_by(naming: Naming) -> Iterator[None]:
-    """Let another function name the arguments while the block runs, in this thread."""
+    """Let a function name the arguments while the block runs, in this thread."""
     token = _NAMING.set(naming)
     try:
         yield

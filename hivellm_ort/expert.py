@@ -1,4 +1,4 @@
-"""One expert: a package, its base model, and generation in three lines."""
+"""One expert: an adapter on a base model, loaded from a package."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hivellm_ort.serving.batch import DEFAULT_BATCH_SIZE, run_all
 from hivellm_ort.serving.builder import RequestBuilder
 from hivellm_ort.serving.generation import Generation
 from hivellm_ort.serving.pool import BASES
-from hivellm_ort.serving.stream import AsyncTextStream, TextStream
+from hivellm_ort.serving.stream import AsyncTextStream, TextStream, score_result
 from hivellm_ort.text.families import template_for
 from hivellm_ort.text.prompt import dialect_of
 from hivellm_ort.text.template import end_of_turn_ids
@@ -33,15 +33,14 @@ _LOG = logging.getLogger("hivellm_ort")
 
 
 class Expert:
-    """A loaded expert. Safe to use from several threads at once: every generation has a row of its own.
+    """A loaded expert. Thread-safe: every request has a row of its own.
 
-    Experts of one base share its session in memory, however they were loaded. Close an expert, or use it as a
-    context manager, to free what no other uses.
+    All experts of one base share its session. Close an expert, or use it as a context manager, to free its memory.
 
     Attributes:
-        manifest: the package's manifest.
-        verdict: what its signature is worth.
-        adapter: the adapter's weights as they are bound, None where they are merged into the base.
+        manifest: The package's manifest.
+        verdict: The result of checking its signature.
+        adapter: The adapter's weights, ready to be bound; None if they are merged into the base.
     """
 
     def __init__(self, parts: ExpertParts, settings: LoadSettings):
@@ -67,11 +66,11 @@ class Expert:
 
     def _make_builder(self, parts: ExpertParts) -> RequestBuilder:
         base, manifest, tokenizer = self._base, self.manifest, self._base.tokenizer
-        own, named = base.own_template(parts.template), parts.model.prompt_template
+        own, named = base.compile_template(parts.template), parts.model.prompt_template
         template = template_for(named, own or base.template, tokenizer)
         if own is not None and template is not own:
             _LOG.warning(
-                "%s: its manifest names the prompt template %r, so the chat template that it brings is not used",
+                "%s: its manifest names the prompt template %r, so its own chat template is not used",
                 manifest.name,
                 named,
             )
@@ -91,26 +90,26 @@ class Expert:
 
     @classmethod
     def load(cls, path: StrPath, **options: Unpack[LoadOptions]) -> Expert:
-        """Load a `.expert` package, the folder of an unpacked one, or a folder as PEFT saves an adapter.
+        """Load a `.expert` package, the folder of an unpacked package, or a folder that PEFT saved.
 
-        A package as `hivellm-ort export` makes it holds its adapter prepared. Of one that holds PEFT's files alone
-        the adapter is prepared now, on the base's own weights, and kept in the cache. A PEFT folder without a
-        manifest is called after the folder, and is unsigned. A chat template in the package or folder is what prompts
-        are written with, before that of the base.
+        A package from `hivellm-ort export` has a prepared adapter. If a package has only the files of PEFT, the
+        adapter is prepared now with the base's own weights, and cached. A PEFT folder without a manifest is unsigned,
+        and the expert is named after the folder. A chat template in the package or folder is used instead of the
+        base's.
 
         Args:
-            path: the package or folder.
-            options: those of `LoadOptions`: `device`, `base`, `trust`, `threads` and more.
+            path: The package or folder.
+            options: Options of `LoadOptions`, such as `device`, `base`, `trust` and `threads`.
 
         Raises:
-            LoadError: the package, its signature, its manifest, its adapter, its grammar, its base or the device
-                cannot be used; nothing stays loaded.
-            OptionTypeError (TypeError): an option does not exist, or has a value of a wrong type.
-            OptionError (ValueError): an option is out of range.
+            LoadError: The package, its signature, its manifest, its adapter, its grammar, its base or the device
+                cannot be used. Nothing stays loaded.
+            OptionTypeError (TypeError): An option does not exist, or has a value of a wrong type.
+            OptionError (ValueError): An option is out of range.
         """
         settings = LoadSettings.of(options)
         where = checked_path(path, "path")
-        # Until the session is open nothing that it was found from is removed.
+        # No other process removes the files of the expert before its session is open.
         with settings.store() as store:
             files = open_with_progress(where, store, limits=settings.limits, checking=settings.check)
             package = verify(files, where, settings.trust)
@@ -118,19 +117,19 @@ class Expert:
 
     @property
     def base(self) -> DecoderConfig:
-        """What the base bundle is."""
+        """The `decoder.json` of the base bundle."""
         return self._base.config
 
     @property
     def shared_base(self) -> Base:
-        """The base in memory, which other experts use too."""
+        """The base in memory. Other experts share it."""
         return self._base
 
     @property
     def tokenizer(self) -> TextTokenizer:
         """The tokenizer of the base: `encode`, `decode`, `token_to_id`, `id_to_token`, `vocab_size`, `special_ids`.
 
-        `logit_bias` takes its ids:
+        Use its ids in `logit_bias`:
 
         >>> never = {token: float("-inf") for token in expert.tokenizer.encode(" maybe")}  # doctest: +SKIP
         >>> expert.generate("Is 7 prime?", logit_bias=never)  # doctest: +SKIP
@@ -143,39 +142,41 @@ class Expert:
         return self.manifest.name
 
     def generate(self, prompt: str | None = None, **options: Unpack[GenerateOptions]) -> InferenceResult:
-        """Answer `prompt`; None where `messages` ends with the question.
+        """Answer a prompt.
 
-        The options are those of `GenerateOptions`.
+        Args:
+            prompt: The question; None if `messages` ends with it.
+            options: See `GenerateOptions`.
 
         Raises:
-            OptionTypeError (TypeError): an option does not exist, or has a value of a wrong type.
-            OptionError (ValueError): an option is out of range, or a message or a tool is malformed.
-            ContextLengthError: prompt and `max_tokens` do not fit the model's context.
-            GrammarError: a grammar has a fault, or the answer cannot go on under it; its `text` is the answer so far.
-            InferenceError: the expert is closed, or its chat template fails, or does not show the tools or a message.
+            OptionTypeError (TypeError): An option does not exist, or has a value of a wrong type.
+            OptionError (ValueError): An option is out of range, or a message or a tool is malformed.
+            ContextLengthError: Prompt and `max_tokens` do not fit the model's context.
+            GrammarError: A grammar has a fault, or allows no further token. Its `text` is the answer so far.
+            InferenceError: The expert is closed, or its chat template fails, or does not show the tools or a message.
         """
         return run_all([(self._base.scheduler, self.builder.build(prompt, options))], 1)[0]
 
     def generate_stream(self, prompt: str | None = None, **options: Unpack[GenerateOptions]) -> TextStream:
-        """As `generate`, piece by piece: iterate over the text, then read `.result`."""
+        """Answer as `generate` does, piece by piece: iterate over the text, then read `.result`."""
         return self._started(self.builder.build(prompt, options))
 
     def generate_batch(
         self, prompts: Sequence[str | None], *, batch_size: int = DEFAULT_BATCH_SIZE, **options: Any
     ) -> list[InferenceResult]:
-        """Answer several prompts at once; each answer is the one that `generate` gives.
+        """Answer several prompts at once. Each answer is the same as that of `generate`.
 
         Args:
-            prompts: the prompts, of any lengths.
-            batch_size: most rows in memory; further prompts wait for a free one.
-            options: those of `GenerateOptions`, which says when a list has one value per prompt; any other value
-                holds for all.
+            prompts: The prompts, of any lengths.
+            batch_size: Most prompts that run at once; the others wait for a free row.
+            options: See `GenerateOptions`, also for lists with one value per prompt. Any other value is used for all
+                prompts.
 
         Returns:
             The results, in the order of the prompts.
 
         Raises:
-            ExpertError: as `generate`; no prompt is answered then.
+            ExpertError: As for `generate`. No prompt is answered then.
         """
         check_prompts(prompts)
         rows = options_of_rows(options, len(prompts))
@@ -186,22 +187,22 @@ class Expert:
     def score(
         self, prompt: str | None, answers: Sequence[str], **options: Unpack[ScoreOptions]
     ) -> ScoreResult:
-        """How likely each of a few given answers to `prompt` is: for classification, routing and decisions.
+        """Return how likely each of a few given answers is, for classification, routing and decisions.
 
         >>> expert.score("Is this SQL valid? SELECT 1", ["yes", "no"]).best.text  # doctest: +SKIP
 
-        The prompt is read once. Answers of one token take no further forward pass, longer ones one each at most.
-        Probabilities are the model's own: no temperature, penalty or grammar changes them.
+        The prompt is read once. An answer of one token needs no further forward pass, a longer one at most one.
+        Probabilities are those of the model: temperature, penalties and grammars do not change them.
 
         Args:
-            prompt: the question; None where `messages` ends with it.
+            prompt: The question; None if `messages` ends with it.
             answers: 1 to 1,000 different texts.
-            options: those of `ScoreOptions`.
+            options: See `ScoreOptions`.
 
         Raises:
-            OptionTypeError (TypeError), OptionError (ValueError): an option or an answer is wrong.
-            ContextLengthError: prompt and answers do not fit the model's context.
-            InferenceError: as `generate`, or the time is over.
+            OptionTypeError (TypeError), OptionError (ValueError): An option or an answer is wrong.
+            ContextLengthError: Prompt and answers do not fit the model's context.
+            InferenceError: As for `generate`, or the timeout is over.
         """
         generation = self.builder.build_score(prompt, answers, options)
         run_all([(self._base.scheduler, generation)], 1)
@@ -210,18 +211,15 @@ class Expert:
     async def ascore(
         self, prompt: str | None, answers: Sequence[str], **options: Unpack[ScoreOptions]
     ) -> ScoreResult:
-        """As `score`, without blocking the event loop; cancelling the task ends the request."""
-        import asyncio  # slow to import, and there already where it is needed
-
-        generation = await asyncio.to_thread(self.builder.build_score, prompt, answers, options)
-        async for _ in AsyncTextStream(lambda: self._started(generation)):
-            pass
-        return generation.score_result(answers)
+        """Score as `score` does, without blocking the event loop. Cancelling the task ends the request."""
+        return await score_result(
+            lambda: self._started(self.builder.build_score(prompt, answers, options)), answers
+        )
 
     async def agenerate(
         self, prompt: str | None = None, **options: Unpack[GenerateOptions]
     ) -> InferenceResult:
-        """As `generate`, without blocking the event loop; cancelling the task ends the generation."""
+        """Answer as `generate` does, without blocking the event loop. Cancelling the task ends the generation."""
         stream = self.agenerate_stream(prompt, **options)
         async for _ in stream:
             pass
@@ -230,15 +228,15 @@ class Expert:
     def agenerate_stream(
         self, prompt: str | None = None, **options: Unpack[GenerateOptions]
     ) -> AsyncTextStream:
-        """As `generate_stream`, for `async for`; what `generate_stream` raises comes with the first piece."""
+        """Answer as `generate_stream` does, for `async for`. Its errors are raised with the first piece."""
         return AsyncTextStream(lambda: self.generate_stream(prompt, **options))
 
     @property
     def builder(self) -> RequestBuilder:
-        """Makes this expert's generations, for the scheduler of `shared_base` to run.
+        """The builder of this expert's generations, which the scheduler of `shared_base` runs.
 
         Raises:
-            InferenceError: the expert is closed, or of another process.
+            InferenceError: The expert is closed, or belongs to another process.
         """
         if self._closed:
             raise InferenceError(f"expert {self.name!r} is closed: load it again")
@@ -250,7 +248,7 @@ class Expert:
         return TextStream(generation)
 
     def close(self) -> None:
-        """Let go of the base; its memory is freed when no other expert uses it."""
+        """Release the base. Its memory is freed when no other expert uses it."""
         if not self._closed:
             self._closed = True
             if not self._base.scheduler.home.here:

@@ -34,16 +34,16 @@ class Home:
         """
         if not self.here:
             raise InferenceError(
-                f"{self._what} is of the process {self._process}, and this one was forked from it: its threads and "
-                "sessions are not here. Load after the fork (gunicorn: without preload_app, or in post_fork), or "
-                "start processes with the method 'spawn'"
+                f"{self._what} belongs to the process {self._process}. This process was forked from it, without "
+                "its threads and sessions. Load after the fork (gunicorn: without preload_app, or in post_fork), "
+                "or start processes with the method 'spawn'"
             )
 
 
 def in_child(reset: Callable[[], object]) -> None:
     """Call a function in every process that is forked from this one. Does nothing on systems without fork.
 
-    It replaces locks that another thread may have held during the fork, since nobody would release them.
+    Use it to replace locks that another thread may have held during the fork. They would never be released.
     """
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=reset)

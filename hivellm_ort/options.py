@@ -41,8 +41,8 @@ class GenerateOptions(TypedDict, total=False):
         system: The system message, instead of the one made from the expert's capabilities.
         messages: Earlier turns in the form of OpenAI's API: `role`, `content` and, of tools, `tool_calls` and
             `tool_call_id`.
-        prompt_ids: Tokens of the whole prompt. They go to the model as they are, without a template, so there is no
-            prompt, `messages`, `system`, `schema` or `tools` beside them; reasoning is not told from the answer.
+        prompt_ids: Tokens of the whole prompt. The model reads them unchanged, without a template. They exclude a
+            prompt, `messages`, `system`, `schema` and `tools`. Reasoning is not separated from the answer.
         tools: JSON schemas of the functions that the model may call, for its chat template to show. None and an empty
             list are the same. Calls in the answer are in `result.tool_calls`.
         tool_choice: Which calls the answer may have: "none"; "auto", text or calls; "required", a call from the first

@@ -12,15 +12,15 @@ from pathlib import Path
 __all__ = ["StrPath", "without_folders"]
 
 StrPath = str | os.PathLike[str]
-"""A path as a string, or as an object that stands for one, such as a `pathlib.Path`."""
+"""A path as a string, or as an object such as a `pathlib.Path`."""
 
 
 def without_folders(text: str, folders: Iterable[StrPath] = ()) -> str:
-    """A message without where Python, the user's files and other folders are: each becomes `...`.
+    """Return a message with `...` instead of the folders of Python, of the user and other given folders.
 
     Args:
-        text: any text.
-        folders: more absolute folders to leave out.
+        text: Any text.
+        folders: Further absolute folders to replace.
     """
     found = {
         *sysconfig.get_paths().values(),

@@ -29,11 +29,13 @@ class TokenLogprob:
         token_id: The token.
         logprob: The natural logarithm of its probability; -inf for an impossible token.
         top: The most likely tokens and their log probabilities, best first. Ties are in order of ids.
+        forced: Whether the grammar left no other token.
     """
 
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...]
+    forced: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,14 +75,14 @@ class Timings:
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A call of a tool in an answer.
+    """A tool call in an answer.
 
     Attributes:
-        id: names the call, for the `tool_call_id` of its result.
-        name: the function.
-        arguments: its arguments, the JSON text of an object.
-        complete: whether `arguments` is a whole JSON object. False where the answer was cut off inside the call, and
-            where a model without a constraint wrote something else.
+        id: The id of the call, for the `tool_call_id` of its result.
+        name: The name of the function.
+        arguments: The arguments, the JSON text of an object.
+        complete: Whether `arguments` is a complete JSON object. False if the answer was cut off inside the call, or
+            if a model without a constraint wrote another text.
     """
 
     id: str
@@ -89,7 +91,7 @@ class ToolCall:
     complete: bool = True
 
     def to_message(self) -> dict[str, Any]:
-        """The call as `tool_calls` of a message has it, in the form of OpenAI's API."""
+        """Return the call as an item of `tool_calls` of a message, in the form of OpenAI's API."""
         return {
             "id": self.id,
             "type": "function",
@@ -110,6 +112,7 @@ class InferenceResult:
         completion_tokens: `len(tokens)`.
         accepted_tokens: Generated tokens that prompt lookup guessed.
         forced_tokens: Generated tokens that the grammar forced; they were not sampled.
+        reasoning_tokens: Generated tokens of the think block before the answer, with its tags.
         grammar_complete: Whether the answer satisfies its grammar; None without a grammar. Also False if the answer
             was cancelled, or if a stop string cut it inside a token.
         logprobs: One `TokenLogprob` per token if `logprobs` was requested, else None.
@@ -139,6 +142,7 @@ class InferenceResult:
     timings: Timings
     expert: str
     warnings: tuple[str, ...] = ()
+    reasoning_tokens: int = 0
     tool_calls: tuple[ToolCall, ...] = ()
     content: str = ""
 

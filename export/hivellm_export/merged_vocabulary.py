@@ -18,7 +18,12 @@ from hivellm_export.base_model import BaseModel
 from hivellm_ort.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from hivellm_ort.adapters.tensors import EMBEDDINGS, AdapterTensors
 from hivellm_ort.errors import AdapterError, BaseMismatchError
-from hivellm_ort.loading.own_tokenizer import TOKENIZER, Difference, difference, read_tokenizer
+from hivellm_ort.loading.adapter_tokenizer import (
+    TOKENIZER,
+    TokenizerDifference,
+    compare_tokenizers,
+    read_tokenizer,
+)
 from hivellm_ort.text.template_source import read_template_source
 
 __all__ = ["fit_vocabulary"]
@@ -124,7 +129,11 @@ def _replace(module: nn.Module, values: NDArray[np.float32]) -> None:
 
 def _tokenizer(base: BaseModel, folder: Path, rows: int, *, whole: bool) -> Any:
     own = read_tokenizer(folder)
-    found = difference(own, base.tokenizer.backend_tokenizer) if own is not None else Difference({}, (), None)
+    found = (
+        compare_tokenizers(own, base.tokenizer.backend_tokenizer)
+        if own is not None
+        else TokenizerDifference({}, (), None)
+    )
     if not found:
         return base.tokenizer
     if found.moved and not whole:

@@ -28,7 +28,7 @@ from hivellm_ort.adapters.tensors import same_values
 from hivellm_ort.contract import Site
 from hivellm_ort.engine.environment import cpu_flags
 from hivellm_ort.errors import AdapterError, ExportError
-from hivellm_ort.loading.own_tokenizer import check_tokenizer
+from hivellm_ort.loading.adapter_tokenizer import check_tokenizer
 from hivellm_ort.package.archive import sha256_file
 from hivellm_ort.paths import StrPath
 

@@ -68,7 +68,7 @@ class BaseWeights:
         """Return the weight `<module>.weight`, float32 [N, K], or `<module>.bias`, float32 [N].
 
         Raises:
-            LoadError: The bundle has no such tensor, or its place is not in the file.
+            LoadError: The bundle has no such tensor, or its offset is beyond the file.
         """
         module, _, kind = name.rpartition(".")
         site, stored, rows = self._places.get(module, (None, None, slice(0)))

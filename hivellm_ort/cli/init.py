@@ -12,7 +12,12 @@ import click
 from hivellm_ort.cli.files import NamedPath
 from hivellm_ort.cli.output import echo, input_is_a_terminal, json_option, print_json
 from hivellm_ort.errors import LoadError, ManifestError
-from hivellm_ort.loading.peft_folder import base_model, base_name, expert_name, manifest_document
+from hivellm_ort.loading.peft_folder import (
+    build_manifest,
+    describe_base_model,
+    read_base_name,
+    suggest_expert_name,
+)
 from hivellm_ort.package.links import check_folder
 from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
 from hivellm_ort.package.manifest_parts import PROMPT_TEMPLATES
@@ -93,11 +98,11 @@ def init(
     path = folder / MANIFEST
     if path.exists() and not force:
         raise ManifestError(f"{path} exists already: edit it, or overwrite it with --force")
-    defaults = {"name": expert_name(folder), "version": "0.1.0", "base": base_name(folder)}
+    defaults = {"name": suggest_expert_name(folder), "version": "0.1.0", "base": read_base_name(folder)}
     # Read the adapter before any question: most mistakes are there.
-    manifest_document(folder, name="", version="", base={"name": ""})
+    build_manifest(folder, name="", version="", base={"name": ""})
     answers = _answers(told, defaults, ask=not as_json and input_is_a_terminal())
-    base = base_model(answers["base"])
+    base = describe_base_model(answers["base"])
     if prompt_template is not None:
         base["prompt_template"] = prompt_template
     fields: dict[str, Any] = {
@@ -112,7 +117,7 @@ def init(
         **({} if max_tokens is None else {"max_new_tokens": max_tokens}),
         **({"stop_sequences": list(stop)} if stop else {}),
     }
-    document = manifest_document(
+    document = build_manifest(
         folder,
         name=answers["name"],
         version=answers["version"],

@@ -122,7 +122,7 @@ def silence(name: str) -> None:
 
 
 def input_is_a_terminal() -> bool:
-    """Whether a user can be asked: standard input is open and is a terminal."""
+    """Return whether a user can be asked: standard input is open and is a terminal."""
     return sys.stdin is not None and sys.stdin.isatty()
 
 

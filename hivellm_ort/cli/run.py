@@ -54,7 +54,7 @@ def text_or_file(_ctx: click.Context, param: click.Parameter, value: str | None)
 
 
 def _is_named_like_a_file(text: str) -> bool:
-    """Whether a text is the path of an existing file, or one word with the suffix of a text file."""
+    """Return whether a text is the path of an existing file, or one word with the suffix of a text file."""
     if len(text) > _LONGEST_PATH or "\n" in text:
         return False
     if not any(map(str.isspace, text)) and Path(text).suffix.lower() in _TEXT_FILES:
@@ -75,7 +75,7 @@ def _name_and_value(_ctx: click.Context, param: click.Parameter, values: tuple[s
 
 
 def loading_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of every command that loads an expert; the command gets them as `loading`, a `LoadOptions`."""
+    """Add the options of loading to a command. The command gets them as `loading`, a `LoadOptions`."""
 
     @functools.wraps(command)
     def gathered(*arguments: Any, **options: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -11,17 +10,17 @@ from typing import Any
 import click
 
 from hivellm_ort import ExpertManager
-from hivellm_ort.cli.files import NamedPath, read_text
+from hivellm_ort.cli.files import NamedPath
 from hivellm_ort.cli.output import echo
 from hivellm_ort.cli.run import loading_options
 from hivellm_ort.errors import OptionError
 from hivellm_ort.loading.options import LoadOptions
 from hivellm_ort.package.store import Store
+from hivellm_ort.server.keys import KEYS_VARIABLE, read_keys
 from hivellm_ort.server.options import LOCAL_HOSTS, ServerLimits, ServerOptions
 
 __all__ = ["serve"]
 
-_KEYS = "HIVELLM_API_KEYS"
 _MISSING = 'serve needs FastAPI and uvicorn ({name} is not installed): pip install "hivellm-ort[server]"'
 
 
@@ -71,7 +70,7 @@ def _named(_ctx: click.Context, param: click.Parameter, values: tuple[str, ...])
 @click.option(
     "--api-key-file",
     type=NamedPath(),
-    help=f"File of the keys that clients must have, one a line; default: {_KEYS}, separated by commas.",
+    help=f"File of the keys that clients must have, one a line; default: {KEYS_VARIABLE}, separated by commas.",
 )
 @click.option(
     "--allowed-host",
@@ -114,6 +113,7 @@ def _named(_ctx: click.Context, param: click.Parameter, values: tuple[str, ...])
     show_default=True,
     help="Most seconds in which the headers of a request must arrive.",
 )
+@click.option("--no-page", is_flag=True, help="Serve no page at /, only the API.")
 @click.option("--access-log", is_flag=True, help="Log every request.")
 @click.option("--max-loaded-experts", type=click.IntRange(min=1), help="Most experts in memory.")
 @click.option("--memory-budget", type=click.IntRange(min=1), help="Most bytes of bases, adapters and caches.")
@@ -133,6 +133,7 @@ def serve(
     drain_timeout: float,
     max_connections: int,
     header_timeout: float,
+    no_page: bool,
     access_log: bool,
     max_loaded_experts: int | None,
     memory_budget: int | None,
@@ -154,13 +155,14 @@ def serve(
         raise OptionError(_MISSING.format(name=error.name)) from error
     if not packages and not experts:
         raise click.UsageError("nothing to serve: name a PACKAGE, or an expert with --expert NAME=PATH")
-    keys = _keys(api_key_file)
+    keys = read_keys(api_key_file)
     local = is_local(host)
     options = ServerOptions(
         keys=keys,
         allowed_hosts=allowed_hosts or (LOCAL_HOSTS if local else ("*",)),
         allowed_origins=allowed_origins,
         loading_folder=allow_loading,
+        page=not no_page,
         limits=ServerLimits(**limits),
     )
     listening = Listening(
@@ -176,7 +178,7 @@ def serve(
     if not local and not keys:
         echo(
             f"warning: {host} is reached from other machines, and there are no keys: anybody there may ask "
-            f"(--api-key-file, or {_KEYS})",
+            f"(--api-key-file, or {KEYS_VARIABLE})",
             err=True,
         )
     with ExpertManager(
@@ -190,17 +192,6 @@ def serve(
         folders.add(Store().root)
         app = create_app(manager, options, folders=folders)
         run(app, listening, lambda address: echo(f"{', '.join(named)} at {address}", err=True))
-
-
-def _keys(file: Path | None) -> tuple[str, ...]:
-    """The keys of the file, else of the variable."""
-    if file is not None:
-        keys = [line.strip() for line in read_text(file).splitlines()]
-        keys = [key for key in keys if key and not key.startswith("#")]
-        if not keys:
-            raise OptionError(f"{file}: there is no key in it; write one a line")
-        return tuple(keys)
-    return tuple(key.strip() for key in os.environ.get(_KEYS, "").split(",") if key.strip())
 
 
 def _all_named(

@@ -33,6 +33,11 @@ class AnswerText:
         self._shown = 0  # characters returned
         self._ends: list[int] = []  # `_searched` after each token
 
+    @property
+    def thinking(self) -> bool:
+        """Whether the next token goes on with a think block."""
+        return self._reasoning is not None and self._reasoning.open
+
     def push(self, token_id: int) -> tuple[str, str, bool]:
         """Take the next token. Return new reasoning, new text, and whether a stop string ended the answer."""
         split = self._split(self._detokenizer.push(token_id))

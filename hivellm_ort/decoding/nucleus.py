@@ -28,14 +28,14 @@ class Tail(NamedTuple):
 
     Attributes:
         limit: Largest share of the total weight to drop, 0 to 1, compared in float32.
-        whole: Total weight.
+        total: Total weight.
         below: Share that was dropped before.
         rising: Whether weights rise with their keys. Then entries with equal keys are dropped one by one, lower
             indices first. Else they all stay if one stays.
     """
 
     limit: np.float32
-    whole: float
+    total: float
     below: float
     rising: bool
 
@@ -68,7 +68,7 @@ class Tail(NamedTuple):
         np.greater_equal(keys, sample.keys[first], out=mask)
         if first > 0:
             np.multiply(weights, mask, out=weights)
-            below = 1 - float(block_sums(weights).sum()) / self.whole
+            below = 1 - float(block_sums(weights).sum()) / self.total
             # The sum up to `first` is known now, so the rest can be estimated much better.
             last = sample.around(first, float(sample.sums[first]) + float(self.limit) - below)[1]
         else:
@@ -96,7 +96,7 @@ class Tail(NamedTuple):
         else:
             order = np.argsort(found)
             ordered, part = found[order], part[order]
-        shares = (part / np.float32(self.whole)).cumsum(dtype=np.float64)
+        shares = (part / np.float32(self.total)).cumsum(dtype=np.float64)
         shares += below
         count = int(np.count_nonzero(shares.astype(np.float32) <= self.limit))
         if count == shares.size:
@@ -127,19 +127,19 @@ class _Sample(NamedTuple):
     @classmethod
     def of(cls, weights: FloatArray, keys: FloatArray, tail: Tail) -> _Sample:
         stride = weights.size // _SAMPLE
-        scale = stride / tail.whole
+        scale = stride / tail.total
         if tail.rising:
             # A sample estimates heavy entries badly, but they come last and are not reached.
             found = np.sort(weights[::stride])
             sums = found.cumsum(dtype=np.float64)
             sums *= scale
             return cls(found, sums, found * np.float32(scale))
-        heavy = np.flatnonzero(weights > tail.whole / _SAMPLE)
+        heavy = np.flatnonzero(weights > tail.total / _SAMPLE)
         light = weights[::stride] * scale
         light[light > stride / _SAMPLE] = 0
         found = np.concatenate([keys[::stride], keys[heavy]])
         order = np.argsort(found)
-        shares = np.concatenate([light, weights[heavy] / tail.whole])[order]
+        shares = np.concatenate([light, weights[heavy] / tail.total])[order]
         unsure = np.concatenate([light, np.zeros(heavy.size)])[order]
         return cls(found[order], shares.cumsum(), unsure)
 

@@ -15,19 +15,9 @@ import numpy as np
 from hivellm_ort.decoding.arrays import FloatArray, IntArray
 from hivellm_ort.decoding.params import SamplingParams
 from hivellm_ort.decoding.selection import inverse_cdf, require_finite
-from hivellm_ort.decoding.warpers import Warper, distribution
+from hivellm_ort.decoding.warpers import Warper
 
-__all__ = [
-    "FloatArray",
-    "IntArray",
-    "LogitsProcessor",
-    "Sampler",
-    "SamplingParams",
-    "chosen_by_graph",
-    "distribution",
-    "greedy",
-    "make_sampler",
-]
+__all__ = ["LogitsProcessor", "Sampler", "chosen_by_graph", "greedy", "make_sampler"]
 
 Sampler: TypeAlias = Callable[[FloatArray], int]
 LogitsProcessor: TypeAlias = Callable[[IntArray, FloatArray], FloatArray]

@@ -1,4 +1,4 @@
-"""A grammar for answers with calls of tools: the name is one of the tools', and the arguments fit its schema."""
+"""Makes grammars for answers with tool calls: each call has a tool's name, and arguments that match its schema."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from hivellm_ort.grammar.vocabulary import Vocabulary
 __all__ = ["ID", "CallForm", "CallsGrammar", "ToolSchema"]
 
 ID = "\0"
-"""Stands in a `CallForm` for an id of nine letters and digits, which the model chooses."""
+"""The placeholder in a `CallForm` for an id of nine letters and digits, which the model chooses."""
 
 _ID = "[a-zA-Z0-9]{9}"
 
 
 @dataclass(frozen=True)
 class CallForm:
-    """How calls are written in an answer. A marker that is a token of the model is written as that token.
+    """The texts around the names and arguments of calls. A text that is a token is written as that token.
 
     Attributes:
-        marker: what every answer with calls has before its first one; empty where the answer begins with the call.
-        trigger: where there is no marker, a regular expression: an answer that begins so is a call.
-        optional: where there is no marker, a token that may stand before the call.
-        begin: between the marker and the name of the first call.
-        middle: between name and arguments.
-        suffix: a regular expression of what may follow the arguments.
-        end: after the arguments.
-        again: between the end of a call and the next name; None where there can be one call only.
-        close: after the last call.
+        marker: The text before the first call; empty if an answer with a call begins with the call.
+        trigger: A regular expression. Without a marker, an answer whose beginning matches is a call.
+        optional: A token that may come before the call, without a marker.
+        begin: The text between the marker and the name of the first call.
+        middle: The text between name and arguments.
+        suffix: A regular expression of text that may follow the arguments.
+        end: The text after the arguments.
+        again: The text between the end of a call and the next name; None if an answer has at most one call.
+        close: The text after the last call.
     """
 
     marker: str
@@ -55,11 +55,11 @@ class ToolSchema:
     """A tool that may be called.
 
     Attributes:
-        name: its name, of letters, digits, `_`, `-`, `.`, `:` and `/`.
-        schema: the JSON text of its arguments' schema.
-        strict: whether a schema that cannot be enforced is refused. Else as much of it is enforced as can be, with a
-            warning.
-        where: the place of the schema, for messages.
+        name: Its name, of letters, digits, `_`, `-`, `.`, `:` and `/`.
+        schema: The JSON text of its arguments' schema.
+        strict: Whether a schema that cannot be enforced completely is refused. Otherwise it is enforced partly, with
+            a warning.
+        where: The place of the schema, for messages.
     """
 
     name: str
@@ -70,14 +70,14 @@ class ToolSchema:
 
 @dataclass(frozen=True)
 class CallsGrammar:
-    """Which calls an answer may have.
+    """The calls that an answer may have.
 
     Attributes:
-        form: how calls are written.
-        tools: those that may be called, at least one.
-        free: whether the answer may be text instead, and begin with text. Without, it begins with a call.
-        several: whether there may be more than one call, where the form has room for them.
-        answer: what an answer without calls must look like; None for any text.
+        form: The texts around calls.
+        tools: The tools that may be called, at least one.
+        free: Whether the answer may be text, or begin with text. Otherwise it begins with a call.
+        several: Whether the answer may have more than one call, if the form allows it.
+        answer: The grammar of an answer without calls; None for any text.
     """
 
     form: CallForm
@@ -88,32 +88,32 @@ class CallsGrammar:
 
     @property
     def source(self) -> str:
-        """Where it is from, for messages."""
+        """Its source, for messages."""
         return "tools"
 
     @property
     def kind(self) -> str:
-        """The word for it in messages."""
+        """Its kind, for messages."""
         return "tools"
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of what two equal grammars have in common, in hex."""
+        """SHA-256 in hex. Equal grammars have the same digest."""
         parts = asdict(replace(self, answer=None)) | {"answer": self.answer and self.answer.digest}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def definition(
         self, limits: GrammarLimits, vocabulary: Vocabulary, answer: Definition | None
     ) -> Definition:
-        """Return the grammar in llguidance's own form.
+        """Return the grammar in the format of llguidance.
 
         Args:
-            limits: bounds on the schemas' text.
-            vocabulary: the tokens of the model.
-            answer: what `answer` is in that form.
+            limits: Limits on the text of the schemas.
+            vocabulary: The tokens of the model.
+            answer: The grammar `answer` in this format.
 
         Raises:
-            GrammarError: a strict schema cannot be enforced, or the schemas are too long.
+            GrammarError: A strict schema cannot be enforced, or the schemas are too long.
         """
         size = sum(len(tool.schema.encode()) for tool in self.tools)
         if size > limits.max_bytes:
@@ -127,7 +127,7 @@ class CallsGrammar:
             parts["answer"] = answer
         grammars: list[dict[str, Any]] = [{"lark_grammar": self._lark(vocabulary)}]
         for name, part in parts.items():
-            # llguidance writes Lark as it is, and anything else as JSON.
+            # A definition is JSON, or plain Lark.
             inner = (
                 json.loads(part.text)["grammars"][0]
                 if part.text.startswith("{")
@@ -138,7 +138,7 @@ class CallsGrammar:
         return Definition(json.dumps({"grammars": grammars}), tuple(warnings))
 
     def _lark(self, vocabulary: Vocabulary) -> str:
-        """The grammar of the answer around the arguments."""
+        """Return the Lark grammar of the answer. The arguments are grammars of their own."""
         form = self.form
 
         def written(text: str) -> str:
@@ -168,7 +168,7 @@ class CallsGrammar:
         return "".join(f"{name}: {body}\n" for name, body in {"start": start, **rules}.items())
 
     def _text_with_marker(self, vocabulary: Vocabulary) -> dict[str, str]:
-        """Any text up to the marker, as a token or in letters."""
+        """Return the rules for any text up to the marker, which is a token or letters."""
         escaped = _escaped(self.form.marker)
         token = vocabulary.special(self.form.marker)
         visible = _tokens(vocabulary.visible - {token})
@@ -180,7 +180,7 @@ class CallsGrammar:
         }
 
     def _text_or_call(self, vocabulary: Vocabulary, close: str) -> dict[str, str]:
-        """Any text that does not begin as a call does, or one call."""
+        """Return the rules for one call, or any text that does not begin like a call."""
         form = self.form
         token = vocabulary.special(form.optional)
         visible = _tokens(vocabulary.visible - {token})
@@ -194,8 +194,8 @@ class CallsGrammar:
 
 
 def _arguments(tool: ToolSchema) -> Definition:
-    """The grammar of a tool's arguments: an object of its schema."""
-    # Slow to import, and most answers are under no grammar.
+    """Return the grammar of a tool's arguments: an object that matches its schema."""
+    # Slow to import, and most requests have no grammar.
     from hivellm_ort.grammar.schema.compiled import compile_schema
 
     try:
@@ -211,7 +211,7 @@ def _arguments(tool: ToolSchema) -> Definition:
 
 
 def _of_object(schema: Any, where: str) -> dict[str, Any]:
-    """The schema of the objects among the values that a schema allows."""
+    """Return a schema that allows only the objects that the given schema allows."""
     kinds = schema.get("type", "object") if isinstance(schema, Mapping) else None
     if kinds != "object" and not (isinstance(kinds, list) and "object" in kinds):
         raise GrammarError(f'{where}: arguments are an object, so the schema must have "type": "object"')
@@ -219,7 +219,7 @@ def _of_object(schema: Any, where: str) -> dict[str, Any]:
 
 
 def _literal(text: str, vocabulary: Vocabulary) -> str:
-    """A text in Lark: letters, tokens of the model, ids."""
+    """Return a text in Lark, as letters, tokens of the model and patterns for ids."""
     written = []
     for part in vocabulary.parts(text):
         if isinstance(part, int):
@@ -232,10 +232,10 @@ def _literal(text: str, vocabulary: Vocabulary) -> str:
 
 
 def _escaped(text: str) -> str:
-    """A text as a regular expression in Lark."""
+    """Return a text as a regular expression in Lark."""
     return re.escape(text).replace("/", "\\/")
 
 
 def _tokens(ids: Collection[int]) -> str:
-    """Any of some tokens in Lark; empty for none."""
+    """Return the choice between tokens in Lark; empty for no tokens."""
     return f"<[{','.join(map(str, sorted(ids)))}]>" if ids else ""

@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 PREFIX = "ed25519:"
-"""What a public key begins with."""
+"""The prefix of a public key."""
 
 SEED_BYTES = 32
 """Size of a private key."""

@@ -12,7 +12,7 @@ from hivellm_ort.filenames import is_system_file, member_name, shown
 from hivellm_ort.package.archive import Limits, Member, sha256_file
 from hivellm_ort.package.links import files_below
 from hivellm_ort.package.manifest import MANIFEST
-from hivellm_ort.package.names import MemberNames
+from hivellm_ort.package.member_names import MemberNames
 from hivellm_ort.package.store import UnpackedPackage
 
 __all__ = ["compare", "covered", "field", "listed_digests", "members_of"]

@@ -2,12 +2,12 @@
 
 Its signer lists the SHA-256 of every file of the package in `integrity.files`. The message is one line
 `<path>:<digest>` for each, sorted by the UTF-8 bytes of the paths, joined by newlines, without one at the end.
-The Ed25519 signature over it stands in `integrity.signature` and in the member `signature.sig`.
+The Ed25519 signature over it is in `integrity.signature` and in the member `signature.sig`.
 
-The digest of `manifest.json` is that of the manifest as it was before signing, with `"integrity": null` where the
-block stands now. Those bytes are put together again by cutting the block out of the text: writing parsed JSON
-would not do, for the signer prints numbers in its own way. It also forgets the order of the entries of
-`evaluation.metrics`, so where these are 2 to 6 lines, their permutations are tried.
+The digest of `manifest.json` is that of the manifest before signing, with `"integrity": null` instead of the block.
+These bytes are restored by cutting the block out of the text. Writing the parsed JSON again would not give them,
+because the signer has its own format of numbers. The signer also changes the order of the entries of
+`evaluation.metrics`. If these are 2 to 6 lines, their permutations are tried.
 
 The block itself must be written exactly as the signer does. So what the signature does not cover is:
 
@@ -37,7 +37,7 @@ from hivellm_ort.package.manifest import MANIFEST
 __all__ = ["SCHEME", "SIGNATURE_FILE", "verified_key"]
 
 SCHEME = "expert-cli"
-"""What the reference signer writes as publisher."""
+"""The publisher that the reference signer writes."""
 
 SIGNATURE_FILE = "signature.sig"
 """The member that repeats the signature."""
@@ -45,7 +45,7 @@ SIGNATURE_FILE = "signature.sig"
 _KEYS = ["created_at", "publisher", "pubkey", "signature_algorithm", "signature", "files"]
 _PUBLISHER = re.compile(re.escape(SCHEME))
 _ALGORITHM = re.compile("ed25519")
-# The signer's clock gives 0, 3, 6 or 9 digits of a second, as few as are exact.
+# The signer writes 0, 3, 6 or 9 digits of a second, the fewest that are exact.
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.(?:\d{3}){1,3})?\+00:00", re.ASCII)
 # The entries of the top-level evaluation's metrics: a line each, a number or null.
 _METRICS = re.compile(

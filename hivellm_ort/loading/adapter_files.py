@@ -1,4 +1,4 @@
-"""Where a package keeps its PEFT adapter."""
+"""Finds the files of a PEFT adapter in a package."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DEPTH = 4  # folders searched for a checkpoint: weights/qwen3-06b/checkpoint-12
 
 @dataclass(frozen=True)
 class AdapterFiles:
-    """The two files of a PEFT adapter, and the folder `own` with the tokenizer and chat template that it brings."""
+    """The two files of a PEFT adapter, and the folder `own` with its own tokenizer and chat template."""
 
     config: Path
     weights: Path
@@ -35,20 +35,20 @@ class AdapterFiles:
 def find_adapter_files(
     package: UnpackedPackage, manifest: ExpertManifest, base: BaseModelRef
 ) -> AdapterFiles:
-    """The adapter of a package for one of its base models.
+    """Find the adapter of a package for one of its base models.
 
-    The reference packager puts it at the root and leaves `adapters[].path` as it was or out, so the root comes
-    first; with several base models in the manifest the paths come first, because the root can hold one adapter only.
-    Last come checkpoint folders: the only one, or the one that `training.packaging_checkpoint` names.
+    The reference packager puts the adapter at the root, whatever `adapters[].path` says, so the root is searched
+    first. If the manifest has several base models, the paths are searched first, because the root has room for one
+    adapter only. Last come checkpoint folders: the only one, or the one named by `training.packaging_checkpoint`.
 
     Args:
-        package: the package.
-        manifest: its manifest.
-        base: one of `manifest.base_models`.
+        package: The package.
+        manifest: Its manifest.
+        base: One of `manifest.base_models`.
 
     Raises:
-        AdapterError: there is none, or several and the manifest does not say which.
-        IntegrityError: the weights are not those whose SHA-256 the manifest states.
+        AdapterError: The package has no adapter, or several and the manifest does not name one.
+        IntegrityError: The SHA-256 of the weights differs from that in the manifest.
     """
     root = package.root
     named = [path for adapter in base.adapters if adapter.path for path in _places(root, adapter.path)]
@@ -60,19 +60,19 @@ def find_adapter_files(
 
 
 def _places(root: Path, path: str) -> Iterator[Path]:
-    """What `adapters[].path` may mean: with or without `weights/`."""
+    """Yield the possible meanings of `adapters[].path`: with and without `weights/`."""
     try:
         name = member_name(path.rstrip("/"))
     except IntegrityError:
-        return  # a path of the trainer's machine, or one that leaves the package
+        return  # a path on the machine of the training, or one outside the package
     if is_system_file(name):
-        return  # no signature need cover it
+        return  # signatures need not cover system files
     yield root / name
     yield root / "weights" / name
 
 
 def _in(place: Path, root: Path) -> AdapterFiles | None:
-    """The adapter in a folder, or of a weights file whose configuration is beside it or at the root."""
+    """Return the adapter in a folder, or that of a weights file with its configuration beside it or at the root."""
     weights = place / ADAPTER_WEIGHTS if place.is_dir() else place
     if weights.suffix != ".safetensors" or not weights.is_file():
         return None

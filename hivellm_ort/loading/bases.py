@@ -1,4 +1,4 @@
-"""Which base bundle an expert runs on."""
+"""Chooses the base bundle for an expert."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from hivellm_ort.errors import (
     ProviderError,
     argument,
 )
-from hivellm_ort.loading.bundles import Bundle, best_first, none_before
+from hivellm_ort.loading.bundles import Bundle, has_best_provider, rank_bundles
 from hivellm_ort.package.bundle_folders import bundle_folders, check_folders
 from hivellm_ort.package.filecheck import Check
 from hivellm_ort.package.manifest import BaseModelRef, ExpertManifest
 from hivellm_ort.package.store import Store
 
-__all__ = ["BESIDE", "bundles_beside", "choose_base", "find_thin_base", "model_of"]
+__all__ = ["ADJACENT_FOLDER", "choose_base", "find_adjacent_bundles", "find_base_model", "find_thin_base"]
 
 _LOG = logging.getLogger("hivellm_ort")
 
 
-BESIDE = "base"
-"""The folder that `hivellm-ort export --thin` writes beside its packages."""
+ADJACENT_FOLDER = "base"
+"""The folder of bundles that `hivellm-ort export --thin` writes beside its packages."""
 
 
-def bundles_beside(folder: Path) -> list[Bundle]:
-    """The bundles in `base/` of a folder: the one there, or one for each target; they take adapters."""
-    bundles = _opened(bundle_folders(folder / BESIDE))
+def find_adjacent_bundles(folder: Path) -> list[Bundle]:
+    """Return the bundles in a folder's `base/` that take adapters: one bundle, or one for each target."""
+    bundles = _opened(bundle_folders(folder / ADJACENT_FOLDER))
     return [bundle for bundle in bundles if bundle.config.merged is None]
 
 
@@ -43,41 +43,41 @@ def choose_base(
     store: Store,
     device: Device,
     given: Bundle | None,
-    near: Sequence[Bundle] = (),
+    adjacent: Sequence[Bundle] = (),
     check: Check = "size",
 ) -> tuple[Bundle, BaseModelRef]:
-    """The bundle for an adapter that was prepared for none, and the base model of the manifest that it is.
+    """Choose the bundle for a PEFT adapter, and the base model in the manifest that the bundle is.
 
-    Looked for beside the package, by the digest of the weights that the manifest states; then in the store's
-    `models/` and among the bundles of unpacked packages, by that digest, else by name.
+    First the bundles beside the package are searched, by the digest of the weights in the manifest. Then the store's
+    `models/` and the bundles of unpacked packages are searched, by the digest or else by name.
 
     Args:
-        manifest: says which bases the expert has adapters for.
-        store: where bundles are.
-        device: what the base shall run on.
-        given: the bundle to use: the package's, or as the caller asked.
-        near: the bundles beside the package.
-        check: with "digest" they are not used: nobody has signed which bundle has those weights.
+        manifest: Names the bases for which the expert has adapters.
+        store: The store with the other bundles.
+        device: The device for the base.
+        given: The bundle to use: the package's own, or that of the caller. None to search.
+        adjacent: The bundles beside the package.
+        check: With "digest", bundles beside the package are not used, because no signature covers them.
 
     Raises:
         BaseMismatchError: `given` is none of the manifest's base models.
-        IntegrityError: the bundle that was found differs from its list.
-        LoadError: no base model is at hand, or several different ones of the name are.
-        ProviderError: the device runs none of its bundles.
+        IntegrityError: The bundle differs from its list of files.
+        LoadError: No bundle was found, or bundles of different models have the same name.
+        ProviderError: The device runs none of the bundles.
     """
     wanted = [base for base in manifest.base_models if base.adapters]
     if given is not None:
         return given, _matching(given, wanted, manifest)
     for base in wanted if check == "size" else ():
-        found = [bundle for bundle in near if bundle.config.source_sha256 == base.sha256]
+        found = [bundle for bundle in adjacent if bundle.config.source_sha256 == base.sha256]
         if found:
-            whose = f"base {base.short_name!r} beside the package"
-            return _used(best_first(found, device, whose=whose)[0], store), base
+            owner = f"base {base.short_name!r} beside the package"
+            return _used(rank_bundles(found, device, owner=owner)[0], store), base
     bundles = _at_hand(store)
     for base in wanted:
         found = [bundle for bundle in bundles if _is(bundle, base)]
         if found:
-            found = best_first(found, device, whose=f"base {base.short_name!r} at hand")
+            found = rank_bundles(found, device, owner=f"base {base.short_name!r}")
         if len({bundle.config.source_sha256 for bundle in found}) > 1:
             folders = ", ".join(str(bundle.folder) for bundle in found)
             raise LoadError(
@@ -88,13 +88,13 @@ def choose_base(
             return _used(found[0], store), base
     names = ", ".join(base.short_name for base in wanted)
     raise LoadError(
-        f"{manifest.name} needs a base bundle of {names}, and none is at hand: pass "
+        f"{manifest.name} needs a base bundle of {names}, and none was found: pass "
         f"{argument('base', 'FOLDER')}, or put one into {store.root / 'models'}; 'hivellm-ort export --base' makes it"
     )
 
 
-def model_of(bundle: Bundle, manifest: ExpertManifest) -> BaseModelRef:
-    """The base model of the manifest that a bundle is, by digest or name; the first where none is."""
+def find_base_model(bundle: Bundle, manifest: ExpertManifest) -> BaseModelRef:
+    """Return the base model of the manifest that a bundle is, by digest or name; the first if none matches."""
     wanted = [base for base in manifest.base_models if base.adapters]
     return next((base for base in wanted if _is(bundle, base)), wanted[0])
 
@@ -103,61 +103,61 @@ def find_thin_base(
     adapter: PreparedAdapter,
     store: Store,
     device: Device,
-    near: Sequence[Bundle] = (),
+    adjacent: Sequence[Bundle] = (),
     check: Check = "size",
 ) -> Bundle:
-    """The base of a prepared adapter: of the bundles of the same weights the one that suits the device best.
+    """Find the base of a prepared adapter: among the bundles of the same weights, the best one for the device.
 
-    Those beside the package come first. The one it was exported with needs no look at the others where they cannot be
-    better, for that takes a while.
+    Bundles beside the package come first. Then comes the bundle with which the adapter was exported. Others are
+    searched only if they may be better, because that takes a while.
 
     Args:
-        adapter: says which base it is for.
-        store: where other bundles are.
-        device: what the base shall run on.
-        near: the bundles beside the package.
-        check: with "digest" the one that the adapter was exported with is the only one of them that is used, and all
-            of its files are compared with their list.
+        adapter: The adapter, with the digests of its base.
+        store: The store with the other bundles.
+        device: The device for the base.
+        adjacent: The bundles beside the package.
+        check: With "digest", only the bundle with which the adapter was exported is used of those beside the package,
+            and all its files are compared with their list.
 
     Raises:
-        LoadError: none is at hand.
-        ProviderError: the device runs none of them.
+        LoadError: No bundle was found.
+        ProviderError: The device runs none of the bundles.
     """
     found = [
         bundle
-        for bundle in near
+        for bundle in adjacent
         if bundle.config.sha256 == adapter.base_sha256
         or (bundle.config.source_sha256 == adapter.source_sha256 and check == "size")
     ]
     fault = None
     if found:
-        whose = f"base {found[0].config.name!r} beside the package"
+        owner = f"base {found[0].config.name!r} beside the package"
         try:
-            return _used(best_first(found, device, whose=whose, exact=adapter.base_sha256)[0], store, check)
+            return _used(rank_bundles(found, device, owner=owner, exact=adapter.base_sha256)[0], store, check)
         except ProviderError as error:
-            fault = error  # another one may be at hand
+            fault = error  # the store may have another one
     folder = store.find_bundle(adapter.base_sha256)
-    if folder is not None and none_before(exact := Bundle.open(folder), device):
+    if folder is not None and has_best_provider(exact := Bundle.open(folder), device):
         return exact
     same = [bundle for bundle in _at_hand(store) if bundle.config.source_sha256 == adapter.source_sha256]
     if same:
-        whose = f"base {same[0].config.name!r} at hand"
-        return _used(best_first(same, device, whose=whose, exact=adapter.base_sha256)[0], store)
+        owner = f"base {same[0].config.name!r}"
+        return _used(rank_bundles(same, device, owner=owner, exact=adapter.base_sha256)[0], store)
     raise fault or LoadError(
-        f"the package is thin, and its base bundle {adapter.base_sha256[:12]}… is neither in {BESIDE}/ beside it nor "
-        f"in the cache: pass {argument('base', 'FOLDER')}, a bundle exported from the same base model"
+        f"the package is thin, and its base bundle {adapter.base_sha256[:12]}… is neither in {ADJACENT_FOLDER}/ "
+        f"beside it nor in the cache: pass {argument('base', 'FOLDER')}, a bundle exported from the same base model"
     )
 
 
 def _used(bundle: Bundle, store: Store, check: Check = "size") -> Bundle:
-    """A bundle that was found; one outside the store is compared with its list only now."""
+    """Return a bundle after comparing it with its list of files, and count it as used."""
     check_folders([bundle.folder], check)
     store.note_use(bundle.folder)
     return bundle
 
 
 def _at_hand(store: Store) -> list[Bundle]:
-    """Bundles that take adapters."""
+    """Return the bundles of the store that take adapters."""
     bundles = _opened([*store.models(), *store.bundles()])
     return [bundle for bundle in bundles if bundle.config.merged is None]
 
@@ -167,7 +167,7 @@ def _opened(folders: Iterable[Path]) -> Iterable[Bundle]:
         try:
             yield Bundle.open(folder)
         except (IntegrityError, ManifestError) as error:
-            _LOG.warning("%s is passed over: %s", folder, error)
+            _LOG.warning("%s is skipped: %s", folder, error)
 
 
 def _is(bundle: Bundle, base: BaseModelRef) -> bool:
@@ -178,14 +178,12 @@ def _is(bundle: Bundle, base: BaseModelRef) -> bool:
 
 
 def _matching(bundle: Bundle, wanted: list[BaseModelRef], manifest: ExpertManifest) -> BaseModelRef:
-    """The base model that a bundle is, by digest or name; the only one that pins no digest, whatever its name."""
+    """Return the base model that a bundle is, by digest or name. A single one without a digest always matches."""
     found = next((base for base in wanted if _is(bundle, base)), None)
     if found is not None:
         return found
     if len(wanted) == 1 and wanted[0].sha256 is None:
-        _LOG.info(
-            "%s names the base %s, given is %s", manifest.name, wanted[0].short_name, bundle.config.name
-        )
+        _LOG.info("%s names the base %s; %s is used", manifest.name, wanted[0].short_name, bundle.config.name)
         return wanted[0]
     names = ", ".join(base.short_name + (f" ({base.sha256[:12]}…)" if base.sha256 else "") for base in wanted)
     raise BaseMismatchError(

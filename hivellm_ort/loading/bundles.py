@@ -1,4 +1,4 @@
-"""Base bundles, and which of several a device runs."""
+"""Base bundles, and how the best of several is chosen for a device."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from hivellm_ort.engine.providers import CPU, PROVIDERS
 from hivellm_ort.errors import ProviderError
 from hivellm_ort.package.links import check_folder
 
-__all__ = ["Bundle", "best_first", "none_before"]
+__all__ = ["Bundle", "has_best_provider", "rank_bundles"]
 
 _LOG = logging.getLogger("hivellm_ort")
-# Of one model's bundles for one provider: small and exact before exact before small.
+# The order of precisions for one model and provider: first small and accurate, then accurate, then small.
 _PREFERRED = ("int8", "fp16", "bf16", "fp32", "w8a8", "int4")
 
 
@@ -32,11 +32,11 @@ class Bundle:
 
     @classmethod
     def open(cls, folder: Path) -> Bundle:
-        """Read a bundle's `decoder.json`. The folder is the user's own, so links to files in it are followed.
+        """Read a bundle's `decoder.json`. The folder is the user's own, so links in it are followed.
 
         Raises:
-            ManifestError: the folder is no base bundle, or one of another contract.
-            IntegrityError: it holds a named pipe, a device or the like, or a link to one.
+            ManifestError: The folder is not a base bundle, or has another version of the contract.
+            IntegrityError: The folder contains a named pipe, a device or a socket, or a link to one.
         """
         if folder.is_dir():
             check_folder(folder, _followed)
@@ -44,24 +44,24 @@ class Bundle:
 
 
 def _followed(link: Path) -> str | None:
-    return None if link.is_file() or link.is_dir() else "is no file: put the file itself there"
+    return None if link.is_file() or link.is_dir() else "is not a file: put the file itself there"
 
 
-def best_first(bundles: Sequence[Bundle], device: Device, *, whose: str, exact: str = "") -> list[Bundle]:
-    """Those of a base's bundles that a device runs, the one to take first. Between several, the log says why.
+def rank_bundles(bundles: Sequence[Bundle], device: Device, *, owner: str, exact: str = "") -> list[Bundle]:
+    """Return the bundles that a device runs, the best first. If there are several, the reason is logged.
 
-    They come by provider, in the order in which `auto` tries them. Of one provider's, the bundle `exact` comes first,
-    then graphs made for it come before those for any runtime, and then it goes by precision. Where the device runs
-    none and fallback is allowed, they are those that the CPU is meant to run, or all.
+    They are ordered by provider, as `auto` tries them. For one provider the bundle `exact` comes first, then graphs
+    for that provider, then portable graphs; last decides the precision. If the device runs none and fallback is
+    allowed, the result is the bundles for the CPU, or else all bundles.
 
     Args:
-        bundles: at least one.
-        device: what was asked for.
-        whose: who has the bundles, for messages.
-        exact: digest of the bundle that an adapter was exported with.
+        bundles: At least one bundle.
+        device: The requested device.
+        owner: The owner of the bundles, for messages.
+        exact: Digest of the bundle with which an adapter was exported.
 
     Raises:
-        ProviderError: the device runs none of them; the message names their targets and what to do.
+        ProviderError: The device runs none of them. The message names their targets and a cure.
     """
     found, faults = _placed(bundles, dataclasses.replace(device, fallback=False))
     if not found and device.fallback:
@@ -73,8 +73,8 @@ def best_first(bundles: Sequence[Bundle], device: Device, *, whose: str, exact: 
         causes = "; ".join(dict.fromkeys(fault.removeprefix(start).removesuffix(end) for fault in faults))
         end = end if any(fault.endswith(end) for fault in faults) else ""
         if _is_missing(device) and not set(PROVIDERS[device.kind].targets) & set(targets):
-            raise ProviderError(f"{start}{causes}{end} ({whose} has graphs for {listed} only)")
-        raise ProviderError(f"{start}{whose} has graphs for {listed}, which it does not run: {causes}{end}")
+            raise ProviderError(f"{start}{causes}{end} ({owner} has graphs for {listed} only)")
+        raise ProviderError(f"{start}{owner} has graphs for {listed}, which it does not run: {causes}{end}")
     found.sort(key=lambda pair: _rank(pair[0], pair[1], exact))
     if len(bundles) > 1:
         first, *others = (
@@ -82,17 +82,17 @@ def best_first(bundles: Sequence[Bundle], device: Device, *, whose: str, exact: 
             for placement, bundle in found
         )
         rest = "".join(f"; not {each}" for each in [*others, *faults])
-        _LOG.info("%s has graphs for %s; taken are those for %s%s", whose, listed, first, rest)
+        _LOG.info("%s has graphs for %s; used are those for %s%s", owner, listed, first, rest)
     return [bundle for _, bundle in found]
 
 
 def _is_missing(device: Device) -> bool:
-    """Whether one device was asked for, and what is installed here has none of its kind or number."""
+    """Return whether the request names a device that is not available here."""
     return device.kind != "auto" and unavailable_reason(PROVIDERS[device.kind], device.device_id) is not None
 
 
-def none_before(bundle: Bundle, device: Device) -> bool:
-    """Whether a device runs a bundle, and has no provider that would be better if there were another bundle.
+def has_best_provider(bundle: Bundle, device: Device) -> bool:
+    """Return whether a device runs a bundle with its best provider, so that no other bundle can be better.
 
     Raises:
         ProviderError: ONNX Runtime itself cannot be used.
@@ -106,7 +106,7 @@ def none_before(bundle: Bundle, device: Device) -> bool:
 
 
 def _placed(bundles: Sequence[Bundle], device: Device) -> tuple[list[tuple[Placement, Bundle]], list[str]]:
-    """The bundles that a device runs, each with where, and why it does not run the others."""
+    """Return the bundles that a device runs, each with its placement, and the reasons why it does not run others."""
     found, faults = [], []
     for bundle in bundles:
         try:

@@ -1,4 +1,4 @@
-"""Pack an expert's folder into a `.expert` file."""
+"""Packs an expert's folder into a `.expert` file."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from hivellm_ort.adapters.tensors import read_tensors
 from hivellm_ort.contract import ADAPTER_FILE
 from hivellm_ort.errors import LoadError
 from hivellm_ort.loading.adapter_files import find_adapter_files
-from hivellm_ort.package.bundle_folders import FOLDER
+from hivellm_ort.package.bundle_folders import ONNX_FOLDER
 from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
-from hivellm_ort.package.members import as_utf8, bundle_members_of, root_members
+from hivellm_ort.package.members import as_utf8, list_bundle_members, list_root_members
 from hivellm_ort.package.packing import Progress, write
 from hivellm_ort.package.store import UnpackedPackage
 from hivellm_ort.paths import StrPath
@@ -25,34 +25,33 @@ def pack(
 ) -> None:
     """Write a folder that was opened as a package to a `.expert` file.
 
-    Members are the manifest, the adapter (at the root, wherever `adapters[].path` has it; at its own path where
-    the manifest names several base models), tokenizer, grammar, README and LICENSE, and `onnx/`. Other files of the
-    folder stay out.
+    Packed are the manifest, the adapter, the tokenizer, the grammar, README, LICENSE and `onnx/`. Other files stay
+    out. The adapter is packed at the root; if the manifest names several base models, at its own path.
 
     Args:
-        package: the folder, from `open_package`.
-        output: the file to write or replace.
-        manifest: its manifest.
-        progress: called with the number of member bytes just packed.
+        package: The folder, from `open_package`.
+        output: The file to write or replace.
+        manifest: Its manifest.
+        progress: Called with the number of member bytes just packed.
 
     Raises:
-        LoadError: a file that the manifest names is missing, the adapter is not readable, or the output cannot be
+        LoadError: A file that the manifest names is missing, the adapter cannot be read, or the output cannot be
             written.
-        IntegrityError: a name that no package may have.
+        IntegrityError: A file has a name that packages must not contain.
     """
-    members = dict(root_members(package.root, manifest))
+    members = dict(list_root_members(package.root, manifest))
     if package.adapter is None and not package.bundles:
         members |= _adapters(package, manifest)
     if package.adapter is not None:
-        members[f"{FOLDER}/{ADAPTER_FILE}"] = package.adapter
-    members |= dict(bundle_members_of(package.bundles))
+        members[f"{ONNX_FOLDER}/{ADAPTER_FILE}"] = package.adapter
+    members |= dict(list_bundle_members(package.bundles))
     grammar = manifest.decoding.grammar_file
     if grammar is not None and grammar not in members:
         raise LoadError(
             f"{MANIFEST}: /training/decoding/grammar_file is {grammar!r}, which is not in the folder"
         )
     try:
-        # Compression gains next to nothing on weights, and a higher level costs minutes.
+        # Weights hardly compress, and a higher level takes minutes.
         write(output, list(members.items()), compresslevel=1, progress=progress)
     except OSError as error:
         raise LoadError(

@@ -1,4 +1,4 @@
-"""The grammar that a package brings."""
+"""Reads the grammar of a package."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hivellm_ort.textfile import decode_text
 __all__ = ["GRAMMAR", "find_grammar"]
 
 GRAMMAR = "grammar.gbnf"
-"""Where a package's grammar is, unless its manifest says otherwise."""
+"""The grammar file of a package, unless its manifest names another one."""
 
 _SUFFIXES: dict[str, Kind] = {".json": "json_schema", ".lark": "lark", ".regex": "regex"}
 _ANY_JSON = {"x-guidance": {"whitespace_flexible": True}}
@@ -26,19 +26,20 @@ _LOG = logging.getLogger("hivellm_ort")
 
 
 def find_grammar(package: UnpackedPackage, manifest: ExpertManifest) -> Grammar | None:
-    """Read the grammar of a package; one that its manifest wants enforced is checked.
+    """Read the grammar of a package. It is checked if the manifest sets `use_grammar`.
 
-    It is the member that `training.decoding.grammar_file` names, else `grammar.gbnf`; its ending tells its kind, GBNF
-    if it is none of `.json` (a JSON schema), `.lark` and `.regex`. A package without either whose manifest wants a
-    grammar of the type `json` gets that of any JSON; of another type it runs without, and a warning is logged.
+    The file is the member that `training.decoding.grammar_file` names, else `grammar.gbnf`. Its ending decides the
+    kind: `.json` is a JSON schema, `.lark` is Lark, `.regex` is a regular expression, and every other ending is GBNF.
+
+    If there is no file and the manifest sets `use_grammar`, the grammar type `json` means any JSON. With another type
+    answers are not constrained, and a warning is logged.
 
     Args:
-        package: the package.
-        manifest: its manifest.
+        package: The package.
+        manifest: Its manifest.
 
     Raises:
-        LoadError: the file that the manifest names is not in the package, is too large or not UTF-8, or the grammar
-            that is wanted has a fault.
+        LoadError: The named file is not in the package, is too large or not UTF-8, or a required grammar has a fault.
     """
     decoding = manifest.decoding
     path = _file(package, decoding)
@@ -89,4 +90,4 @@ def _text(path: Path) -> str:
             raise LoadError(f"{path.name}: larger than {DEFAULT.max_bytes} bytes: shorten the grammar")
         return decode_text(content)
     except (OSError, UnicodeDecodeError) as error:
-        raise LoadError(f"{path.name}: not a text in UTF-8 ({error}): save it as such") from error
+        raise LoadError(f"{path.name}: not a text in UTF-8 ({error}): save it as UTF-8") from error

@@ -1,7 +1,7 @@
-"""Refuse graphs that the exporter would never write, before ONNX Runtime sees them.
+"""Refuses graphs that the exporter never writes, before ONNX Runtime reads them.
 
-A graph is a program: with a loop it need not end, and it can name files outside its bundle. What is allowed is what
-the contract has (`hivellm_ort.operators`), tensors in the graph itself, and those in `weights.bin`.
+A graph is a program. It may contain endless loops, and names of files outside its bundle. Allowed are only the
+operators of the contract (`hivellm_ort.operators`), and tensors in the graph itself and in `weights.bin`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from hivellm_ort.text.tokenizer_file import Recall
 __all__ = ["LARGEST_GRAPH", "check_graphs"]
 
 LARGEST_GRAPH = 8 << 20
-"""Most bytes of a graph, its weights not counted. Those of a model with 28 layers have 0.7 MB at most."""
+"""Most bytes of a graph without its weights. A graph of a model with 28 layers has at most 0.7 MB."""
 
 _SHOWN = 80  # characters of a name in a message
-# The fields of `onnx.proto3` that are read, with their numbers and types; a list has a "*". Names are read as bytes:
-# they need not be UTF-8.
+# The used fields of `onnx.proto3`, with their numbers and types; a list has a "*". Names are read as bytes, because
+# they may not be UTF-8.
 _FIELDS = {
     "Model": {
         "graph": (7, "Graph"),
@@ -53,19 +53,19 @@ _FIELDS = {
     "Any": {},
 }  # fmt: skip
 _Operators = Mapping[bytes, Set[bytes]]
-_SETTINGS = b"ort_config"  # metadata from which ONNX Runtime may take a session's options
+_SETTINGS = b"ort_config"  # metadata from which ONNX Runtime may read session options
 
 
 def check_graphs(bundle: Bundle, names: Sequence[str] | None = None, *, recall: Recall | None = None) -> None:
-    """Refuse a bundle with a graph that has anything which the exporter never writes for its target.
+    """Refuse a bundle if a graph contains anything that the exporter never writes for its target.
 
     Args:
-        bundle: the bundle.
-        names: files of the graphs; by default the one that runs, for the other is never opened.
-        recall: remembers which graphs have no fault; they are parsed only once then. None checks each time.
+        bundle: The bundle.
+        names: Files of the graphs. Default: the graph that runs; the other one is never opened.
+        recall: Records which graphs passed, so that each is parsed only once. None checks each time.
 
     Raises:
-        LoadError: it has; the message names graph, node and operator.
+        LoadError: A graph is refused. The message names graph, node and operator.
     """
     config = bundle.config
     target, cache = config.target, config.graph.cache_dtype
@@ -95,8 +95,8 @@ def _check(content: bytes, where: str, target: str, cache: str) -> None:
     if fault is not None:
         raise LoadError(
             f"{where}: {fault}, which no export for target {target!r} writes: it may run for ever, or "
-            "read files that are not its own. Export the base again; a package with such a graph loads where a "
-            f"key that you trust has signed it, or with {argument('trust', 'off')}"
+            "read files of yours. Export the base again. A package with such a graph loads only if a key that you "
+            f"trust has signed it, or with {argument('trust', 'off')}"
         )
 
 
@@ -105,7 +105,7 @@ def _read(path: Path, where: str) -> bytes:
         size = path.stat().st_size
         if size > LARGEST_GRAPH:
             raise LoadError(
-                f"{where} has {size} bytes, at most {LARGEST_GRAPH} are allowed, for the weights belong into "
+                f"{where} has {size} bytes, at most {LARGEST_GRAPH} are allowed, because weights belong into "
                 f"{WEIGHTS_FILE}: export it again"
             )
         return path.read_bytes()
@@ -119,11 +119,11 @@ def _parsed(content: bytes, where: str) -> Any:
     try:
         return _model_class().FromString(content)
     except DecodeError as error:
-        raise LoadError(f"{where} is no ONNX graph, or a damaged one ({error}): export it again") from error
+        raise LoadError(f"{where} is not an ONNX graph, or is damaged ({error}): export it again") from error
 
 
 def _faults(model: Any, operators: _Operators) -> Iterator[str]:
-    """What is not allowed, each as the middle of a sentence."""
+    """Yield what is not allowed, each as the middle of a sentence."""
     for function in model.functions:
         yield f"it has the function {_name(function.name)}"
     if model.training_info:
@@ -143,7 +143,7 @@ def _graph_faults(graph: Any, operators: _Operators, *, branch: bool) -> Iterato
             operator = f"{_name(node.op_type)} of {_name(node.domain or b'ai.onnx')}"
             yield f"node {_name(node.name)} has the operator {operator}"
         for attribute in node.attribute:
-            if attribute.ListFields():  # a number or a text has no field that is read
+            if attribute.ListFields():  # attributes with a number or a text have no used field
                 yield from _attribute_faults(node, attribute, operators, branch=branch)
 
 
@@ -171,14 +171,14 @@ def _tensor_faults(tensor: Any) -> Iterator[str]:
 
 
 def _name(name: bytes) -> str:
-    """A name of the graph, as messages have it."""
+    """Return a name of the graph for messages."""
     text = printable(name.decode(errors="replace"))
     return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
 
 
 @functools.cache
 def _model_class() -> Any:
-    """The message `Model` of `_FIELDS`: protobuf passes over the other fields of a file."""
+    """Return the message class `Model` of `_FIELDS`. protobuf skips the other fields of a file."""
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
     field_type = descriptor_pb2.FieldDescriptorProto

@@ -1,4 +1,4 @@
-"""What a person wants to know of a package before running it."""
+"""Describes a package without running it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _TEMPLATES = ("chat_template.jinja", "tokenizer_config.json")
 
 
 def inspect(package: UnpackedPackage, manifest: ExpertManifest, verdict: Verdict) -> dict[str, Any]:
-    """Describe a package, as plain JSON values.
+    """Describe a package as plain JSON values.
 
-    A part that cannot be read becomes a warning: a package that does not load must still be inspected.
+    A part that cannot be read becomes a warning, because a broken package can be inspected too.
 
     Args:
-        package: the package.
-        manifest: its manifest.
-        verdict: what its signature is worth.
+        package: The package.
+        manifest: Its manifest.
+        verdict: The result of checking its signature.
     """
     path = package.root / MANIFEST
     warnings = [*package.notes, *manifest.warnings, *(schema_problems(path) if path.is_file() else [])]
@@ -65,7 +65,7 @@ def inspect(package: UnpackedPackage, manifest: ExpertManifest, verdict: Verdict
 
 
 def _bases(package: UnpackedPackage, warnings: list[str]) -> list[dict[str, Any]]:
-    """The base bundles inside, one for each target; none for a package that needs one."""
+    """Describe the base bundles in the package, one for each target; empty for a thin package."""
     configs = []
     for folder in package.bundles:
         try:
@@ -92,7 +92,7 @@ def _bases(package: UnpackedPackage, warnings: list[str]) -> list[dict[str, Any]
 def _adapter(
     package: UnpackedPackage, manifest: ExpertManifest, warnings: list[str]
 ) -> dict[str, Any] | None:
-    """The adapter inside, prepared or as PEFT's files; None where it is merged or cannot be read."""
+    """Describe the adapter, prepared or as files of PEFT; None if it is merged or cannot be read."""
     try:
         if package.adapter is not None:
             prepared = PreparedAdapter.from_file(package.adapter)
@@ -124,7 +124,7 @@ def _adapter(
 
 
 def _chat_template(package: UnpackedPackage) -> str | None:
-    """The file that brings a chat template: a bundle's, else the package's own."""
+    """Return the file with the chat template: a bundle's, else the package's own."""
     for folder in (*package.bundles, package.root):
         for name in _TEMPLATES:
             path = folder / name

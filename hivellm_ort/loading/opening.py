@@ -1,4 +1,4 @@
-"""The first two stages of a load: a path becomes a package, and that a verified package."""
+"""The first two stages of a load: open the package at a path, and verify it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from hivellm_ort.adapters.files import ADAPTER_CONFIG
 from hivellm_ort.errors import AdapterError
 from hivellm_ort.integrity import Trust, Verdict
 from hivellm_ort.integrity import check as check_signature
-from hivellm_ort.loading.peft_folder import drafted_manifest
+from hivellm_ort.loading.peft_folder import draft_manifest
 from hivellm_ort.package.archive import DEFAULT_LIMITS, Limits
-from hivellm_ort.package.bundle_folders import FOLDER
+from hivellm_ort.package.bundle_folders import ONNX_FOLDER
 from hivellm_ort.package.filecheck import Check
 from hivellm_ort.package.links import check_folder
 from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
@@ -29,10 +29,10 @@ class VerifiedPackage:
     """A package that may be loaded.
 
     Attributes:
-        path: the file or folder, as the caller named it.
-        files: its files; each is as it was recorded when it was unpacked.
-        verdict: what its signature is worth; the policy has let it pass.
-        manifest: its manifest.
+        path: The file or folder, as the caller named it.
+        files: Its files. They agree with the records of unpacking.
+        verdict: The result of checking its signature. The policy allows it.
+        manifest: Its manifest.
     """
 
     path: Path
@@ -44,12 +44,11 @@ class VerifiedPackage:
 def open_with_progress(
     path: Path, store: Store, *, limits: Limits = DEFAULT_LIMITS, checking: Check = "size"
 ) -> UnpackedPackage:
-    """As `open_package`, with a progress bar on a terminal; none where there is no standard error at all.
+    """Open a package as `open_package` does, with a progress bar on a terminal. Its notes are logged as INFO.
 
-    A folder that PEFT saved needs no manifest: `read_manifest` drafts one. One with graphs is a package that has lost
-    its own. The notes on the package are logged as INFO.
+    A folder that PEFT saved needs no manifest, because `read_manifest` drafts one. A folder with graphs needs one.
     """
-    peft = (path / ADAPTER_CONFIG).is_file() and not (path / FOLDER).exists()
+    peft = (path / ADAPTER_CONFIG).is_file() and not (path / ONNX_FOLDER).exists()
     if peft and not (path / MANIFEST).is_file():
         check_folder(path)
         return UnpackedPackage(
@@ -71,27 +70,27 @@ def open_with_progress(
 
 
 def read_manifest(package: UnpackedPackage) -> ExpertManifest:
-    """The manifest of an opened package; of a PEFT folder without one, what its files tell.
+    """Return the manifest of an opened package. For a PEFT folder without one, it is made from the adapter's files.
 
     Raises:
-        ManifestError: the manifest is wrong.
-        AdapterError: there is none, and the adapter's files cannot be read.
+        ManifestError: The manifest is wrong.
+        AdapterError: There is no manifest, and the adapter's files cannot be read.
     """
     path = package.root / MANIFEST
-    return ExpertManifest.from_file(path) if path.is_file() else drafted_manifest(package.root)
+    return ExpertManifest.from_file(path) if path.is_file() else draft_manifest(package.root)
 
 
 def verify(files: UnpackedPackage, path: Path, trust: Trust) -> VerifiedPackage:
     """Check the signature of an opened package, and read its manifest.
 
     Args:
-        files: the package, from `open_with_progress`.
-        path: what messages call it.
-        trust: the policy, and whose signatures count.
+        files: The package, from `open_with_progress`.
+        path: The path of the package, for messages.
+        trust: The policy and the trusted keys.
 
     Raises:
-        IntegrityError: the policy refuses the package.
-        LoadError: it cannot be verified, or as `read_manifest`.
+        IntegrityError: The policy refuses the package.
+        LoadError: The package cannot be verified, or as for `read_manifest`.
     """
     verdict = check_signature(files, trust, where=str(path))
     return VerifiedPackage(path, files, verdict, read_manifest(files))

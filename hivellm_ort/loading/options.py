@@ -1,4 +1,4 @@
-"""The options of loading, the same for every way of asking for it."""
+"""The options for loading experts, and their checks."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from hivellm_ort.paths import StrPath
 
 __all__ = ["LoadOptions", "LoadSettings", "checked_path"]
 
-_MOST_THREADS = 1024  # ONNX Runtime starts as many as it is told, until the memory is full
+_MOST_THREADS = 1024  # ONNX Runtime has no limit: it starts threads until memory is full
 
 
 class LoadOptions(TypedDict, total=False):
     """Keyword options of `Expert.load` and of `ExpertManager`, which passes them on.
 
     Attributes:
-        device: "auto" (the default) takes what is there for the graphs of the base, else "cpu", "cuda", "cuda:1",
-            "dml", "dml:0" or "coreml". One that does not start is an error. Of a package for several targets the
-            graphs are taken that suit the device.
-        provider_options: Options of ONNX Runtime's execution provider, as `{"gpu_mem_limit": 2 << 30}`.
-        fallback: Run on the CPU, with a warning, where the device is unavailable; False by default.
-        base: A base bundle to use instead of the packaged one. A package without a base needs it, unless a bundle
-            with the digest it states is in a folder `base` beside it, or one of the base its manifest names in the
-            cache or in the folder `models` there.
-        cache_dir: Where packages are unpacked; the platform's cache folder, or `HIVELLM_HOME`, by default.
-        threads: Intra-op threads of ONNX Runtime, 1 to 1024; one per physical core by default.
-        trust: "warn" (the default) logs a warning where no key you trust has signed the package, "require" refuses
-            it and reads every file again to compare it, "off" loads even what a failed signature says was changed;
-            or a `Trust` with keys of its own. But with "off", graphs that did not come in a package signed by such
-            a key may have only what the exporter writes.
-        limits: What the package may unpack to.
-        prefix_cache_bytes: Most bytes of keys and values that the base keeps of earlier prompts, for all its
-            experts; 256 MiB by default. A base that is in memory keeps its number, and a warning says so.
+        device: "auto", "cpu", "cuda", "cuda:1", "dml", "dml:0" or "coreml". Default: "auto", the best available
+            device for the graphs of the base. An unavailable device is an error. From a package for several targets
+            the best graphs for the device are used.
+        provider_options: Options of ONNX Runtime's execution provider, such as `{"gpu_mem_limit": 2 << 30}`.
+        fallback: Whether to run on the CPU, with a warning, if the device is unavailable. Default: False.
+        base: A base bundle to use instead of the packaged one. A package without a base needs it, unless a matching
+            bundle is found: by digest in the folder `base` beside the package, or by digest or name in the cache and
+            its folder `models`.
+        cache_dir: Folder for unpacked packages. Default: `HIVELLM_HOME`, or the platform's cache folder.
+        threads: Intra-op threads of ONNX Runtime, 1 to 1024. Default: one per physical core.
+        trust: What to do with a package that no trusted key has signed. "warn" (the default) logs a warning.
+            "require" refuses it, and compares every file with its digest. "off" loads it, even with an invalid
+            signature. A `Trust` may have keys of its own. Unless it is "off", a graph from any other source than a
+            package signed with a trusted key may contain only what the exporter writes.
+        limits: Limits on the unpacked size.
+        prefix_cache_bytes: Most bytes of the base's prefix cache, for all its experts. Default: 256 MiB. A base that
+            is already in memory keeps its limit, and a warning is logged.
     """
 
     device: str | None
@@ -56,16 +56,16 @@ class LoadOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class LoadSettings:
-    """`LoadOptions`, checked, with the defaults filled in.
+    """Checked `LoadOptions` with defaults.
 
     Attributes:
-        device: what the base shall run on.
-        base: the base bundle to use; None for the package's, or one that is found.
-        cache_dir: the store's folder; None for the default.
-        threads: intra-op threads; None leaves it to ONNX Runtime.
-        trust: what to do about signatures, and whose count.
-        limits: what the package may unpack to.
-        prefix_cache_bytes: most bytes that the base keeps of earlier prompts; None for the default.
+        device: The device for the base.
+        base: The base bundle to use; None for the package's own, or one that is found.
+        cache_dir: The store's folder; None for the default.
+        threads: Intra-op threads; None for the default of ONNX Runtime.
+        trust: The policy for signatures and the trusted keys.
+        limits: Limits on the unpacked size.
+        prefix_cache_bytes: Most bytes of the base's prefix cache; None for the default.
     """
 
     device: Device = Device()  # noqa: RUF009  immutable
@@ -81,9 +81,9 @@ class LoadSettings:
         """Check options.
 
         Raises:
-            OptionTypeError: an option does not exist, or has a value of a wrong type.
-            OptionError: an option is out of range.
-            ProviderError: there is no device of that name or number.
+            OptionTypeError: An option does not exist, or has a value of a wrong type.
+            OptionError: An option is out of range.
+            ProviderError: No device has this name or number.
         """
         check_names(options, LoadOptions, "loading")
         device, fallback = options.get("device"), options.get("fallback", False)
@@ -105,23 +105,23 @@ class LoadSettings:
 
     @property
     def check(self) -> Check:
-        """How files are compared with what is recorded of them."""
+        """How files are compared with their records."""
         return "digest" if self.trust.policy == "require" else "size"
 
     def store(self) -> Store:
-        """The store. In its `with` block nothing that was found in it is removed."""
+        """Return the store. No other process removes entries that are found in its `with` block."""
         return Store(self.cache_dir)
 
 
 def checked_path(value: object, name: str) -> Path:
-    """A path that a caller gave.
+    """Return a caller's argument as a path.
 
     Args:
-        value: what was given.
-        name: of the argument, for the message.
+        value: The argument.
+        name: Its name, for the message.
 
     Raises:
-        OptionTypeError: it is neither a text nor a path.
+        OptionTypeError: The argument is neither a text nor a path.
     """
     try:
         return Path(value)  # type: ignore[arg-type]
@@ -133,7 +133,7 @@ def checked_path(value: object, name: str) -> Path:
 
 def _trust(value: object) -> Trust:
     if isinstance(value, str):
-        return Trust(value)  # type: ignore[arg-type]  # refuses other words by itself
+        return Trust(value)  # type: ignore[arg-type]  # Trust refuses other words
     if not isinstance(value, Trust):
         raise OptionTypeError(f"trust is {type(value).__name__}: pass 'require', 'warn', 'off' or a Trust")
     return value

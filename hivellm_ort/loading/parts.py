@@ -1,4 +1,4 @@
-"""The third stage of a load: a verified package becomes the parts of an expert, adapter and base above all."""
+"""The third stage of a load: find the adapter, the base and the other parts of an expert."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from hivellm_ort.contract import CONTRACT_VERSION
 from hivellm_ort.errors import AdapterError, LoadError
 from hivellm_ort.grammar.grammar import Grammar
 from hivellm_ort.loading.adapter_files import AdapterFiles, find_adapter_files
-from hivellm_ort.loading.bases import bundles_beside, choose_base, find_thin_base, model_of
-from hivellm_ort.loading.bundles import Bundle, best_first
+from hivellm_ort.loading.adapter_tokenizer import TOKENIZER, check_tokenizer
+from hivellm_ort.loading.bases import choose_base, find_adjacent_bundles, find_base_model, find_thin_base
+from hivellm_ort.loading.bundles import Bundle, rank_bundles
 from hivellm_ort.loading.grammars import find_grammar
 from hivellm_ort.loading.graph_check import check_graphs
 from hivellm_ort.loading.opening import VerifiedPackage
 from hivellm_ort.loading.options import LoadSettings
-from hivellm_ort.loading.own_tokenizer import TOKENIZER, check_tokenizer
 from hivellm_ort.package.bundle_folders import check_folders
 from hivellm_ort.package.filecheck import Check
 from hivellm_ort.package.manifest import BaseModelRef
@@ -34,16 +34,16 @@ __all__ = ["ExpertParts", "find_parts"]
 
 @dataclass(frozen=True)
 class ExpertParts:
-    """What an expert is made of; nothing of it is in a session yet.
+    """The parts of an expert, before a session is opened.
 
     Attributes:
-        package: the package.
-        bundle: the base bundle.
-        adapter: the adapter; None where it is merged into the base.
-        model: the base model of the manifest that the bundle is.
-        template: the chat template that the expert brings; without a `file` where it brings none.
-        grammar: the grammar that the package brings; None without one.
-        recall: remembers what checks of files found; None where nothing that was recorded is believed.
+        package: The package.
+        bundle: The base bundle.
+        adapter: The adapter; None if it is merged into the base.
+        model: The base model of the manifest that the bundle is.
+        template: The expert's own chat template; its `file` is None if the expert has none.
+        grammar: The package's grammar; None if it has none.
+        recall: Records the results of checks; None if records must not be used.
     """
 
     package: VerifiedPackage
@@ -56,41 +56,41 @@ class ExpertParts:
 
 
 def find_parts(package: VerifiedPackage, store: Store, settings: LoadSettings) -> ExpertParts:
-    """Find the base of a package, and its adapter: as exported, or prepared now from its PEFT files.
+    """Find the base of a package and its adapter. An adapter in PEFT's form is prepared now.
 
-    An adapter prepared here is kept in the store, named by the digests of its files and of the bundle.
+    An adapter that is prepared here is stored. Its key is made from the digests of its files and of the bundle.
 
     Args:
-        package: the package.
-        store: where bundles and prepared adapters are.
-        settings: the bundle to use and its device, how files are compared, and which graphs are trusted.
+        package: The package.
+        store: The store with bundles and prepared adapters.
+        settings: The settings of the load.
 
     Raises:
-        IntegrityError: a file of the base differs from its list.
-        LoadError: the adapter or the base is missing, they do not fit each other, or the base has a graph that no
-            exporter writes.
-        ProviderError: the device runs none of the targets that there are.
+        IntegrityError: A file of the base differs from its list.
+        LoadError: The adapter or the base is missing, they do not fit each other, or the base has a graph that the
+            exporter never writes.
+        ProviderError: The device runs none of the available targets.
     """
     files, manifest = package.files, package.manifest
     own = _own_bundle(package, store, settings)
-    near = [] if own is not None else bundles_beside(package.path.absolute().parent)
+    adjacent = [] if own is not None else find_adjacent_bundles(package.path.absolute().parent)
     device, check = settings.device, settings.check
     packaged = own is not None and settings.base is None
     recall = store.recall if check == "size" else None
     adapter, texts = None, files.root
     if files.adapter is not None:
         adapter = PreparedAdapter.from_file(files.adapter, sha256=files.digest(files.adapter))
-        bundle = own or find_thin_base(adapter, store, device, near, check)
+        bundle = own or find_thin_base(adapter, store, device, adjacent, check)
         if bundle.config.merged is not None:
-            raise LoadError(f"{manifest.name}: the base bundle has another adapter merged in already")
-        model = model_of(bundle, manifest)
+            raise LoadError(f"{manifest.name}: another adapter is merged into the base bundle already")
+        model = find_base_model(bundle, manifest)
     elif own is not None and packaged and own.config.merged is not None:
-        bundle, model = own, model_of(own, manifest)
+        bundle, model = own, find_base_model(own, manifest)
     else:
-        bundle, model = choose_base(manifest, store, device, own, near, check)
+        bundle, model = choose_base(manifest, store, device, own, adjacent, check)
         peft = find_adapter_files(files, manifest, model)
         adapter, texts = _prepared(files, peft, store, bundle, check), peft.own
-    # A signature is about the package's own graphs only.
+    # A signature covers only the package's own graphs.
     if settings.trust.policy != "off" and not (packaged and package.verdict.status == "verified"):
         check_graphs(bundle, recall=recall)
     grammar = find_grammar(files, manifest)
@@ -98,21 +98,21 @@ def find_parts(package: VerifiedPackage, store: Store, settings: LoadSettings) -
 
 
 def _own_bundle(package: VerifiedPackage, store: Store, settings: LoadSettings) -> Bundle | None:
-    """The bundle that the caller asked for, else the package's for the device; None where the package is thin."""
+    """Return the caller's bundle, else the package's best one for the device; None if the package is thin."""
     files = package.files
     if settings.base is not None:
-        bundle = Bundle.open(settings.base)  # says better than a missing list that the folder is no bundle
+        bundle = Bundle.open(settings.base)  # first, because its error for other folders is clearer
         check_folders([settings.base], settings.check)
         return bundle
     if not files.bundles:
         return None
     bundles = [Bundle.open(folder) for folder in files.bundles]
-    best = best_first(bundles, settings.device, whose=package.manifest.name)[0]
-    return dataclasses.replace(best, folder=store.gathered(best.folder, files))
+    best = rank_bundles(bundles, settings.device, owner=package.manifest.name)[0]
+    return dataclasses.replace(best, folder=store.gather_bundle(best.folder, files))
 
 
 def _template(folder: Path) -> TemplateSource:
-    """The chat template in the expert's folder, its file named for messages."""
+    """Return the chat template in the expert's folder. Its file name has the folder's name, for messages."""
     name = folder.resolve().name
     try:
         found = read_template_source(folder)
@@ -125,11 +125,11 @@ def _prepared(
     package: UnpackedPackage, files: AdapterFiles, store: Store, bundle: Bundle, check: Check
 ) -> PreparedAdapter:
     digests = [package.digest(files.config), package.digest(files.weights), bundle.config.sha256]
-    if (files.own / TOKENIZER).is_file():  # what it is checked for is in all of these
+    if (files.own / TOKENIZER).is_file():  # the check of the tokenizer reads all of these
         digests += [package.digest(path) for path in files.texts]
     key = hashlib.sha256("\n".join((CONTRACT_VERSION, *digests)).encode()).hexdigest()
     try:
-        path = store.prepared(key, lambda: _prepare(files, bundle), check=check)
+        path = store.prepare_adapter(key, lambda: _prepare(files, bundle), check=check)
     except AdapterError as error:
         if package.sha256:
             raise

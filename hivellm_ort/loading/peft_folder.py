@@ -1,4 +1,4 @@
-"""What the files of a PEFT adapter tell for a manifest."""
+"""Makes a manifest from the files of a PEFT adapter."""
 
 from __future__ import annotations
 
@@ -19,17 +19,23 @@ from hivellm_ort.contract import DECODER_JSON, DecoderConfig
 from hivellm_ort.errors import AdapterError
 from hivellm_ort.package.manifest import ExpertManifest
 
-__all__ = ["base_model", "base_name", "drafted_manifest", "expert_name", "manifest_document"]
+__all__ = [
+    "build_manifest",
+    "describe_base_model",
+    "draft_manifest",
+    "read_base_name",
+    "suggest_expert_name",
+]
 
 _CHECKPOINT = re.compile(r"checkpoint-\d+|final|adapter|lora|output|out")
 _SNAPSHOT = re.compile(r"models--[^/\\]+--([^/\\]+)[/\\]snapshots[/\\][0-9a-f]+")
-# What Unsloth appends where it trains on its own 4-bit copy of a model.
+# The ending that Unsloth adds to names if it trains on its own 4-bit copy of a model.
 _QUANTISED = re.compile(r"(?:-unsloth)?-bnb-4bit$")
 _TENSOR = re.compile(r"(?:^|\.)([^.]+)\.(?:lora_|ia3_|lokr_)")
 
 
-def expert_name(folder: Path) -> str:
-    """A name after the folder, of a checkpoint after the folder above: `my_SQL/checkpoint-50` is `expert-my-sql`."""
+def suggest_expert_name(folder: Path) -> str:
+    """Return an expert's name made from the folder's name. `my_SQL/checkpoint-50` becomes `expert-my-sql`."""
     place = folder.resolve()
     if _CHECKPOINT.fullmatch(place.name.lower()) and place.parent.name:
         place = place.parent
@@ -37,8 +43,8 @@ def expert_name(folder: Path) -> str:
     return f"expert-{words.removeprefix('expert-') or 'adapter'}"
 
 
-def base_name(folder: Path) -> str | None:
-    """The base model's short name from `base_model_name_or_path`, as `Qwen3-0.6B`; None where it tells none.
+def read_base_name(folder: Path) -> str | None:
+    """Return the base model's short name from `base_model_name_or_path`, such as `Qwen3-0.6B`; None if unknown.
 
     Raises:
         AdapterError: `adapter_config.json` cannot be read.
@@ -51,11 +57,11 @@ def base_name(folder: Path) -> str | None:
     return _QUANTISED.sub("", name) if name.strip(". ") else None
 
 
-def base_model(text: str) -> dict[str, str]:
-    """`name` of a base model that is given by name, and `sha256` too where it is the folder of a base bundle.
+def describe_base_model(text: str) -> dict[str, str]:
+    """Return `name` of a base model for a manifest. If the text is the folder of a base bundle, `sha256` too.
 
     Raises:
-        ManifestError: the folder's `decoder.json` cannot be read.
+        ManifestError: The folder's `decoder.json` cannot be read.
     """
     path = Path(text) / DECODER_JSON
     if not path.is_file():
@@ -64,7 +70,7 @@ def base_model(text: str) -> dict[str, str]:
     return {"name": config.name, "sha256": config.source_sha256}
 
 
-def manifest_document(
+def build_manifest(
     folder: Path,
     *,
     name: str,
@@ -73,18 +79,18 @@ def manifest_document(
     fields: Mapping[str, Any] | None = None,
     decoding: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The manifest of the adapter in a folder.
+    """Build the manifest of the adapter in a folder.
 
     Args:
-        folder: with `adapter_config.json` and `adapter_model.safetensors`.
-        name: of the expert.
-        version: of the expert.
-        base: fields of its base model.
-        fields: further fields of the manifest.
-        decoding: suggested sampling.
+        folder: The folder with `adapter_config.json` and `adapter_model.safetensors`.
+        name: The name of the expert.
+        version: The version of the expert.
+        base: The fields of its base model.
+        fields: Further fields of the manifest.
+        decoding: Suggested sampling options.
 
     Raises:
-        AdapterError: the adapter's files cannot be read; the message begins with the folder's name.
+        AdapterError: The adapter's files cannot be read. The message begins with the folder's name.
     """
     check_adapter_files(folder)
     try:
@@ -101,14 +107,14 @@ def manifest_document(
     return {**document, "training": {"decoding": dict(decoding)}} if decoding else document
 
 
-def drafted_manifest(folder: Path) -> ExpertManifest:
-    """A manifest for a folder that has none, called after it.
+def draft_manifest(folder: Path) -> ExpertManifest:
+    """Draft a manifest for a folder without one. The expert is named after the folder.
 
     Raises:
-        AdapterError: the adapter's files cannot be read.
+        AdapterError: The adapter's files cannot be read.
     """
-    base = {"name": base_name(folder) or "unknown"}
-    document = manifest_document(folder, name=expert_name(folder), version="0.0.0", base=base)
+    base = {"name": read_base_name(folder) or "unknown"}
+    document = build_manifest(folder, name=suggest_expert_name(folder), version="0.0.0", base=base)
     return ExpertManifest.from_dict(document, where=folder.name)
 
 

@@ -1,4 +1,4 @@
-"""Which of a manager's experts a question is for."""
+"""Chooses the experts of a manager that fit a question."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 __all__ = ["ExpertChooser"]
 
-_MAX_CONTEXT = 4000  # characters of a system message and a schema each: beyond that they tell nothing new
+_MAX_CONTEXT = 4000  # characters of a system message and of a schema; more add no new words
 
 
 class ExpertChooser:
-    """Ranks the experts that a manager knows. Any thread may use it.
+    """Ranks the experts of a manager. Thread-safe.
 
     Args:
-        registry: the experts.
-        scorer: ranks them; by keywords, capabilities and hints by default.
+        registry: The experts.
+        scorer: Scores each expert. Default: by keywords, capabilities and hints.
     """
 
     def __init__(self, registry: ExpertRegistry, scorer: Scorer | None):
@@ -38,16 +38,16 @@ class ExpertChooser:
         context: Sequence[str | None],
         tags: Tags | None,
     ) -> list[Route]:
-        """The experts that fit a question, best first.
+        """Return the experts that fit a question, best first.
 
         Args:
-            prompt: the question; None where `messages` ends with it.
-            messages: as in `GenerateOptions`.
-            context: texts beside the question: a system message, a schema.
-            tags: what is known of the request.
+            prompt: The question; None if `messages` ends with it.
+            messages: As in `GenerateOptions`.
+            context: Further texts, such as a system message or a schema.
+            tags: Known properties of the request.
 
         Raises:
-            OptionError: there is no question.
+            OptionError: There is no question.
         """
         question = prompt if prompt is not None else question_of(messages)
         if question is None:
@@ -76,18 +76,18 @@ class ExpertChooser:
         *,
         required: bool,
     ) -> str | None:
-        """The name of the expert that `rank` puts first; None where none fits.
+        """Return the name of the expert that `rank` puts first; None if no expert fits.
 
         Args:
-            prompt: as for `rank`.
-            messages: as for `rank`.
-            context: as for `rank`.
-            tags: as for `rank`.
-            required: whether it is an error that none fits.
+            prompt: As for `rank`.
+            messages: As for `rank`.
+            context: As for `rank`.
+            tags: As for `rank`.
+            required: Whether an expert must fit.
 
         Raises:
-            UnknownExpertError: none fits.
-            OptionError: there is no question.
+            UnknownExpertError: An expert must fit, and none does.
+            OptionError: There is no question.
         """
         routes = self.rank(prompt, messages, context, tags)
         if routes:
@@ -96,6 +96,6 @@ class ExpertChooser:
             return None
         known = ", ".join(repr(entry.name) for entry in self._registry.entries()) or "none"
         raise UnknownExpertError(
-            f"no expert fits the prompt; loaded are: {known}. Name one, or take the base model with "
+            f"no expert fits the prompt; loaded are: {known}. Name one, or use the base model with "
             f"{argument('or_base', True)}"
         )

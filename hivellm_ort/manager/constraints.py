@@ -1,4 +1,4 @@
-"""What experts say of each other in `constraints`: who is needed, who is excluded, and in which order."""
+"""Checks the `constraints` of manifests: required experts, incompatible experts, load order and chain length."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ from collections.abc import Collection, Mapping
 from hivellm_ort.errors import LoadError
 from hivellm_ort.package.manifest import ExpertManifest
 
-__all__ = ["check_constraints", "check_replacement", "in_load_order", "needed_by"]
+__all__ = ["check_constraints", "check_removal", "check_replacement", "sort_experts"]
 
 
 def check_constraints(manifest: ExpertManifest, loaded: Collection[ExpertManifest]) -> None:
-    """Refuse an expert that cannot be loaded beside others.
+    """Refuse an expert that cannot be loaded together with the loaded experts.
 
-    `requires` names packages, `expert-sql`, or with a version that must be equal, `expert-sql@0.3.0`. `max_chain`
-    bounds how many experts build on each other, the expert itself included.
+    An entry of `requires` is a package name such as `expert-sql`, or a name and an exact version such as
+    `expert-sql@0.3.0`. `max_chain` limits the length of a chain of experts that require each other, with this one.
 
     Raises:
-        LoadError: one that it requires is not loaded, it and a loaded one exclude each other, or the chain of experts
-            that require each other is too long.
+        LoadError: A required expert is not loaded, two experts are incompatible, or the chain is too long.
     """
     for wanted in manifest.constraints.requires:
         if not any(_is(wanted, other) for other in loaded):
@@ -44,13 +43,29 @@ def check_constraints(manifest: ExpertManifest, loaded: Collection[ExpertManifes
                 )
 
 
-def check_replacement(old: ExpertManifest, new: ExpertManifest, loaded: Collection[ExpertManifest]) -> None:
-    """Refuse to take away an expert that others require and that its successor does not stand for.
+def check_removal(name: str, manifest: ExpertManifest, others: Collection[ExpertManifest]) -> None:
+    """Refuse to unload an expert that others require.
+
+    Args:
+        name: The name under which the expert is loaded, for the message.
+        manifest: Its manifest.
+        others: The manifests of the other loaded experts.
 
     Raises:
-        LoadError: there are such others.
+        LoadError: Another loaded expert requires it.
     """
-    needing = [name for name in needed_by(old, [*loaded, new]) if name != new.name]
+    needing = _find_dependents(manifest, others)
+    if needing:
+        raise LoadError(f"{name!r} is required by {', '.join(map(repr, needing))}: unload that first")
+
+
+def check_replacement(old: ExpertManifest, new: ExpertManifest, loaded: Collection[ExpertManifest]) -> None:
+    """Refuse to replace an expert that others require, if the new one does not meet their requirement.
+
+    Raises:
+        LoadError: Another loaded expert requires the old one.
+    """
+    needing = [name for name in _find_dependents(old, [*loaded, new]) if name != new.name]
     if needing:
         raise LoadError(
             f"{old.name!r} {old.version} is required by {', '.join(map(repr, needing))} (/constraints/requires), and "
@@ -58,8 +73,8 @@ def check_replacement(old: ExpertManifest, new: ExpertManifest, loaded: Collecti
         )
 
 
-def needed_by(manifest: ExpertManifest, others: Collection[ExpertManifest]) -> list[str]:
-    """The packages among `others` that require this one, and that no other of its name serves."""
+def _find_dependents(manifest: ExpertManifest, others: Collection[ExpertManifest]) -> list[str]:
+    """Return the names of the packages that require this one, if no other package meets their requirement."""
     return [
         other.name
         for other in others
@@ -70,11 +85,13 @@ def needed_by(manifest: ExpertManifest, others: Collection[ExpertManifest]) -> l
     ]
 
 
-def in_load_order(manifests: Mapping[str, ExpertManifest]) -> list[str]:
-    """The names in the order to load them: by `load_order`, those without one last, but none before what it requires.
+def sort_experts(manifests: Mapping[str, ExpertManifest]) -> list[str]:
+    """Return the names in the order in which to load them.
+
+    Each expert comes after the experts that it requires. Otherwise `load_order` decides; those without it come last.
 
     Raises:
-        LoadError: experts require each other in a circle.
+        LoadError: Experts require each other in a circle.
     """
     left = sorted(manifests, key=lambda name: _rank(manifests[name]))
     ordered: list[str] = []
@@ -106,7 +123,7 @@ def _is(wanted: str, manifest: ExpertManifest) -> bool:
 def _chain(
     manifest: ExpertManifest, loaded: Mapping[str, ExpertManifest], above: frozenset[str]
 ) -> list[ExpertManifest]:
-    """The longest chain of experts that require each other, from this one on."""
+    """Return the longest chain of experts that require each other, beginning with this one."""
     below: list[ExpertManifest] = []
     for wanted in manifest.constraints.requires:
         other = loaded.get(wanted.partition("@")[0])

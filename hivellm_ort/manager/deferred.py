@@ -1,4 +1,4 @@
-"""What must wait until a manager's lock is free, or belongs into another thread: events, and work."""
+"""Events that wait until a manager's lock is free, and work that runs in a thread of its own."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["BackgroundWork", "DeferredEvents"]
 
 
 class DeferredEvents:
-    """Events that happen under a lock. They are emitted in their order when it is free. Any thread may use this.
+    """Queues events that happen under a lock, and emits them in order when it is free. Thread-safe.
 
     Args:
-        events: who is told.
+        events: Receives the events.
     """
 
     def __init__(self, events: Events):
@@ -25,11 +25,11 @@ class DeferredEvents:
         self._emitting = threading.Lock()
 
     def add(self, event: Event) -> None:
-        """Have an event emitted by the next `emit`."""
+        """Queue an event for the next `emit`."""
         self._deferred.append(event)
 
     def emit(self) -> None:
-        """Emit what was added, unless another thread, or a caller of this, does so already."""
+        """Emit the queued events, unless another thread or a caller of this method is emitting them."""
         while self._deferred and self._emitting.acquire(blocking=False):
             try:
                 with contextlib.suppress(IndexError):
@@ -40,10 +40,10 @@ class DeferredEvents:
 
 
 class BackgroundWork:
-    """Work that the thread that finds it must not do: each piece gets a thread of its own.
+    """Runs each piece of work in a thread of its own.
 
     Args:
-        changed: told when one has ended; its lock is held by whoever calls.
+        changed: Notified when a piece has ended. Callers of this class hold its lock.
     """
 
     def __init__(self, changed: threading.Condition):
@@ -51,7 +51,7 @@ class BackgroundWork:
         self._threads: set[threading.Thread] = set()
 
     def start(self, work: Callable[[], None]) -> None:
-        """Do it in another thread."""
+        """Run the work in a new thread."""
 
         def run() -> None:
             try:
@@ -65,10 +65,10 @@ class BackgroundWork:
         self._threads.add(thread)
         try:
             thread.start()
-        except RuntimeError:  # the interpreter ends, and with it what there was to do
+        except RuntimeError:  # the interpreter is shutting down, so the work is not needed any more
             self._threads.discard(thread)
 
     @property
     def idle(self) -> bool:
-        """Whether there is none, or this is one of them, which cannot wait for itself."""
+        """Whether no work runs. Also true in a thread that does such work, because it cannot wait for itself."""
         return not self._threads or threading.current_thread() in self._threads

@@ -1,4 +1,4 @@
-"""An expert that a manager knows, in memory or evicted, and the leases of those who use it."""
+"""The entry of an expert in a manager, in memory or evicted, and the leases of its requests."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ __all__ = ["ExpertEntry", "Lease"]
 
 @dataclass(eq=False)
 class ExpertEntry:
-    """A package that was loaded under a name. Another package under that name has another entry.
+    """A package that was loaded under a name. A replacement under the same name has an entry of its own.
 
     Attributes:
-        name: the name.
-        load: loads the package.
-        manifest: its manifest.
-        verdict: what its signature is worth.
-        base: short name of its base.
-        base_sha256: digest of its base.
-        digest: of its adapter; empty where it is merged.
-        kind: adapter kind.
-        rank: adapter rank.
-        seconds: how long loading it took.
-        expert: the expert while it is in memory.
-        pins: how often it is pinned.
-        active: leases that are out.
-        hits: leases so far.
-        last_used: `time.time()`.
-        load_lock: held while it is loaded again.
+        name: The name.
+        load: Loads the package.
+        manifest: Its manifest.
+        verdict: The result of checking its signature.
+        base: Short name of its base.
+        base_sha256: Digest of its base.
+        digest: Digest of its adapter; empty if the adapter is merged.
+        kind: Adapter kind.
+        rank: Adapter rank.
+        seconds: Seconds that the last load took.
+        expert: The expert; None while it is evicted.
+        pins: Number of pins.
+        active: Number of current leases.
+        hits: Number of requests so far.
+        last_used: Time of the last use, as of `time.time()`.
+        load_lock: Held while the expert is loaded again.
     """
 
     name: str
@@ -58,7 +58,7 @@ class ExpertEntry:
 
     @classmethod
     def loaded(cls, name: str, load: Callable[[], Expert]) -> ExpertEntry:
-        """An entry with its expert in memory. Raises what `load` raises."""
+        """Load an expert and return its entry. Raises what `load` raises."""
         begin = time.perf_counter()
         expert = load()
         adapter = expert.adapter
@@ -77,17 +77,17 @@ class ExpertEntry:
         )
 
     def take(self) -> Expert:
-        """Take the expert out of memory, for the caller to close."""
+        """Return the expert and forget it. The caller must close it."""
         expert, self.expert = self.expert, None
         if expert is None:
             raise LookupError(f"{self.name!r} is not in memory")
         return expert
 
     def load_again(self) -> Expert:
-        """The expert of an evicted entry, which stays as it is.
+        """Load the expert of an evicted entry and return it. The entry itself does not change.
 
         Raises:
-            LoadError: the package cannot be loaded any more, or is not the same any more.
+            LoadError: The package cannot be loaded again, or was changed.
         """
         begin = time.perf_counter()
         expert = self.load()
@@ -95,7 +95,7 @@ class ExpertEntry:
         if (expert.manifest, digest, expert.base.sha256) != (self.manifest, self.digest, self.base_sha256):
             expert.close()
             raise LoadError(
-                f"the package of {self.name!r} was changed since it was loaded: load it under that name with "
+                f"the package of {self.name!r} was changed since it was loaded: load it under this name with "
                 "replace=True"
             )
         self.seconds = time.perf_counter() - begin
@@ -103,13 +103,13 @@ class ExpertEntry:
 
     @property
     def nbytes(self) -> int:
-        """Memory of its adapter."""
+        """Bytes of its adapter in memory."""
         expert = self.expert  # read once: another thread may evict it
         adapter = expert.adapter if expert is not None else None
         return adapter.nbytes if adapter is not None else 0
 
     def info(self) -> ExpertInfo:
-        """As a list shows it."""
+        """Describe the entry."""
         return ExpertInfo(
             name=self.name,
             package=self.manifest.name,
@@ -130,7 +130,7 @@ class ExpertEntry:
 
 
 class Lease:
-    """Keeps an expert in memory until `release`, which any thread may call, and more than once."""
+    """Keeps an expert in memory until `release`. Thread-safe; `release` may be called more than once."""
 
     def __init__(self, entry: ExpertEntry, expert: Expert, released: Callable[[ExpertEntry], None]):
         self.entry = entry
@@ -139,7 +139,7 @@ class Lease:
         self._lock = threading.Lock()
 
     def release(self) -> None:
-        """Let it be evicted again."""
+        """Allow the expert to be evicted again."""
         with self._lock:
             released, self._released = self._released, None
         if released is not None:

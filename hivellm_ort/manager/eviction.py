@@ -1,4 +1,4 @@
-"""What leaves memory next where there are too many experts or too many bytes."""
+"""Decides which adapter or base is evicted next if memory exceeds a limit."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = ["MemoryLimits"]
 
 @dataclass(frozen=True)
 class MemoryLimits:
-    """How much may be in memory.
+    """The limits of memory use.
 
     Attributes:
-        max_experts: most experts; None for any number.
-        max_bytes: most bytes of bases, adapters and caches; None for any number.
+        max_experts: Most experts; None for no limit.
+        max_bytes: Most bytes of bases, adapters and caches; None for no limit.
 
     Raises:
-        OptionTypeError: a limit is no integer.
-        OptionError: one is below 1.
+        OptionTypeError: A limit is not an integer.
+        OptionError: A limit is below 1.
     """
 
     max_experts: int | None
@@ -39,7 +39,7 @@ class MemoryLimits:
                 raise OptionError(f"{name} is {limit!r}: it must be an integer from 1, or None")
 
     def prefix_limits(self, entries: Collection[ExpertEntry], bases: Collection[Base]) -> dict[Base, int]:
-        """How many bytes of prefixes bases may keep, for those that must keep fewer than they do. Only looks."""
+        """Return a smaller size for the prefix cache of each base that must shrink it. Changes nothing."""
         limits: dict[Base, int] = {}
         over = self._excess(entries, bases)
         for base in bases:
@@ -52,12 +52,14 @@ class MemoryLimits:
     def next_eviction(
         self, entries: Collection[ExpertEntry], bases: Collection[Base], keep: ExpertEntry | None = None
     ) -> tuple[ExpertEntry | Base, EvictionReason] | None:
-        """What is to leave memory, and why; None where the limits hold or nothing may go. Only looks.
+        """Return what to evict next and why; None if memory is within the limits or nothing can be evicted.
+
+        Nothing is changed.
 
         Args:
-            entries: all entries, those that were taken away and are still in use included.
-            bases: all bases.
-            keep: an entry that must not go.
+            entries: All entries, also removed ones that are still in use.
+            bases: All bases.
+            keep: An entry that must not be evicted.
         """
         loaded = [entry for entry in entries if entry.expert is not None]
         idle = [entry for entry in loaded if not entry.active and not entry.pins and entry is not keep]
@@ -74,7 +76,7 @@ class MemoryLimits:
         return None if base is None else (base, "memory")
 
     def _excess(self, entries: Collection[ExpertEntry], bases: Collection[Base]) -> int:
-        """Bytes over the limit; 0 or less where it holds."""
+        """Return the bytes above the limit; 0 or less if memory is within it."""
         if self.max_bytes is None:
             return 0
         used = sum(base.nbytes + base.cache_bytes for base in bases) + sum(entry.nbytes for entry in entries)

@@ -1,4 +1,4 @@
-"""Experts and bases as a manager shows them."""
+"""Descriptions of a manager's experts and bases."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ __all__ = ["ExpertInfo", "base_stats"]
 
 @dataclass(frozen=True)
 class ExpertInfo:
-    """An expert that a manager knows.
+    """Describes an expert of a manager.
 
     Attributes:
-        name: the name it was loaded under.
-        package: name of its manifest.
-        version: version of its manifest.
-        base: short name of the base model.
-        base_sha256: digest of the base bundle; equal digests share one session.
-        digest: of the prepared adapter; empty where it is merged into the base.
-        verdict: what its signature is worth.
-        kind: adapter kind, `merged` where it is folded into the base.
-        rank: adapter rank, 0 where merged.
-        adapter_bytes: memory of the adapter's weights; 0 while it is evicted.
-        loaded: whether it is in memory; an evicted one is loaded again with its next request.
-        pins: how often it is pinned; a pinned one is never evicted.
-        active: requests that wait or are being answered.
-        hits: requests so far.
-        last_used: `time.time()` of the last request or load.
+        name: The name under which it was loaded.
+        package: Name in its manifest.
+        version: Version in its manifest.
+        base: Short name of the base model.
+        base_sha256: Digest of the base bundle. Experts with the same digest share one session.
+        digest: Digest of the prepared adapter; empty if it is merged into the base.
+        verdict: The result of checking its signature.
+        kind: Adapter kind; `merged` if it is merged into the base.
+        rank: Adapter rank; 0 if merged.
+        adapter_bytes: Bytes of the adapter's weights in memory; 0 while it is evicted.
+        loaded: Whether it is in memory. An evicted expert is loaded again with its next request.
+        pins: Number of pins. A pinned expert is never evicted.
+        active: Number of waiting and running requests.
+        hits: Number of requests so far.
+        last_used: Time of the last request or load, as of `time.time()`.
     """
 
     name: str
@@ -51,11 +51,12 @@ class ExpertInfo:
 
 
 def base_stats(base: Base) -> dict[str, Any]:
-    """What a base has in memory, in bytes, and what it does."""
+    """Return the memory use of a base in bytes, and its numbers of rows and requests."""
     return {
         "name": base.config.name,
         "sha256": base.config.sha256,
         "provider": base.engine.provider,
+        "precision": base.config.precision,
         "context": base.config.context,
         "bytes": base.nbytes,
         "key_value_bytes": base.scheduler.nbytes,

@@ -1,4 +1,4 @@
-"""Many experts by name, on shared bases."""
+"""The manager: many experts by name, on shared bases."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Unpack
 
-from hivellm_ort.errors import LoadError, OptionError, OptionTypeError
+from hivellm_ort.errors import OptionError, OptionTypeError
 from hivellm_ort.expert import Expert
 from hivellm_ort.loading.opening import open_with_progress, read_manifest
 from hivellm_ort.loading.options import LoadOptions, LoadSettings, checked_path
 from hivellm_ort.manager.chooser import ExpertChooser
-from hivellm_ort.manager.constraints import check_constraints, check_replacement, in_load_order, needed_by
+from hivellm_ort.manager.constraints import check_constraints, check_removal, check_replacement, sort_experts
 from hivellm_ort.manager.entry import ExpertEntry
 from hivellm_ort.manager.info import ExpertInfo
 from hivellm_ort.manager.registry import ExpertRegistry
@@ -23,7 +23,7 @@ from hivellm_ort.package.manifest import ExpertManifest
 from hivellm_ort.paths import StrPath
 from hivellm_ort.result import InferenceResult, ScoreResult
 from hivellm_ort.serving.batch import DEFAULT_BATCH_SIZE, run_all
-from hivellm_ort.serving.stream import AsyncTextStream, TextStream
+from hivellm_ort.serving.stream import AsyncTextStream, TextStream, score_result
 from hivellm_ort.serving.threads import refuse_to_wait
 from hivellm_ort.text.tokenizer import TextTokenizer
 
@@ -34,28 +34,32 @@ __all__ = ["ExpertManager"]
 
 
 class ExpertManager:
-    """Experts by name, one session per base. Every method may be called from any thread.
+    """Loads experts by name and answers requests to them. Every method is thread-safe.
 
-    Requests to experts of one base share its forward passes, first come, first served; different bases run side by
-    side. Changing between experts of one base binds the other adapter's weights and nothing else. A request keeps the
-    adapter it began with, whatever is loaded or unloaded meanwhile.
+    There is one session per base. Requests to experts of one base share its forward passes, first come, first served.
+    Different bases run in parallel. A change between experts of one base only binds the weights of another adapter.
+    A request keeps its adapter, even if the expert is unloaded or replaced meanwhile.
 
-    Listeners of `events` are called by the threads that answer and load. They may call everything that does not wait
-    for an answer: unload, pin, list, begin a stream. What waits for one raises `InferenceError` there, and what loads
-    holds up the answers of a base.
+    Listeners of `events` run in the threads that answer and load. They may call every method that does not wait for
+    an answer, such as `unload_expert`, `pin` and `generate_stream`. A method that waits for an answer raises
+    `InferenceError` there. A method that loads delays the answers of a base.
 
     Args:
-        max_loaded_experts: most adapters in memory; the least recently used is evicted for another, and loaded again
-            with its next request. None for any number.
-        memory_budget: most bytes of bases, adapters and caches; over it go kept prefixes, then adapters, then bases
-            without adapters, the least recently used first. None for any number. Weights count as they are on disk.
-        scorer: ranks experts for prompts without a name; by keywords, capabilities and hints by default.
-        options: for every expert, see `LoadOptions`; `load_expert` may give another `base`.
+        max_loaded_experts: Most adapters in memory; None for no limit. The least recently used one is evicted, and
+            loaded again with its next request.
+        memory_budget: Most bytes of bases, adapters and caches; None for no limit. Weights count with their size on
+            disk. Evicted are first cached prefixes, then adapters, then bases without adapters; of each the least
+            recently used first.
+        scorer: Ranks the experts for a prompt. Default: by keywords, capabilities and hints.
+        options: `LoadOptions` of all experts; `load_expert` may give another `base`.
 
     Attributes:
-        BASE: the name of the base model itself, without any expert.
-        events: tells listeners what happens (see `hivellm_ort.observability`).
-        metrics: counters and histograms of it.
+        BASE: The name of the base model itself, without any expert.
+        events: Passes events to listeners (see `hivellm_ort.observability`).
+        metrics: Counters and histograms of the events.
+
+    Raises:
+        OptionTypeError (TypeError), OptionError (ValueError), ProviderError: An option is wrong.
     """
 
     BASE: Final = BASE
@@ -82,25 +86,25 @@ class ExpertManager:
         """Load the package at `path` under `name`.
 
         Args:
-            name: the name to ask it by.
-            path: the package, or a folder as PEFT saves it.
-            base: as in `LoadOptions`; that of the manager by default.
-            replace: whether it may take the place of another; requests that run keep the one they began with, and
-                pins hold for the new one.
+            name: The name of the expert in requests.
+            path: The package, or a folder that PEFT saved.
+            base: As in `LoadOptions`. Default: the base of the manager.
+            replace: Whether to replace a loaded expert of this name. Running requests keep the old one. Pins are
+                kept for the new one.
 
         Raises:
-            LoadError: the name is in use, the package cannot be loaded, or `constraints` of its manifest or of a
-                loaded one forbid it. Nothing has changed then.
+            LoadError: The name is in use, the package cannot be loaded, or the `constraints` of a manifest forbid it.
+                Nothing has changed.
         """
         return self._load(name, path, base, replace=replace).info()
 
     def load_experts(
         self, packages: Mapping[str, StrPath], *, base: StrPath | None = None
     ) -> list[ExpertInfo]:
-        """Load several packages in the order that their `constraints` ask for (`load_order`, `requires`).
+        """Load several packages in the order of their `constraints` (`load_order`, `requires`).
 
         Raises:
-            LoadError: as `load_expert`; none of them stays loaded.
+            LoadError: As for `load_expert`. None of the packages stays loaded.
         """
         if not isinstance(packages, Mapping):
             raise OptionTypeError(
@@ -108,10 +112,10 @@ class ExpertManager:
                 "{'sql': 'expert-sql.expert'}"
             )
         self._registry.home.require()
-        names = in_load_order({name: self._manifest(path) for name, path in packages.items()})
+        names = sort_experts({name: self._manifest(path) for name, path in packages.items()})
         entries: list[ExpertEntry] = []
         try:
-            # What is there already when one fails is in the list.
+            # If one fails, the list has those that are loaded already.
             entries.extend(self._load(name, packages[name], base, replace=False) for name in names)
         except BaseException:
             for entry in reversed(entries):
@@ -120,90 +124,76 @@ class ExpertManager:
         return [entry.info() for entry in entries]
 
     def unload_expert(self, name: str) -> None:
-        """Unload an expert; its answers that are being generated are finished.
+        """Unload an expert. Its running requests are finished.
 
         Raises:
-            UnknownExpertError: there is none of that name.
-            LoadError: another loaded expert requires it.
+            UnknownExpertError: No expert has this name.
+            LoadError: Another loaded expert requires it.
         """
-
-        def check(entry: ExpertEntry, others: list[ExpertManifest]) -> None:
-            needing = needed_by(entry.manifest, others)
-            if needing:
-                raise LoadError(f"{name!r} is required by {', '.join(map(repr, needing))}: unload that first")
-
-        self._experts.remove(name, check)
+        self._experts.remove(name, lambda entry, others: check_removal(name, entry.manifest, others))
 
     def list_loaded_experts(self) -> list[ExpertInfo]:
-        """Every expert, in memory or evicted, in the order of loading."""
+        """Return all experts, in memory or evicted, in the order of loading."""
         return self._experts.infos()
 
     def tokenizer(self, name: str) -> TextTokenizer:
-        """The tokenizer of an expert's base, or of `BASE`; it stays valid when the expert is unloaded.
+        """Return the tokenizer of an expert's base, or of `BASE`; see `Expert.tokenizer`.
 
-        See `Expert.tokenizer`.
+        It stays valid after the expert is unloaded.
 
         Raises:
-            UnknownExpertError: there is none of that name.
-            LoadError: it was evicted, and its package cannot be loaded any more.
+            UnknownExpertError: No expert has this name.
+            LoadError: The expert was evicted, and its package cannot be loaded again.
         """
-        self._registry.home.require()
-        lease = self._requests.lease(name, hits=0)
-        try:
-            return lease.expert.tokenizer
-        finally:
-            lease.release()
+        with self._requests.borrow(name) as expert:
+            return expert.tokenizer
 
     def prompt_ids(
         self, name: str, prompt: str | None = None, **options: Unpack[GenerateOptions]
     ) -> list[int]:
-        """The tokens that the model reads for `generate` with these arguments; nothing is generated.
+        """Return the prompt tokens that `generate` reads for these arguments. Nothing is generated.
 
         Raises:
-            UnknownExpertError: there is no expert of that name.
-            ExpertError: as `generate`.
+            UnknownExpertError: No expert has this name.
+            ExpertError: As for `generate`.
         """
-        self._registry.home.require()
-        lease = self._requests.lease(name, hits=0)
-        try:
-            return self._requests.builder(name, lease.expert).prompt_ids(prompt, options)
-        finally:
-            lease.release()
+        with self._requests.borrow(name) as expert:
+            return self._requests.builder(name, expert).prompt_ids(prompt, options)
 
     def package_name(self, path: StrPath) -> str:
-        """The name in the manifest of a package, which is not loaded.
+        """Return the name in the manifest of a package. The package is not loaded.
 
         Args:
-            path: as for `load_expert`.
+            path: As for `load_expert`.
 
         Raises:
-            LoadError: the package cannot be read.
+            LoadError: The package cannot be read.
         """
         return self._manifest(path).name
 
     def pin(self, name: str) -> None:
-        """Keep an expert in memory until `unpin` was called as often, whatever package the name is given meanwhile.
+        """Keep an expert in memory until `unpin` was called as often as `pin`. A replacement keeps the pins.
 
         Raises:
-            UnknownExpertError: there is none of that name.
-            LoadError: it was evicted, and its package cannot be loaded any more.
+            UnknownExpertError: No expert has this name.
+            LoadError: The expert was evicted, and its package cannot be loaded again.
         """
         self._experts.pin(name)
 
     def unpin(self, name: str) -> None:
-        """Take back a `pin`.
+        """Undo one `pin`.
 
         Raises:
-            UnknownExpertError: there is none of that name.
-            ValueError: it is not pinned.
+            UnknownExpertError: No expert has this name.
+            OptionError (ValueError): The expert is not pinned.
         """
         self._experts.unpin(name)
 
     def stats(self) -> dict[str, Any]:
-        """What is in memory, in bytes, and what goes on, as JSON types.
+        """Return memory use in bytes, and numbers of experts, rows and requests, as JSON types.
 
-        `bytes` is `adapter_bytes` and, of every base, `bytes`, `key_value_bytes` and `prefix_bytes`. Adapters of
-        experts that were unloaded or replaced count until their last answer has ended.
+        `bytes` is the sum of `adapter_bytes` and of `bytes`, `key_value_bytes` and `prefix_bytes` of every base.
+        The adapter of an unloaded or replaced expert counts until its last request has ended.
         """
         return self._experts.stats()
 
@@ -216,17 +206,17 @@ class ExpertManager:
         schema: str | None = None,
         tags: Tags | None = None,
     ) -> list[Route]:
-        """The experts that fit a question, best first, with the reasons; see `hivellm_ort.routing`.
+        """Return the experts that fit a question, best first, with the reasons; see `hivellm_ort.routing`.
 
         Args:
-            prompt: the question; None where `messages` ends with it.
-            messages: as in `GenerateOptions`; the last turn of the user counts.
-            system: a system message tells more.
-            schema: so does a schema.
-            tags: what is known of the request, such as `{"database": "sql"}`.
+            prompt: The question; None if `messages` ends with it.
+            messages: As in `GenerateOptions`. The last turn of the user counts.
+            system: A system message as further context.
+            schema: A schema as further context.
+            tags: Known properties of the request, such as `{"database": "sql"}`.
 
         Raises:
-            OptionError: there is neither a prompt nor a turn of the user.
+            OptionError: There is neither a prompt nor a turn of the user.
         """
         self._registry.home.require()
         check_prompt(prompt)
@@ -242,19 +232,19 @@ class ExpertManager:
         tags: Tags | None = None,
         or_base: bool = False,
     ) -> str:
-        """The name of the expert that fits a question best, for `generate`: the one that `route` ranks first.
+        """Return the name of the expert that `route` ranks first.
 
         Args:
-            prompt: as for `route`.
-            messages: as for `route`.
-            system: as for `route`.
-            schema: as for `route`.
-            tags: as for `route`.
-            or_base: give `BASE` where no expert fits.
+            prompt: As for `route`.
+            messages: As for `route`.
+            system: As for `route`.
+            schema: As for `route`.
+            tags: As for `route`.
+            or_base: Whether to return `BASE` if no expert fits.
 
         Raises:
-            UnknownExpertError: no expert fits.
-            OptionError: there is neither a prompt nor a turn of the user.
+            UnknownExpertError: No expert fits.
+            OptionError: There is neither a prompt nor a turn of the user.
         """
         self._registry.home.require()
         check_prompt(prompt)
@@ -262,47 +252,47 @@ class ExpertManager:
         return BASE if name is None else name
 
     def generate(
-        self,
-        name: str,
-        prompt: str | None = None,
-        **options: Unpack[GenerateOptions],
+        self, name: str, prompt: str | None = None, **options: Unpack[GenerateOptions]
     ) -> InferenceResult:
         """Answer `prompt` with the expert `name`; see `Expert.generate`.
 
         >>> manager.generate(manager.choose(prompt), prompt)  # doctest: +SKIP
 
         Args:
-            name: the expert; `BASE` for the base model that all experts share. `choose` finds the one that fits.
-            prompt: the question; None where `messages` ends with it.
-            options: see `GenerateOptions`.
+            name: The expert; `BASE` for the base model that all experts share. `choose` finds the best expert.
+            prompt: The question; None if `messages` ends with it.
+            options: See `GenerateOptions`.
 
         Raises:
-            UnknownExpertError: there is no expert of that name.
+            UnknownExpertError: No expert has this name.
         """
         return run_all([self._requests.generation(name, prompt, options)], 1)[0]
 
     def generate_stream(
-        self,
-        name: str,
-        prompt: str | None = None,
-        **options: Unpack[GenerateOptions],
+        self, name: str, prompt: str | None = None, **options: Unpack[GenerateOptions]
     ) -> TextStream:
-        """As `generate`, piece by piece; see `Expert.generate_stream`."""
-        scheduler, generation = self._requests.generation(name, prompt, options, stream=True)
-        scheduler.submit(generation)
-        return TextStream(generation)
+        """Answer as `generate` does, piece by piece; see `Expert.generate_stream`."""
+        return _started(self._requests.generation(name, prompt, options, stream=True))
 
     def score(
         self, name: str, prompt: str | None, answers: Sequence[str], **options: Unpack[ScoreOptions]
     ) -> ScoreResult:
-        """How likely each of a few given answers is to the expert `name`, or to `BASE`; see `Expert.score`.
+        """Return how likely given answers are for the expert `name`, or for `BASE`; see `Expert.score`.
 
         Raises:
-            UnknownExpertError: there is no expert of that name.
+            UnknownExpertError: No expert has this name.
         """
         scheduler, generation = self._requests.score(name, prompt, answers, options)
         run_all([(scheduler, generation)], 1)
         return generation.score_result(answers)
+
+    async def ascore(
+        self, name: str, prompt: str | None, answers: Sequence[str], **options: Unpack[ScoreOptions]
+    ) -> ScoreResult:
+        """Score as `score` does, without blocking the event loop. Cancelling the task ends the request."""
+        return await score_result(
+            lambda: _started(self._requests.score(name, prompt, answers, options)), answers
+        )
 
     def generate_batch(
         self,
@@ -311,19 +301,19 @@ class ExpertManager:
         batch_size: int = DEFAULT_BATCH_SIZE,
         **options: Any,
     ) -> list[InferenceResult]:
-        """Answer prompts with several experts; those of one base share every step.
+        """Answer prompts with several experts. Requests to experts of one base share its forward passes.
 
         Args:
             requests: (name, prompt) pairs.
-            batch_size: most of them at a time for one base; further prompts wait.
-            options: see `Expert.generate_batch`.
+            batch_size: Most requests that run at once on one base; the others wait.
+            options: See `Expert.generate_batch`.
 
         Returns:
             The results, in the order of the requests.
 
         Raises:
-            OptionTypeError (TypeError): `requests` is no list of pairs.
-            UnknownExpertError: an expert is not loaded; no prompt is answered then.
+            OptionTypeError (TypeError): `requests` is not a list of pairs.
+            UnknownExpertError: An expert is not loaded. No prompt is answered then.
         """
         check_requests(requests)
         rows = options_of_rows(options, len(requests))
@@ -338,36 +328,30 @@ class ExpertManager:
         return run_all(prepared, batch_size)
 
     async def agenerate(
-        self,
-        name: str,
-        prompt: str | None = None,
-        **options: Unpack[GenerateOptions],
+        self, name: str, prompt: str | None = None, **options: Unpack[GenerateOptions]
     ) -> InferenceResult:
-        """As `generate`, without blocking the event loop; cancelling the task ends the generation."""
+        """Answer as `generate` does, without blocking the event loop. Cancelling the task ends the generation."""
         stream = self.agenerate_stream(name, prompt, **options)
         async for _ in stream:
             pass
         return stream.result
 
     def agenerate_stream(
-        self,
-        name: str,
-        prompt: str | None = None,
-        **options: Unpack[GenerateOptions],
+        self, name: str, prompt: str | None = None, **options: Unpack[GenerateOptions]
     ) -> AsyncTextStream:
-        """As `generate_stream`, for `async for`; what that raises comes with the first piece."""
+        """Answer as `generate_stream` does, for `async for`. Its errors are raised with the first piece."""
         return AsyncTextStream(lambda: self.generate_stream(name, prompt, **options))
 
     def close(self) -> None:
-        """Cancel what runs, and free all memory; returns when that is done. A run that lasts is interrupted.
+        """Cancel all requests, free all memory, and return when that is done. A long forward pass is interrupted.
 
         Raises:
-            InferenceError: an event hook calls it, in the thread that answers requests.
+            InferenceError: An event listener calls it, in the thread that answers requests.
         """
         refuse_to_wait()
         if not self._registry.home.here:
             return
-        self._registry.closed = True  # from now on nothing begins, or it cancels itself
+        self._registry.closed = True  # from now on a new request is refused or cancelled at once
         self._requests.cancel_all()
         self._registry.close()
 
@@ -381,14 +365,14 @@ class ExpertManager:
 
     @property
     def _experts(self) -> ExpertRegistry:
-        """The registry. Raises `InferenceError` in a process that was forked from the manager's."""
+        """The registry. Raises `InferenceError` in a forked process."""
         self._registry.home.require()
         return self._registry
 
     def _load(self, name: str, path: StrPath, base: StrPath | None, *, replace: bool) -> ExpertEntry:
         check_name(name)
         if name == BASE:
-            raise OptionError(f"{BASE!r} is the name of the base model: load the expert under another one")
+            raise OptionError(f"{BASE!r} is the name of the base model: load the expert under another name")
         self._registry.home.require()
         options: LoadOptions = self._options if base is None else {**self._options, "base": base}
         entry = ExpertEntry.loaded(name, partial(Expert.load, path, **options))
@@ -405,3 +389,9 @@ class ExpertManager:
         with self._settings.store() as store:
             files = open_with_progress(checked_path(path, "path"), store, limits=self._settings.limits)
             return read_manifest(files)
+
+
+def _started(prepared: Prepared) -> TextStream:
+    scheduler, generation = prepared
+    scheduler.submit(generation)
+    return TextStream(generation)

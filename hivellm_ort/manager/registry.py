@@ -1,4 +1,4 @@
-"""Which experts are in memory: loaded when they are needed, evicted when there are too many or too much."""
+"""Loads experts into memory when requests need them, and evicts them when a limit is exceeded."""
 
 from __future__ import annotations
 
@@ -32,31 +32,31 @@ from hivellm_ort.serving.pool import BASES
 __all__ = ["ExpertRegistry"]
 
 CheckEntry = Callable[[ExpertEntry | None, list[ExpertManifest]], None]
-"""Refuses, by raising, an entry in the place of another (if there is one) and beside other manifests."""
+"""Takes the entry that would be replaced, or None, and the other manifests. Raises an error to refuse."""
 
 CheckRemoval = Callable[[ExpertEntry, list[ExpertManifest]], None]
-"""Refuses, by raising, that an entry leaves the other manifests."""
+"""Takes the entry to remove and the other manifests. Raises an error to refuse."""
 
 _FreeReason = Literal["unused", "closed"]
 
 
 class ExpertRegistry:
-    """The experts of a manager, and what of them is in memory. Safe to use from any thread.
+    """The experts of a manager, in memory or evicted. Thread-safe.
 
-    What is in use or pinned is never evicted, so there may be more than the limits while it is. Over the limit of
-    bytes go, in this order and the least recently used first: kept prefixes, adapters, bases without adapters.
+    Experts that are in use or pinned are never evicted, so memory can exceed the limits. Evicted are first cached
+    prefixes, then adapters, then bases without adapters; of each the least recently used first.
 
-    Nothing waits while it has the lock, and nobody is told of anything: a thread that answers requests takes the lock
-    too, and a listener may call what takes it.
+    While the lock is held, no code waits and no event is emitted: threads that answer requests need the lock too, and
+    so do listeners that call the manager.
 
     Args:
-        max_experts: most experts in memory; None for any number.
-        max_bytes: most bytes of bases, adapters and caches; None for any number.
-        events: who is told.
+        max_experts: Most experts in memory; None for no limit.
+        max_bytes: Most bytes of bases, adapters and caches; None for no limit.
+        events: Receives the events.
 
     Attributes:
-        closed: whether no more experts are given out.
-        home: the process of its experts.
+        closed: Whether new leases are refused.
+        home: The process that loaded the experts.
     """
 
     def __init__(self, max_experts: int | None, max_bytes: int | None, events: Events):
@@ -68,29 +68,29 @@ class ExpertRegistry:
         self._deferred = DeferredEvents(events)
         self._changed = threading.Condition(threading.RLock())
         self._entries: dict[str, ExpertEntry] = {}
-        self._draining: set[ExpertEntry] = set()  # replaced or unloaded, with requests that run
-        self._bases: dict[Base, Callable[[], None]] = {}  # and what takes back the listeners
+        self._draining: set[ExpertEntry] = set()  # replaced or unloaded, with running requests
+        self._bases: dict[Base, Callable[[], None]] = {}  # with the function that removes the listeners
         self._leases = 0
         self._background = BackgroundWork(self._changed)
         self._eviction_wanted = False
 
     def entries(self) -> list[ExpertEntry]:
-        """All entries, in the order of their names' first loading."""
+        """Return all entries, in the order in which their names were first loaded."""
         with self._changed:
             return list(self._entries.values())
 
     def bases(self) -> list[Base]:
-        """The bases in memory."""
+        """Return the bases in memory."""
         with self._changed:
             return list(self._bases)
 
     def infos(self) -> list[ExpertInfo]:
-        """All entries as a list shows them, all of one moment."""
+        """Describe all entries at the same moment."""
         with self._changed:
             return [entry.info() for entry in self._entries.values()]
 
     def stats(self) -> dict[str, Any]:
-        """See `ExpertManager.stats`."""
+        """Return memory use and counts; see `ExpertManager.stats`."""
         with self._changed:
             entries = list(self._entries.values())
             bases = [base_stats(base) for base in self._bases]
@@ -108,10 +108,10 @@ class ExpertRegistry:
             }
 
     def get(self, name: str) -> ExpertEntry:
-        """The entry of a name.
+        """Return the entry of a name.
 
         Raises:
-            UnknownExpertError: there is none.
+            UnknownExpertError: No expert has this name.
         """
         with self._changed:
             try:
@@ -124,12 +124,12 @@ class ExpertRegistry:
         """Register an entry under its name.
 
         Args:
-            entry: with its expert in memory, which is closed if this fails.
-            replace: whether the name may be in use.
-            check: may refuse the entry.
+            entry: An entry with its expert in memory. The expert is closed if this fails.
+            replace: Whether the name may be in use.
+            check: May refuse the entry.
 
         Raises:
-            LoadError: the name is in use, or `check` refuses.
+            LoadError: The name is in use, or `check` refuses.
         """
         try:
             with self._changed:
@@ -159,10 +159,10 @@ class ExpertRegistry:
         return old
 
     def remove(self, name: str, check: CheckRemoval) -> None:
-        """Take an entry away; requests that have its expert keep it until they end.
+        """Remove an entry. Running requests keep its expert until they end.
 
         Raises:
-            UnknownExpertError: there is none of that name.
+            UnknownExpertError: No expert has this name.
             LoadError: `check` refuses.
         """
         with self._changed:
@@ -173,7 +173,7 @@ class ExpertRegistry:
         self._close_removed([entry])
 
     def discard(self, entry: ExpertEntry) -> None:
-        """Take an entry away if it is there still."""
+        """Remove an entry if it is still registered."""
         with self._changed:
             if not self._is_current(entry):
                 return
@@ -182,15 +182,15 @@ class ExpertRegistry:
         self._close_removed([entry])
 
     def lease(self, name: str, *, hits: int = 1) -> Lease:
-        """An expert in memory, loaded again if it was evicted.
+        """Lease an expert. It is loaded again if it was evicted.
 
         Args:
-            name: its name.
-            hits: how many requests that is.
+            name: The name of the expert.
+            hits: How many requests to count.
 
         Raises:
-            UnknownExpertError: there is none of that name.
-            LoadError: it was evicted, and its package cannot be loaded any more.
+            UnknownExpertError: No expert has this name.
+            LoadError: The expert was evicted, and its package cannot be loaded again.
         """
         while True:
             with self._changed:
@@ -220,11 +220,11 @@ class ExpertRegistry:
                 return
 
     def unpin(self, name: str) -> None:
-        """Take away a pin.
+        """Remove one pin.
 
         Raises:
-            UnknownExpertError: there is none of that name.
-            ValueError: there are no pins left to take away.
+            UnknownExpertError: No expert has this name.
+            OptionError (ValueError): The expert is not pinned.
         """
         with self._changed:
             entry = self.get(name)
@@ -234,7 +234,7 @@ class ExpertRegistry:
         self.evict()
 
     def close(self) -> None:
-        """Take everything away, after what is in use has been given back."""
+        """Wait until no expert is leased, then remove all entries."""
         with self._changed:
             self.closed = True
             self._changed.wait_for(lambda: not self._leases and self._background.idle)
@@ -244,10 +244,10 @@ class ExpertRegistry:
         self._close_removed(entries, reason="closed")
 
     def evict(self, keep: ExpertEntry | None = None) -> None:
-        """Evict until the limits hold, or nothing is left that may go.
+        """Evict until memory is within the limits, or nothing more can be evicted.
 
         Args:
-            keep: an entry that was loaded just now and is not in use yet.
+            keep: An entry that is not evicted, because it was just loaded and is not in use yet.
         """
         while True:
             with self._changed:
@@ -273,7 +273,7 @@ class ExpertRegistry:
         self._deferred.emit()
 
     def _load_again(self, entry: ExpertEntry) -> Expert | None:
-        """The expert of an evicted entry; None where the entry was replaced or unloaded meanwhile."""
+        """Load the expert of an evicted entry; None if the entry was replaced or unloaded meanwhile."""
         with entry.load_lock:
             with self._changed:
                 if entry.expert is not None or not self._is_current(entry):
@@ -291,7 +291,7 @@ class ExpertRegistry:
         return expert
 
     def _note_loaded(self, entry: ExpertEntry) -> None:
-        """Keep the base of an expert that is in memory now, whatever becomes of the expert."""
+        """Register the base of an expert that was just loaded, and keep the base in memory."""
         expert = entry.expert
         if expert is None:
             return
@@ -328,7 +328,7 @@ class ExpertRegistry:
             self._evict_soon()
 
     def _evict_soon(self) -> None:
-        """Have another thread evict, if that gains something: this one has the lock, or answers requests."""
+        """Evict in another thread, if anything can be evicted: this thread has the lock, or answers requests."""
         if self.closed or self._eviction_wanted:
             return
         self._trim_prefixes()
@@ -337,7 +337,7 @@ class ExpertRegistry:
             self._background.start(self._evict_as_wanted)
 
     def _trim_prefixes(self) -> None:
-        """Drop kept prefixes where there are too many bytes."""
+        """Shrink the prefix caches if memory exceeds the limit."""
         for base, limit in self._limits.prefix_limits(self._known(), self._bases).items():
             base.engine.prefixes.shrink(limit)
 
@@ -346,7 +346,7 @@ class ExpertRegistry:
         self.evict()
 
     def _close_removed(self, entries: list[ExpertEntry], reason: _FreeReason = "unused") -> None:
-        """Close the experts of entries that were taken away and are not in use, then bases that nobody needs."""
+        """Close the experts of removed entries that are not in use, then bases without experts."""
         closing: list[Expert] = []
         with self._changed:
             for entry in entries:

@@ -1,4 +1,4 @@
-"""What a manager reports of a request: events, and a span."""
+"""Reports a request of a manager as events and as a span."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ __all__ = ["RequestReporter"]
 
 
 class RequestReporter:
-    """Subscribes to one generation: reports it from the queue to its end, then lets its expert be evicted again.
+    """Subscribes to one generation and reports it from the queue to its end. Then it releases the expert's lease.
 
     Args:
-        events: who is told.
-        generation: not submitted yet.
-        expert: the name it was asked under.
-        options: of the request, for the span.
-        stream: whether the answer is given piece by piece.
-        lease: of its expert.
-        running: where the generation is until it ends.
+        events: Receives the events.
+        generation: The generation, not submitted yet.
+        expert: The name of the expert in the request.
+        options: The options of the request, for the span.
+        stream: Whether the answer is returned piece by piece.
+        lease: The lease of the expert.
+        running: Contains the generation until it ends.
     """
 
     def __init__(
@@ -52,20 +52,20 @@ class RequestReporter:
         generation.subscribe(self)
         running.add(generation)
         try:
-            with serving():  # the lease is out: `close` would wait for it
+            with serving():  # a listener must not call `close`, which would wait for this lease
                 events.emit(RequestQueued(expert=expert, base=self._base))
         except BaseException:
             running.discard(generation)
             raise
 
     def started(self, generation: Generation) -> None:
-        """See `Subscriber`."""
+        """Report the event; see `Subscriber`."""
         self._started = True
         queued = generation.timings().queue
         self._events.emit(RequestStarted(expert=self._expert, base=self._base, queued_seconds=queued))
 
     def first_token(self, generation: Generation) -> None:
-        """See `Subscriber`."""
+        """Report the event; see `Subscriber`."""
         timings = generation.timings()
         self._events.emit(
             FirstToken(expert=self._expert, base=self._base, seconds=timings.queue + timings.prefill)
@@ -75,7 +75,7 @@ class RequestReporter:
         self._span.first_token()
 
     def ended(self, generation: Generation) -> None:
-        """See `Subscriber`."""
+        """Report the event; see `Subscriber`."""
         try:
             self._report_end(generation)
         finally:

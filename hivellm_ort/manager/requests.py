@@ -1,9 +1,9 @@
-"""A manager's requests: from a name to a generation that is reported, and that keeps its expert in memory."""
+"""Makes the generations of a manager. Each reports its events and keeps its expert in memory."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from hivellm_ort.errors import LoadError, OptionTypeError, UnknownExpertError
 from hivellm_ort.expert import Expert
@@ -22,18 +22,18 @@ BASE = "base"
 """The name of the base model itself, without any expert."""
 
 Prepared = tuple[Scheduler, Generation]
-"""A generation that is not submitted yet, and the scheduler that is to run it."""
+"""The scheduler that will run a generation, and the generation, not submitted yet."""
 
 
 class ManagedRequests:
-    """Makes the generations of a manager. Any thread may use it.
+    """Makes the generations of a manager. Thread-safe.
 
     Args:
-        registry: the experts.
-        events: who is told of requests.
+        registry: The experts.
+        events: Receives the events of requests.
 
     Attributes:
-        running: every generation that was made and has not ended.
+        running: All generations that have not ended.
     """
 
     def __init__(self, registry: ExpertRegistry, events: Events):
@@ -44,39 +44,49 @@ class ManagedRequests:
     def generation(
         self, name: str, prompt: str | None, options: GenerateOptions, *, stream: bool = False
     ) -> Prepared:
-        """A generation that answers a prompt.
+        """Make a generation that answers a prompt.
 
         Args:
-            name: the expert, or `BASE`.
-            prompt: as in `Expert.generate`.
-            options: as in `Expert.generate`.
-            stream: whether the answer is given piece by piece.
+            name: The expert, or `BASE`.
+            prompt: As for `Expert.generate`.
+            options: As for `Expert.generate`.
+            stream: Whether the answer is returned piece by piece.
 
         Raises:
-            UnknownExpertError: there is no expert of that name.
-            ExpertError: as `Expert.generate`.
+            UnknownExpertError: No expert has this name.
+            ExpertError: As for `Expert.generate`.
         """
         check_options(options)
         return self._prepared(name, options, lambda builder: builder.build(prompt, options), stream=stream)
 
     def score(self, name: str, prompt: str | None, answers: Sequence[str], options: ScoreOptions) -> Prepared:
-        """A generation that scores given answers; see `generation` and `Expert.score`."""
+        """Make a generation that scores given answers; see `generation` and `Expert.score`."""
         check_options(options, ScoreOptions)
         return self._prepared(name, options, lambda builder: builder.build_score(prompt, answers, options))
 
     def lease(self, name: str, *, hits: int = 1) -> Lease:
-        """A lease of the expert `name`; for `BASE` of any expert on the base that all share.
+        """Lease the expert `name`. For `BASE`, lease any expert on the base that all experts share.
 
         Raises:
-            OptionTypeError: the name is no text.
-            UnknownExpertError: there is no such expert.
-            LoadError: it was evicted and cannot be loaded again, or the experts have several bases.
+            OptionTypeError: The name is not a text.
+            UnknownExpertError: No expert has this name.
+            LoadError: The expert was evicted and cannot be loaded again, or the experts have several bases.
         """
         check_name(name)
         return self._lease_any() if name == BASE else self._registry.lease(name, hits=hits)
 
+    @contextlib.contextmanager
+    def borrow(self, name: str) -> Iterator[Expert]:
+        """Keep an expert in memory while the block runs, without counting a request. Raises as `lease`."""
+        self._registry.home.require()
+        lease = self.lease(name, hits=0)
+        try:
+            yield lease.expert
+        finally:
+            lease.release()
+
     def builder(self, name: str, expert: Expert) -> RequestBuilder:
-        """What makes the generations of the leased expert `name`, or of its base for `BASE`."""
+        """Return the builder of the leased expert `name`; for `BASE` that of its base."""
         return RequestBuilder.for_base(expert.shared_base) if name == BASE else expert.builder
 
     def cancel_all(self) -> None:
@@ -85,18 +95,18 @@ class ManagedRequests:
             generation.cancel()
 
     def _lease_any(self) -> Lease:
-        """A lease of any expert, for requests to the base that all of them share."""
+        """Lease any expert, for requests to the base that all experts share."""
         while True:
             entries = [entry for entry in self._registry.entries() if entry.digest]
             bases = {entry.base_sha256: entry.base for entry in entries}
             if len(bases) > 1:
                 names = ", ".join(map(repr, bases.values()))
                 raise LoadError(
-                    f"the experts are of several bases ({names}), so there is no one to ask: name an expert"
+                    f"the experts have several bases ({names}), so 'base' could be any of them: name an expert"
                 )
             if not entries:
                 raise UnknownExpertError(
-                    "no expert is loaded that has a base model beside it (a merged one has none): load one first"
+                    "no expert is loaded that has a base model of its own (a merged expert has none): load one first"
                 )
             loaded = next((entry for entry in entries if entry.expert is not None), entries[0])
             with contextlib.suppress(UnknownExpertError):  # unloaded meanwhile

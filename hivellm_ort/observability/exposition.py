@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from hivellm_ort.observability.histogram import HistogramSnapshot
 
-__all__ = ["PROMETHEUS_CONTENT_TYPE", "MetricFamily", "json_values", "prometheus_text"]
+__all__ = ["PROMETHEUS_CONTENT_TYPE", "MetricFamily", "json_values", "merged", "prometheus_text"]
 
 PROMETHEUS_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """Content type of `Metrics.prometheus()`, for HTTP responses."""
@@ -33,6 +33,23 @@ class MetricFamily:
     description: str
     labels: tuple[str, ...]
     samples: Mapping[tuple[str, ...], float | HistogramSnapshot]
+
+
+def merged(label: str, sources: Mapping[str, Iterable[MetricFamily]]) -> list[MetricFamily]:
+    """Return the metrics of several sources as one list, with one more label that names the source.
+
+    Args:
+        label: Name of the label. It comes first.
+        sources: The metrics of each source, by the value of the label.
+    """
+    found: dict[str, MetricFamily] = {}
+    for source, families in sources.items():
+        for family in families:
+            earlier = found.get(family.name)
+            samples = {} if earlier is None else dict(earlier.samples)
+            samples.update({(source, *values): reading for values, reading in family.samples.items()})
+            found[family.name] = replace(family, labels=(label, *family.labels), samples=samples)
+    return list(found.values())
 
 
 def prometheus_text(families: Iterable[MetricFamily]) -> str:

@@ -100,11 +100,11 @@ class Metrics:
             `buckets` (number of values up to each bound) and the estimates `p50`, `p95` and `p99`, which are None
             without values.
         """
-        return json_values(self._families())
+        return json_values(self.families())
 
     def prometheus(self) -> str:
         """Return Prometheus' text format 0.0.4. Serve it as `PROMETHEUS_CONTENT_TYPE`."""
-        return prometheus_text(self._families())
+        return prometheus_text(self.families())
 
     def _count(self) -> None:
         while self._waiting:
@@ -181,7 +181,8 @@ class Metrics:
             counts = self._experts.setdefault(_label(expert, self._experts), _ExpertCounts())
         return counts
 
-    def _families(self) -> list[MetricFamily]:
+    def families(self) -> list[MetricFamily]:
+        """Return all metrics."""
         with self._counting:
             self._count()
             return [

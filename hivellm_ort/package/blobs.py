@@ -1,4 +1,4 @@
-"""Files by digest: what several folders of the store hold is on the disk once."""
+"""Blobs: files named by their digest. Folders of the store link to them, so equal files are stored once."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from pathlib import Path
 
 from hivellm_ort.package.archive import sha256_file
 
-__all__ = ["copy", "link", "remove_unlinked", "share"]
+__all__ = ["copy_file", "link_file", "remove_unused_blobs", "share_file"]
 
 
-def share(file: Path, sha256: str, blobs: Path, work: Path) -> None:
-    """Make a file and the blob of its digest one file on the disk.
+def share_file(file: Path, sha256: str, blobs: Path, work: Path) -> None:
+    """Store a file and the blob of its digest as one file with two names.
 
-    A blob that is there is hashed before the file becomes a link to it, and replaced when it is damaged.
-    Without hard links, or with too many of one file, the file stays where it is.
+    An existing blob is hashed first; a damaged one is replaced. The file stays unchanged if the file system has no
+    hard links, or allows no further link to the blob.
 
     Args:
         file: A complete file in the work folder.
         sha256: Its digest.
         blobs: Folder of the blobs.
-        work: Folder of the same file system.
+        work: A folder on the same file system.
     """
     blob = blobs / sha256
     spare = work / secrets.token_hex(8)
@@ -37,7 +37,7 @@ def share(file: Path, sha256: str, blobs: Path, work: Path) -> None:
             os.link(file, spare)
             spare.replace(blob)
         else:
-            # A link that replaces the file would not do: Windows renames nothing that is in use elsewhere.
+            # A link cannot simply replace the file, because Windows does not rename files in use.
             file.rename(spare)
             try:
                 os.link(blob, file)
@@ -45,8 +45,8 @@ def share(file: Path, sha256: str, blobs: Path, work: Path) -> None:
                 spare.rename(file)
 
 
-def link(file: Path, place: Path) -> None:
-    """Give a complete file a second name; where there are no hard links, or too many of it, a copy.
+def link_file(file: Path, place: Path) -> None:
+    """Give a complete file a second name with a hard link; copy it if that fails.
 
     Raises:
         OSError: Neither is possible.
@@ -54,14 +54,14 @@ def link(file: Path, place: Path) -> None:
     try:
         os.link(file, place)
     except OSError:
-        copy(file, place)
+        copy_file(file, place)
 
 
-def copy(file: Path, place: Path) -> None:
-    """Copy a file, onto the disk and not only to memory.
+def copy_file(file: Path, place: Path) -> None:
+    """Copy a file and flush it to the disk.
 
     Raises:
-        OSError: It cannot be read or written.
+        OSError: The file cannot be read or written.
     """
     with file.open("rb") as source, place.open("xb") as target:
         shutil.copyfileobj(source, target, 1 << 20)
@@ -69,11 +69,11 @@ def copy(file: Path, place: Path) -> None:
         os.fsync(target.fileno())
 
 
-def remove_unlinked(blobs: Path) -> None:
-    """Remove the blobs that no folder holds a link to."""
+def remove_unused_blobs(blobs: Path) -> None:
+    """Remove the blobs to which no folder has a link."""
     with contextlib.suppress(OSError):
         for blob in list(blobs.iterdir()):
-            # One that is in use on Windows stays until the next time.
+            # On Windows a file in use stays until the next time.
             with contextlib.suppress(OSError):
                 if blob.stat().st_nlink <= 1:
                     blob.unlink()

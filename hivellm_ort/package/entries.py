@@ -1,4 +1,4 @@
-"""What the store holds: a list of its packages, bases, prepared adapters and downloads."""
+"""Lists the packages, bases, prepared adapters and downloads of a store."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from hivellm_ort.contract import DECODER_JSON, DecoderConfig
 from hivellm_ort.errors import LoadError
 from hivellm_ort.jsonfiles.node import Node
 from hivellm_ort.jsonfiles.reading import read_json
-from hivellm_ort.package.bundle_check import stored_fault
-from hivellm_ort.package.filecheck import FileChecks, is_digest
+from hivellm_ort.package.bundle_folders import find_bundle_fault
+from hivellm_ort.package.filecheck import FileChecker, is_digest
 from hivellm_ort.package.folders import Layout
 from hivellm_ort.package.index import FILES, PackageIndex
 from hivellm_ort.package.manifest import MANIFEST
-from hivellm_ort.package.prepared import SUFFIX, prepared_fault, record_of
+from hivellm_ort.package.stored_adapters import SUFFIX, find_adapter_fault, record_path
 
-__all__ = ["FileSizes", "StoreEntry", "StoreListing", "entries_of", "listing_of", "merged"]
+__all__ = ["FileSizes", "StoreEntry", "StoreListing", "list_entries", "list_store", "merge_sizes"]
 
 Kind = Literal["package", "base", "adapter", "downloads"]
 FileSizes = Mapping[object, int]
-"""Bytes of files on the disk, by what makes a file one: its device and number."""
+"""Bytes of files on the disk, by their identity: device and file number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreEntry:
-    """One thing that the store holds.
+    """One entry of the store.
 
     Attributes:
-        kind: What it is.
+        kind: The kind of the entry.
         key: Digest of the package or of the base's `decoder.json`, key of the adapter, or `downloads`.
         path: Its folder, or the file of an adapter.
-        name: From the manifest of a package or the `decoder.json` of a base; empty where there is none.
-        version: Of a package; empty otherwise.
-        precision: Of a base; empty otherwise.
-        bases: Digests of the bases that a package holds; empty otherwise.
+        name: Name in the manifest of a package or the `decoder.json` of a base; else empty.
+        version: Version of a package; else empty.
+        precision: Precision of a base; else empty.
+        bases: Digests of the bases in a package; else empty.
         last_used: Seconds since the epoch.
-        fault: What is damaged; None for what is whole.
+        fault: What is damaged; None if nothing is.
         files: Its files on the disk.
     """
 
@@ -57,18 +57,18 @@ class StoreEntry:
 
     @property
     def size(self) -> int:
-        """Bytes of its files, those shared with other entries included."""
+        """Bytes of its files, including files that it shares with other entries."""
         return sum(self.files.values())
 
 
 @dataclass(frozen=True, slots=True)
 class StoreListing:
-    """All that the store holds.
+    """The entries of the store.
 
     Attributes:
         root: The store's folder.
         entries: Packages by name and version, then bases, adapters and downloads.
-        total_bytes: Bytes on the disk, shared ones once; the user's own bundles in `models/` do not count.
+        total_bytes: Bytes on the disk. Shared files count once. The user's own bundles in `models/` do not count.
     """
 
     root: Path
@@ -76,14 +76,14 @@ class StoreListing:
     total_bytes: int
 
 
-def listing_of(layout: Layout, checks: FileChecks) -> StoreListing:
+def list_store(layout: Layout, checks: FileChecker) -> StoreListing:
     """List a store.
 
     Args:
         layout: Its folders.
-        checks: How files are compared with what is recorded of them.
+        checks: Compares files with their records.
     """
-    found = entries_of(layout, checks)
+    found = list_entries(layout, checks)
     downloads = _files(layout.downloads)
     if downloads:
         last_used = _time(layout.downloads)
@@ -92,12 +92,12 @@ def listing_of(layout: Layout, checks: FileChecks) -> StoreListing:
                 kind="downloads", key="downloads", path=layout.downloads, last_used=last_used, files=downloads
             )
         )
-    total = sum(merged(_files(folder) for folder in layout.managed).values())
+    total = sum(merge_sizes(_files(folder) for folder in layout.managed).values())
     return StoreListing(layout.root, tuple(found), total)
 
 
-def entries_of(layout: Layout, checks: FileChecks) -> list[StoreEntry]:
-    """The packages by name and version, then the bases, then the prepared adapters."""
+def list_entries(layout: Layout, checks: FileChecker) -> list[StoreEntry]:
+    """Return the packages by name and version, then the bases, then the prepared adapters."""
     packages = [
         _package(layout, folder, checks) for folder in _children(layout.packages) if is_digest(folder.name)
     ]
@@ -114,12 +114,12 @@ def entries_of(layout: Layout, checks: FileChecks) -> list[StoreEntry]:
     ]
 
 
-def merged(files: Iterable[FileSizes]) -> dict[object, int]:
-    """The files of several entries, each once."""
+def merge_sizes(files: Iterable[FileSizes]) -> dict[object, int]:
+    """Return the files of several entries, each once."""
     return {identity: size for each in files for identity, size in each.items()}
 
 
-def _package(layout: Layout, folder: Path, checks: FileChecks) -> StoreEntry:
+def _package(layout: Layout, folder: Path, checks: FileChecker) -> StoreEntry:
     index = PackageIndex.load(folder)
     name, version = _texts(folder / FILES / MANIFEST, "name", "version")
     return StoreEntry(
@@ -130,12 +130,12 @@ def _package(layout: Layout, folder: Path, checks: FileChecks) -> StoreEntry:
         version=version,
         bases=index.bundles if index else (),
         last_used=_time(folder),
-        fault=index.fault(layout, checks) if index else "index.json is missing or damaged",
+        fault=index.find_fault(layout, checks) if index else "index.json is missing or damaged",
         files=_files(folder),
     )
 
 
-def _base(folder: Path, checks: FileChecks) -> StoreEntry:
+def _base(folder: Path, checks: FileChecker) -> StoreEntry:
     try:
         config = DecoderConfig.from_file(folder / DECODER_JSON)
         name, precision = config.name, config.precision
@@ -148,24 +148,24 @@ def _base(folder: Path, checks: FileChecks) -> StoreEntry:
         name=name,
         precision=precision,
         last_used=_time(folder),
-        fault=stored_fault(folder, checks),
+        fault=find_bundle_fault(folder, checks),
         files=_files(folder),
     )
 
 
-def _adapter(path: Path, checks: FileChecks) -> StoreEntry:
+def _adapter(path: Path, checks: FileChecker) -> StoreEntry:
     return StoreEntry(
         kind="adapter",
         key=path.stem,
         path=path,
         last_used=_time(path),
-        fault=prepared_fault(path, checks),
-        files=merged(_files(part) for part in (path, record_of(path))),
+        fault=find_adapter_fault(path, checks),
+        files=merge_sizes(_files(part) for part in (path, record_path(path))),
     )
 
 
 def _texts(path: Path, *keys: str) -> list[str]:
-    """Texts of a JSON file, each empty when it is not there: a list must come out whatever is damaged."""
+    """Return texts of a JSON file; empty for a missing one, because a listing must also work for damaged files."""
     try:
         node = Node(read_json(path), path.name)
         return [node.text(key) or "" for key in keys]
@@ -192,10 +192,10 @@ def _files(path: Path) -> dict[object, int]:
 
 
 def _walk(path: Path) -> Iterator[tuple[object, int]]:
-    """Identity and size of a file, or of all files of a folder, but for what another process removes meanwhile."""
+    """Yield identity and size of a file, or of all files of a folder. Files removed meanwhile are skipped."""
     inside = [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
     for each in inside if path.is_dir() else [path]:
         with contextlib.suppress(OSError):
             found = each.lstat()
-            # Some file systems number no files; those are known by their paths.
+            # Some file systems do not number files. There the path is the identity.
             yield (found.st_dev, found.st_ino) if found.st_ino else each, found.st_size

@@ -1,4 +1,4 @@
-"""Whether files on disk are still what was recorded of them."""
+"""Compares files on disk with their recorded size and digest."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import Literal, get_args
 from hivellm_ort.package.archive import sha256_file
 from hivellm_ort.package.packing import Progress
 
-__all__ = ["Check", "FileChecks", "is_digest"]
+__all__ = ["Check", "FileChecker", "is_digest"]
 
 Check = Literal["size", "digest"]
-"""How files are compared with what is recorded of them: `size` reads none of them, `digest` all."""
+"""How files are compared with their records: `size` compares sizes only, `digest` reads and hashes every file."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 
 
 def is_digest(text: str) -> bool:
-    """Whether a text is a SHA-256 in lower-case hex."""
+    """Return whether a text is a SHA-256 in lower-case hex."""
     return _DIGEST.match(text) is not None
 
 
-class FileChecks:
-    """Compares files with their records; a file with several names is hashed once.
+class FileChecker:
+    """Compares files with their records. A file with several names is hashed once.
 
     Args:
-        check: What is compared.
+        check: What to compare.
         progress: Called with the number of bytes just hashed.
 
     Raises:
@@ -41,22 +41,22 @@ class FileChecks:
         self._progress = progress
         self._digests: dict[tuple[int, int] | Path, str] = {}
 
-    def fault(self, path: Path, size: int, sha256: str) -> str | None:
-        """What is wrong with a file, as the rest of a sentence about it; None when nothing is.
+    def find_fault(self, path: Path, size: int, sha256: str) -> str | None:
+        """Return what is wrong with a file, as the rest of a sentence about it; None if nothing is.
 
         Args:
             path: The file.
-            size: Bytes recorded of it.
-            sha256: Digest recorded of it.
+            size: Its recorded size in bytes.
+            sha256: Its recorded digest.
         """
         try:
             found = path.stat()
             if not stat.S_ISREG(found.st_mode):
-                return "is no regular file"
+                return "is not a regular file"
             if found.st_size != size:
                 return f"has {found.st_size} bytes, recorded are {size}"
             if self._check == "digest":
-                # Some file systems number no files; those are known by their paths.
+                # Some file systems do not number files. There the path is the identity.
                 identity = (found.st_dev, found.st_ino) if found.st_ino else path
                 if identity not in self._digests:
                     self._digests[identity] = sha256_file(path)

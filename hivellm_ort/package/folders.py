@@ -1,15 +1,15 @@
-"""Where the store lives, how its folders are laid out, and how files get their final names.
+"""The layout of the store's folders, and how files get their final names.
 
 ::
 
-    <root>/blobs/<sha256>                    every stored file once; the folders below hold hard links to them
-           packages/<sha256>/index.json      what is in a package, beside files/ with its members
+    <root>/blobs/<sha256>                    every stored file once; the folders below have hard links to them
+           packages/<sha256>/index.json      the index of a package, beside files/ with its members
            bases/<sha256 of decoder.json>/   a base bundle
            adapters/<key>.safetensors        a prepared adapter, and <key>.json with its size and digest
-           records/                          digests of package files, and what checks of files found
-           downloads/                        what the exporter fetched
-           models/, trusted_keys.json        the user's own: never removed
-           tmp/                              work in progress, of the process that holds .lock
+           records/                          digests of package files, and results of checks
+           downloads/                        files that the exporter downloaded
+           models/, trusted_keys.json        the user's own files; never removed
+           tmp/                              unfinished work of the process that holds .lock
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from hivellm_ort.errors import LoadError
-from hivellm_ort.package.holds import unused
+from hivellm_ort.package.entry_locks import exclusive_lock
 
 __all__ = [
     "HELD_SECONDS",
     "Layout",
+    "commit_folder",
     "default_root",
     "discard",
     "note_use",
-    "place",
     "sync_folder",
     "write_file",
 ]
 
 HELD_SECONDS = 10.0
-"""How long a damaged folder is waited for that another process loads."""
+"""How long to wait until another process has stopped reading a damaged folder."""
 
 _WINDOWS = os.name == "nt"
 
 
 def default_root() -> Path:
-    """The user's cache folder for packages; `HIVELLM_HOME` overrides it.
+    """Return the user's cache folder for packages. `HIVELLM_HOME` overrides it.
 
     Raises:
         LoadError: The user has no home folder.
@@ -58,11 +58,11 @@ def default_root() -> Path:
                 "\ud800" <= char <= "\udfff" for char in home
             ):  # bytes that are not of the system's encoding
                 raise LoadError(
-                    f"HIVELLM_HOME = {home!a} is not valid Unicode, and ONNX Runtime reads no such path: name another"
+                    f"HIVELLM_HOME = {home!a} is not valid Unicode, and ONNX Runtime cannot read it: set another path"
                 )
             return Path(home).expanduser()
         cache = platformdirs.user_cache_path("hivellm-ort", appauthor=False)
-        if cache.is_absolute():  # an older platformdirs hands back "~" where there is no home
+        if cache.is_absolute():  # an older platformdirs returns "~" if there is no home folder
             return cache
     except RuntimeError:
         pass
@@ -81,11 +81,11 @@ class Layout:
         packages: Unpacked packages.
         bases: Base bundles.
         adapters: Prepared adapters.
-        records: Digests of package files, and what checks of files found.
-        downloads: What the exporter fetched.
-        models: Bundles that the user put there.
-        scratch: Work in progress.
-        managed: All folders but `models`, which is the user's.
+        records: Digests of package files, and results of checks.
+        downloads: Files that the exporter downloaded.
+        models: The user's own bundles.
+        scratch: Unfinished work.
+        managed: All folders except `models`.
     """
 
     def __init__(self, root: Path) -> None:
@@ -104,19 +104,19 @@ class Layout:
 
     @contextlib.contextmanager
     def workspace(self, *, seconds: float = -1) -> Iterator[Path]:
-        """Hold the store's lock, with a fresh folder on its file system that is removed afterwards.
+        """Hold the store's lock and yield a new work folder in the store. The folder is removed afterwards.
 
         Args:
-            seconds: How long to wait for the lock; for ever by default.
+            seconds: How long to wait for the lock. Default: without limit.
 
         Raises:
-            LoadError: Another process has the lock for longer.
+            LoadError: Another process holds the lock for longer.
             OSError: The store cannot be written.
             NotImplementedError: Its file system has no locks.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         with self._locked(seconds):
-            # All work is done under the lock, so what is there now was left by a process that died.
+            # All work is done under the lock, so these files are from a process that died.
             shutil.rmtree(self.scratch, ignore_errors=True)
             work = self.scratch / secrets.token_hex(8)
             work.mkdir(parents=True)
@@ -141,17 +141,17 @@ class Layout:
             lock.release()
 
 
-def place(folder: Path, final: Path, work: Path) -> None:
-    """Give a complete folder its final name; a damaged one that has it goes to the work folder.
+def commit_folder(folder: Path, final: Path, work: Path) -> None:
+    """Give a complete folder its final name. A damaged folder of this name is moved to the work folder.
 
     Raises:
-        LoadError: Another process reads the damaged one, for longer than `HELD_SECONDS`.
-        OSError: A folder cannot be moved, such as one with open files on Windows.
+        LoadError: Another process reads the damaged folder for longer than `HELD_SECONDS`.
+        OSError: A folder cannot be moved, for example one with open files on Windows.
     """
     for inner, _, _ in os.walk(folder):
         sync_folder(Path(inner))
     final.parent.mkdir(exist_ok=True)
-    with unused(final, seconds=HELD_SECONDS) as free:
+    with exclusive_lock(final, seconds=HELD_SECONDS) as free:
         if not free:
             raise LoadError(
                 f"{final}: it is damaged, and another process is loading it now: load again later"
@@ -163,13 +163,13 @@ def place(folder: Path, final: Path, work: Path) -> None:
 
 
 def discard(path: Path, work: Path) -> bool:
-    """Move a file or folder to the work folder, so that it is gone at once and whole.
+    """Remove a file or folder in one step, by moving it to the work folder.
 
     Returns:
-        Whether it is gone; False for one that is held, or on Windows open.
+        Whether it is removed; False if it is locked, or open on Windows.
     """
     try:
-        with unused(path) as free:
+        with exclusive_lock(path) as free:
             if free:
                 path.rename(work / secrets.token_hex(8))
     except FileNotFoundError:
@@ -180,12 +180,12 @@ def discard(path: Path, work: Path) -> bool:
 
 
 def write_file(path: Path, data: bytes, work: Path) -> None:
-    """Write a file that has its name only when it is whole and on the disk.
+    """Write a file. It gets its name only when it is complete and on the disk.
 
     Args:
         path: The file to write or replace.
         data: Its content.
-        work: Folder of the same file system for the unfinished file.
+        work: A folder on the same file system, for the unfinished file.
 
     Raises:
         OSError: It cannot be written.
@@ -203,10 +203,10 @@ def write_file(path: Path, data: bytes, work: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder last through a power cut; Windows has no such call."""
+    """Flush the names in a folder to the disk, so that a power cut does not lose them. Windows has no such call."""
     if _WINDOWS:
         return
-    # A file system that cannot sync folders keeps its names in its own way.
+    # Some file systems cannot sync folders.
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -216,13 +216,13 @@ def sync_folder(folder: Path) -> None:
 
 
 def note_use(path: Path) -> None:
-    """Set a file's or folder's time to now; a store that cannot be written stays as it is."""
+    """Set the time of a file or folder to now. A store that cannot be written stays unchanged."""
     with contextlib.suppress(OSError):
         os.utime(path)
 
 
 def _patiently(rename: Callable[[], object]) -> None:
-    """Rename what was just written, which a virus scanner on Windows may hold open for a moment."""
+    """Rename a new file or folder. On Windows it is retried, because a virus scanner may have the file open."""
     for seconds in (0.05, 0.1, 0.2, 0.4, 0.8) if _WINDOWS else ():
         try:
             rename()

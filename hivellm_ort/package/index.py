@@ -1,4 +1,4 @@
-"""`index.json`: what the store knows about one unpacked package."""
+"""`index.json`: the store's record of one unpacked package."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from hivellm_ort.filenames import shown
 from hivellm_ort.jsonfiles.node import Node
 from hivellm_ort.jsonfiles.reading import read_json
 from hivellm_ort.package.archive import ArchiveContents, Member
-from hivellm_ort.package.bundle_check import stored_fault
-from hivellm_ort.package.bundle_folders import bundle_members
-from hivellm_ort.package.filecheck import FileChecks, is_digest
+from hivellm_ort.package.bundle_folders import bundle_members, find_bundle_fault
+from hivellm_ort.package.entry_locks import INDEX
+from hivellm_ort.package.filecheck import FileChecker, is_digest
 from hivellm_ort.package.folders import Layout
-from hivellm_ort.package.holds import INDEX
 
 __all__ = ["FILES", "PackageIndex"]
 
 FILES = "files"
-"""Folder beside the index that holds the package's members."""
+"""The folder beside the index with the package's members."""
 
 _FORMAT = 2
 
@@ -31,7 +30,7 @@ class PackageIndex:
     """The record of one unpacked package.
 
     Attributes:
-        contents: What the archive held.
+        contents: The contents of the archive.
         bundles: Digests of its base bundles; empty for a thin package.
     """
 
@@ -40,19 +39,19 @@ class PackageIndex:
 
     @property
     def kept(self) -> tuple[Member, ...]:
-        """The members beside the index; those of the bundles are with the bases."""
+        """The members beside the index. Those of the bundles are in the folders of the bases."""
         elsewhere = bundle_members(self.contents.members)
         return tuple(member for member in self.contents.members if member.name not in elsewhere)
 
-    def fault(self, layout: Layout, checks: FileChecks) -> str | None:
-        """What is wrong with the package or its bases in a store; None when all are whole."""
+    def find_fault(self, layout: Layout, checks: FileChecker) -> str | None:
+        """Return what is wrong with the package or its bases in a store; None if nothing is."""
         for digest in self.bundles:
-            fault = stored_fault(layout.bases / digest, checks)
+            fault = find_bundle_fault(layout.bases / digest, checks)
             if fault is not None:
                 return f"its base: {fault}"
         files = layout.packages / self.contents.sha256 / FILES
         for member in self.kept:
-            fault = checks.fault(files / member.name, member.size, member.sha256)
+            fault = checks.find_fault(files / member.name, member.size, member.sha256)
             if fault is not None:
                 return f"{shown(member.name)} {fault}"
         return None
@@ -77,7 +76,7 @@ class PackageIndex:
             return None
 
     def save(self, folder: Path) -> None:
-        """Write the index, which declares the folder complete.
+        """Write the index. A folder with an index is complete.
 
         Raises:
             OSError: It cannot be written.

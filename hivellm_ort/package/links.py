@@ -1,7 +1,7 @@
-"""Folders whose files are read in place: what in them is no file of their own is refused before anything is opened.
+"""Refuses links and special files in folders that are read in place, before a file is opened.
 
-A link in a folder that somebody sent leads where that somebody wants, such as to a private key of whoever packs it.
-A named pipe or a device never ends.
+A link in a folder from a stranger may point to any file, such as a private key of the user who packs the folder.
+Reading a named pipe or a device may never end.
 """
 
 from __future__ import annotations
@@ -16,45 +16,45 @@ from typing import BinaryIO
 from hivellm_ort.errors import IntegrityError, LoadError
 from hivellm_ort.filenames import shown
 
-__all__ = ["Judge", "check_folder", "files_below", "open_file"]
+__all__ = ["LinkRule", "check_folder", "files_below", "open_file"]
 
-Judge = Callable[[Path], str | None]
-"""From a link to the rest of a sentence about why it is refused; None for a link that is allowed."""
+LinkRule = Callable[[Path], str | None]
+"""Takes a link; returns why it is refused, as the rest of a sentence, or None for an allowed link."""
 
 _NEVER = "is not followed: put the file itself there"
 _LONGEST = 240  # characters of a target in a message
-# Windows has neither flag: there a name is no named pipe, and a link that came after the check is followed.
+# Windows has neither flag. Files are never named pipes there, but a link made after the check is followed.
 _FOLDER = getattr(os, "O_DIRECTORY", 0)
 _AS_IT_IS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
-def check_folder(folder: Path, judge: Judge | None = None) -> None:
+def check_folder(folder: Path, rule: LinkRule | None = None) -> None:
     """Refuse links, named pipes, devices and sockets anywhere below a folder. The folder itself may be a link.
 
     Args:
         folder: The folder.
-        judge: Which links are allowed; none by default. A link that is allowed is not followed here.
+        rule: Decides which links are allowed. Default: none. Allowed links are not followed here.
 
     Raises:
-        IntegrityError: There is one; the message names it, and a link's target.
+        IntegrityError: One was found. The message names it and the target of a link.
         LoadError: A folder cannot be listed.
     """
     try:
-        for _ in files_below(folder, judge):
+        for _ in files_below(folder, rule):
             pass
     except LoadError as error:
         raise type(error)(f"{folder}: {error}") from error
 
 
-def files_below(folder: Path, judge: Judge | None = None) -> Iterator[tuple[str, bool]]:
-    """The names of all that is below a folder, joined by `/`, each with whether it is a folder.
+def files_below(folder: Path, rule: LinkRule | None = None) -> Iterator[tuple[str, bool]]:
+    """Yield the names of all files and folders below a folder, joined by `/`, each with whether it is a folder.
 
     Args:
         folder: The folder.
-        judge: Which links are allowed; none by default. These are passed over.
+        rule: Decides which links are allowed. Default: none. Allowed links are skipped.
 
     Raises:
-        IntegrityError: Something is neither a file nor a folder, or a link that is not allowed.
+        IntegrityError: An entry is neither a file nor a folder, or is a link that is not allowed.
         LoadError: A folder cannot be listed.
     """
     prefixes = [""]
@@ -65,7 +65,7 @@ def files_below(folder: Path, judge: Judge | None = None) -> Iterator[tuple[str,
                 for entry in entries:
                     name = prefix + entry.name
                     if entry.is_symlink() or _is_junction(entry.path):
-                        fault = _NEVER if judge is None else judge(folder / name)
+                        fault = _NEVER if rule is None else rule(folder / name)
                         if fault is not None:
                             raise IntegrityError(
                                 f"{shown(name)} is a link to {_target(entry.path)}, which {fault}"
@@ -84,12 +84,12 @@ def files_below(folder: Path, judge: Judge | None = None) -> Iterator[tuple[str,
 
 
 def open_file(path: Path, *, below: Path | None = None) -> BinaryIO:
-    """Open a regular file to read. A link that took its place is not followed, and a named pipe is not waited for.
+    """Open a regular file for reading. A link is not followed, and a named pipe does not block.
 
     Args:
         path: The file.
-        below: A folder that it is in, at any depth: no folder between the two may have become a link. Windows has no
-            way to ask for that.
+        below: A folder that contains it at any depth. No folder between the two may be a link. Windows cannot check
+            this.
 
     Raises:
         IntegrityError: It is a link, a folder, a named pipe, a device or a socket.
@@ -112,7 +112,7 @@ def open_file(path: Path, *, below: Path | None = None) -> BinaryIO:
     try:
         file = open(path, "rb", opener=opener)  # noqa: SIM115
     except OSError as error:
-        # A folder that is a link is "not a directory" where only folders are asked for.
+        # With O_DIRECTORY, a link to a folder is "not a directory".
         if error.errno in (errno.ELOOP, errno.ENOTDIR) or path.is_symlink():
             raise IntegrityError(f"{shown(path.name)} is a link, which {_NEVER}") from error
         raise
@@ -135,6 +135,6 @@ def _target(path: str) -> str:
 
 
 def _is_junction(path: str) -> bool:
-    """Whether a folder is a junction of Windows, which Python knows since 3.12."""
+    """Return whether a folder is a junction of Windows. Python supports this check since 3.12."""
     known = getattr(os.path, "isjunction", None)
     return known is not None and bool(known(path))

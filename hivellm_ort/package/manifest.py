@@ -1,8 +1,8 @@
-"""What `manifest.json` says, in both schema versions and as tolerantly as published packages need.
+"""The manifest of an expert, `manifest.json`, in both schema versions.
 
-Required are a name, a version, one base model and one adapter. Null counts as absent, unknown keys are kept
-in `raw` only, and a value that cannot be used is left unset with a warning. Strict reading, for authors,
-refuses whatever the tolerant one warns of and what the schemas of `manifest_schema` object to.
+Required are a name, a version, one base model and one adapter. Null counts as absent. Unknown keys are kept only in
+`raw`. An unusable value is left unset, with a warning. Strict reading, for authors, refuses everything that is
+otherwise a warning, and everything that the schemas of `manifest_schema` refuse.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 MANIFEST = "manifest.json"
-"""Name of the manifest in a package."""
+"""The name of the manifest in a package."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,9 +48,9 @@ class ExpertManifest:
     """The manifest of one expert.
 
     Attributes:
-        name: Name of the expert; published ones begin with `expert-`.
+        name: Name of the expert; published names begin with `expert-`.
         version: Version of the expert, such as `0.3.0`.
-        schema_version: As written, or `1.0` or `2.0` by its form.
+        schema_version: As written; if missing, `1.0` or `2.0` by the fields.
         description: Empty when unset.
         author: Person or organisation; None when unset.
         homepage: Address of a page; None when unset.
@@ -58,12 +58,12 @@ class ExpertManifest:
         license: Identifier of the licence; None when unset.
         tags: Words to search by.
         base_models: At least one; at least one of them has an adapter.
-        capabilities: Such as `database:sql`.
-        decoding: Suggested sampling.
-        routing: For which prompts it is meant.
-        constraints: What it needs or excludes.
-        soft_prompts: Their names, or paths where they have no name; they are not applied.
-        warnings: What was tolerated, one line each.
+        capabilities: Capabilities such as `database:sql`.
+        decoding: Suggested sampling options.
+        routing: The prompts for which it is meant.
+        constraints: Required and incompatible experts.
+        soft_prompts: Names or paths of soft prompts; they are not applied.
+        warnings: One line for each tolerated fault.
         raw: The whole manifest as parsed.
     """
 
@@ -94,7 +94,7 @@ class ExpertManifest:
             strict: As for `from_dict`.
 
         Raises:
-            ManifestError: The file is missing or no strict JSON, or as `from_dict`.
+            ManifestError: The file is missing or not strict JSON, or as for `from_dict`.
         """
         path = Path(path)
         return cls.from_dict(read_json(path), where=path.name, strict=strict)
@@ -106,14 +106,14 @@ class ExpertManifest:
         """Read a parsed manifest.
 
         Args:
-            mapping: The parsed JSON; one of `read_json` gives messages their line and column.
+            mapping: The parsed JSON. If it comes from `read_json`, messages have line and column.
             where: Name of the file, for messages.
-            strict: Refuse what the schemas object to and what else would be a warning; for authors.
+            strict: Whether to refuse warnings and violations of the schemas; for authors.
 
         Raises:
-            ManifestError: A required field is missing, the schema's major version is not known, or a strict
-                rule is broken; with `strict` the message has one line for each problem, and the attributes
-                are those of the first.
+            ManifestError: A required field is missing, the schema's major version is unknown, or a strict rule is
+                broken. With `strict` the message has one line for each problem, and the attributes are those of the
+                first problem.
         """
         if strict and (problems := all_problems(mapping, where)):
             raise error_of(problems)
@@ -122,13 +122,13 @@ class ExpertManifest:
         return cls(**fields, warnings=tuple(str(problem) for problem in report.problems()), raw=mapping)
 
     def package_filename(self, base_short: str) -> str:
-        """Name of the package file for one base: `expert-sql-qwen3-0-6b.v0.3.0.expert`.
+        """Return the name of the package file for one base, such as `expert-sql-qwen3-0-6b.v0.3.0.expert`.
 
         Args:
             base_short: Name of the base without folders, such as `Qwen3-0.6B`.
 
         Raises:
-            ManifestError: Name, version or base hold characters that a file name cannot have.
+            ManifestError: Name, version or base have characters that a file name cannot have.
         """
         base = re.sub(r"[._]", "-", base_short.lower())
         filename = f"{self.name}-{base}.v{self.version}.expert"
@@ -139,5 +139,5 @@ class ExpertManifest:
             pass
         raise ManifestError(
             f"{MANIFEST}: /name, /version and the base name do not make a file name ({filename[:120]!a}); "
-            "keep to letters, digits, dots and hyphens"
+            "use only letters, digits, dots and hyphens"
         )

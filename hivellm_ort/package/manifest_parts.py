@@ -43,7 +43,7 @@ _Number = TypeVar("_Number", int, float)
 
 @dataclass(frozen=True, slots=True)
 class AdapterRef:
-    """An adapter as the manifest describes it; `adapter_config.json` has the last word.
+    """An adapter as the manifest describes it. `adapter_config.json` takes precedence.
 
     Attributes:
         type: `lora`, `dora`, `ia3`, `lokr`, `adalora` or another word, in lower case; None when unset.
@@ -52,7 +52,7 @@ class AdapterRef:
         target_modules: Names of the adapted modules; empty when unset.
         sha256: Hex digest of the adapter file; None when unset.
         size_bytes: Size of the adapter file; None when unset.
-        path: File or folder, relative to the package or to `weights/`; None when unset.
+        path: File or folder, relative to the package or to its folder `weights/`; None when unset.
     """
 
     type: str | None
@@ -87,12 +87,12 @@ class AdapterRef:
 
 @dataclass(frozen=True, slots=True)
 class BaseModelRef:
-    """A base model that the expert was trained on.
+    """A base model for which the expert has adapters.
 
     Attributes:
-        name: As written: an identifier, or a path on the trainer's machine.
+        name: As written: an identifier, or a path on the machine of the training.
         sha256: Hex digest of the base's weights; None when unset.
-        prompt_template: Name of the template of its prompts; None when unset.
+        prompt_template: Name of the prompt template; None when unset.
         adapters: The adapters for this base.
     """
 
@@ -103,7 +103,7 @@ class BaseModelRef:
 
     @classmethod
     def read(cls, node: Node, *, adapters_in: Node) -> BaseModelRef | None:
-        """Read one base model; None when it has no usable name.
+        """Read one base model; None if it has no usable name.
 
         Args:
             node: The base model's object.
@@ -122,23 +122,23 @@ class BaseModelRef:
 
     @property
     def short_name(self) -> str:
-        """The last part of `name`, also of a path of POSIX or of Windows."""
+        """The last part of `name`, which may be a path of POSIX or Windows."""
         return re.split(r"[/\\]", self.name.rstrip("/\\"))[-1]
 
 
 @dataclass(frozen=True, slots=True)
 class DecodingDefaults:
-    """`training.decoding`: how the publisher suggests to sample; None where unset.
+    """`training.decoding`: the sampling options that the publisher suggests; None for unset ones.
 
     Attributes:
         temperature: 0, or 0.0001 to 1000000.
         top_p: Above 0, at most 1.
         top_k: Tokens; 0 for all.
         min_p: From 0 to 1.
-        stop_sequences: At most 64 texts of 1 to 1024 characters at which to stop, as published.
-        use_grammar: Whether to constrain the answer by the grammar.
+        stop_sequences: At most 64 stop strings of 1 to 1024 characters.
+        use_grammar: Whether to constrain the answer with the grammar.
         grammar_type: Free text, such as `json` or `sql-postgres`.
-        grammar_file: Member that holds the grammar.
+        grammar_file: The member with the grammar.
         max_new_tokens: At least 1.
         repetition_penalty: 0.000001 to 1000000; 1 for none.
     """
@@ -156,7 +156,7 @@ class DecodingDefaults:
 
     @classmethod
     def read(cls, node: Node) -> DecodingDefaults:
-        """Read the suggestions."""
+        """Read the section."""
 
         def number(key: str, accept: Callable[[float], bool], range_: str) -> float | None:
             return _kept(node, key, node.number(key), accept, range_)
@@ -185,13 +185,13 @@ class DecodingDefaults:
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """`routing`: for which prompts the publisher would choose this expert.
+    """`routing`: the prompts for which the publisher suggests this expert.
 
     Attributes:
-        keywords: Words and phrases that speak for it.
-        exclude_keywords: Words and phrases that speak against it.
+        keywords: Words and phrases of prompts for this expert.
+        exclude_keywords: Words and phrases of prompts for other experts.
         router_hint: A condition on capabilities, as written, such as `database=sql OR task=text2sql`.
-        priority: From 0 to 1, higher is preferred; None when unset.
+        priority: From 0 to 1; a higher value is preferred; None when unset.
     """
 
     keywords: tuple[str, ...] = ()
@@ -214,13 +214,13 @@ class Routing:
 
 @dataclass(frozen=True, slots=True)
 class Constraints:
-    """`constraints`: which other experts this one needs or excludes, and how it is loaded with others.
+    """`constraints`: required and incompatible experts, and the order of loading.
 
     Attributes:
-        requires: Experts it needs, such as `expert-sql` or `expert-sql@0.3.0`.
-        incompatible_with: Experts it must not be loaded with.
-        load_order: Lower ones are loaded first; at least 0; None when unset.
-        max_chain: Most experts in one chain; at least 1; None when unset.
+        requires: Required experts, such as `expert-sql` or `expert-sql@0.3.0`.
+        incompatible_with: Experts that must not be loaded together with this one.
+        load_order: Experts with a lower number are loaded first; at least 0; None when unset.
+        max_chain: Most experts in a chain of requirements; at least 1; None when unset.
     """
 
     requires: tuple[str, ...] = ()
@@ -250,7 +250,7 @@ def _digest(node: Node) -> str | None:
 
 
 def _stops(node: Node) -> tuple[str, ...] | None:
-    """The stop sequences that a generation can have; None when absent."""
+    """Return the usable stop sequences; None if absent."""
     stops = node.texts("stop_sequences", _stop_fault)
     if stops is not None and len(stops) > MAX_PUBLISHED_STOPS:
         node.note(

@@ -1,4 +1,4 @@
-"""The fields of a manifest, read as tolerantly as published packages need."""
+"""Reads the fields of a manifest tolerantly, as published packages need it."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from hivellm_ort.package.manifest_parts import BaseModelRef, Constraints, Decodi
 
 __all__ = ["read_fields"]
 
-_MAJORS = ("1", "2")  # of each, the newest known minor version is 0
+_MAJORS = ("1", "2")  # the newest known minor version of each is 0
 
 
 def read_fields(root: Node) -> dict[str, Any]:
-    """The arguments of an `ExpertManifest`, except `warnings` and `raw`.
+    """Return the arguments of an `ExpertManifest`, except `warnings` and `raw`.
 
     Args:
-        root: The manifest, with a lenient report, which takes in what becomes a warning.
+        root: The manifest, with a lenient report that collects the warnings.
 
     Raises:
-        ManifestError: A required field is missing, or the schema's major version is not known.
+        ManifestError: A required field is missing, or the schema's major version is unknown.
     """
     schema_version = _schema_version(root)
     training, repository = root.child("training"), root.child("repository")
     decoding = training.child("decoding") if training else None
     routing, constraints = root.child("routing"), root.child("constraints")
-    # What ends the reading comes last, so that a report of every problem has the others.
+    # Required fields come last, because their errors end the reading. So a report has the other problems too.
     return {
         "schema_version": schema_version,
         "description": root.text("description") or "",
@@ -54,14 +54,14 @@ def _schema_version(root: Node) -> str:
         return form
     digits = re.match(r"0*([0-9]+)", version)
     if digits is None:
-        root.note("schema_version", f"{shown(version)} is no version, read as {form}; write {form}")
+        root.note("schema_version", f"{shown(version)} is not a version, read as {form}; write {form}")
         return form
     major = digits[1]
     if major not in _MAJORS:
         root.fail("schema_version", f"{shown(version)} is not known (1 and 2 are); use a newer hivellm-ort")
     parts = re.fullmatch(r"[0-9]+(?:\.([0-9]+))?(?:\.[0-9]+)?", version)
     if parts is None:
-        root.note("schema_version", f"{shown(version)} is no version, read as {major}.0; write {major}.0")
+        root.note("schema_version", f"{shown(version)} is not a version, read as {major}.0; write {major}.0")
         return f"{major}.0"
     if (parts[1] or "").strip("0"):
         root.note("schema_version", f"{shown(version)} is newer than {major}.0 and read as that")

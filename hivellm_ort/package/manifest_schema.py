@@ -1,7 +1,7 @@
-"""What a good manifest is, for authors: the JSON schemas (draft 2020-12) of schema versions 1.x and 2.x.
+"""Checks manifests strictly, for their authors, with the JSON schemas (draft 2020-12) of versions 1.x and 2.x.
 
-They live in `schemas/`, so that an editor can use them too. Reading a manifest tolerantly needs neither them
-nor the library behind them, which takes longer to import than all the rest.
+The schemas are files in `schemas/`, so that editors can use them too. Tolerant reading does not need them, nor the
+library `jsonschema`, which is slow to import.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ _LIMITS = {"minimum": "at least", "maximum": "at most", "exclusiveMinimum": "abo
 
 
 def schema_problems(path: StrPath) -> list[str]:
-    """What the schema objects to in a manifest file, for its author.
+    """Return the violations of the schema in a manifest file, for its author.
 
     Args:
         path: The file.
 
     Returns:
-        One line for each problem, in the order of the file, without those that are already in the warnings
-        of the `ExpertManifest`; empty for a good manifest.
+        One line for each problem, in the order of the file; empty for a valid manifest. Problems in the warnings of
+        the `ExpertManifest` are left out.
 
     Raises:
-        ManifestError: The file is missing or no strict JSON.
+        ManifestError: The file is missing or not strict JSON.
     """
     path = Path(path)
     mapping = read_json(path)
@@ -68,14 +68,14 @@ def schema_problems(path: StrPath) -> list[str]:
 
 
 def all_problems(mapping: Mapping[str, Any], where: str) -> tuple[Problem, ...]:
-    """All that an author should correct: what ends the reading, what it warns of, and the schema's objections.
+    """Return everything that an author should correct: errors, warnings and violations of the schema.
 
     Args:
-        mapping: The parsed manifest; one of `read_json` gives the problems their places.
+        mapping: The parsed manifest. If it comes from `read_json`, problems have line and column.
         where: Name of the file, for messages.
 
     Returns:
-        At most one problem for each value, in the order of the file; empty for a good manifest.
+        At most one problem for each value, in the order of the file; empty for a valid manifest.
     """
     report = report_on(mapping, where, lenient=True)
     with suppress(ManifestError):  # It is in the report too.
@@ -85,9 +85,9 @@ def all_problems(mapping: Mapping[str, Any], where: str) -> tuple[Problem, ...]:
 
 
 def _check(mapping: Mapping[str, Any], report: Report) -> None:
-    """Note what the schema of a manifest objects to, without its nulls."""
+    """Add the violations of the schema to the report. Nulls count as absent."""
     plain = _plain(mapping, report)
-    # One more than a report lists, so that it can say that there are more.
+    # One more than a report lists, so that it can say that there are more problems.
     for error in islice(_validator(_major(plain)).iter_errors(plain), MAX_PROBLEMS + 1):
         path = _original(mapping, error.absolute_path)
         for key, fault in _faults(error):
@@ -118,7 +118,7 @@ def _schema(name: str) -> dict[str, Any]:
 
 
 def _plain(value: Any, report: Report, depth: int = 1) -> Any:
-    """A copy of dicts and lists that jsonschema can take, without nulls."""
+    """Return a copy for jsonschema, with plain dicts and lists and without nulls."""
     if isinstance(value, Mapping | list | tuple) and depth > MAX_DEPTH:
         report.note("", f"more than {MAX_DEPTH} objects and lists inside each other; flatten them")
         return None
@@ -132,7 +132,7 @@ def _plain(value: Any, report: Report, depth: int = 1) -> Any:
 
 
 def _original(mapping: Any, path: Sequence[str | int]) -> list[str]:
-    """The path with the indices that count the nulls of lists too."""
+    """Return the path in the original document. Its indices count the nulls in lists too."""
     found = []
     for step in path:
         if isinstance(step, int):
@@ -144,7 +144,7 @@ def _original(mapping: Any, path: Sequence[str | int]) -> list[str]:
 
 
 def _faults(error: ValidationError) -> list[tuple[list[str], str]]:
-    """What an error of the schema says in the words of this package, and the key below its path, if any."""
+    """Return the messages for a violation of the schema, each with the key below its path, if any."""
     rule, limit, value = error.validator, error.validator_value, error.instance
     if rule == "required":
         return [([key], "missing; set it") for key in limit if key not in value]

@@ -1,4 +1,4 @@
-"""Write packages so that the same members give the same bytes."""
+"""Writes package archives. Equal members give equal bytes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hivellm_ort.errors import IntegrityError
 from hivellm_ort.filenames import is_system_file, member_name, shown
 from hivellm_ort.package.folders import sync_folder
 from hivellm_ort.package.links import open_file
-from hivellm_ort.package.names import MemberNames, never_loaded
+from hivellm_ort.package.member_names import MemberNames, is_never_loaded
 from hivellm_ort.paths import StrPath
 
 __all__ = ["Progress", "write"]
@@ -32,24 +32,23 @@ def write(
     compresslevel: int = 6,
     progress: Progress | None = None,
 ) -> None:
-    """Write a package; a reader never sees half of it.
+    """Write a package in one step: a reader never sees an incomplete file.
 
-    The bytes depend on the names, the contents, their order, the compression level and the version of zlib.
+    The bytes depend on names, contents, their order, the compression level and the version of zlib.
 
     Args:
         package: The file to write or replace.
-        members: Names and contents (a file to read, or bytes), in the order to write.
-        compresslevel: Of gzip, 0 to 9.
+        members: Names and contents (a file to read, or bytes), in their order.
+        compresslevel: Compression level of gzip, 0 to 9.
         progress: Called with the number of member bytes just packed.
 
     Raises:
-        IntegrityError: A name that `extract` would refuse or skip, one name twice, or a source that is a link, a
-            device or the like.
-        OSError: A source cannot be read or the package not written, or what it would replace is no file.
+        IntegrityError: `extract` would refuse or skip a name, a name comes twice, or a source is a link or a device.
+        OSError: A source cannot be read, the package cannot be written, or it would replace a folder or device.
     """
     names = MemberNames()
     package = Path(package)
-    if package.exists() and not package.is_file():  # a device would be lost, for everybody
+    if package.exists() and not package.is_file():  # a device would be deleted for the whole system
         raise OSError(errno.EEXIST, "There is a folder or a device of that name", os.fspath(package))
     checked = [
         (_writable(raw, names), source if isinstance(source, bytes) else Path(source))
@@ -69,7 +68,7 @@ def write(
 
 def _writable(raw: str, names: MemberNames) -> str:
     name = member_name(raw)
-    if never_loaded(name):
+    if is_never_loaded(name):
         raise IntegrityError(
             f"member {shown(name)}: pickles, programs and scripts are never loaded from a package; leave it out"
         )
@@ -85,7 +84,7 @@ def _writable(raw: str, names: MemberNames) -> str:
 def _pack(
     file: BinaryIO, members: Sequence[tuple[str, Path | bytes]], compresslevel: int, progress: Progress | None
 ) -> None:
-    # No name and no time in the gzip header; TarInfo's own defaults are time 0, owner 0 and mode 0644.
+    # The gzip header has no name and no time. The defaults of TarInfo are time 0, owner 0 and mode 0644.
     with (
         gzip.GzipFile(filename="", mode="wb", compresslevel=compresslevel, fileobj=file, mtime=0) as packed,
         tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar,
@@ -99,14 +98,14 @@ def _pack(
 
 
 def _opened(name: str, source: Path) -> BinaryIO:
-    """A source, whose folders are the package's own as far as it is called as its member."""
+    """Open a source. If its path ends with the member's name, the folders in that name must not be links."""
     parts = tuple(name.split("/"))
     same = source.parts[-len(parts) :] == parts
     return open_file(source, below=source.parents[len(parts) - 1] if same else None)
 
 
 class _Tally:
-    """A source that reports what is read from it."""
+    """A source that reports progress while it is read."""
 
     def __init__(self, file: BinaryIO, progress: Progress | None) -> None:
         self._file = file

@@ -1,4 +1,4 @@
-"""Removing things from the store: the least recently used, the damaged, or all."""
+"""Removes entries from the store: the least recently used, the damaged, or all."""
 
 from __future__ import annotations
 
@@ -8,40 +8,40 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from hivellm_ort.package.blobs import remove_unlinked
-from hivellm_ort.package.entries import StoreEntry, entries_of, merged
-from hivellm_ort.package.filecheck import FileChecks
+from hivellm_ort.package.blobs import remove_unused_blobs
+from hivellm_ort.package.entries import StoreEntry, list_entries, merge_sizes
+from hivellm_ort.package.filecheck import FileChecker
 from hivellm_ort.package.folders import Layout, discard
 from hivellm_ort.package.packing import Progress
-from hivellm_ort.package.prepared import record_of
+from hivellm_ort.package.stored_adapters import record_path
 
-__all__ = ["LOCK_SECONDS", "clear", "fit", "prune"]
+__all__ = ["LOCK_SECONDS", "clear", "prune", "shrink"]
 
 LOCK_SECONDS = 60.0
-"""How long `clear` and `prune` wait for a process that unpacks or prunes."""
+"""How long `clear` and `prune` wait for another process that unpacks or prunes."""
 
 _DAY = 24 * 60 * 60
 
 
-def fit(
+def shrink(
     layout: Layout, max_bytes: int, work: Path, *, keep: Collection[Path] = frozenset()
 ) -> list[StoreEntry]:
     """Remove the least recently used entries until packages, bases and prepared adapters fit a size.
 
     Args:
         layout: Folders of a store whose lock is held.
-        max_bytes: The size; bytes that entries share count once.
-        work: The work folder that came with the lock; it is emptied.
-        keep: Folders and files of entries that stay.
+        max_bytes: The size. Shared files count once.
+        work: The work folder of the lock; it is emptied.
+        keep: Folders and files of entries to keep.
 
     Returns:
         The entries removed.
     """
-    entries = entries_of(layout, FileChecks("size"))
+    entries = list_entries(layout, FileChecker("size"))
     used = _last_used(entries)
-    # A package goes before its base, without which it would be damaged.
+    # A package is removed before its base, because without the base it would be damaged.
     entries.sort(key=lambda entry: (used[entry.path], entry.kind == "base"))
-    sizes = merged(entry.files for entry in entries)
+    sizes = merge_sizes(entry.files for entry in entries)
     owners = Counter(identity for entry in entries for identity in entry.files)
     total, removed = sum(sizes.values()), []
     for entry in entries:
@@ -59,14 +59,14 @@ def fit(
 def prune(
     layout: Layout, *, max_bytes: int | None, unused_days: float | None, progress: Progress | None
 ) -> list[StoreEntry]:
-    """Remove what is damaged, what is out of use, and what only takes space.
+    """Remove damaged entries, unused entries and unused files.
 
-    Every file is hashed, while other processes wait with unpacking. What is being loaded stays.
+    Every file is hashed. Other processes wait until they can unpack. Entries that are being loaded stay.
 
     Args:
         layout: The store's folders.
-        max_bytes: As for `fit`; None for any size.
-        unused_days: Entries last used more days ago go too; None for any time.
+        max_bytes: As for `shrink`; None for no limit.
+        unused_days: Also remove entries that were not used for so many days; None to keep them.
         progress: Called with the number of bytes just hashed.
 
     Returns:
@@ -80,7 +80,7 @@ def prune(
     if not layout.root.exists():
         return []
     with layout.workspace(seconds=LOCK_SECONDS) as work:
-        entries = entries_of(layout, FileChecks("digest", progress))
+        entries = list_entries(layout, FileChecker("digest", progress))
         used = _last_used(entries)
         before = time.time() - unused_days * _DAY if unused_days is not None else 0.0
         removed = [
@@ -89,11 +89,11 @@ def prune(
             if (entry.fault is not None or used[entry.path] < before) and _remove(entry, work)
         ]
         _free(layout, work)
-        return removed if max_bytes is None else removed + fit(layout, max_bytes, work)
+        return removed if max_bytes is None else removed + shrink(layout, max_bytes, work)
 
 
 def clear(layout: Layout) -> int:
-    """Remove everything but the user's own bundles and keys, and what is being loaded or, on Windows, is open.
+    """Remove all entries except those that are being loaded, or are open on Windows. The user's own files stay.
 
     Returns:
         How many packages, bases and prepared adapters stay.
@@ -120,7 +120,7 @@ def _children(folder: Path) -> list[Path]:
 
 
 def _last_used(entries: Sequence[StoreEntry]) -> dict[Path, float]:
-    """When each entry was last used, which is for a base when one of its packages was."""
+    """Return when each entry was last used. Using a package also uses its bases."""
     used = {entry.path: entry.last_used for entry in entries}
     bases = {entry.key: entry.path for entry in entries if entry.kind == "base"}
     for entry in entries:
@@ -132,15 +132,15 @@ def _last_used(entries: Sequence[StoreEntry]) -> dict[Path, float]:
 def _remove(entry: StoreEntry, work: Path) -> bool:
     gone = discard(entry.path, work)
     if gone and entry.kind == "adapter":
-        discard(record_of(entry.path), work)
+        discard(record_path(entry.path), work)
     return gone
 
 
 def _free(layout: Layout, work: Path) -> None:
-    """Delete what was removed, and then the blobs that it was the last to link to."""
+    """Delete the removed entries, then the blobs to which no entry has a link."""
     for path in list(work.iterdir()):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-    remove_unlinked(layout.blobs)
+    remove_unused_blobs(layout.blobs)

@@ -1,9 +1,8 @@
-"""What was found out about files, remembered so that it is not found out again.
+"""Records of digests and checks, so that unchanged files are not hashed or checked again.
 
-A record of a digest holds for one path while size, times and identity of the file there stay the same. None is made
-of a file that was changed within the last two seconds: another change in the same tick of its file system's clock
-would not show. A record of a check holds for the bytes that were checked, wherever they are, and for one version of
-this package.
+A digest is valid for one path while size, times and identity of the file stay the same. No record is made of a file
+that was changed within the last two seconds. A second change in the same tick of the file system's clock would not be
+visible. The record of a check is valid for the checked bytes in any file, and for one version of this package.
 """
 
 from __future__ import annotations
@@ -24,25 +23,25 @@ from hivellm_ort.package.filecheck import is_digest
 from hivellm_ort.package.folders import write_file
 from hivellm_ort.version import __version__
 
-__all__ = ["MAX_RECORDS", "Found", "forget", "package_digest", "recall"]
+__all__ = ["MAX_RECORDS", "Found", "forget", "hash_package", "recall"]
 
 Found = Mapping[str, float]
-"""What a check found, as numbers by name; often nothing more than that there is no fault."""
+"""The result of a check, as numbers by name; empty if the check only passed."""
 
 MAX_RECORDS = 512
-"""Records kept; those written first go first."""
+"""Most records; the oldest are removed."""
 
 _FORMAT = 1
-_TICK_NS = 2_000_000_000  # FAT's clock, the slowest in use, ticks every two seconds
+_TICK_NS = 2_000_000_000  # the clock of FAT, the slowest in use, ticks every two seconds
 
 
-def package_digest(package: Path, records: Path, *, trusted: bool = True) -> str:
-    """Hex SHA-256 of a package file: as recorded, or read now and recorded.
+def hash_package(package: Path, records: Path, *, trusted: bool = True) -> str:
+    """Return the hex SHA-256 of a package file from its record, or hash the file and record the digest.
 
     Args:
         package: The file.
-        records: Folder of the records; one that cannot be written is no error.
-        trusted: Whether a record is believed.
+        records: Folder of the records. It is not an error if it cannot be written.
+        trusted: Whether to use a record.
 
     Raises:
         OSError: The file cannot be read.
@@ -65,15 +64,15 @@ def forget(package: Path, records: Path) -> None:
 
 
 def recall(what: str, content: bytes, find: Callable[[], Found], records: Path) -> Found:
-    """What a check of some bytes found: as recorded, or found now and recorded.
+    """Return the recorded result of a check, or run the check and record its result.
 
-    The record is named by the digest of the bytes, so it never speaks of others. What `find` raises is not recorded.
+    The record is named by the digest of the bytes, so it is never used for other bytes. Errors are not recorded.
 
     Args:
-        what: the check, with everything but the bytes that its result depends on.
-        content: what is checked.
-        find: the check.
-        records: folder of the records; one that cannot be written is no error.
+        what: Name of the check, with all parameters that its result depends on.
+        content: The bytes to check.
+        find: Runs the check.
+        records: Folder of the records. It is not an error if it cannot be written.
     """
     key = "\n".join((__version__, what, hashlib.sha256(content).hexdigest()))
     record = records / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
@@ -93,7 +92,7 @@ def _identity(package: Path) -> dict[str, int]:
         "format": _FORMAT,
         "size": found.st_size,
         "mtime_ns": found.st_mtime_ns,
-        # On POSIX it also moves when the content is replaced and the time of change put back.
+        # On POSIX it also changes if the content is replaced and the modification time is reset.
         "ctime_ns": found.st_ctime_ns,
         "device": found.st_dev,
         "inode": found.st_ino,
@@ -116,7 +115,7 @@ def _read(record: Path, identity: dict[str, int]) -> str | None:
 def _write(record: Path, value: dict[str, Any]) -> None:
     record.parent.mkdir(parents=True, exist_ok=True)
     write_file(record, json.dumps(value).encode(), record.parent)
-    # Unfinished ones, which a killed process left, are among those that age.
+    # Unfinished files of killed processes are among them, and are removed too.
     aged = sorted(record.parent.iterdir(), key=lambda path: path.stat().st_mtime_ns)
     for path in aged[: max(0, len(aged) - MAX_RECORDS)]:
         path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Sizes as people write them."""
+"""Reads and writes sizes such as `20GB`."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ _UNITS = {"": 1, "B": 1} | {
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size such as `20GB`, `1.5 GiB` or `500000000`.
+    """Return the bytes of a size such as `20GB`, `1.5 GiB` or `500000000`.
 
     Raises:
-        ValueError: The text is no such size.
+        OptionError (ValueError): The text is not a size.
     """
     found = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,9})?)\s*([A-Za-z]*)\s*", text, re.ASCII)
     unit = _UNITS.get(found[2].upper()) if found else None
     if found is None or unit is None:
-        raise OptionError(f"{text[:80]!a} is no size: write 20GB, 500MB, 1.5GiB or a number of bytes")
+        raise OptionError(f"{text[:80]!a} is not a size: write 20GB, 500MB, 1.5GiB or a number of bytes")
     return int(found[1]) if unit == 1 and found[1].isdigit() else int(float(found[1]) * unit)
 
 
 def format_size(size: int) -> str:
-    """A number of bytes in decimal units, such as `153.8 MB`."""
+    """Return a number of bytes in decimal units, such as `153.8 MB`."""
     value, unit = float(size), "B"
     for larger in _STEPS:
         # 999.95 would be written as 1000.0

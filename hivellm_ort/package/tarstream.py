@@ -1,7 +1,7 @@
-"""A strict reader of tar headers from a gzip stream.
+"""Reads tar headers from a gzip stream strictly.
 
-`tarfile` decodes the header blocks, but not the stream: it takes a damaged header for the end of the archive,
-and reads a whole extended header into memory however long it claims to be.
+Only single header blocks are decoded with `tarfile`. Its reader of whole archives takes a damaged header for the end
+of the archive, and reads extended headers of any size into memory.
 """
 
 from __future__ import annotations
@@ -18,20 +18,22 @@ from typing import BinaryIO
 from hivellm_ort.errors import IntegrityError
 from hivellm_ort.filenames import shown
 
-__all__ = ["Header", "Inflated", "damaged", "headers"]
+__all__ = ["GzipReader", "Header", "damage_error", "read_headers"]
 
 _BLOCK = tarfile.BLOCKSIZE
 _CHUNK = 1 << 20
-_PIECE = 16 << 10  # bytes of input read at once: as exactly is it known what a member was unpacked from
-_FREE_OUTPUT = 16 << 20  # bytes of output before the archive's ratio counts: tests have small models of zeros
-# Bytes that may yield no output. What never ends is zeros after the data, empty members or a file name in the
-# header, and all of them are slow to read; gzip itself adds less than a thousandth.
+_PIECE = 16 << 10  # bytes of input read at once; the precision of the ratio of a member
+_FREE_OUTPUT = (
+    16 << 20
+)  # bytes of output before the archive's ratio counts, for small models of zeros in tests
+# Bytes of input that may give no output. Endless zeros after the data, endless empty members or an endless file name
+# in the gzip header would be slow to read. The overhead of gzip itself is below a thousandth.
 _FREE_INPUT = 2 << 20
-# Bytes of one extended header, and of all. A legal name needs 240, but macOS and `tar --xattrs` add attributes.
+# Most bytes of one extended header, and of all. A legal name needs 240, but macOS and `tar --xattrs` add attributes.
 _MAX_EXTENDED, _MAX_ALL_EXTENDED = 256 << 10, 16 << 20
 _MAX_EXTENDED_IN_A_ROW = 3
-_MAX_TAIL = 1 << 20  # zero bytes after the archive's end; writers pad to 10 KiB
-# Records of a file with holes, as GNU tar, bsdtar, star and Solaris write them. The data alone are not the file.
+_MAX_TAIL = 1 << 20  # most zero bytes after the archive's end; writers pad to 10 KiB
+# Records of sparse files by GNU tar, bsdtar, star and Solaris. Their data without the holes is not the file.
 _SPARSE_RECORDS = ("GNU.sparse.", "SCHILY.realsize", "SUN.holesdata")
 _SPARSE_NAME = "GNU.sparse.name"
 _SPARSE = "sparse file"
@@ -50,14 +52,14 @@ _CURES = {
     "link": "with --dereference",
     _SPARSE: "without --sparse (bsdtar: with --no-read-sparse)",
 }
-# What people take for a package, by how it begins; a tar has its mark further on.
+# Other kinds of files, by their first bytes. The mark of a tar is not at the beginning.
 _OTHERS = {
     b"PK\x03\x04": "a ZIP archive",
     b"BZh": "compressed with bzip2",
     b"\xfd7zXZ\0": "compressed with xz",
     b"\x28\xb5\x2f\xfd": "compressed with zstd",
     b"7z\xbc\xaf\x27\x1c": "a 7-Zip archive",
-    b"version https://git-lfs": "a pointer of Git LFS, and the file itself was not fetched",
+    b"version https://git-lfs": "a pointer of Git LFS (the file itself was not fetched)",
     b"<!DOCTYPE html": "a web page",
     b"<!doctype html": "a web page",
     b"<html": "a web page",
@@ -65,8 +67,8 @@ _OTHERS = {
 _TAR_MARK, _TAR_MARK_AT = b"ustar", 257
 
 
-def damaged(what: str) -> IntegrityError:
-    """The error for bytes that are no whole archive."""
+def damage_error(what: str) -> IntegrityError:
+    """Return the error for a damaged archive."""
     return IntegrityError(f"the archive is damaged: {what}; fetch the package again")
 
 
@@ -75,7 +77,7 @@ class Header:
     """One regular file or folder of the archive.
 
     Attributes:
-        name: The name as recorded, unchecked; a folder's without its trailing slash.
+        name: The recorded name, unchecked; for a folder without the trailing slash.
         size: Bytes of the file; 0 for a folder.
         directory: Whether it is a folder.
     """
@@ -85,12 +87,12 @@ class Header:
     directory: bool
 
 
-class Inflated:
-    """The uncompressed bytes of a gzip file, held to a ratio, while the compressed ones are hashed.
+class GzipReader:
+    """Reads a gzip file, limits its compression ratio and hashes the compressed bytes.
 
     Args:
         file: The compressed file, at its start.
-        max_ratio: Output bytes allowed per compressed byte, of the whole file once there are more than 16 MiB.
+        max_ratio: Most bytes of output per byte of the whole file. It counts once the output exceeds 16 MiB.
         progress: Called with the number of compressed bytes just read.
     """
 
@@ -118,16 +120,16 @@ class Inflated:
         """Check whether the whole file may unpack to so many bytes.
 
         Raises:
-            IntegrityError: That passes the ratio.
+            IntegrityError: The bytes exceed the ratio.
         """
         if output > max(_FREE_OUTPUT, self._max_ratio * self._size):
-            raise _beyond("the archive", "max_ratio", self._max_ratio)
+            raise _limit_error("the archive", "max_ratio", self._max_ratio)
 
     def read(self, size: int) -> bytes:
-        """Read up to `size` bytes, at most 1 MiB; none at the end.
+        """Read up to `size` bytes, at most 1 MiB; returns nothing at the end.
 
         Raises:
-            IntegrityError: The gzip stream is damaged, or its ratio passes the limit.
+            IntegrityError: The gzip stream is damaged, or its ratio exceeds the limit.
             OSError: The file cannot be read.
         """
         try:
@@ -142,46 +144,46 @@ class Inflated:
         """Read `size` bytes.
 
         Raises:
-            IntegrityError: As `read`, or the stream ends before.
+            IntegrityError: As for `read`, or the stream ends too early.
             OSError: The file cannot be read.
         """
         return b"".join(self.chunks(size))
 
     def chunks(self, size: int) -> Iterator[bytes]:
-        """Read `size` bytes piece by piece; raises as `exactly`."""
+        """Read `size` bytes piece by piece. Raises as `exactly`."""
         while size:
             data = self.read(size)
             if not data:
-                raise damaged("it ends too early")
+                raise damage_error("it ends too early")
             size -= len(data)
             yield data
 
     def member(self, name: str, size: int, *, free: int, max_ratio: float) -> Iterator[bytes]:
-        """Read the `size` bytes of a member piece by piece, and hold them to a ratio of their own.
+        """Read a member piece by piece, and limit its compression ratio.
 
         Args:
             name: The member, for messages.
-            size: Its bytes.
-            free: Bytes that may come beyond the ratio.
-            max_ratio: Output bytes allowed per compressed byte of the member.
+            size: Its size in bytes.
+            free: Bytes that the ratio does not limit.
+            max_ratio: Most bytes of output per compressed byte of the member.
 
         Raises:
-            IntegrityError: The member passes the ratio, or as `exactly`.
+            IntegrityError: The member exceeds the ratio, or as for `exactly`.
             OSError: The file cannot be read.
         """
         given, before = 0, self._taken
         for data in self.chunks(size):
             given += len(data)
-            # A piece may have been read for the bytes before these.
+            # The input of these bytes may have been read in the piece before.
             if given > free + max_ratio * (self._taken - before + _PIECE):
-                raise _beyond(f"member {shown(name)}", "max_member_ratio", max_ratio)
+                raise _limit_error(f"member {shown(name)}", "max_member_ratio", max_ratio)
             yield data
 
     def _take(self, size: int) -> bytes:
         data = self._file.read(min(size, _PIECE))
         self._taken += len(data)
         if self._taken > _FREE_INPUT + 2 * self._given:
-            raise damaged("gzip: it holds next to nothing")
+            raise damage_error("gzip: it holds next to nothing")
         self._hash.update(data)
         if self._progress is not None and data:
             self._progress(len(data))
@@ -192,12 +194,12 @@ class Inflated:
         if self._begin[_TAR_MARK_AT:].startswith(_TAR_MARK):
             other = "a tar without gzip"
         if other is None:
-            return damaged(f"gzip: {error}")
-        return IntegrityError(f"the file is no package but {other}; a package is a tar.gz")
+            return damage_error(f"gzip: {error}")
+        return IntegrityError(f"the file is not a package but {other}; a package is a tar.gz")
 
 
 class _Source:
-    """What GzipFile asks of a file."""
+    """The methods of a file that GzipFile needs."""
 
     def __init__(self, read: Callable[[int], bytes]) -> None:
         self.read = read
@@ -206,20 +208,20 @@ class _Source:
         raise OSError(f"a stream cannot seek to {offset}")
 
 
-def _beyond(what: str, limit: str, ratio: float) -> IntegrityError:
+def _limit_error(what: str, limit: str, ratio: float) -> IntegrityError:
     return IntegrityError(
         f"{what} unpacks to more than {ratio:g} times its size ({limit}); "
         "raise the limit only for a package you trust"
     )
 
 
-def headers(stream: Inflated) -> Iterator[Header]:
-    """Yield the files and folders of a tar, and check that it ends as a tar ends.
+def read_headers(stream: GzipReader) -> Iterator[Header]:
+    """Yield the headers of the files and folders of a tar, and check the end of the archive.
 
-    The caller reads exactly `size` bytes of each file before it asks for the next header.
+    The caller must read exactly `size` bytes of each file before it takes the next header.
 
     Raises:
-        IntegrityError: The archive is damaged, or holds anything but files and folders.
+        IntegrityError: The archive is damaged, or contains anything but files and folders.
         OSError: The file cannot be read.
     """
     extended: dict[str, str] = {}
@@ -231,8 +233,8 @@ def headers(stream: Inflated) -> Iterator[Header]:
         try:
             info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         except tarfile.HeaderError as error:
-            raise damaged(f"tar header: {error}") from error
-        # The type as recorded: frombuf makes a folder of an old-style file whose name ends in a slash.
+            raise damage_error(f"tar header: {error}") from error
+        # The recorded type, because frombuf changes that of an old-style file whose name ends in a slash.
         kind = block[156:157]
         if kind in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME):
             in_a_row += 1
@@ -254,7 +256,7 @@ def headers(stream: Inflated) -> Iterator[Header]:
         yield header
         stream.exactly(-header.size % _BLOCK)
     if extended:
-        raise damaged("an extended header has no member")
+        raise damage_error("an extended header has no member")
     _finish(stream)
 
 
@@ -262,37 +264,39 @@ def _header(info: tarfile.TarInfo, kind: bytes, extended: dict[str, str]) -> Hea
     name = extended.get("path", info.name)
     if _SPARSE in extended:
         raise _irregular(extended[_SPARSE] or name, _SPARSE)
-    # A v7 folder is a file whose name ends in a slash; frombuf has turned it into a folder already.
+    # In the v7 format a folder is a file whose name ends in a slash. frombuf has made it a folder.
     directory = kind == tarfile.DIRTYPE or (kind == tarfile.AREGTYPE and info.isdir())
     if not directory and kind not in (tarfile.REGTYPE, tarfile.AREGTYPE):
         raise _irregular(name, _KINDS.get(kind, f"type {kind.decode('latin-1')!a}"))
     size = int(extended.get("size", info.size))
     if size < 0 or (directory and size):
-        raise damaged(f"member {shown(name)} has a size of {size}")
+        raise damage_error(f"member {shown(name)} has a size of {size}")
     return Header(name.rstrip("/") if directory else name, size, directory)
 
 
 def _irregular(name: str, what: str) -> IntegrityError:
     cure = _CURES.get(what, "without it")
-    return IntegrityError(f"member {shown(name)} is no regular file ({what}); pack the archive again {cure}")
+    return IntegrityError(
+        f"member {shown(name)} is not a regular file ({what}); pack the archive again {cure}"
+    )
 
 
 def _extend(extended: dict[str, str], kind: bytes, data: bytes) -> None:
-    """Add what an extended header says about the next member."""
+    """Add the records of an extended header for the next member."""
     if kind == tarfile.GNUTYPE_LONGNAME:
         found = {"path": data.removesuffix(b"\0").decode("utf-8", "surrogateescape")}
     else:
         found = _pax_records(data)
-    # Readers differ in which of two names or sizes they believe, so there must be only one.
+    # Readers differ in which of two names or sizes they use, so only one is allowed.
     if extended.keys() & found.keys():
-        raise damaged("two extended headers describe one member")
+        raise damage_error("two extended headers describe one member")
     if kind == tarfile.XGLTYPE and found:
-        raise damaged("a global header describes every member at once")
+        raise damage_error("a global header describes every member at once")
     extended.update(found)
 
 
 def _pax_records(data: bytes) -> dict[str, str]:
-    """The path and size of a pax header, and the name of a sparse file; its other records do not matter here."""
+    """Return the path and size of a pax header, and the name of a sparse file. Other records are ignored."""
     found: dict[str, str] = {}
     start = 0
     while start < len(data):
@@ -300,7 +304,7 @@ def _pax_records(data: bytes) -> dict[str, str]:
         digits = data[start:space]
         end = start + int(digits) if space > start and digits.isdigit() else 0
         if not start < space < end <= len(data) or data[end - 1 : end] != b"\n":
-            raise damaged("a pax record has a wrong length")
+            raise damage_error("a pax record has a wrong length")
         key_bytes, _, value = data[space + 1 : end - 1].partition(b"=")
         key = key_bytes.decode("utf-8", "replace")
         start = end
@@ -311,15 +315,15 @@ def _pax_records(data: bytes) -> dict[str, str]:
         if key not in ("path", "size"):
             continue
         if key in found or (key == "size" and not (value.isdigit() and len(value) < 20)):
-            raise damaged(f"a pax header has a wrong {key}")
+            raise damage_error(f"a pax header has a wrong {key}")
         found[key] = value.decode("utf-8", "surrogateescape")
     return found
 
 
-def _finish(stream: Inflated) -> None:
-    """Read to the end of the gzip stream, which checks its CRC; only zeros may follow the last member."""
+def _finish(stream: GzipReader) -> None:
+    """Read the rest of the gzip stream, so that its CRC is checked. Only zeros may follow the last member."""
     tail = 0
     while data := stream.read(_CHUNK):
         tail += len(data)
         if tail > _MAX_TAIL or data.strip(b"\0"):
-            raise damaged("data follows the end of the tar")
+            raise damage_error("data follows the end of the tar")

@@ -1,4 +1,4 @@
-"""Unpacking a package into the store, and finding it unpacked."""
+"""Unpacks packages into the store, and finds unpacked packages."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from hivellm_ort.contract import ADAPTER_FILE, DECODER_JSON
 from hivellm_ort.errors import IntegrityError, LoadError, ManifestError
 from hivellm_ort.filenames import shown
 from hivellm_ort.package.archive import Limits, Member, Progress, extract, sha256_file
-from hivellm_ort.package.blobs import link, share
-from hivellm_ort.package.bundle_check import stored_fault
-from hivellm_ort.package.bundle_folders import FOLDER, BundleFiles, check_members
-from hivellm_ort.package.filecheck import FileChecks
-from hivellm_ort.package.folders import Layout, discard, place
-from hivellm_ort.package.holds import held
+from hivellm_ort.package.blobs import link_file, share_file
+from hivellm_ort.package.bundle_folders import ONNX_FOLDER, BundleFiles, check_members, find_bundle_fault
+from hivellm_ort.package.entry_locks import shared_lock
+from hivellm_ort.package.filecheck import FileChecker
+from hivellm_ort.package.folders import Layout, commit_folder, discard
 from hivellm_ort.package.index import FILES, PackageIndex
 from hivellm_ort.package.manifest import MANIFEST
 
@@ -29,18 +28,18 @@ PlaceFile = Callable[[Path, Path], object]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnpackedPackage:
-    """A package as files.
+    """An unpacked package, or a folder opened in place.
 
     Attributes:
-        root: Folder with `manifest.json` and the members beside it.
+        root: Folder with `manifest.json` and the other members.
         sha256: Hex digest of the package file; empty for a folder opened in place.
-        adapter: The prepared adapter; None when the package has none.
+        adapter: The prepared adapter; None if the package has none.
         bundles: Folders of the base bundles, one for each target; empty for a thin package. In a package opened in
-            place a file that targets share is in one of them only, see `Store.gathered`.
-        members: The package's files, those of the bundles included (`onnx/…`, found under `bundles`); empty for
-            a folder opened in place.
-        skipped: Files of the archive that were left out, with their digests.
-        notes: One sentence for each member that was skipped or came twice.
+            place, a file that targets share is in only one of them; see `Store.gather_bundle`.
+        members: The package's files, including those of the bundles (`onnx/…`, stored in `bundles`); empty for a
+            folder opened in place.
+        skipped: Skipped files of the archive, with their digests.
+        notes: One sentence for each skipped or repeated member.
     """
 
     root: Path
@@ -52,7 +51,7 @@ class UnpackedPackage:
     notes: tuple[str, ...]
 
     def digest(self, path: Path) -> str:
-        """Hex SHA-256 of a file under `root`: as it was unpacked, or read now in a folder opened in place.
+        """Return the hex SHA-256 of a file under `root`: the recorded one, or in a folder opened in place a new one.
 
         Raises:
             LoadError: The file cannot be read.
@@ -66,22 +65,22 @@ class UnpackedPackage:
 
 
 def find_package(
-    layout: Layout, digest: str, checks: FileChecks, holds: contextlib.ExitStack
+    layout: Layout, digest: str, checks: FileChecker, locks: contextlib.ExitStack
 ) -> UnpackedPackage | None:
-    """The package of a digest if it is unpacked and whole.
+    """Return the package with a digest if it is unpacked and undamaged; else None.
 
     Args:
         layout: Folders of a store.
-        digest: Of the package file.
-        checks: How its files are compared with what was recorded of them.
-        holds: Gets what holds the package and its bases.
+        digest: Digest of the package file.
+        checks: Compares its files with their records.
+        locks: Receives the locks on the package and its bases.
     """
     folder = layout.packages / digest
-    holds.enter_context(held(folder))
+    locks.enter_context(shared_lock(folder))
     index = PackageIndex.load(folder)
     for bundle in index.bundles if index is not None else ():
-        holds.enter_context(held(layout.bases / bundle))
-    if index is None or index.fault(layout, checks) is not None:
+        locks.enter_context(shared_lock(layout.bases / bundle))
+    if index is None or index.find_fault(layout, checks) is not None:
         return None
     return _unpacked(layout, index)
 
@@ -89,20 +88,20 @@ def find_package(
 def add_package(
     layout: Layout, package: Path, work: Path, *, limits: Limits, progress: Progress | None
 ) -> UnpackedPackage:
-    """Unpack a package file into a store; a damaged copy that is there is replaced.
+    """Unpack a package file into a store. A damaged copy is replaced.
 
     Args:
         layout: Folders of a store whose lock is held.
         package: The `.expert` file.
-        work: The work folder that came with the lock.
-        limits: What the archive may unpack to.
+        work: The work folder of the lock.
+        limits: Limits on the unpacked size.
         progress: Called with the number of compressed bytes just unpacked.
 
     Raises:
         IntegrityError: The archive is damaged or unsafe, or a base differs from its `decoder.json`.
         ManifestError: It has no `manifest.json`, or a `decoder.json` is malformed.
-        LoadError: The package cannot be read or the files not written.
-        OSError: The files cannot be placed.
+        LoadError: The package cannot be read, or the files cannot be written.
+        OSError: The files cannot be moved to their place.
     """
     folder = work / "package"
     contents = extract(package, folder / FILES, limits=limits, progress=progress)
@@ -113,11 +112,11 @@ def add_package(
     except (IntegrityError, ManifestError) as error:
         raise type(error)(f"{package}: {error}") from error
     index = PackageIndex(contents, _add_bundles(layout, bundles, work))
-    _remove_bundles(folder / FILES / FOLDER, work)
+    _remove_bundles(folder / FILES / ONNX_FOLDER, work)
     for member in index.kept:
-        share(folder / FILES / member.name, member.sha256, layout.blobs, work)
+        share_file(folder / FILES / member.name, member.sha256, layout.blobs, work)
     index.save(folder)
-    place(folder, layout.packages / contents.sha256, work)
+    commit_folder(folder, layout.packages / contents.sha256, work)
     return _unpacked(layout, index)
 
 
@@ -130,42 +129,42 @@ def _no_manifest(members: tuple[Member, ...]) -> str:
 
 
 def add_bundle(layout: Layout, bundle: BundleFiles, work: Path, place_file: PlaceFile) -> str:
-    """Put a bundle where packages share it, unless it is there and whole.
+    """Add a bundle to the bases that packages share, unless it is there and undamaged.
 
     Args:
         layout: Folders of a store whose lock is held.
-        bundle: Its files, each as its `decoder.json` says.
-        work: The work folder that came with the lock.
-        place_file: Puts a file of the bundle in a new folder.
+        bundle: Its files, which agree with its `decoder.json`.
+        work: The work folder of the lock.
+        place_file: Moves, links or copies a file to a new path.
 
     Returns:
         Its digest.
 
     Raises:
-        OSError: The files cannot be placed.
+        OSError: The files cannot be moved to their place.
     """
     digest = sha256_file(bundle.folder / DECODER_JSON)
-    # Hashed, so that unpacking again heals a base that was damaged without changing its size.
-    if stored_fault(layout.bases / digest, FileChecks("digest")) is None:
+    # The files are hashed, so that unpacking again repairs a damaged base of the same size.
+    if find_bundle_fault(layout.bases / digest, FileChecker("digest")) is None:
         return digest
     base = work / digest
     for name, path in bundle.places.items():
         (base / name).parent.mkdir(parents=True, exist_ok=True)
         place_file(path, base / name)
-        share(
+        share_file(
             base / name, bundle.listed[name].sha256 if name in bundle.listed else digest, layout.blobs, work
         )
-    place(base, layout.bases / digest, work)
+    commit_folder(base, layout.bases / digest, work)
     return digest
 
 
 def _add_bundles(layout: Layout, bundles: list[BundleFiles], work: Path) -> tuple[str, ...]:
-    """Put the bundles of an unpacked package where packages share them; returns their digests."""
+    """Add the bundles of an unpacked package to the bases that packages share, and return their digests."""
     owners = Counter(path for bundle in bundles for path in bundle.places.values())
 
     def place_file(path: Path, target: Path) -> None:
         if owners[path] > 1:
-            link(path, target)
+            link_file(path, target)
         else:
             path.rename(target)
 
@@ -173,7 +172,7 @@ def _add_bundles(layout: Layout, bundles: list[BundleFiles], work: Path) -> tupl
 
 
 def _remove_bundles(onnx: Path, work: Path) -> None:
-    """Leave only the adapter."""
+    """Remove everything but the adapter."""
     for path in list(onnx.iterdir()) if onnx.is_dir() else []:
         if path.name != ADAPTER_FILE:
             discard(path, work)
@@ -184,7 +183,7 @@ def _remove_bundles(onnx: Path, work: Path) -> None:
 def _unpacked(layout: Layout, index: PackageIndex) -> UnpackedPackage:
     contents = index.contents
     root = layout.packages / contents.sha256 / FILES
-    adapter = f"{FOLDER}/{ADAPTER_FILE}"
+    adapter = f"{ONNX_FOLDER}/{ADAPTER_FILE}"
     return UnpackedPackage(
         root=root,
         sha256=contents.sha256,

@@ -11,13 +11,24 @@ from starlette.middleware.cors import CORSMiddleware
 from hivellm_ort import __version__
 from hivellm_ort.manager import ExpertManager
 from hivellm_ort.paths import StrPath
-from hivellm_ort.server import chat, completions, loading, models, status, tokens
+from hivellm_ort.server import (
+    chat,
+    completions,
+    decisions,
+    loading,
+    models,
+    responses,
+    static_page,
+    status,
+    tokens,
+)
 from hivellm_ort.server.errors import add_error_handlers
+from hivellm_ort.server.http_metrics import HttpMetrics
 from hivellm_ort.server.middleware import Account, Bounds, Hosts, Keys
 from hivellm_ort.server.options import ServerOptions
 from hivellm_ort.server.state import ServerState
 
-__all__ = ["create_app"]
+__all__ = ["before", "create_app"]
 
 _TOLD = ("x-request-id", "x-hivellm-expert", "x-hivellm-routing", "retry-after")
 
@@ -37,13 +48,37 @@ def create_app(
     """
     options = options or ServerOptions()
     state = ServerState(manager, options, folders)
-    before = [
-        Middleware(Account, metrics=state.metrics),
+    app = FastAPI(
+        title="hivellm_ort",
+        description="Experts behind OpenAI's API.",
+        version=__version__,
+        middleware=before(options, state.metrics),
+        docs_url=None,  # these pages load scripts from elsewhere
+        redoc_url=None,
+    )
+    app.state.server = state
+    add_error_handlers(app, state.hide)
+    for routes in (chat, completions, responses, decisions, models, loading, tokens, status):
+        app.include_router(routes.router)
+    if options.page:
+        app.include_router(static_page.router)
+    return app
+
+
+def before(options: ServerOptions, metrics: HttpMetrics) -> list[Middleware]:
+    """What stands before every route.
+
+    Args:
+        options: who may ask, and how much.
+        metrics: where requests are counted.
+    """
+    found = [
+        Middleware(Account, metrics=metrics),
         Middleware(Bounds, limits=options.limits),
         Middleware(Hosts, allowed=options.allowed_hosts),
     ]
     if options.allowed_origins:
-        before.append(
+        found.append(
             Middleware(
                 CORSMiddleware,
                 allow_origins=list(options.allowed_origins),
@@ -53,17 +88,6 @@ def create_app(
             )
         )
     if options.keys:
-        before.append(Middleware(Keys, keys=options.keys))
-    app = FastAPI(
-        title="hivellm_ort",
-        description="Experts behind OpenAI's API.",
-        version=__version__,
-        middleware=before,
-        docs_url=None,  # these pages load scripts from elsewhere
-        redoc_url=None,
-    )
-    app.state.server = state
-    add_error_handlers(app, state.hide)
-    for routes in (chat, completions, models, loading, tokens, status):
-        app.include_router(routes.router)
-    return app
+        open_paths = {"/health", *(static_page.PATHS if options.page else ())}
+        found.append(Middleware(Keys, keys=options.keys, open_paths=open_paths))
+    return found

@@ -9,12 +9,19 @@ from typing import Any
 from hivellm_ort.options import GenerateOptions
 from hivellm_ort.server.errors import refused
 from hivellm_ort.server.options import ServerLimits
-from hivellm_ort.server.schemas.common import GenerationBody
+from hivellm_ort.server.schemas.common import GenerationBody, SamplingBody
 
-__all__ = ["JSON_OBJECT", "check_schema", "options_of", "per_answer"]
+__all__ = [
+    "check_count",
+    "check_schema",
+    "options_of",
+    "per_answer",
+    "sampling_of",
+    "set_format",
+    "set_tools",
+]
 
-JSON_OBJECT: dict[str, Any] = {"type": "object"}
-"""The schema of any JSON object."""
+_JSON_OBJECT: dict[str, Any] = {"type": "object"}  # any of them
 
 _MAX_BAD_WORD = 128  # characters
 
@@ -37,8 +44,16 @@ def options_of(body: GenerationBody, limits: ServerLimits) -> GenerateOptions:
     """
     if body.stream_options is not None and not body.stream:
         raise refused("stream_options", "there is no stream: set stream to true, or leave it out")
-    _check_count("n", body.n, limits.max_n)
-    _check_count("max_tokens", body.max_tokens, limits.max_tokens)
+    check_count("n", body.n, limits.max_n)
+    check_count("max_tokens", body.max_tokens, limits.max_tokens)
+    options = sampling_of(body, limits)
+    if body.max_tokens is not None:
+        options["max_tokens"] = body.max_tokens
+    return options
+
+
+def sampling_of(body: SamplingBody, limits: ServerLimits) -> GenerateOptions:
+    """What the fields that all bodies share ask of the library; raises as `options_of`."""
     if len(body.stop or ()) > limits.max_stops:
         raise refused("stop", f"{len(body.stop or ())} texts, and {limits.max_stops} may be")
     _check_bad_words(body.bad_words or (), limits.max_bad_words)
@@ -48,12 +63,84 @@ def options_of(body: GenerationBody, limits: ServerLimits) -> GenerateOptions:
         )
     options: dict[str, Any] = {name: getattr(body, name) for name in _SAME}
     options |= {
-        "max_tokens": body.max_tokens,
         "include_stop": body.include_stop_str_in_output,
         "logit_bias": {int(token_id): bias for token_id, bias in (body.logit_bias or {}).items()} or None,
         **_constraint(body, limits),
     }
     return _present(options)
+
+
+def set_tools(
+    options: GenerateOptions,
+    limits: ServerLimits,
+    *,
+    tools: Sequence[dict[str, Any]] | None,
+    choice: dict[str, Any] | str | None,
+    parallel: bool | None,
+) -> None:
+    """Add the tools of a request to its options.
+
+    Args:
+        options: changed.
+        limits: what they may be.
+        tools: in the form of a chat.
+        choice: which of them the answer may call; None for the default.
+        parallel: whether it may have several calls; None for the default.
+
+    Raises:
+        ApiError: they exceed a limit.
+    """
+    tools = list(tools or ())
+    if len(tools) > limits.max_tools:
+        raise refused("tools", f"{len(tools)} tools, and {limits.max_tools} may be")
+    for index, tool in enumerate(tools):
+        check_schema(f"tools[{index}]", tool, limits)
+    if tools:
+        options["tools"] = tools
+    if choice is not None:
+        options["tool_choice"] = choice
+    if parallel is not None:
+        options["parallel_tool_calls"] = parallel
+
+
+def set_format(
+    options: GenerateOptions,
+    limits: ServerLimits,
+    *,
+    field: str,
+    kind: str,
+    schema: dict[str, Any] | None,
+    schema_field: str,
+    strict: bool | None,
+) -> None:
+    """Add what the answer must look like to the options of a request.
+
+    Args:
+        options: changed.
+        limits: what a schema may be.
+        field: that has the kind, for errors.
+        kind: `text`, `json_object` or `json_schema`.
+        schema: of `json_schema`.
+        schema_field: where it is, for errors.
+        strict: false where what cannot be enforced of it is left out.
+
+    Raises:
+        ApiError: the schema is missing or exceeds a limit, or another field says what the answer must look like.
+    """
+    given = [name for name in ("grammar", "regex", "choice", "json_schema") if options.get(name) is not None]
+    if kind == "text":
+        return
+    if given:
+        raise refused(field, f"{given[0]} says what the answer must look like already: give one of them")
+    if kind == "json_object":
+        options["json_schema"] = _JSON_OBJECT
+        return
+    if schema is None:
+        raise refused(schema_field, "it is missing: give the schema, or the type 'json_object'")
+    check_schema(schema_field, schema, limits)
+    options["json_schema"] = schema
+    # Where it is not to be strict, what cannot be enforced is told as a warning; by default it is refused.
+    options["lenient"] = strict is False
 
 
 def per_answer(options: GenerateOptions, n: int) -> list[GenerateOptions]:
@@ -81,7 +168,7 @@ def check_schema(field: str, schema: Any, limits: ServerLimits) -> None:
         raise refused(field, f"deeper than {limits.max_schema_depth} objects and lists within each other")
 
 
-def _constraint(body: GenerationBody, limits: ServerLimits) -> dict[str, Any]:
+def _constraint(body: SamplingBody, limits: ServerLimits) -> dict[str, Any]:
     """What the answer must look like: at most one option, under whatever name it came."""
     found = {field: (option, value) for field, option, value in _constraints(body) if value is not None}
     if len(found) > 1:
@@ -92,7 +179,7 @@ def _constraint(body: GenerationBody, limits: ServerLimits) -> dict[str, Any]:
     return {}
 
 
-def _constraints(body: GenerationBody) -> Iterator[tuple[str, str, Any]]:
+def _constraints(body: SamplingBody) -> Iterator[tuple[str, str, Any]]:
     """The field, the option and the value of everything that says what the answer must look like."""
     for name in ("grammar", "regex", "choice", "json_schema"):
         yield name, name, getattr(body, name)
@@ -108,7 +195,7 @@ def _constraints(body: GenerationBody) -> Iterator[tuple[str, str, Any]]:
         yield "structured_outputs.json", "json_schema", structured.json_
         for name in ("regex", "choice", "grammar"):
             yield f"structured_outputs.{name}", name, getattr(structured, name)
-        yield "structured_outputs.json_object", "json_schema", structured.json_object and JSON_OBJECT
+        yield "structured_outputs.json_object", "json_schema", structured.json_object and _JSON_OBJECT
 
 
 def _check_bad_words(words: Sequence[str], most: int) -> None:
@@ -120,7 +207,8 @@ def _check_bad_words(words: Sequence[str], most: int) -> None:
             raise refused(f"bad_words[{index}]", f"{len(word)} characters, and {_MAX_BAD_WORD} may be")
 
 
-def _check_count(field: str, value: int | None, most: int) -> None:
+def check_count(field: str, value: int | None, most: int) -> None:
+    """Refuse a number that is not from 1 to `most`; None is none."""
     if value is not None and not 1 <= value <= most:
         raise refused(field, f"{value}, and 1 to {most} may be")
 

@@ -11,7 +11,7 @@ from typing import Any
 from hivellm_ort.result import InferenceResult, TokenLogprob
 from hivellm_ort.server.generation import Answers
 from hivellm_ort.server.streaming import IDLE_SECONDS
-from hivellm_ort.server.told import TokenTexts, finish_reason, shown_logprobs, usage_of
+from hivellm_ort.server.told import TokenTexts, finish_reason, shown_logprobs, timings_of, usage_of
 from hivellm_ort.serving.generation import Step
 from hivellm_ort.tools.parser import ArgumentsDelta, CallEvent, CallStarted, TextDelta, ToolCallParser
 
@@ -83,6 +83,7 @@ class ChatAnswers:
             "message": message,
             "logprobs": logprobs,
             "finish_reason": _reason(result),
+            "timings": timings_of(result),
         }
 
     def _document(self, kind: str) -> dict[str, Any]:
@@ -113,7 +114,7 @@ class _OpenChoice:
         """What was held back, and why the answer ended."""
         if self._parser is not None:
             yield from map(self._choice, _deltas(self._parser.flush()))
-        yield self._choice({}, _reason(result))
+        yield {**self._choice({}, _reason(result)), "timings": timings_of(result)}
 
     def _choice(self, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
         if not self._begun:

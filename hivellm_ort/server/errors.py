@@ -28,12 +28,20 @@ from hivellm_ort.errors import (
 )
 from hivellm_ort.server.schemas.common import FIELDS, REFUSED
 
-__all__ = ["ERRORS", "ApiError", "ErrorBody", "add_error_handlers", "as_api_error", "refused"]
+__all__ = [
+    "CLIENT_LEFT",
+    "ERRORS",
+    "ApiError",
+    "ErrorBody",
+    "add_error_handlers",
+    "as_api_error",
+    "failed",
+    "refused",
+]
 
 _LOG = logging.getLogger("hivellm_ort")
 _CLIENT, _SERVER = "invalid_request_error", "server_error"
 _MOST_MESSAGE = 1000  # characters: what a client sent may be part of it
-_FAILED = "the server failed: its log says why"
 CLIENT_LEFT = 499
 """The status of a request whose client went away; nobody gets it, and metrics count it."""
 
@@ -139,6 +147,7 @@ _WORDS = {
     "a valid dictionary": "an object",
     "None": "null",
 }
+_INSTANCE = re.compile(r" or instance of \w+")  # of our classes, which nobody else knows
 _FIRST_WORD = re.compile(r"[a-z_]+(?=[\[: ])")
 
 
@@ -155,7 +164,7 @@ def as_api_error(error: BaseException, hide: Callable[[str], str], *, began: boo
     meaning = next((meaning for kind, meaning in _MEANINGS if isinstance(error, kind)), None)
     if meaning is None or (began and type(error) is InferenceError):
         _LOG.error("a request of the server failed", exc_info=error)
-        return ApiError(500, _FAILED, code="internal_error")
+        return failed()
     if isinstance(error, LoadError):  # the operator's to mend, and the log may name files
         _LOG.error("an expert is unavailable: %s", error)
         message = "the expert is unavailable: the log of the server says why"
@@ -166,13 +175,18 @@ def as_api_error(error: BaseException, hide: Callable[[str], str], *, began: boo
     )
 
 
+def failed() -> ApiError:
+    """The error of a fault of ours, of which nothing is told."""
+    return ApiError(500, "the server failed: its log says why", code="internal_error")
+
+
 def refused(param: str, message: str, *, code: str = "invalid_value", status: int = 400) -> ApiError:
     """The error of a field that has a value which it cannot have here."""
     return ApiError(status, f"{param}: {message}", param=param, code=code)
 
 
 def add_error_handlers(app: FastAPI, hide: Callable[[str], str]) -> None:
-    """Have every error of an application be an error object.
+    """Have every error of an application be an error object; `Account` sees to faults of ours.
 
     Args:
         app: the application.
@@ -182,10 +196,6 @@ def add_error_handlers(app: FastAPI, hide: Callable[[str], str]) -> None:
     def on_error(_request: Request, error: Exception) -> Response:
         return as_api_error(error, hide).response
 
-    def on_bug(_request: Request, _error: Exception) -> Response:
-        # It is raised again after this, and whoever runs the application logs it.
-        return ApiError(500, _FAILED, code="internal_error").response
-
     def on_leaving(_request: Request, _error: Exception) -> Response:
         return Response(status_code=CLIENT_LEFT)
 
@@ -194,7 +204,6 @@ def add_error_handlers(app: FastAPI, hide: Callable[[str], str]) -> None:
     app.add_exception_handler(RequestValidationError, _on_malformed)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(ClientDisconnect, on_leaving)
-    app.add_exception_handler(Exception, on_bug)
 
 
 def _on_http(_request: Request, error: Exception) -> Response:
@@ -207,7 +216,7 @@ def _on_http(_request: Request, error: Exception) -> Response:
     return ApiError(error.status_code, message, code=code, headers=error.headers).response
 
 
-def _on_malformed(_request: Request, error: Exception) -> Response:
+def _on_malformed(request: Request, error: Exception) -> Response:
     """A body that is none of the schema: the first field that is wrong, and why."""
     assert isinstance(error, RequestValidationError)  # noqa: S101
     if error.body is None:
@@ -219,23 +228,33 @@ def _on_malformed(_request: Request, error: Exception) -> Response:
     where, fault = faults[0]
     # A value that may be of several types has a fault for each of them.
     same = {_lower(other["msg"]): None for place, other in faults if place == where}
-    return _field_error(where, {**fault, "msg": " or ".join(same)}).response
+    return _field_error(where, {**fault, "msg": " or ".join(same)}, _fields_of(request)).response
+
+
+def _fields_of(request: Request) -> set[str]:
+    """The names of the fields that the body of a route may have."""
+    body = getattr(request.scope.get("route"), "body_field", None)
+    model = body.field_info.annotation if body is not None else None
+    if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        return set()
+    return {field.alias or name for name, field in model.model_fields.items()}
 
 
 def _place(body: Any, fault: Mapping[str, Any]) -> list[str | int]:
     """Where in the body a fault is: its place without the names of types."""
     where: list[str | int] = []
-    for part in fault["loc"][1:]:
+    parts = fault["loc"][1:]
+    for count, part in enumerate(parts, 1):
         try:
             body = body[part]
         except (KeyError, IndexError, TypeError):
-            if fault["type"] != "missing":
-                break
+            if fault["type"] != "missing" or count < len(parts):
+                continue
         where.append(part)
     return where
 
 
-def _field_error(where: Sequence[str | int], fault: Mapping[str, Any]) -> ApiError:
+def _field_error(where: Sequence[str | int], fault: Mapping[str, Any], known: Collection[str]) -> ApiError:
     param = (
         "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).lstrip(".") or None
     )
@@ -245,14 +264,14 @@ def _field_error(where: Sequence[str | int], fault: Mapping[str, Any]) -> ApiErr
             return ApiError(
                 400, f"{name} is not supported: {REFUSED[name]}", param=param, code="unsupported_parameter"
             )
-        near = difflib.get_close_matches(name, FIELDS, 1) if len(where) == 1 else []
+        near = difflib.get_close_matches(name, known, 1) if len(where) == 1 else []
         hint = f"; did you mean {near[0]}?" if near else ": leave it out"
         return ApiError(
             400, f"{param} is no field of this request{hint}", param=param, code="unknown_parameter"
         )
     if kind == "missing":
         return ApiError(400, f"{param} is missing", param=param, code="missing_required_parameter")
-    message = fault["msg"]
+    message = _INSTANCE.sub("", fault["msg"])
     for python, plain in _WORDS.items():
         message = message.replace(python, plain)
     return ApiError(400, f"{param}: {message}" if param else message, param=param, code="invalid_value")

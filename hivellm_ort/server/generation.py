@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
+import json
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -18,9 +21,10 @@ from hivellm_ort.serving.generation import Step
 from hivellm_ort.serving.stream import AsyncTextStream
 from hivellm_ort.tools.parser import ToolCallParser
 
-__all__ = ["Answers", "unless_client_leaves"]
+__all__ = ["Answers", "too_slow", "unless_client_leaves"]
 
 _T = TypeVar("_T")
+_NO_FIELDS: Mapping[str, str] = MappingProxyType({})
 # Options of the library that clients give under another name.
 _FIELDS = {
     "enable_thinking": "chat_template_kwargs.enable_thinking",
@@ -47,7 +51,13 @@ class Answers:
 
     @classmethod
     async def begin(
-        cls, state: ServerState, name: str, asked: Sequence[GenerateOptions], *, steps: bool = False
+        cls,
+        state: ServerState,
+        name: str,
+        asked: Sequence[GenerateOptions],
+        *,
+        steps: bool = False,
+        fields: Mapping[str, str] = _NO_FIELDS,
     ) -> Answers:
         """Begin all answers; what is wrong with the request is raised here.
 
@@ -55,7 +65,8 @@ class Answers:
             state: of the application.
             name: the expert.
             asked: options of each answer.
-            steps: whether `events` is going to be read.
+            steps: whether `events` is going to tell of every step.
+            fields: what this route calls options of the library, where others do not.
 
         Raises:
             ApiError: the queue is full, or the server stops.
@@ -67,7 +78,7 @@ class Answers:
         streams = [state.manager.agenerate_stream(name, **options) for options in limited]
         answers = cls(state, streams)
         begun: list[asyncio.Future[None]] = []
-        with arguments_named_by(_as_field):  # in the tasks, too
+        with arguments_named_by(partial(_as_field, {**_FIELDS, **fields})):  # in the tasks, too
             for index, stream in enumerate(streams):
                 begun.append(asyncio.get_running_loop().create_future())
                 task = asyncio.create_task(answers._run(index, stream, begun[-1], steps=steps))
@@ -138,6 +149,10 @@ class Answers:
                 timer.cancel()
             self.abandon()
 
+    def sampling(self, index: int) -> Mapping[str, Any]:
+        """The options of sampling that an answer is generated with."""
+        return self._streams[index].sampling
+
     def call_parser(self, index: int) -> ToolCallParser:
         """A parser of the calls of tools in an answer."""
         return self._streams[index].call_parser()
@@ -181,14 +196,18 @@ class Answers:
             return result
         if self._state.ended:
             raise stopping()
-        seconds = self._state.options.limits.request_timeout
-        # A client of OpenAI's would ask twice again, and wait as long each time.
-        raise ApiError(
-            504,
-            f"the answer did not end in {seconds:g} s: ask for fewer tokens, or when the server has less to do",
-            code="timeout",
-            headers={"x-should-retry": "false"},
-        )
+        raise too_slow(self._state.options.limits.request_timeout)
+
+
+def too_slow(seconds: float) -> ApiError:
+    """What a client is told whose answer did not end in time."""
+    # A client of OpenAI's would ask twice again, and wait as long each time.
+    return ApiError(
+        504,
+        f"the answer did not end in {seconds:g} s: ask for less, or when the server has less to do",
+        code="timeout",
+        headers={"x-should-retry": "false"},
+    )
 
 
 async def unless_client_leaves(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
@@ -218,6 +237,7 @@ async def _left(request: Request) -> None:
         pass
 
 
-def _as_field(name: str, _value: str | int | None) -> str | None:
+def _as_field(names: Mapping[str, str], name: str, value: str | int | None) -> str | None:
     """An argument of the library as a client has it."""
-    return _FIELDS.get(name)
+    field = names.get(name)
+    return field if field is None or value is None else f"{field}={json.dumps(value)}"

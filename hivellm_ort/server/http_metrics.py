@@ -39,35 +39,37 @@ class HttpMetrics:
 
     def prometheus(self) -> str:
         """Everything in Prometheus' text format, to be put after the manager's."""
-        return prometheus_text(
-            [
-                MetricFamily(
-                    "http_requests_total",
-                    "counter",
-                    "Requests that ended, by method, route and status; 499 where the client went away.",
-                    ("method", "route", "status"),
-                    self._requests,
-                ),
-                MetricFamily(
-                    "http_request_seconds",
-                    "histogram",
-                    "From a request to the end of its response.",
-                    (),
-                    {(): self._seconds.read()},
-                ),
-                MetricFamily(
-                    "http_requests_in_progress",
-                    "gauge",
-                    "Requests that are being answered.",
-                    (),
-                    {(): self.in_progress},
-                ),
-                MetricFamily(
-                    "http_queue_full_total",
-                    "counter",
-                    "Requests that found the queue full.",
-                    (),
-                    {(): self.full},
-                ),
-            ]
-        )
+        return prometheus_text(self.families())
+
+    def families(self) -> list[MetricFamily]:
+        """Everything, by metric."""
+        return [
+            MetricFamily(
+                "http_requests_total",
+                "counter",
+                "Requests that ended, by method, route and status; 499 where the client went away.",
+                ("method", "route", "status"),
+                self._requests,
+            ),
+            MetricFamily(
+                "http_request_seconds",
+                "histogram",
+                "From a request to the end of its response.",
+                (),
+                {(): self._seconds.read()},
+            ),
+            MetricFamily(
+                "http_requests_in_progress",
+                "gauge",
+                "Requests that are being answered.",
+                (),
+                {(): self.in_progress},
+            ),
+            MetricFamily(
+                "http_queue_full_total",
+                "counter",
+                "Requests that found the queue full.",
+                (),
+                {(): self.full},
+            ),
+        ]

@@ -8,28 +8,27 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from hivellm_ort.server.errors import CLIENT_LEFT, ApiError
+from hivellm_ort.server.errors import CLIENT_LEFT, ApiError, failed
 from hivellm_ort.server.http_metrics import HttpMetrics
 from hivellm_ort.server.options import ServerLimits
 
 __all__ = ["Account", "Bounds", "Hosts", "Keys"]
 
 _LOG = logging.getLogger("hivellm_ort")
-_OPEN = "/health"
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 _MOST_ADDRESS, _MOST_HEADERS, _MOST_HEAD = 8 << 10, 100, 32 << 10
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 
 
 class Account:
-    """Counts every request, and gives it an id that its response has as `x-request-id`.
+    """Counts every request, and gives it an id that its response has as `x-request-id`. Answers where all else fails.
 
     The id is the client's own, where it sends a sound one.
 
@@ -49,12 +48,12 @@ class Account:
             return
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
-        begin, status = time.perf_counter(), CLIENT_LEFT
+        begin, status, started = time.perf_counter(), CLIENT_LEFT, False
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
+            nonlocal status, started
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, started = message["status"], True
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
@@ -63,7 +62,9 @@ class Account:
             await self._app(scope, receive, send_with_id)
         except Exception:
             _LOG.error("the request %s failed", request_id)
-            raise
+            if not started:
+                await failed().response(scope, receive, send_with_id)
+            raise  # whoever runs the application logs what it was
         finally:
             self._metrics.in_progress -= 1
             method = scope["method"] if scope["method"] in _METHODS else "other"
@@ -106,20 +107,22 @@ class Hosts:
 
 
 class Keys:
-    """Lets only those pass who have one of the keys. `/health` is open.
+    """Lets only those pass who have one of the keys.
 
     Args:
         app: what answers.
         keys: the keys, at least one.
+        open_paths: paths that need none.
     """
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+    def __init__(self, app: ASGIApp, keys: Sequence[str], open_paths: Collection[str]) -> None:
         self._app = app
+        self._open = frozenset(open_paths)
         self._keys = [key.encode() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        if scope["type"] != "http" or _path(scope) == _OPEN or self._known(Headers(scope=scope)):
+        if scope["type"] != "http" or _path(scope) in self._open or self._known(Headers(scope=scope)):
             await self._app(scope, receive, send)
             return
         error = ApiError(
@@ -250,7 +253,7 @@ class _BoundedBody:
 def _fault_of_head(scope: Scope) -> ApiError | None:
     """What is wrong with the address and the headers of a request, before anything is done for it."""
     headers = scope["headers"]
-    if len(scope["raw_path"]) + len(scope["query_string"]) > _MOST_ADDRESS:
+    if len(scope.get("raw_path") or scope["path"]) + len(scope["query_string"]) > _MOST_ADDRESS:
         return _closing(414, f"the address is longer than {_MOST_ADDRESS} bytes", "address_too_long")
     if len(headers) > _MOST_HEADERS or sum(len(name) + len(value) for name, value in headers) > _MOST_HEAD:
         most = f"{_MOST_HEADERS} headers of {_MOST_HEAD} bytes together"

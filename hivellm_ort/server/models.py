@@ -126,11 +126,11 @@ async def get_model(model: str, request: Request) -> dict[str, Any]:
 
 def _models(state: ServerState) -> list[dict[str, Any]]:
     manager = state.manager
-    contexts = {base["sha256"]: base["context"] for base in manager.stats()["bases"]}
+    loaded = {base["sha256"]: base for base in manager.stats()["bases"]}
     experts = manager.list_loaded_experts()
     bases = {info.base_sha256: info.base for info in experts if info.digest}
     found: list[dict[str, Any]] = [
-        _model(state, manager.BASE, root=name, parent=None, context=contexts.get(sha256))
+        _model(state, manager.BASE, root=name, parent=None, base=loaded.get(sha256))
         for sha256, name in bases.items()
         if len(bases) == 1
     ]
@@ -140,7 +140,7 @@ def _models(state: ServerState) -> list[dict[str, Any]]:
             info.name,
             root=f"{info.package}@{info.version}" if info.version else info.package,
             parent=manager.BASE if len(bases) == 1 and info.digest else info.base,
-            context=contexts.get(info.base_sha256),
+            base=loaded.get(info.base_sha256),
         )
         for info in experts
     )
@@ -148,7 +148,7 @@ def _models(state: ServerState) -> list[dict[str, Any]]:
 
 
 def _model(
-    state: ServerState, name: str, *, root: str, parent: str | None, context: int | None
+    state: ServerState, name: str, *, root: str, parent: str | None, base: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     return {
         "id": name,
@@ -157,7 +157,9 @@ def _model(
         "owned_by": "hivellm",
         "root": root,
         "parent": parent,
-        "max_model_len": context,
+        "max_model_len": base and base["context"],
+        "provider": base and base["provider"],
+        "precision": base and base["precision"],
     }
 
 

@@ -28,6 +28,7 @@ class ServerLimits:
         max_body_bytes: size of a body.
         max_n: answers of one request.
         max_prompts: prompts of one request to `/v1/completions`.
+        max_questions: questions of one request to `/v1/decisions`.
         max_tokens: tokens of an answer.
         max_stops: stop strings.
         max_bad_words: texts of `bad_words`, of 128 characters each.
@@ -48,6 +49,7 @@ class ServerLimits:
     max_body_bytes: int = _limit(4 << 20, "Most bytes of a body.")
     max_n: int = _limit(8, "Most answers of one request.")
     max_prompts: int = _limit(16, "Most prompts of one request to /v1/completions.")
+    max_questions: int = _limit(32, "Most questions of one request to /v1/decisions.")
     max_tokens: int = _limit(4096, "Most tokens of an answer.")
     max_stops: int = _limit(16, "Most stop strings of a request.")
     max_bad_words: int = _limit(64, "Most texts of bad_words.")
@@ -75,12 +77,13 @@ class ServerOptions:
     """How the application behaves.
 
     Attributes:
-        keys: any of these must come as `Authorization: Bearer KEY` with every request but `/health`; none by default,
-            and then anybody may ask.
+        keys: any of these must come as `Authorization: Bearer KEY` with every request but `/health` and the files of
+            the page; none by default, and then anybody may ask.
         allowed_hosts: names in the header `Host` that are answered; `*` is any. By default those of this machine
             alone, so that no page of another site can reach the server through a name of its own.
         allowed_origins: web pages that may ask from a browser (CORS); none by default.
         loading_folder: packages in it may be loaded and unloaded by requests; by default none may.
+        page: Whether `/` is the page. Its files need no key.
         limits: how much requests may ask.
 
     Raises:
@@ -92,6 +95,7 @@ class ServerOptions:
     allowed_hosts: tuple[str, ...] = LOCAL_HOSTS
     allowed_origins: tuple[str, ...] = ()
     loading_folder: Path | None = None
+    page: bool = True
     limits: ServerLimits = field(default_factory=ServerLimits)
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ from hivellm_ort.server.errors import ApiError
 from hivellm_ort.server.http_metrics import HttpMetrics
 from hivellm_ort.server.options import ServerOptions
 
-__all__ = ["Cancellable", "ServerState", "state_of"]
+__all__ = ["Cancellable", "ServerState", "state_of", "stopping"]
 
 _RETRY_SECONDS = 1  # after which a place in the queue may be free: an answer takes about that long
 
@@ -54,14 +54,18 @@ class ServerState:
         self.started = int(time.time())
         self.loading = asyncio.Lock()
         self.draining = self.ended = False
-        self._folders = tuple(folders)
+        self._folders = set(folders)
         self._running: set[Cancellable] = set()
         self._admitted = 0
 
     def hide(self, text: str) -> str:
         """A message without the paths of this machine."""
         own = self.options.loading_folder
-        return without_folders(text, self._folders if own is None else (*self._folders, own, own.resolve()))
+        return without_folders(text, self._folders if own is None else {*self._folders, own, own.resolve()})
+
+    def hide_also(self, folders: Iterable[StrPath]) -> None:
+        """Leave these folders out of messages too."""
+        self._folders.update(folders)
 
     def admit(self, answers: int) -> None:
         """Take so many answers into the queue; `leave` gives back the place of each.

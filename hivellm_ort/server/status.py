@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from hivellm_ort.observability import PROMETHEUS_CONTENT_TYPE
+from hivellm_ort.observability.exposition import MetricFamily, prometheus_text
 from hivellm_ort.server.errors import ERRORS
 from hivellm_ort.server.state import state_of
 
@@ -39,5 +43,24 @@ async def ready(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """The manager's metrics and those of HTTP, for Prometheus."""
     state = state_of(request)
-    text = state.manager.metrics.prometheus() + state.metrics.prometheus()
+    text = state.manager.metrics.prometheus() + _memory(state.manager.stats()) + state.metrics.prometheus()
     return Response(text, media_type=PROMETHEUS_CONTENT_TYPE)
+
+
+def _memory(stats: Mapping[str, Any]) -> str:
+    """What is in memory now, and how many rows its bases have."""
+    bases = stats["bases"]
+    parts = {"bases": "bytes", "key_values": "key_value_bytes", "prefixes": "prefix_bytes"}
+    memory: dict[tuple[str, ...], float] = {
+        (part,): sum(base[name] for base in bases) for part, name in parts.items()
+    }
+    memory["adapters",] = stats["adapter_bytes"]
+    rows = sum(base["rows"] for base in bases)
+    return prometheus_text(
+        [
+            MetricFamily("memory_bytes", "gauge", "What is in memory, by its kind.", ("part",), memory),
+            MetricFamily(
+                "batch_rows_limit", "gauge", "Requests that may have a row at once.", (), {(): rows}
+            ),
+        ]
+    )

@@ -53,21 +53,28 @@ class EventStream(EventSourceResponse):
             self._answers.abandon()
 
 
-def chunk_event(document: Any) -> bytes:
-    """An event with a JSON document."""
-    return format_sse_event(data_str=json.dumps(document, ensure_ascii=False, separators=(",", ":")))
+def chunk_event(document: Any, name: str | None = None) -> bytes:
+    """An event with a JSON document, and with a name where it is given."""
+    text = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+    return format_sse_event(data_str=text, event=name)
 
 
-async def sent(state: ServerState, chunks: AsyncIterator[dict[str, Any] | None]) -> AsyncIterator[bytes]:
+async def sent(
+    state: ServerState, chunks: AsyncIterator[dict[str, Any] | None], *, named: bool = False
+) -> AsyncIterator[bytes]:
     """The events of a stream: a chunk each, an error object where one is raised, and `[DONE]` at the end.
 
     Args:
         state: of the application.
         chunks: the chunks; None where nothing happened for a while.
+        named: whether the type of a chunk is the name of its event.
     """
     try:
         async for chunk in chunks:
-            yield format_sse_event(comment="waiting") if chunk is None else chunk_event(chunk)
+            if chunk is None:
+                yield format_sse_event(comment="waiting")
+            else:
+                yield chunk_event(chunk, chunk["type"] if named else None)
     except Exception as error:  # the status was sent long ago
         yield chunk_event(as_api_error(error, state.hide, began=True).body)
     yield format_sse_event(data_str="[DONE]")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
@@ -10,7 +11,7 @@ from typing import Any
 from hivellm_ort.result import InferenceResult, TokenLogprob
 from hivellm_ort.text.tokenizer import TextTokenizer
 
-__all__ = ["TokenTexts", "finish_reason", "shown_logprobs", "usage_of"]
+__all__ = ["TokenTexts", "finish_reason", "shown_logprobs", "timings_of", "usage_of"]
 
 _IMPOSSIBLE = -9999.0  # OpenAI's number for a probability of 0, which JSON cannot write
 
@@ -36,11 +37,12 @@ class TokenTexts:
         return self.bytes_of(token_id).decode("utf-8", "replace")
 
     def chat(self, logprobs: Iterable[TokenLogprob]) -> list[dict[str, Any]]:
-        """Entries of `logprobs.content` of a chat."""
+        """Entries of `logprobs.content` of a chat, with `forced` where the grammar left no other token."""
         return [
             {
                 **self._entry(one.token_id, one.logprob),
                 "top_logprobs": [self._entry(*other) for other in one.top],
+                **({"forced": True} if one.forced else {}),
             }
             for one in logprobs
         ]
@@ -90,12 +92,20 @@ def usage_of(prompts: Iterable[Sequence[InferenceResult]]) -> dict[str, Any]:
     read = sum(results[0].prompt_tokens for results in groups)
     written = sum(result.completion_tokens for results in groups for result in results)
     cached = sum(results[0].cached_tokens for results in groups)
+    thought = sum(result.reasoning_tokens for results in groups for result in results)
+    forced = sum(result.forced_tokens for results in groups for result in results)
     return {
         "prompt_tokens": read,
         "completion_tokens": written,
         "total_tokens": read + written,
         "prompt_tokens_details": {"cached_tokens": cached},
+        "completion_tokens_details": {"reasoning_tokens": thought, "forced_tokens": forced},
     }
+
+
+def timings_of(result: InferenceResult) -> dict[str, float]:
+    """Where the time of an answer went, in seconds, and how many tokens a second came after the first."""
+    return {**dataclasses.asdict(result.timings), "tokens_per_second": result.tokens_per_second}
 
 
 def _finite(logprob: float) -> float:

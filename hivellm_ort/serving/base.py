@@ -1,4 +1,4 @@
-"""A base model in memory, as experts share it."""
+"""A base model in memory, shared by experts."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ __all__ = ["Base"]
 
 
 class Base:
-    """Everything of a base bundle that does not depend on the expert.
+    """A loaded base bundle: everything that does not depend on the expert.
 
     Args:
-        folder: the bundle.
-        config: its `decoder.json`.
-        placement: where it runs.
-        threads: intra-op threads; None leaves it to ONNX Runtime.
-        prefix_cache_bytes: most bytes of keys and values that are kept of earlier prompts.
-        recall: remembers which tokenizers are within the limits; None checks each time.
+        folder: The bundle.
+        config: Its `decoder.json`.
+        placement: Its provider and device.
+        threads: Intra-op threads; None for the default of ONNX Runtime.
+        prefix_cache_bytes: Most bytes of keys and values in the prefix cache.
+        recall: Records which tokenizers are within the limits; None checks each time.
 
     Attributes:
-        engine: its sessions.
-        tokenizer: its tokenizer.
-        template: its chat template.
-        eos_token_ids: every token that ends an answer.
-        grammars: compiles grammars for its vocabulary.
-        scheduler: answers its requests.
+        engine: Its sessions.
+        tokenizer: Its tokenizer.
+        template: Its chat template.
+        eos_token_ids: The tokens that end an answer.
+        grammars: Compiles grammars for its vocabulary.
+        scheduler: Runs its requests.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Base:
         self.eos_token_ids = _eos_token_ids(folder, config.architecture.vocab_size)
         self.grammars = GrammarCompiler(self.tokenizer.to_json, config.architecture.vocab_size)
         self.engine = Engine(folder, config, placement=placement, threads=threads)
-        self.engine.start()  # nothing of the folder is read later
+        self.engine.start()  # no file of the folder is read later
         self.engine.prefixes.resize(prefix_cache_bytes)
         self.scheduler = Scheduler(self.engine, adapters=config.merged is None)
 
@@ -68,14 +68,14 @@ class Base:
         """The bundle's `decoder.json`."""
         return self.engine.config
 
-    def own_template(self, own: TemplateSource) -> ChatTemplate | None:
-        """The chat template that an expert brings, with the base's special tokens where it names none.
+    def compile_template(self, own: TemplateSource) -> ChatTemplate | None:
+        """Compile an expert's own chat template. Special tokens that it does not define are those of the base.
 
         Returns:
-            The template; None where the expert brings none, or that of the base.
+            The template; None if the expert has none, or has that of the base.
 
         Raises:
-            LoadError: the template does not compile.
+            LoadError: The template does not compile.
         """
         base = self._template_source
         tokens = {**base.tokens, **own.tokens}
@@ -84,41 +84,41 @@ class Base:
 
     @cached_property
     def no_adapter(self) -> BoundAdapter | None:
-        """What requests to the base itself bind; None where an adapter is merged, and the base no more itself."""
+        """The empty adapter, for requests to the base itself; None if an adapter is merged into the base."""
         return BoundAdapter.none(self.config) if self.config.merged is None else None
 
     @cached_property
     def token_texts(self) -> TokenTexts:
-        """The tokens that the model can write, by their texts; made for the first request that needs them."""
+        """The tokens of the model by their texts; built for the first request that needs them."""
         return TokenTexts(self.tokenizer.token_bytes[: self.config.architecture.vocab_size])
 
     @property
     def nbytes(self) -> int:
-        """Memory of its weights: the bytes of the graph and the tensors on disk."""
+        """Bytes of its weights, as the files of the graph and the tensors on disk."""
         graph = ADAPTER_GRAPH if self.config.merged is None else BASE_GRAPH
         return sum(self.config.files[name].size for name in (graph, WEIGHTS_FILE))
 
     @property
     def cache_bytes(self) -> int:
-        """Memory of keys and values: of running requests, and kept of earlier ones."""
+        """Bytes of keys and values, of running requests and in the prefix cache."""
         return self.scheduler.nbytes + self.engine.prefixes.nbytes
 
     def release(self, adapter: BoundAdapter) -> None:
-        """Let go of what is kept for an adapter, so that its memory can be freed."""
+        """Drop everything that is cached for an adapter, so that its memory can be freed."""
         self.scheduler.release(adapter)
         self.engine.prefixes.clear(adapter.digest)
 
     def close(self) -> None:
-        """Free the session and buffers; answers that are being generated end first."""
+        """Free the session and buffers after all running requests have ended."""
         self.scheduler.close()
         self.engine.close()
 
 
 def _eos_token_ids(folder: Path, vocab_size: int) -> frozenset[int]:
-    """Every token that `generation_config.json` ends answers with: an id, or a list of ids.
+    """Return `eos_token_id` of `generation_config.json`, which is an id or a list of ids.
 
     Raises:
-        ManifestError: the file cannot be read, or one is none of the vocabulary's.
+        ManifestError: The file cannot be read, or an id is not in the vocabulary.
     """
     path, key = folder / "generation_config.json", "eos_token_id"
     document = read_json(path)

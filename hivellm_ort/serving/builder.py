@@ -29,7 +29,7 @@ from hivellm_ort.text.messages import checked_tools, function_of
 from hivellm_ort.text.prompt import build_messages
 from hivellm_ort.text.reasoning import ReasoningSplitter, opens_thinking, think_token_ids
 from hivellm_ort.text.template import ChatTemplate, Prompt, end_of_turn_ids
-from hivellm_ort.tools.choice import ToolChoice, checked_tool_choice, constraint_of
+from hivellm_ort.tools.choice import ToolChoice, build_calls_grammar, parse_tool_choice
 from hivellm_ort.tools.formats import CallFormat, format_of
 
 __all__ = ["DEFAULT_MAX_TOKENS", "RequestBuilder"]
@@ -98,7 +98,7 @@ class RequestBuilder:
         check_prompt(prompt)
         check_options(options)
         tools = checked_tools(options.get("tools"))
-        choice = checked_tool_choice(options.get("tool_choice"), tools)
+        choice = parse_tool_choice(options.get("tool_choice"), tools)
         call_format = format_of(self.template) if choice.mode != "none" else None
         grammar = self._held_to_tools(tools, choice, call_format, options)
         free = isinstance(grammar, CallsGrammar) and grammar.free and grammar.answer is None
@@ -182,7 +182,7 @@ class RequestBuilder:
     def _given_tokens(
         self, question: str | None, token_ids: Sequence[int], options: GenerateOptions | ScoreOptions
     ) -> list[int]:
-        """The prompt of `prompt_ids`, once it is known to be alone and in the vocabulary."""
+        """Return the prompt of `prompt_ids`. It must exclude other prompts, and be in the vocabulary."""
         beside = [name for name in _PROMPT_OPTIONS if options.get(name) is not None]
         if question is not None:
             beside.insert(0, "prompt")
@@ -276,12 +276,12 @@ class RequestBuilder:
         call_format: CallFormat | None,
         options: GenerateOptions,
     ) -> Grammar | CallsGrammar | None:
-        """The grammar of the request: of its answer, of its calls, or of both."""
+        """Return the grammar of the request: of its answer, of its calls, or of both."""
         grammar = self._grammar(options)
         if not tools or choice.mode == "none" or (grammar is not None and not choice.given):
             return grammar
         several = options.get("parallel_tool_calls") is not False
-        return constraint_of(call_format, tools, choice, several=several, answer=grammar) or grammar
+        return build_calls_grammar(call_format, tools, choice, several=several, answer=grammar) or grammar
 
     def _grammar(self, options: GenerateOptions) -> Grammar | None:
         """Return the grammar of the request, with its option `lenient`."""

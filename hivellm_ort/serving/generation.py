@@ -43,8 +43,7 @@ from hivellm_ort.result import (
 )
 from hivellm_ort.serving.request import GenerationRequest
 from hivellm_ort.serving.threads import refuse_to_wait
-from hivellm_ort.tools.ids import CallIds
-from hivellm_ort.tools.parser import ToolCallParser, read_calls
+from hivellm_ort.tools.parser import CallIds, ToolCallParser, read_calls
 
 __all__ = ["Generation", "Status", "Step", "Subscriber"]
 
@@ -73,6 +72,7 @@ class Step:
         finish_reason: None while the generation goes on.
         logprob: The token's log probability, if requested.
         forced: Whether the grammar left no other token.
+        thinking: Whether the token belongs to the think block. A tag of several tokens counts once it is complete.
         grammar_complete: In the last step: whether the answer satisfies its grammar; None without a grammar.
         error: The error that ended the generation, in place of a finish reason.
     """
@@ -83,6 +83,7 @@ class Step:
     finish_reason: FinishReason | None = None
     logprob: TokenLogprob | None = None
     forced: bool = False
+    thinking: bool = False
     grammar_complete: bool | None = None
     error: Exception | None = None
 
@@ -167,7 +168,7 @@ class Generation:
         self._texts: list[str] = []
         self._reasoning: list[str] = []
         self._logprobs: list[TokenLogprob] = []
-        self._forced = 0
+        self._forced = self._thinking = 0
         self._grammar_complete: bool | None = None
         self._finish_reason: FinishReason | None = None
         self._subscribers: list[Subscriber] = []
@@ -219,6 +220,8 @@ class Generation:
         if step.logprob is not None:
             self._logprobs.append(step.logprob)
         self._forced += step.forced
+        if step.thinking:
+            self._thinking = len(self._tokens)
         self._texts.append(step.text)
         self._reasoning.append(step.reasoning)
         if first and self._tokens:
@@ -275,7 +278,7 @@ class Generation:
                 return self.steps.get(timeout=_PATIENCE)
 
     def call_parser(self) -> ToolCallParser:
-        """A fresh parser of the calls in this answer; it gives them the ids that the result has."""
+        """Return a new parser of the calls in this answer. Its ids are those of the result."""
         request = self.request
         return ToolCallParser(request.call_format, names=request.tool_names, new_id=self._call_ids)
 
@@ -305,6 +308,7 @@ class Generation:
             completion_tokens=len(self._tokens),
             accepted_tokens=self.lookup.accepted if self.lookup is not None else 0,
             forced_tokens=self._forced,
+            reasoning_tokens=self._thinking,
             grammar_complete=self._grammar_complete,
             finish_reason=self._finish_reason,
             logprobs=tuple(self._logprobs) if request.sampling.logprobs is not None else None,

@@ -1,4 +1,4 @@
-"""The bases of this process: each is loaded once, and freed when its last user lets go."""
+"""The bases of this process. Each is loaded once, and freed when its last user releases it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _Key = tuple[str, Placement, int | None]
 
 @dataclass(eq=False)
 class _Entry:
-    """One base and its users. `loading` is held while the base is loaded: only its own users wait for that."""
+    """One base and the number of its users. `loading` is held while the base loads, so only its own users wait."""
 
     base: Base | None = None
     users: int = 0
@@ -32,7 +32,7 @@ class _Entry:
 
 
 class BasePool:
-    """One `Base` per bundle digest, placement and thread count, closed when its last user lets go."""
+    """One `Base` per bundle digest, placement and thread count. It is closed when its last user releases it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # never held while a base is loaded or closed
@@ -50,19 +50,19 @@ class BasePool:
         prefix_cache_bytes: int | None = None,
         recall: Recall | None = None,
     ) -> Base:
-        """The base of the bundle in `folder` with its `decoder.json`; call `release` once for each call of this.
+        """Return the base of a bundle. Call `release` once for each call of this method.
 
         Args:
-            folder: the bundle.
-            config: its `decoder.json`.
-            device: where it is to run; what suits its graphs by default.
-            threads: intra-op threads; None leaves it to ONNX Runtime.
-            prefix_cache_bytes: most bytes that the base keeps of earlier prompts, 256 MiB by default. A base in
-                memory keeps its number, and another one is logged as a warning.
-            recall: as for `Base`.
+            folder: The bundle.
+            config: Its `decoder.json`.
+            device: The device. Default: the best one for its graphs.
+            threads: Intra-op threads; None for the default of ONNX Runtime.
+            prefix_cache_bytes: Most bytes of the prefix cache. Default: 256 MiB. A base in memory keeps its limit,
+                and a warning is logged.
+            recall: As for `Base`.
 
         Raises:
-            LoadError: the bundle cannot be used.
+            LoadError: The bundle cannot be used.
         """
         placement = choose_placement(device or Device(), config)
         placement.announce(config.name)
@@ -95,12 +95,12 @@ class BasePool:
             return [entry.base for entry in self._entries.values() if entry.base is not None]
 
     def hold(self, base: Base) -> None:
-        """Keep a base from `acquire` for one user more."""
+        """Add a user to a base from `acquire`."""
         with self._lock:
             self._entries[self._key(base)].users += 1
 
     def release(self, base: Base) -> None:
-        """Let go of a base from `acquire` or `hold`; one of the process that this was forked from stays."""
+        """Remove a user from a base from `acquire` or `hold`. A base of the parent of a forked process stays."""
         if not base.scheduler.home.here:
             return
         with self._lock:
@@ -118,7 +118,7 @@ class BasePool:
             entry.base.close()
 
     def _begin_anew(self) -> None:
-        """Have no base, in a forked process. To free a session is to wait for its threads, which are not here."""
+        """Start without bases in a forked process. Sessions stay, because freeing one waits for missing threads."""
         self._inherited.append(self._entries)
         self._lock = threading.Lock()
         self._entries = {}
@@ -139,4 +139,4 @@ def _compare_prefix_cache(base: Base, wanted: int | None) -> None:
 
 
 BASES = BasePool()
-"""The bases of this process: experts share them however they are loaded."""
+"""The bases of this process. All experts share them."""

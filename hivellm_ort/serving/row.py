@@ -258,7 +258,7 @@ class Row:
                 scores = generation.constraint.apply(scores)
             token = generation.sampler(scores)
         wanted = generation.request.sampling.logprobs
-        logprob = None if wanted is None else token_logprob(logits, token, wanted)
+        logprob = None if wanted is None else replace(token_logprob(logits, token, wanted), forced=forced)
         return self._take(token, logprob, forced=forced)
 
     def _take(self, token: int, logprob: TokenLogprob | None = None, *, forced: bool = False) -> Step:
@@ -277,17 +277,20 @@ class Row:
                 self._forced.extend(constraint.forced_tokens())
         self.token_ids.append(token)
         self._unread += 1
-        thought, text, stopped = "", "", False
+        answer = self.generation.answer
+        thought, text, stopped, thinking = "", "", False, False
         if reason == "stop":
-            thought, text = self.generation.answer.close(token)
+            thought, text = answer.close(token)
         elif reason != "eos":
-            thought, text, stopped = self.generation.answer.push(token)
+            thinking = answer.thinking
+            thought, text, stopped = answer.push(token)
+            thinking = thinking or answer.thinking
         if stopped:
             reason = "stop"
         elif reason is None and len(self.token_ids) >= self._end:
             reason = "length"
         self.finished = reason is not None
-        step = Step(token, text, thought, reason, logprob, forced)
+        step = Step(token, text, thought, reason, logprob, forced, thinking)
         return self._last(step) if self.finished else step
 
     def _cancel(self) -> Step:

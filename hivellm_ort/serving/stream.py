@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from queue import Empty
 from types import TracebackType
+from typing import Any
 
 from hivellm_ort.errors import InferenceError
-from hivellm_ort.result import InferenceResult
+from hivellm_ort.result import InferenceResult, ScoreResult
 from hivellm_ort.serving.generation import Generation, Step
 from hivellm_ort.serving.threads import refuse_to_wait
 from hivellm_ort.tools.parser import ToolCallParser
 
-__all__ = ["AsyncTextStream", "TextStream"]
+__all__ = ["AsyncTextStream", "TextStream", "score_result"]
 
 
 class TextStream(Iterator[str]):
@@ -34,6 +35,11 @@ class TextStream(Iterator[str]):
         while not (text := self._checked(self._generation.next_step()).text):
             pass
         return text
+
+    @property
+    def sampling(self) -> Mapping[str, Any]:
+        """The options of sampling that are used, as the result has them."""
+        return self._generation.request.options
 
     @property
     def result(self) -> InferenceResult:
@@ -139,7 +145,7 @@ class AsyncTextStream(AsyncIterator[str]):
         self._stream.listen(wake)
 
     async def next_step(self) -> Step | None:
-        """The next token, with its text, reasoning and probability; None after the last."""
+        """Return the next token, with its text, reasoning and probability; None after the last."""
         import asyncio
 
         await self.start()
@@ -163,6 +169,13 @@ class AsyncTextStream(AsyncIterator[str]):
         if self._stream is None:
             raise InferenceError("the answer has not begun: iterate to its end before result")
         return self._stream.result
+
+    @property
+    def sampling(self) -> Mapping[str, Any]:
+        """See `TextStream.sampling`; there are some from the first piece on."""
+        if self._stream is None:
+            raise InferenceError("the answer has not begun: ask for its first piece before sampling")
+        return self._stream.sampling
 
     def call_parser(self) -> ToolCallParser:
         """See `TextStream.call_parser`; there is one from the first piece on."""
@@ -190,3 +203,18 @@ class AsyncTextStream(AsyncIterator[str]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
+
+
+async def score_result(start: Callable[[], TextStream], answers: Sequence[str]) -> ScoreResult:
+    """Run a request that scores answers, without blocking the event loop. Cancelling the task ends the request.
+
+    Args:
+        start: Submits the request. A thread calls it.
+        answers: The answers, as given.
+    """
+    stream = AsyncTextStream(start)
+    await stream.start()
+    assert stream._stream is not None  # noqa: S101
+    async for _ in stream:
+        pass
+    return stream._stream._generation.score_result(answers)

@@ -79,6 +79,12 @@ class ReasoningParser:
         self.part = Part.START
         self._without_tag = Part.REASONING if inside else Part.ANSWER
 
+    @property
+    def open(self) -> bool:
+        """Whether the block of reasoning has begun and not ended."""
+        part = self._without_tag if self.part is Part.START else self.part
+        return part is Part.REASONING
+
     def push(self, piece: str) -> list[Segment]:
         """Take the next piece of the answer and return the new segments. None of them is empty."""
         segments: list[Segment] = []
@@ -140,6 +146,11 @@ class ReasoningSplitter:
         self._space = ""  # whitespace at the beginning, until its part is known
         self._line_breaks = ""  # at the end of the reasoning; dropped if the block ends here
         self._fresh = inside  # line breaks are dropped: nothing of this part was returned yet
+
+    @property
+    def open(self) -> bool:
+        """Whether the block of reasoning has begun and not ended."""
+        return self._parser.open
 
     def push(self, piece: str) -> SplitText:
         """Take the next piece of the answer and return the new text, possibly empty."""

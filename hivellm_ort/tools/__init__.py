@@ -1,1 +1,1 @@
-"""Calls of tools: how a chat template writes them, reading them back from answers, and which may come."""
+"""Tool calls: their formats in chat templates, reading them from answers, and the choice of allowed tools."""

@@ -1,4 +1,4 @@
-"""Which tools an answer may call: the options `tools`, `tool_choice` and `parallel_tool_calls` of a request."""
+"""Checks the options `tools`, `tool_choice` and `parallel_tool_calls`, and makes a grammar for them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hivellm_ort.grammar.grammar import Grammar
 from hivellm_ort.text.messages import function_of
 from hivellm_ort.tools.formats import CallFormat
 
-__all__ = ["ToolChoice", "checked_tool_choice", "constraint_of"]
+__all__ = ["ToolChoice", "build_calls_grammar", "parse_tool_choice"]
 
 _NAME = re.compile(r"[\w.:/-]{1,256}")
 _NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
@@ -22,12 +22,12 @@ _NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": Fa
 
 @dataclass(frozen=True)
 class ToolChoice:
-    """Which calls an answer may have.
+    """The calls that an answer may have.
 
     Attributes:
         mode: `none`: no calls. `auto`: the model chooses between text and calls. `required`: the answer is a call.
-        name: with `required`, the only tool that may be called; None for any.
-        given: whether the caller chose, or it is the default.
+        name: With `required`, the only tool that may be called; None for any tool.
+        given: Whether the caller gave the option. Otherwise this is the default.
     """
 
     mode: Literal["none", "auto", "required"]
@@ -35,17 +35,17 @@ class ToolChoice:
     given: bool = True
 
 
-def checked_tool_choice(value: Any, tools: Sequence[Mapping[str, Any]] | None) -> ToolChoice:
-    """Return what the option `tool_choice` means.
+def parse_tool_choice(value: Any, tools: Sequence[Mapping[str, Any]] | None) -> ToolChoice:
+    """Parse the option `tool_choice`.
 
     Args:
-        value: `none`, `auto`, `required`, or `{"type": "function", "function": {"name": …}}`; also with the name
-            beside the type. None is `auto` where there are tools.
-        tools: the request's, as `checked_tools` returns them.
+        value: `none`, `auto`, `required`, or `{"type": "function", "function": {"name": …}}`. The name may also stand
+            beside the type. None means `auto` if there are tools.
+        tools: The request's tools, as `checked_tools` returns them.
 
     Raises:
-        OptionTypeError: it has a wrong type.
-        OptionError: it is none of these, it needs tools and there are none, or it names none of them.
+        OptionTypeError: The option has a wrong type.
+        OptionError: The option has another value, needs tools and there are none, or names an unknown tool.
     """
     where = argument("tool_choice")
     if value is None:
@@ -80,7 +80,7 @@ def _named(value: Any, where: str) -> str:
     return name
 
 
-def constraint_of(
+def build_calls_grammar(
     call_format: CallFormat | None,
     tools: Sequence[Mapping[str, Any]],
     choice: ToolChoice,
@@ -88,18 +88,18 @@ def constraint_of(
     several: bool = True,
     answer: Grammar | None = None,
 ) -> CallsGrammar | None:
-    """Return the grammar that holds an answer to the tools; None where nothing can be held to them.
+    """Build the grammar for answers with calls of the tools; None if the format cannot be enforced.
 
     Args:
-        call_format: how the model writes calls; None where that is not known.
-        tools: as `checked_tools` returns them.
+        call_format: The model's format of calls; None if it is unknown.
+        tools: The tools, as `checked_tools` returns them.
         choice: `auto` or `required`.
-        several: whether the answer may have more than one call; one of a tool that the choice names is single.
-        answer: what an answer without calls must look like.
+        several: Whether the answer may have more than one call. If the choice names a tool, there is only one.
+        answer: The grammar of an answer without calls.
 
     Raises:
-        OptionError: the names of the tools cannot be told apart in an answer.
-        GrammarError: calls are asked for, and cannot be enforced in this format.
+        OptionError: A tool has a forbidden name, or two tools have the same name.
+        GrammarError: Calls are required, and cannot be enforced in this format.
     """
     functions = [function_of(dict(tool)) for tool in tools]
     strict = [function["name"] for function in functions if function.get("strict") is True]
@@ -127,8 +127,8 @@ def constraint_of(
         )
     if answer is not None and choice.mode == "auto" and not call_format.form.marker:
         raise GrammarError(
-            f"{argument('tool_choice')} is 'auto' beside a grammar, and this model's calls are bare JSON, which "
-            "cannot be told from other answers at their beginning: leave out the grammar or the tools"
+            f"{argument('tool_choice')} is 'auto' beside a grammar, and this model's calls have no marker, "
+            "so they cannot be distinguished from other answers: leave out the grammar or the tools"
         )
     return CallsGrammar(
         call_format.form,
@@ -140,7 +140,7 @@ def constraint_of(
 
 
 def _require_format(call_format: CallFormat | None, choice: ToolChoice, strict: Sequence[str]) -> None:
-    """Refuse what only a format whose calls can be enforced allows."""
+    """Refuse options that need a format whose calls can be enforced."""
     if choice.mode == "required":
         asked = f"{argument('tool_choice')} asks for a call"
     elif strict and choice.given:
@@ -148,7 +148,7 @@ def _require_format(call_format: CallFormat | None, choice: ToolChoice, strict: 
     else:
         return
     if call_format is None:
-        why = "the chat template writes calls in no format that is known here (hermes, llama3, mistral)"
+        why = "the chat template writes calls in no known format (hermes, llama3, mistral)"
     else:
         why = f"calls in the format {call_format.family} have arguments that are not JSON, which cannot be enforced"
     raise GrammarError(f"{asked}, and {why}: use {argument('tool_choice')} 'auto' and read the answer's text")

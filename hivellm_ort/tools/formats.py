@@ -1,4 +1,4 @@
-"""The formats in which models write calls of tools, and which of them a chat template speaks."""
+"""The formats of tool calls, and how the format of a chat template is detected."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from weakref import WeakKeyDictionary
 from hivellm_ort.errors import ExpertError
 from hivellm_ort.grammar.calls import ID, CallForm
 
-__all__ = ["CallFormat", "Family", "Template", "find_format", "format_of"]
+__all__ = ["FORMATS", "CallFormat", "Family", "Template", "find_format", "format_of"]
 
 Family = Literal["hermes", "llama3", "mistral", "mistral_args", "functiongemma"]
 
 
 @dataclass(frozen=True)
 class CallFormat:
-    """How a model writes calls.
+    """The format in which a model writes calls.
 
     Attributes:
         family: `hermes` (Qwen2.5, Qwen3, Hermes), `llama3`, `mistral` (a JSON list), `mistral_args` (Mistral's newer
-            form with bare names), `functiongemma`.
-        form: the texts around names and arguments, with the white space of the template.
-        markers: texts of the format that are a token each in some vocabularies. They are part of an answer's text,
-            also where the tokenizer marks them special.
+            format with plain names), `functiongemma`.
+        form: The texts around names and arguments, with the white space of the template.
+        markers: Texts of the format that are single tokens in some vocabularies. They stay in an answer's text, even
+            if the tokenizer marks them as special.
     """
 
     family: Family
@@ -42,75 +42,92 @@ class CallFormat:
 
 
 class Template(Protocol):
-    """What is needed of a chat template: see `text.template.ChatTemplate`."""
+    """The methods of a chat template that are used here; see `text.template.ChatTemplate`."""
 
     def render(self, messages: Any, *, tools: Any = None, add_generation_prompt: bool = True) -> str:
-        """The text of a conversation."""
+        """Return the text of a conversation."""
 
     def mentions(self, text: str) -> bool:
-        """Whether the source for conversations with tools has the text."""
+        """Return whether the source for conversations with tools has the text."""
 
 
 _FOUND: WeakKeyDictionary[Template, CallFormat | None] = WeakKeyDictionary()
 _NAME, _KEY, _VALUE = "markname0", "markkey00", "markvalue"
-_CALL_ID = "markcall0"  # nine letters and digits: Mistral's templates take no others
+_CALL_ID = "markcall0"  # nine letters and digits, because Mistral's templates accept no others
 _QUESTION = "markquestion"
 _ARGUMENTS = rf'\{{"{_KEY}":\s*"{_VALUE}"\}}'
 
-_HERMES = CallForm(
-    marker="<tool_call>",
-    begin='\n{"name": "',
-    middle='", "arguments": ',
-    end="}\n</tool_call>",
-    again='\n<tool_call>\n{"name": "',
-)
-_LLAMA3 = CallForm(
-    marker="",
-    begin='{"name": "',
-    middle='", "parameters": ',
-    end="}",
-    again=None,
-    trigger=r'\s*\{\s*("type"\s*:\s*"function"\s*,\s*)?"name"\s*:\s*"',
-    optional="<|python_tag|>",
-)
-_MISTRAL = CallForm(
-    marker="[TOOL_CALLS]",
-    begin=' [{"name": "',
-    middle='", "arguments": ',
-    suffix=', "id": "[a-zA-Z0-9]{9}"',
-    end="}",
-    again=', {"name": "',
-    close="]",
-)
-_MISTRAL_ARGS = CallForm(
-    marker="[TOOL_CALLS]",
-    begin="",
-    middle="[ARGS]",
-    end="",
-    again="[TOOL_CALLS]",
-)
-_FUNCTIONGEMMA = CallForm(
-    marker="<start_function_call>",
-    begin="call:",
-    middle="{",
-    end="}<end_function_call>",
-    again="<start_function_call>call:",
-)
+FORMATS: dict[Family, CallFormat] = {
+    "hermes": CallFormat(
+        "hermes",
+        CallForm(
+            marker="<tool_call>",
+            begin='\n{"name": "',
+            middle='", "arguments": ',
+            end="}\n</tool_call>",
+            again='\n<tool_call>\n{"name": "',
+        ),
+        ("<tool_call>", "</tool_call>"),
+    ),
+    "llama3": CallFormat(
+        "llama3",
+        CallForm(
+            marker="",
+            begin='{"name": "',
+            middle='", "parameters": ',
+            end="}",
+            again=None,
+            trigger=r'\s*\{\s*("type"\s*:\s*"function"\s*,\s*)?"name"\s*:\s*"',
+            optional="<|python_tag|>",
+        ),
+        ("<|python_tag|>",),
+    ),
+    "mistral": CallFormat(
+        "mistral",
+        CallForm(
+            marker="[TOOL_CALLS]",
+            begin=' [{"name": "',
+            middle='", "arguments": ',
+            suffix=', "id": "[a-zA-Z0-9]{9}"',
+            end="}",
+            again=', {"name": "',
+            close="]",
+        ),
+        ("[TOOL_CALLS]",),
+    ),
+    "mistral_args": CallFormat(
+        "mistral_args",
+        CallForm(marker="[TOOL_CALLS]", begin="", middle="[ARGS]", end="", again="[TOOL_CALLS]"),
+        ("[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"),
+    ),
+    "functiongemma": CallFormat(
+        "functiongemma",
+        CallForm(
+            marker="<start_function_call>",
+            begin="call:",
+            middle="{",
+            end="}<end_function_call>",
+            again="<start_function_call>call:",
+        ),
+        ("<start_function_call>", "<end_function_call>", "<escape>"),
+    ),
+}
+"""The formats by family, with the white space that most templates have."""
 
 
 def format_of(template: Template) -> CallFormat | None:
-    """As `find_format`, which is asked once for each template."""
+    """Return the format of a template. `find_format` is called once for each template."""
     if template not in _FOUND:
         _FOUND[template] = find_format(template)
     return _FOUND[template]
 
 
 def find_format(template: Template) -> CallFormat | None:
-    """Return the format in which a chat template writes calls; None if it writes none, or one that is not known.
+    """Find the format in which a chat template writes calls; None if it writes no calls, or uses an unknown format.
 
-    First the template writes a conversation with one call, and what it writes is compared with the known formats.
-    White space between their parts is taken over. A template that shows no calls is searched for what it tells the
-    model: one that has `<tool_call>` and no `<function=` and no `<arg_key>` is `hermes`.
+    The template renders a conversation with one call, and the text is compared with the known formats. The format
+    gets the white space of the template. If the template does not show calls, its source is searched: a template with
+    `<tool_call>`, without `<function=` and without `<arg_key>`, is `hermes`.
     """
     shown = False
     for written in _written(template):
@@ -120,15 +137,15 @@ def find_format(template: Template) -> CallFormat | None:
                 return found
         shown = shown or _NAME in written
     if shown:
-        return None  # it writes calls in another way
+        return None  # the format is unknown
     told = template.mentions("<tool_call>") and template.mentions("</tool_call>")
     if told and not template.mentions("<function=") and not template.mentions("<arg_key>"):
-        return CallFormat("hermes", _HERMES, ("<tool_call>", "</tool_call>"))
+        return FORMATS["hermes"]
     return None
 
 
 def _written(template: Template) -> Iterator[str]:
-    """What the template makes of a call with arguments as an object, and as a text; nothing where it refuses it."""
+    """Yield renderings of a call, with arguments as an object and as a text. Refused conversations are skipped."""
     properties = {_KEY: {"type": "string", "description": "argument"}}
     parameters = {"type": "object", "properties": properties, "required": [_KEY]}
     tool = {
@@ -148,26 +165,21 @@ def _written(template: Template) -> Iterator[str]:
 
 
 def _hermes(text: str) -> CallFormat | None:
+    known = FORMATS["hermes"]
     found = re.search(
         rf'<tool_call>(\s*)\{{"name":(\s*)"{_NAME}",(\s*)"arguments":(\s*){_ARGUMENTS}\}}(\s*)</tool_call>',
         text,
     )
-    markers = ("<tool_call>", "</tool_call>")
     if found is None:
-        # Hermes 2 Pro writes arguments first. It is held to the other order: a name that comes last names too late.
+        # Hermes 2 Pro writes arguments first. The grammar uses the other order, because the name selects the schema.
         other = rf'<tool_call>\s*\{{\s*"arguments":\s*{_ARGUMENTS},\s*"name":\s*"{_NAME}"\}}\s*</tool_call>'
-        return CallFormat("hermes", _HERMES, markers) if re.search(other, text) else None
+        return known if re.search(other, text) else None
     before, colon, comma, space, after = found.groups()
     begin = f'{before}{{"name":{colon}"'
-    form = replace(
-        _HERMES,
-        begin=begin,
-        middle=f'",{comma}"arguments":{space}',
-        end=f"}}{after}</tool_call>",
-        # Qwen writes each call on lines of its own.
-        again=f"{chr(10) if before else ''}<tool_call>{begin}",
-    )
-    return CallFormat("hermes", form, markers)
+    # Qwen writes each call on new lines.
+    again = f"{chr(10) if before else ''}<tool_call>{begin}"
+    middle, end = f'",{comma}"arguments":{space}', f"}}{after}</tool_call>"
+    return replace(known, form=replace(known.form, begin=begin, middle=middle, end=end, again=again))
 
 
 def _llama3(text: str) -> CallFormat | None:
@@ -175,27 +187,29 @@ def _llama3(text: str) -> CallFormat | None:
     if found is None:
         return None
     colon, comma, space = found.groups()
-    form = replace(_LLAMA3, begin=f'{{"name":{colon}"', middle=f'",{comma}"parameters":{space}')
-    return CallFormat("llama3", form, ("<|python_tag|>",))
+    known = FORMATS["llama3"]
+    form = replace(known.form, begin=f'{{"name":{colon}"', middle=f'",{comma}"parameters":{space}')
+    return replace(known, form=form)
 
 
 def _mistral(text: str) -> CallFormat | None:
     found = re.search(
-        rf'\[TOOL_CALLS\](\s*)\[\{{(?:"id":\s*"{_CALL_ID}",\s*)?"name":(\s*)"{_NAME}",(\s*)"arguments":(\s*){_ARGUMENTS}'
-        rf'(,\s*"id":\s*"{_CALL_ID}")?\}}\]',
+        rf'\[TOOL_CALLS\](\s*)\[\{{(?:"id":\s*"{_CALL_ID}",\s*)?"name":(\s*)"{_NAME}",(\s*)"arguments":(\s*)'
+        rf'{_ARGUMENTS}(,\s*"id":\s*"{_CALL_ID}")?\}}\]',
         text,
     )
     if found is None:
         return None
     before, colon, comma, space, suffix = found.groups()
+    known = FORMATS["mistral"]
     form = replace(
-        _MISTRAL,
+        known.form,
         begin=f'{before}[{{"name":{colon}"',
         middle=f'",{comma}"arguments":{space}',
         again=f', {{"name":{colon}"',
-        suffix=_MISTRAL.suffix if suffix else "",
+        suffix=known.form.suffix if suffix else "",
     )
-    return CallFormat("mistral", form, ("[TOOL_CALLS]",))
+    return replace(known, form=form)
 
 
 def _mistral_args(text: str) -> CallFormat | None:
@@ -204,13 +218,10 @@ def _mistral_args(text: str) -> CallFormat | None:
         return None
     call_id, mark, space = found.groups()
     middle = f"{f'[CALL_ID]{ID}' if call_id else ''}{mark or ''}{space}"
-    return CallFormat(
-        "mistral_args", replace(_MISTRAL_ARGS, middle=middle), ("[TOOL_CALLS]", "[CALL_ID]", "[ARGS]")
-    )
+    known = FORMATS["mistral_args"]
+    return replace(known, form=replace(known.form, middle=middle))
 
 
 def _functiongemma(text: str) -> CallFormat | None:
-    if f"<start_function_call>call:{_NAME}{{" not in text or "<end_function_call>" not in text:
-        return None
-    markers = ("<start_function_call>", "<end_function_call>", "<escape>")
-    return CallFormat("functiongemma", _FUNCTIONGEMMA, markers)
+    writes = f"<start_function_call>call:{_NAME}{{" in text and "<end_function_call>" in text
+    return FORMATS["functiongemma"] if writes else None

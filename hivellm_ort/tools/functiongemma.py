@@ -1,4 +1,4 @@
-"""Arguments of calls as FunctionGemma writes them: `{city:<escape>Paris<escape>,days:3}`."""
+"""Parses arguments in FunctionGemma's format: `{city:<escape>Paris<escape>,days:3}`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-__all__ = ["arguments_of"]
+__all__ = ["parse_arguments"]
 
 _ESCAPE = "<escape>"
 _KEY = re.compile(r"[^:,{}\[\]<]+")
@@ -23,11 +23,11 @@ _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 _DEEPEST = 64
 
 
-def arguments_of(body: str) -> str | None:
-    """Return arguments as the JSON text of an object; None if they are not in FunctionGemma's form.
+def parse_arguments(body: str) -> str | None:
+    """Return arguments as the JSON text of an object; None if they are not in FunctionGemma's format.
 
-    Texts stand between two `<escape>`; numbers, `true`, `false` and `null` stand alone, and so does any other word,
-    which is a text too.
+    Texts are enclosed in two `<escape>`. Numbers, `true`, `false` and `null` are not. Any other word that is not
+    enclosed is a text too.
     """
     reader = _Reader(body.strip())
     try:

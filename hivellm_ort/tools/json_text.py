@@ -1,4 +1,4 @@
-"""Reading JSON that has not all come yet."""
+"""Reads JSON that arrives in pieces."""
 
 from __future__ import annotations
 
@@ -9,27 +9,28 @@ from typing import Any
 __all__ = ["SPACE", "IncompleteTextError", "ObjectEnd", "TextReader", "UnexpectedTextError", "is_object"]
 
 SPACE = " \t\r\n"
+_BLANKS = re.compile(f"[{SPACE}]*")
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _STRUCTURE = re.compile(r'["{}\[\]]')
 _IN_STRING = re.compile(r'["\\]')
 
 
 class IncompleteTextError(Exception):
-    """The text ends before it can be told what it is."""
+    """The text ends too early to be recognised."""
 
 
 class UnexpectedTextError(Exception):
-    """The text is not what was expected."""
+    """The text differs from the expected one."""
 
 
 class TextReader:
-    """Takes expected parts off the beginning of a text.
+    """Reads expected parts from the beginning of a text.
 
     Args:
-        text: what has come.
+        text: The text that has arrived.
 
     Attributes:
-        place: how much of it was taken.
+        place: The number of characters that were read.
     """
 
     def __init__(self, text: str) -> None:
@@ -37,15 +38,15 @@ class TextReader:
         self.place = 0
 
     def skip_space(self) -> None:
-        """Take white space, as much as there is."""
-        while self.place < len(self.text) and self.text[self.place] in SPACE:
-            self.place += 1
+        """Skip all white space."""
+        found = _BLANKS.match(self.text, self.place)
+        self.place = found.end() if found is not None else self.place
 
     def take(self, literal: str) -> bool:
-        """Take the literal after white space; False if something else comes.
+        """Skip white space and read the literal. Returns False if another text comes.
 
         Raises:
-            IncompleteTextError: it may yet come.
+            IncompleteTextError: The text ends within the literal.
         """
         self.skip_space()
         rest = self.text[self.place : self.place + len(literal)]
@@ -57,12 +58,12 @@ class TextReader:
         return False
 
     def need(self, literal: str) -> None:
-        """As `take`, and something else is an UnexpectedTextError."""
+        """Read the literal as `take` does. Raises `UnexpectedTextError` for another text."""
         if not self.take(literal):
             raise UnexpectedTextError
 
     def string(self) -> str:
-        """Take a JSON string after white space, and return its value."""
+        """Skip white space, read a JSON string and return its value."""
         self.skip_space()
         if not self.text.startswith('"', self.place):
             raise IncompleteTextError if self.place == len(self.text) else UnexpectedTextError
@@ -77,7 +78,7 @@ class TextReader:
         return str(value)
 
     def object(self) -> str:
-        """Take a JSON object after white space, as far as its brackets tell."""
+        """Skip white space and read a JSON object. Only its brackets and strings are checked."""
         if self.next != "{":
             raise UnexpectedTextError
         rest = self.text[self.place :]
@@ -88,7 +89,7 @@ class TextReader:
         return rest[:end]
 
     def word(self, pattern: re.Pattern[str]) -> str:
-        """Take a word of a pattern after white space, up to a character that is none of it."""
+        """Skip white space and read a word that matches a pattern. Another character must follow it."""
         self.skip_space()
         found = pattern.match(self.text, self.place)
         if found is None:
@@ -108,7 +109,7 @@ class TextReader:
 
 
 class ObjectEnd:
-    """Finds the end of a JSON object that comes piece by piece, by its brackets and strings."""
+    """Finds the end of a JSON object that arrives in pieces, by its brackets and strings."""
 
     def __init__(self) -> None:
         self._depth = 0
@@ -116,7 +117,7 @@ class ObjectEnd:
         self._escaped = False
 
     def find(self, piece: str) -> int | None:
-        """Return how many characters of the next piece belong to the object; None if all do, and it goes on."""
+        """Return how many characters of the next piece belong to the object; None if it does not end there."""
         place = 0
         while place < len(piece):
             if self._escaped:
@@ -148,4 +149,4 @@ def is_object(text: str) -> bool:
 
 
 def _refuse(name: str) -> Any:
-    raise UnexpectedTextError(f"{name} is no number of JSON")
+    raise UnexpectedTextError(f"{name} is not a number of JSON")

@@ -1,16 +1,17 @@
-"""Reading calls of tools from an answer, piece by piece."""
+"""Reads tool calls from an answer, piece by piece."""
 
 from __future__ import annotations
 
 import re
+import secrets
+import string
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from hivellm_ort.result import ToolCall
 from hivellm_ort.tools.formats import CallFormat
-from hivellm_ort.tools.functiongemma import arguments_of
-from hivellm_ort.tools.ids import CallIds
+from hivellm_ort.tools.functiongemma import parse_arguments
 from hivellm_ort.tools.json_text import (
     SPACE,
     IncompleteTextError,
@@ -24,27 +25,30 @@ __all__ = [
     "ArgumentsDelta",
     "CallEnded",
     "CallEvent",
+    "CallIds",
     "CallStarted",
     "TextDelta",
     "ToolCallParser",
     "read_calls",
 ]
 
-_LONGEST_HEAD = 16_384  # characters up to the name, and to the arguments where they come after it
+# Most characters before the arguments, with the arguments if the name comes last: each piece parses them again.
+_LONGEST_HEAD = 16_384
 _NAME = re.compile(r"[\w.:/-]+")
 _WORD = re.compile(r"\w+")
+_LETTERS = string.ascii_letters + string.digits
 
 
 @dataclass(frozen=True)
 class TextDelta:
-    """Text that is no part of a call."""
+    """Text outside of calls."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class CallStarted:
-    """A call whose name is known; `index` counts the calls of the answer from 0."""
+    """The beginning of a call with its name. `index` counts the calls of the answer from 0."""
 
     index: int
     id: str
@@ -53,7 +57,7 @@ class CallStarted:
 
 @dataclass(frozen=True)
 class ArgumentsDelta:
-    """More of the JSON text of a call's arguments."""
+    """The next piece of the JSON text of a call's arguments."""
 
     index: int
     text: str
@@ -61,7 +65,7 @@ class ArgumentsDelta:
 
 @dataclass(frozen=True)
 class CallEnded:
-    """A call that is over, with all of it; `call.complete` says whether it is whole."""
+    """The end of a call, with the whole call. `call.complete` is false if the call was cut off."""
 
     index: int
     call: ToolCall
@@ -70,20 +74,40 @@ class CallEnded:
 CallEvent: TypeAlias = TextDelta | CallStarted | ArgumentsDelta | CallEnded
 
 
-class ToolCallParser:
-    """Separates the calls in an answer from its text, as the answer comes.
+class CallIds:
+    """Random ids of the calls of one answer. The same index always has the same id.
 
-    The events of `push` and `flush` are the same, but for the lengths of their deltas, however the answer is cut into
-    pieces. Nothing raises, and nothing is lost:
-
-    - What begins like a call and is none is text.
-    - A call that is cut off after its name ends with `complete` false; one that is cut off before is text.
-    - White space beside a call, and what encloses it, is left out. Without a call, the text is the whole answer.
+    They are `call_` and 24 letters and digits. Templates of Mistral accept only ids of nine letters and digits.
 
     Args:
-        call_format: how the model writes calls; None where the whole answer is text.
-        names: the tools. `llama3` has no marker: there an object with another name is text. None for any names.
-        new_id: gives the id of the call with an index; random by default.
+        family: The format in which the model writes calls.
+    """
+
+    def __init__(self, family: str | None) -> None:
+        self._short = family in ("mistral", "mistral_args")
+        self._ids: dict[int, str] = {}
+
+    def __call__(self, index: int) -> str:
+        """Return the id of the call with this index, from 0."""
+        length, prefix = (9, "") if self._short else (24, "call_")
+        # Several threads may ask at once.
+        return self._ids.setdefault(index, prefix + "".join(secrets.choice(_LETTERS) for _ in range(length)))
+
+
+class ToolCallParser:
+    """Separates the calls in an answer from its text, while the answer arrives.
+
+    The division into pieces changes only the lengths of the deltas, not the events of `push` and `flush`. Nothing
+    raises, and no text is lost:
+
+    - A text that begins like a call, but is not a call, is text.
+    - A call that is cut off after its name ends with `complete` false. A call that is cut off earlier is text.
+    - White space and markers around a call are left out. Without a call, the text is the whole answer.
+
+    Args:
+        call_format: The model's format of calls; None if the whole answer is text.
+        names: The names of the tools. `llama3` has no marker, so an object with another name is text. None for any.
+        new_id: Returns the id of the call with an index. Default: a random id.
     """
 
     def __init__(
@@ -98,10 +122,10 @@ class ToolCallParser:
         self._names = names
         self._new_id = new_id or CallIds(self._family)
         self._held = ""
-        self._space = ""  # white space that may stand before a call
-        self._opened = ""  # what was taken before the head of a call that may be none
+        self._space = ""  # white space that may be followed by a call
+        self._opened = ""  # the text before the head of a possible call
         self._listed = False  # whether the call is in a JSON list
-        self._after_call = False  # nothing but white space has come since
+        self._after_call = False  # only white space has come since the last call
         self._call = ("", "")  # id and name
         self._arguments: list[str] = []
         self._end = ObjectEnd()
@@ -110,14 +134,14 @@ class ToolCallParser:
         self._events: list[CallEvent] = []
 
     def push(self, piece: str) -> list[CallEvent]:
-        """Take the next piece of the answer, and return what is certain now."""
+        """Take the next piece of the answer, and return the events that are certain now."""
         self._held += piece
         while self._state():
             pass
         return self._taken()
 
     def flush(self) -> list[CallEvent]:
-        """Return what is still held: call it once, after the answer's last piece."""
+        """Return the last events. Call this once, after the last piece of the answer."""
         held, self._held = self._held, ""
         if self._state == self._head:
             self._say(self._space + self._opened + held, last=True)
@@ -134,7 +158,7 @@ class ToolCallParser:
         return taken
 
     def _text(self) -> bool:
-        """Take text up to a marker; say whether there is more to do."""
+        """Take text up to a marker, and return whether a marker was found."""
         before, marker, after = self._held.partition(self._marker) if self._marker else (self._held, "", "")
         if not marker:
             most = min(len(self._marker) - 1, len(before))
@@ -147,7 +171,7 @@ class ToolCallParser:
         return bool(marker)
 
     def _say(self, text: str, *, last: bool = False) -> None:
-        """Add text; white space at its end is held, as it may stand before a call."""
+        """Add text. White space at its end is held back, because a call may follow."""
         if self._after_call:
             text = text.lstrip(SPACE)
         self._after_call = self._after_call and not text
@@ -157,14 +181,12 @@ class ToolCallParser:
             self._events.append(TextDelta(shown))
 
     def _head(self) -> bool:
-        """Take what stands before the arguments of a call."""
+        """Take the part of a call before its arguments."""
         reader = TextReader(self._held)
         try:
             name, arguments = self._read_head(reader)
         except IncompleteTextError:
-            if len(self._held) <= _LONGEST_HEAD:
-                return False
-            return self._no_call()
+            return len(self._held) > _LONGEST_HEAD and self._no_call()
         except UnexpectedTextError:
             return self._no_call()
         self._held = self._held[reader.place :]
@@ -182,14 +204,14 @@ class ToolCallParser:
         return True
 
     def _no_call(self) -> bool:
-        """What began like a call is text."""
+        """Turn the beginning of a possible call into text."""
         self._say(self._space + self._opened)
         self._opened = ""
         self._state = self._text
         return True
 
     def _read_head(self, reader: TextReader) -> tuple[str, str | None]:
-        """The name of a call, and its arguments; None where they follow."""
+        """Return the name of a call, and its arguments; None if the arguments follow."""
         if self._family == "functiongemma":
             reader.need("call:")
             name = reader.word(_NAME)
@@ -208,7 +230,7 @@ class ToolCallParser:
         return self._json_head(reader)
 
     def _bare_head(self, reader: TextReader) -> str:
-        """The name in Mistral's newer form."""
+        """Return the name in Mistral's newer format."""
         name = reader.word(_NAME)
         if reader.take("[CALL_ID]"):
             reader.word(_WORD)
@@ -219,7 +241,7 @@ class ToolCallParser:
 
     def _json_head(self, reader: TextReader) -> tuple[str, str | None]:
         reader.need("{")
-        if self._family == "llama3":  # nothing else is held to the tools
+        if self._family == "llama3":
             if reader.take('"type"'):
                 for part in (":", '"function"', ","):
                     reader.need(part)
@@ -228,7 +250,7 @@ class ToolCallParser:
                 reader.need(":")
                 reader.string()
                 reader.need(",")
-            if self._takes_arguments(reader):  # as Hermes 2 Pro writes them
+            if self._takes_arguments(reader):  # the order of Hermes 2 Pro
                 arguments = reader.object()
                 reader.need(",")
                 return self._named(reader), arguments
@@ -265,11 +287,11 @@ class ToolCallParser:
         return end is not None
 
     def _body(self) -> bool:
-        """Take the arguments of FunctionGemma, which are not JSON and become JSON as a whole."""
+        """Take the arguments of FunctionGemma, and convert them to JSON when they are complete."""
         body, end, after = self._held.partition("<end_function_call>")
         if not end:
             return False
-        arguments = arguments_of(body)
+        arguments = parse_arguments(body)
         self._held = after
         self._add(body if arguments is None else arguments)
         self._finish(complete=arguments is not None)
@@ -289,13 +311,13 @@ class ToolCallParser:
         self._state = self._tail
 
     def _tail(self) -> bool:
-        """Take what encloses the end of a call."""
+        """Take the texts after the arguments of a call."""
         reader = TextReader(self._held)
         try:
             more = self._read_tail(reader)
-        except IncompleteTextError:
-            return False
-        except UnexpectedTextError:
+        except (IncompleteTextError, UnexpectedTextError) as error:
+            if isinstance(error, IncompleteTextError) and len(self._held) <= _LONGEST_HEAD:
+                return False
             self._state = self._text
             return True
         self._opened = self._held[: reader.place] if more else ""
@@ -304,7 +326,7 @@ class ToolCallParser:
         return True
 
     def _read_tail(self, reader: TextReader) -> bool:
-        """Whether another call follows without a marker."""
+        """Read the texts after the arguments, and return whether another call follows without a marker."""
         if self._family == "hermes":
             reader.need("}")
             reader.need("</tool_call>")

@@ -37,6 +37,7 @@ def answer_lines() -> dict[str, list[Line]]:
         "batches": list(_batches()),
         "streams": list(_streams()),
         "thinking": list(_thinking()),
+        "tools": list(_tools()),
         "scores": list(_scores()),
     }
 
@@ -310,6 +311,29 @@ def _scores() -> Iterator[Line]:
     yield _line(
         "score", "Answers after a system message.", "dora", _PROMPTS[1], answers=texts, options=system
     )
+
+
+def _tools() -> Iterator[Line]:
+    schema = {
+        "type": "object",
+        "properties": {"x": {"enum": [7, 8]}},
+        "required": ["x"],
+        "additionalProperties": False,
+    }
+    one: Any = [{"name": "f", "parameters": schema}]
+    two: Any = [{"name": "g"}, {"name": "h"}]
+    common = {"temperature": 0, "max_tokens": 64}
+    named = {"type": "function", "function": {"name": "h"}}
+    for about, tools, choice in (
+        ("A call that is required.", one, "required"),
+        ("A call of one of several tools.", two, "required"),
+        ("A call of the tool that is named; one without parameters takes no arguments.", two, named),
+        ("Nothing is held to the tools.", two, "none"),
+    ):
+        options = {**common, "tool_choice": choice, "parallel_tool_calls": False}
+        yield _line("generate", about, "thinking", "why", tools=tools, options=options)
+    cut = {**common, "max_tokens": 42, "tool_choice": "required"}
+    yield _line("generate", "A call that is cut off.", "thinking", "why", tools=one, options=cut)
 
 
 def _thinking() -> Iterator[Line]:

@@ -25,10 +25,65 @@ def fact_lines() -> dict[str, list[Line]]:
     return {
         "prompts": list(_prompts()),
         "grammars": list(_grammars()),
+        "calls": list(_calls()),
         "packages": [*_inspected(), *_verified(), *_loaded()],
         "routing": list(_routed()),
         "errors": list(_errors()),
     }
+
+
+def _calls() -> Iterator[Line]:
+    whole = '<tool_call>\n{"name": "f", "arguments": {"x": "}"}}\n</tool_call>'
+    other = '<tool_call>\n{"name": "g", "arguments": {}}\n</tool_call>'
+    for about, call_format, text in (
+        ("A call.", "hermes", whole),
+        ("Text before two calls.", "hermes", f"Let me see.\n{whole}\n{other}"),
+        ("Text after a call.", "hermes", f"{whole}\nDone.\n"),
+        (
+            "White space as another model writes it.",
+            "hermes",
+            '<tool_call>{ "name":"f","arguments":{} }</tool_call>',
+        ),
+        (
+            "Arguments before the name.",
+            "hermes",
+            '<tool_call>{"arguments": {"x": 1}, "name": "f"}</tool_call>',
+        ),
+        ("A call without arguments.", "hermes", '<tool_call>{"name": "f"}</tool_call>'),
+        ("A call that is cut off in its arguments.", "hermes", whole[: whole.index("}")]),
+        ("A call that is cut off after its arguments.", "hermes", whole[:-8]),
+        ("A call that is cut off before its name is known.", "hermes", whole[: whole.index("f")]),
+        ("A marker without a call is text.", "hermes", "<tool_call> is a tag."),
+        ("Arguments that are no JSON are not complete.", "hermes", whole.replace('"x"', "x")),
+        ("Text without calls stays as it is.", "hermes", " Hello.\n"),
+        ("The whole answer is a call.", "llama3", '{"name": "f", "parameters": {"x": 1}}'),
+        ("A call after its tag.", "llama3", '<|python_tag|>{"name": "f", "parameters": {}}'),
+        ("JSON that names no tool is text.", "llama3", '{"name": "Ada", "parameters": {}}'),
+        ("A call inside of text is text.", "llama3", 'Use {"name": "f", "parameters": {}}'),
+        (
+            "A list of calls with ids.",
+            "mistral",
+            '[TOOL_CALLS] [{"name": "f", "arguments": {}, "id": "abcdefghi"}]',
+        ),
+        (
+            "Bare names.",
+            "mistral_args",
+            'So.[TOOL_CALLS]f[ARGS]{"x": 1}[TOOL_CALLS]g[CALL_ID]abcdefghi[ARGS]{}',
+        ),
+        (
+            "Arguments that become JSON.",
+            "functiongemma",
+            "<start_function_call>call:f{x:<escape>a, {b<escape>,n:3,l:[true,null]}<end_function_call>",
+        ),
+    ):
+        yield {
+            "about": about,
+            "packages": {},
+            "call": "calls",
+            "format": call_format,
+            "names": ["f", "g"],
+            "text": text,
+        }
 
 
 def _of(package: str, file: str = "") -> dict[str, str]:

@@ -20,7 +20,7 @@ __all__ = ["Reference", "answerable"]
 
 _BASES = {"short": "small", "lokr": "small", "windowed": "windowed", "thinking": "biased"}
 # Options that nothing in transformers does as the SDKs do.
-_UNKNOWN = {"grammar", "json_schema", "regex", "choice", "bad_words"}
+_UNKNOWN = {"grammar", "json_schema", "regex", "choice", "bad_words", "tool_choice"}
 _EOS = (2,)
 
 

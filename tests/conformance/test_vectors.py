@@ -14,7 +14,7 @@ from conformance.vectors import FOLDER, Runner, differences, lines
 LINES = {line["id"]: line for _, line in lines()}
 FIELDS = {
     "id", "about", "packages", "load", "call", "prompt", "prompts", "messages", "tools", "options", "tags", "keys",
-    "expert", "answers", "grammar", "samples", "fields", "expect", "error",
+    "expert", "answers", "grammar", "samples", "fields", "format", "names", "text", "expect", "error",
 }  # fmt: skip
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from click.testing import CliRunner
 
-from hivellm_ort import Expert, ExpertError, ExpertManager, Grammar, InferenceResult, Trust
+from hivellm_ort import Expert, ExpertError, ExpertManager, Grammar, InferenceResult, ToolCall, Trust
 from hivellm_ort.cli.main import main
 from hivellm_ort.grammar.report import accepts
 from hivellm_ort.integrity import verify
 from hivellm_ort.package.store import Store, open_package
+from hivellm_ort.tools.formats import FORMATS
+from hivellm_ort.tools.parser import read_calls
 
 __all__ = ["FOLDER", "ROOT", "Line", "Runner", "differences", "lines"]
 
@@ -134,6 +136,11 @@ class Runner:
         failing = accepts(grammar, line["samples"])
         return {"accepted": [place is None for place in failing]}
 
+    def _calls(self, line: Line, _: Any) -> dict[str, Any]:
+        call_format = FORMATS[line["format"]]
+        content, calls = read_calls(line["text"], call_format, names=line.get("names"))
+        return {"content": content, "tool_calls": _calls(calls)}
+
     def _inspect(self, line: Line, _: Any) -> dict[str, Any]:
         ((_name, file),) = line["packages"].items()
         environment = {"HIVELLM_HOME": str(self._cache)}
@@ -212,12 +219,19 @@ def _answer(result: InferenceResult) -> dict[str, Any]:
         "grammar_complete": result.grammar_complete,
         "expert": result.expert,
     }
+    if result.tool_calls:
+        found |= {"content": result.content, "tool_calls": _calls(result.tool_calls)}
     if result.logprobs is not None:
         found["logprobs"] = {
             "chosen": [one.logprob for one in result.logprobs],
             "top": [[[token, value] for token, value in one.top] for one in result.logprobs],
         }
     return found
+
+
+def _calls(calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
+    """Calls without their ids, which are random."""
+    return [{"name": call.name, "arguments": call.arguments, "complete": call.complete} for call in calls]
 
 
 def _at(document: Any, pointer: str) -> Any:

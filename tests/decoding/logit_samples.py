@@ -8,7 +8,8 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from hivellm_ort.decoding.sampler import FloatArray, SamplingParams
+from hivellm_ort.decoding.arrays import FloatArray
+from hivellm_ort.decoding.params import SamplingParams
 
 EXAMPLES = int(os.environ.get("HIVELLM_FUZZ_EXAMPLES", "50"))
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from logit_samples import EXAMPLES, LOGITS, random_logits
 
+from hivellm_ort.decoding.arrays import FloatArray
 from hivellm_ort.decoding.logprobs import TokenLogprob, token_logprob
-from hivellm_ort.decoding.sampler import FloatArray
 from hivellm_ort.errors import InferenceError
 
 

@@ -11,16 +11,12 @@ from hypothesis import strategies as st
 from logit_samples import EXAMPLES, random_logits
 from support.extras import requires_export
 
+from hivellm_ort.decoding.arrays import FloatArray, IntArray
 from hivellm_ort.decoding.bad_words import TokenTexts
+from hivellm_ort.decoding.params import SamplingParams
 from hivellm_ort.decoding.processors import make_processors, user_processors
-from hivellm_ort.decoding.sampler import (
-    FloatArray,
-    IntArray,
-    LogitsProcessor,
-    SamplingParams,
-    distribution,
-    make_sampler,
-)
+from hivellm_ort.decoding.sampler import LogitsProcessor, make_sampler
+from hivellm_ort.decoding.warpers import distribution
 from hivellm_ort.errors import InferenceError, OptionError, OptionTypeError
 
 VOCABULARY = 30

@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from logit_samples import EXAMPLES, LOGITS, WARPING, random_logits
 
-from hivellm_ort.decoding.sampler import FloatArray, SamplingParams, distribution, make_sampler
+from hivellm_ort.decoding.arrays import FloatArray
+from hivellm_ort.decoding.params import SamplingParams
+from hivellm_ort.decoding.sampler import make_sampler
 from hivellm_ort.decoding.selection import inverse_cdf
+from hivellm_ort.decoding.warpers import distribution
 from hivellm_ort.errors import InferenceError
 
 

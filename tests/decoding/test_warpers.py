@@ -15,7 +15,9 @@ from logit_samples import EXAMPLES, LOGITS, WARPING, random_logits
 from support.extras import requires_export
 
 from hivellm_ort.decoding import nucleus
-from hivellm_ort.decoding.sampler import FloatArray, SamplingParams, distribution
+from hivellm_ort.decoding.arrays import FloatArray
+from hivellm_ort.decoding.params import SamplingParams
+from hivellm_ort.decoding.warpers import distribution
 
 EDGE = 1e-6  # rounding may move what lies so near to a limit to its other side
 

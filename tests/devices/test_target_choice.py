@@ -11,7 +11,7 @@ from fake_runtimes import COREML, CUDA, DML, Install, bundle
 
 from hivellm_ort.engine.devices import Device
 from hivellm_ort.errors import ProviderError
-from hivellm_ort.loading.bundles import Bundle, best_first, none_before
+from hivellm_ort.loading.bundles import Bundle, has_best_provider, rank_bundles
 
 DTYPES = {"fp16": "float16", "bf16": "bfloat16"}
 
@@ -30,7 +30,7 @@ def bundles(*forms: str) -> list[Bundle]:
 def best(device: str | None, *forms: str, fallback: bool = False, exact: str = "") -> str:
     """The form that is taken."""
     asked = Device.of(device, fallback=fallback)
-    return best_first(bundles(*forms), asked, whose="expert-sql", exact=exact)[0].config.sha256
+    return rank_bundles(bundles(*forms), asked, owner="expert-sql", exact=exact)[0].config.sha256
 
 
 ALL = ("cpu int8", "cuda fp16", "dml fp16", "portable")
@@ -97,7 +97,7 @@ def test_gpu_wheel_without_a_driver_and_graphs_for_the_cpu_too(
     with caplog.at_level(logging.INFO, logger="hivellm_ort"):
         assert "cpu int8" == best("auto", "cuda fp16", "cpu int8")
     (message,) = caplog.messages
-    assert message.startswith("expert-sql has graphs for cuda, cpu; taken are those for cpu int8 on CPU")
+    assert message.startswith("expert-sql has graphs for cuda, cpu; used are those for cpu int8 on CPU")
     assert NO_DRIVER in message
     with pytest.raises(ProviderError) as caught:
         best("cuda", "cuda fp16", "cpu int8")
@@ -247,7 +247,7 @@ def test_the_log_says_why(runtime: Install, caplog: pytest.LogCaptureFixture) ->
         assert [] == caplog.messages
         best(None, *ALL)
     (message,) = caplog.messages
-    start = "expert-sql has graphs for cpu, cuda, dml, portable; taken are those for cpu int8 on CPUExecutionProvider"
+    start = "expert-sql has graphs for cpu, cuda, dml, portable; used are those for cpu int8 on CPUExecutionProvider"
     assert message.startswith(start)
     assert "not portable fp32 on CPUExecutionProvider" in message
     assert (
@@ -269,4 +269,4 @@ def test_the_log_says_why(runtime: Install, caplog: pytest.LogCaptureFixture) ->
 def test_nothing_could_be_better(device: str, form: str, expected: bool, runtime: Install) -> None:
     """A bundle on the first provider that is there, or on the one asked for, needs no search for others."""
     runtime(CUDA, gpus=1)
-    assert expected == none_before(bundles(form)[0], Device.of(device))
+    assert expected == has_best_provider(bundles(form)[0], Device.of(device))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,11 +25,16 @@ PYTHON = {
     if "```python\n" in (text := path.read_text(encoding="utf-8"))
 }
 
-# Needs transformers and PEFT, which test_migration_guide.py runs it beside; needs a GPU.
-NOT_RUN = {"docs/migration.md", "docs/providers.md"}
+# They need: transformers and PEFT (test_migration_guide.py runs it), a GPU, and room for tools and their results, for
+# which the tiny models' context of 256 tokens is too short.
+NOT_RUN = {"docs/migration.md", "docs/providers.md", "docs/tools.md"}
 
 # What a document takes for granted needs these.
-EXTRAS = {"docs/grammars.md": ["pydantic"], "docs/observability.md": ["fastapi", "opentelemetry.sdk"]}
+EXTRAS = {
+    "docs/grammars.md": ["pydantic"],
+    "docs/observability.md": ["fastapi", "opentelemetry.sdk"],
+    "docs/server.md": ["fastapi", "uvicorn", "openai"],
+}
 
 
 @pytest.fixture
@@ -54,10 +62,29 @@ def names(examples: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         }
 
 
+@contextlib.contextmanager
+def served(manager: ExpertManager) -> Iterator[str]:
+    """A server for the manager; its address."""
+    import uvicorn
+
+    from hivellm_ort.server import create_app
+
+    server = uvicorn.Server(uvicorn.Config(create_app(manager), log_level="warning"))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
 @pytest.mark.parametrize("document", PYTHON)
 def test_python_of_a_document(document: str, names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Its blocks run one after another; those that need more than this library are compiled."""
-    blocks = [compile(block, document, "exec") for block in PYTHON[document]]
+    sources = PYTHON[document]
+    blocks = [compile(block, document, "exec") for block in sources]
     if document in NOT_RUN:
         return
     for extra in EXTRAS.get(document, []):
@@ -65,17 +92,28 @@ def test_python_of_a_document(document: str, names: dict[str, Any], monkeypatch:
     given = {**names}
     if document == "docs/messages.md":
         names["expert"] = Expert.load(golden("thinking"))  # its template shows tools
-    if document == "docs/observability.md":
+    running = contextlib.ExitStack()
+    if document == "docs/server.md":
+        address = running.enter_context(served(names["manager"]))
+        blocks = [
+            compile(block.replace("http://127.0.0.1:8000", address), document, "exec") for block in sources
+        ]
+    if document in ("docs/observability.md", "docs/server.md"):
         import fastapi
-        import opentelemetry.trace
 
         names["app"] = fastapi.FastAPI()
+    if document == "docs/observability.md":
+        import opentelemetry.trace
+
         # A process keeps the provider that it was given first.
         monkeypatch.setattr(opentelemetry.trace, "set_tracer_provider", lambda provider: None)
     try:
-        for block in blocks:
-            exec(block, names)
+        with running:
+            for block in blocks:
+                exec(block, names)
     finally:
+        if "client" in names:
+            names["client"].close()
         for name in ("expert", "manager"):
             if names[name] is not given[name]:
                 names[name].close()

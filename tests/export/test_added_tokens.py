@@ -176,7 +176,7 @@ def test_rows_that_are_nowhere(
     assert "save_embedding_layers=True" in message
 
 
-def own_tokenizer(folder: Path, base: Path, *, added: str | None = None, swapped: bool = False) -> Path:
+def adapter_tokenizer(folder: Path, base: Path, *, added: str | None = None, swapped: bool = False) -> Path:
     """Put the base's tokenizer into an adapter's folder: with a token more, or with two ids changed over."""
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         if (base / name).is_file():
@@ -204,7 +204,7 @@ def test_tokenizer_with_other_ids(
 ) -> None:
     """An adapter whose tokenizer has other ids is refused: exported, loaded and merged."""
     base = model_folder("llama")
-    folder = own_tokenizer(copied(expert_folder(), tmp_path / "expert"), base, swapped=True)
+    folder = adapter_tokenizer(copied(expert_folder(), tmp_path / "expert"), base, swapped=True)
     for options in ((), ("--merge",)):
         error, message = refused(base, folder, options=options)
         assert "AdapterError" == error
@@ -224,7 +224,7 @@ def test_token_that_is_only_the_adapters(
 ) -> None:
     """A token that the base lacks is named in a warning; the padding needs none; one in the template is refused."""
     base = bundle("llama", "fp32")
-    folder = own_tokenizer(
+    folder = adapter_tokenizer(
         copied(expert_folder(), tmp_path / "expert"), model_folder("llama"), added="<|tool|>"
     )
     with caplog.at_level(logging.WARNING, "hivellm_ort"):
@@ -249,11 +249,11 @@ def test_tokenizer_that_splits_otherwise(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The same vocabulary with another pre-tokenizer is named in a warning."""
-    folder = own_tokenizer(copied(expert_folder(), tmp_path / "expert"), model_folder("llama"))
+    folder = adapter_tokenizer(copied(expert_folder(), tmp_path / "expert"), model_folder("llama"))
     path = folder / "tokenizer.json"
     tokenizer = tokenizers.Tokenizer.from_file(str(path))
     tokenizer.normalizer = tokenizers.normalizers.Lowercase()
     tokenizer.save(str(path))
     with caplog.at_level(logging.WARNING, "hivellm_ort"):
         loaded(folder, bundle("llama", "fp32"), tmp_path / "cache")
-    assert ["splits texts in another way" in message for message in caplog.messages] == [True]
+    assert ["splits texts differently" in message for message in caplog.messages] == [True]

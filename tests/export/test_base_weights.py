@@ -125,5 +125,5 @@ def test_bundle_that_does_not_say_where(bundle: BundleFolder, tmp_path: Path) ->
         BaseWeights(tmp_path, config)
     weights = BaseWeights(folder, config)
     for name in ("model.embed_tokens.weight", "model.layers.0.mlp.down_proj.bias", "nothing"):
-        with pytest.raises(LoadError, match=f"no place for {name}"):
+        with pytest.raises(LoadError, match=f"no offset for {name}"):
             weights.tensor(name)

@@ -328,7 +328,7 @@ def test_merged_package_takes_no_adapter(
     assert [] == document["sites"]
     weights, config = expert / "adapter_model.safetensors", expert / "adapter_config.json"
     assert hashlib.sha256(weights.read_bytes() + config.read_bytes()).hexdigest() == document["merged"]
-    with pytest.raises(LoadError, match="another adapter merged"):
+    with pytest.raises(LoadError, match="another adapter is merged"):
         Expert.load(tmp_path / "thin" / plain.packages[0].file, base=base, cache_dir=tmp_path / "cache")
 
 

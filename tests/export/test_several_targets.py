@@ -150,9 +150,9 @@ def test_the_cpu_takes_its_graphs(
         ):
             assert ("cpu", expected) == (expert.base.target, expert.generate(**PROMPT).tokens)
         start = (
-            "expert-tiny has graphs for cpu, portable; taken are those for cpu fp32 on CPUExecutionProvider ("
+            "expert-tiny has graphs for cpu, portable; used are those for cpu fp32 on CPUExecutionProvider ("
         )
-        (message,) = [text for text in caplog.messages if "taken" in text]
+        (message,) = [text for text in caplog.messages if "used are" in text]
         assert message.startswith(start + f"device {device or 'auto'!r}")
         assert "; not portable fp32 on CPUExecutionProvider" in message
 
@@ -210,7 +210,7 @@ def test_thin_package_finds_the_base_for_the_device(exported: Exported, tmp_path
 
     assert "cpu" == found("portable", "cpu", "dml")
     assert "portable" == found("portable", "dml")
-    with pytest.raises(ProviderError, match=r"base 'llama' at hand has graphs for dml.*use device='dml'"):
+    with pytest.raises(ProviderError, match=r"base 'llama' has graphs for dml.*use device='dml'"):
         found("dml")
     with pytest.raises(LoadError, match="nor in the cache"):
         found()
@@ -260,7 +260,7 @@ def test_folder_in_place(exported: Exported, tmp_path: Path) -> None:
     assert folder / "onnx/cpu" == parts_of(folder, cache, device=Device("cpu")).bundle.folder
     store = Store(cache)
     package = open_package(folder, store)
-    gathered = store.gathered(package.bundles[1], package)
+    gathered = store.gather_bundle(package.bundles[1], package)
     assert contents(exported("portable=fp32", thin=True) / "base") == contents(gathered)
 
 

@@ -20,7 +20,7 @@ from hivellm_ort.integrity.native import signed_manifest
 from hivellm_ort.integrity.verdict import Verdict
 from hivellm_ort.integrity.verification import verify
 from hivellm_ort.package.archive import Member
-from hivellm_ort.package.names import never_loaded
+from hivellm_ort.package.member_names import is_never_loaded
 from hivellm_ort.package.store import UnpackedPackage
 
 HIVELLM = Path(__file__).parents[2].parent / "shared" / "hivellm"
@@ -71,8 +71,8 @@ def unpacked(root: Path, files: Files) -> UnpackedPackage:
         sha256=hashlib.sha256("".join(m.sha256 for m in members).encode()).hexdigest(),
         adapter=None,
         bundles=(),
-        members=tuple(m for m in members if not never_loaded(m.name)),
-        skipped=tuple(m for m in members if never_loaded(m.name)),
+        members=tuple(m for m in members if not is_never_loaded(m.name)),
+        skipped=tuple(m for m in members if is_never_loaded(m.name)),
         notes=(),
     )
 
@@ -146,7 +146,7 @@ def one_byte_changes(data: bytes, positions: Iterable[int], flip: int = 1) -> It
 
 
 def status(root: Path, files: Files) -> str:
-    """The verdict's status; `unreadable` for a manifest that is no JSON any more."""
+    """Return the verdict's status; `unreadable` for a manifest that is not JSON any more."""
     try:
         return verify(unpacked(root, files), KEYS).status
     except ManifestError:

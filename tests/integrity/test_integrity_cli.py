@@ -62,7 +62,7 @@ def test_from_key_to_verified(invoke: Invoke, tmp_path: Path) -> None:
 
 
 def test_keygen(invoke: Invoke, tmp_path: Path) -> None:
-    """A key goes where it is told, is printed as JSON too, and is never overwritten."""
+    """A key is written to the given path, is also printed as JSON, and is never overwritten."""
     document = json.loads(invoke("keygen", "k.pem", "--json").stdout)
     assert {
         "public_key": (tmp_path / "k.pub").read_text(),

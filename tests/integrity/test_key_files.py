@@ -30,7 +30,7 @@ def test_form(tmp_path: Path) -> None:
 
 @POSIX
 def test_only_the_user_can_read_it(tmp_path: Path) -> None:
-    """The private file has mode 0600 whatever the umask is."""
+    """The private file has mode 0600 with any umask."""
     before = os.umask(0)
     try:
         generate_key(tmp_path / "my.key")
@@ -64,7 +64,7 @@ def test_never_overwrites(tmp_path: Path, name: str) -> None:
 
 @POSIX
 def test_links_are_not_followed(tmp_path: Path) -> None:
-    """A link where a key should go is a file that is there."""
+    """A link at the path of a key counts as an existing file."""
     (tmp_path / "my.key").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(LoadError, match="is there already"):
         generate_key(tmp_path / "my.key")
@@ -73,7 +73,7 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("failing", [1, 2])
 def test_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int) -> None:
-    """If a file cannot be written, none is left."""
+    """If a file cannot be written, no file is left."""
     calls = []
     real = os.fsync
 

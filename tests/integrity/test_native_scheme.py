@@ -147,7 +147,7 @@ def test_signature_of_another_package(tmp_path: Path) -> None:
 
 
 def test_upper_case_hex(tmp_path: Path) -> None:
-    """Hex digits in upper case are refused, also where they mean the same."""
+    """Hex digits in upper case are refused, even if the value is the same."""
     files = native()
     text = files["manifest.json"]
     files["manifest.json"] = text[:-136] + text[-136:-8].upper() + text[-8:]
@@ -193,7 +193,7 @@ def test_malformed_fields(tmp_path: Path, fields: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("value", [None, "", 0, "0" * 128, ["0" * 128], "g" * 128])
 def test_malformed_signatures(tmp_path: Path, value: Any) -> None:
-    """A signature that is none fails."""
+    """A malformed signature fails."""
     files = native()
     text = json.loads(files["manifest.json"])
     text["integrity"]["signature"] = value

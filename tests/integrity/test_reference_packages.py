@@ -61,7 +61,7 @@ def test_verifies(package: Path, keys: dict[str, str], tmp_path: Path) -> None:
 
 
 def test_every_byte_of_the_manifest(package: Path, keys: dict[str, str], tmp_path: Path) -> None:
-    """No byte can change but the digits of created_at, which are not signed."""
+    """Changing any byte fails, except the digits of created_at, which are not signed."""
     files = _files(package)
     text = files["manifest.json"]
     found = re.search(rb'"created_at": "([^"+]*)\+00:00"', text)

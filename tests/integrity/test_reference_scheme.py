@@ -101,7 +101,7 @@ def test_coarser_clocks(tmp_path: Path, created_at: str) -> None:
     ],
 )
 def test_other_times(tmp_path: Path, created_at: Any) -> None:
-    """The time is not signed, so nothing but the signer's own form may stand there."""
+    """The time is not signed, so only the signer's own form is accepted."""
     assert "failed" == status(tmp_path, reference(created_at=created_at))
 
 
@@ -151,7 +151,7 @@ def _unsigned_digits(text: bytes) -> set[int]:
 
 @pytest.mark.parametrize("flip", [0x01, 0x20, 0x2A])  # 2A swaps space and newline
 def test_every_byte(tmp_path: Path, flip: int) -> None:
-    """No byte of the manifest and of signature.sig can change, but for the digits of created_at."""
+    """Changing any byte of the manifest or signature.sig fails, except the digits of created_at."""
     files = reference({"README.md": b"x"}, manifest=_measured("a", "b", "c"), reorder=_last_first)
     digits = _unsigned_digits(files["manifest.json"])
     assert 23 == len(digits)
@@ -328,7 +328,7 @@ def test_layout_of_the_block(tmp_path: Path) -> None:
     ids=ascii,
 )
 def test_other_blocks(tmp_path: Path, block: Any, expected: str | None) -> None:
-    """What claims no signature is unsigned; what claims one without having it fails."""
+    """A package without a signature is unsigned. One that claims a signature without having it fails."""
     files = {"manifest.json": json.dumps({**MANIFEST, "integrity": block}).encode()}
     found = verdict(tmp_path, files)
     if expected is None:

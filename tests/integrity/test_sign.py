@@ -76,7 +76,7 @@ def test_to_another_file(tmp_path: Path, package: Path, key: Path) -> None:
 
 @pytest.mark.parametrize("old", [reference, native])
 def test_replaces_a_signature(tmp_path: Path, key: Path, old: object) -> None:
-    """An old signature of either scheme goes, also one that is no longer valid."""
+    """An old signature of either scheme is replaced, even an invalid one."""
     files = reference() if old is reference else native()
     package = archive(tmp_path / "p.expert", {**files, "README.md": b"new"})
     signed = sign(package, key, publisher="p")
@@ -89,7 +89,7 @@ def test_replaces_a_signature(tmp_path: Path, key: Path, old: object) -> None:
 
 
 def test_leaves_pickles_out(tmp_path: Path, key: Path) -> None:
-    """Files that are never loaded are not signed but left out, with a note."""
+    """Files that are never loaded are left out with a note, instead of being signed."""
     package = archive(tmp_path / "p.expert", {**UNSIGNED, "training_args.bin": b"pickle"})
     signed = sign(package, key, publisher="p")
     assert "training_args.bin" not in _names(package)

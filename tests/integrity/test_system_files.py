@@ -74,7 +74,7 @@ def test_other_files_still_fail(tmp_path: Path, signer: Any, verdict: Any, name:
 
 
 def test_listed_ones_are_checked(tmp_path: Path, signer: Any, verdict: Any) -> None:
-    """A file that the signature lists is compared, whatever its name."""
+    """A file that the signature lists is compared, even a system file."""
     files = signer({**CONTENTS, "._README.md": b"apple"})
     assert "verified by publisher" == verdict(tmp_path / "good", files)
     changed = {**files, "._README.md": b"appla"}

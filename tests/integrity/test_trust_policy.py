@@ -41,7 +41,7 @@ def _fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.parametrize("status", PACKAGES)
 @pytest.mark.parametrize("policy", ["require", "warn", "off"])
 def test_policies(tmp_path: Path, policy: Policy, status: str, caplog: pytest.LogCaptureFixture) -> None:
-    """`require` takes what is verified, `warn` all but what failed, `off` everything, silently."""
+    """`require` accepts verified packages, `warn` all but failed ones, and `off` all without a warning."""
     package = unpacked(tmp_path, PACKAGES[status])
     trust = Trust(policy, KEYS)
     if status in {"require": ("unknown key", "unsigned", "failed"), "warn": ("failed",), "off": ()}[policy]:
@@ -140,7 +140,7 @@ def test_wrong_keys(keys: dict[str, str]) -> None:
 
 
 def test_cannot_be_verified(tmp_path: Path) -> None:
-    """What cannot even be read is an error, and a failed verdict where nothing is refused."""
+    """An unreadable signature is an error. With the policy `off` it is a failed verdict."""
     package = folder(tmp_path, {"manifest.json": b"not JSON"})
     for policy in ("warn", "require"):
         with pytest.raises(ManifestError):
@@ -149,7 +149,7 @@ def test_cannot_be_verified(tmp_path: Path) -> None:
 
 
 def test_damaged_list(tmp_path: Path) -> None:
-    """A damaged list of keys is an error only where a key is to be looked up."""
+    """A damaged list of keys is an error only if a key must be looked up."""
     store = TrustStore()
     store.path.parent.mkdir()
     store.path.write_text("{}")

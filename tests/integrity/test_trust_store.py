@@ -130,7 +130,7 @@ def test_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_two_processes(store: TrustStore) -> None:
-    """What two processes add at the same time is all there."""
+    """Keys that two processes add at the same time are all kept."""
     code = (
         "import sys; from pathlib import Path\n"
         "from hivellm_ort.integrity.truststore import TrustStore\n"

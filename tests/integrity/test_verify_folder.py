@@ -26,14 +26,14 @@ def files(request: pytest.FixtureRequest) -> Files:
 
 
 def test_verifies(tmp_path: Path, files: Files) -> None:
-    """The files of a signed package verify where they are."""
+    """The files of a signed package are verified in place."""
     expected = verify(unpacked(tmp_path / "archive", files), KEYS)
     assert "verified" == expected.status
     assert expected == verify(folder(tmp_path / "folder", files), KEYS)
 
 
 def test_as_it_is_opened(tmp_path: Path, files: Files) -> None:
-    """What `extract` wrote verifies when it is opened as a folder."""
+    """The files from `extract` are verified when they are opened as a folder."""
     extract(archive(tmp_path / "p.expert", files), tmp_path / "files")
     assert "verified" == verify(open_package(tmp_path / "files", Store(tmp_path / "store")), KEYS).status
 
@@ -122,7 +122,7 @@ def test_too_many_files(tmp_path: Path, files: Files, monkeypatch: pytest.Monkey
 
 
 def test_unreadable_file(tmp_path: Path, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that cannot be read is an error, for nothing is known about the signature."""
+    """An unreadable file is an error, because the signature cannot be checked."""
 
     def refuse(path: Path) -> str:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))

@@ -32,7 +32,7 @@ def _terminal(request: pytest.FixtureRequest) -> Iterator[TextIO]:
 
 @pytest.fixture(autouse=True)
 def _watchdog(_terminal: TextIO) -> Iterator[None]:
-    """Ends the run, with every thread's stack, where a test takes longer than it ever should."""
+    """Ends the run with every thread's stack if a test takes far too long."""
     faulthandler.dump_traceback_later(3000 if STRESS else 240, exit=True, file=_terminal)
     yield
     faulthandler.cancel_dump_traceback_later()

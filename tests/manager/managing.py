@@ -98,7 +98,7 @@ class Recorder:
 
 
 def together(calls: Iterable[Callable[[], object]], *, seconds: float = 60) -> None:
-    """Call all at once; they must end in time, and what one raises is raised."""
+    """Call all functions at once. They must end in time. An error of one of them is raised."""
     errors: list[BaseException] = []
 
     def run(call: Callable[[], object]) -> None:

@@ -20,7 +20,7 @@ LONG: dict[str, Any] = {"max_tokens": 400, "prompt_lookup": False, "processors":
 
 @pytest.fixture
 def manager(packages: Packages) -> Iterator[ExpertManager]:
-    """A manager with experts of two bases, of which two fit into memory."""
+    """A manager with experts of two bases; two experts fit into memory."""
     with managed(packages, max_loaded_experts=2) as manager:
         for name in ("lora", "dora", "short"):
             manager.load_expert(name, getattr(packages, name))
@@ -62,7 +62,7 @@ def test_fifty_at_once(manager: ExpertManager) -> None:
 
 
 def test_cancelled_tasks(manager: ExpertManager) -> None:
-    """Tasks that are cancelled while they are prepared, wait or run free what they had."""
+    """A task that is cancelled during preparation, waiting or running frees its resources."""
 
     async def run() -> None:
         tasks = [asyncio.create_task(manager.agenerate("lora", PROMPT, **LONG)) for _ in range(20)]
@@ -95,7 +95,7 @@ def test_timeout_of_the_caller(manager: ExpertManager) -> None:
 
 
 def test_loop_closed_in_the_middle(manager: ExpertManager) -> None:
-    """A loop that is gone while its answers run disturbs nobody: others are answered, also on another loop."""
+    """If an event loop ends while its requests run, other requests are still answered, also on another loop."""
     loop = asyncio.new_event_loop()
     streams = [manager.agenerate_stream("lora", PROMPT, **LONG) for _ in range(3)]
     for stream in streams:
@@ -112,7 +112,7 @@ def test_loop_closed_in_the_middle(manager: ExpertManager) -> None:
 
 
 def test_streams_of_dropped_tasks_end(manager: ExpertManager) -> None:
-    """A stream that nobody holds any more, on a loop that goes on, gives its row back."""
+    """A stream without references releases its row while its event loop runs on."""
 
     async def run() -> None:
         stream = manager.agenerate_stream("lora", PROMPT, **LONG)
@@ -147,7 +147,7 @@ def test_steps_are_the_answer(manager: ExpertManager) -> None:
 
 
 def test_start_tells_what_is_wrong(manager: ExpertManager) -> None:
-    """What is wrong with a request is raised by `start`, before anything is generated."""
+    """`start` raises the errors of a request before anything is generated."""
     stream = manager.agenerate_stream("lora", PROMPT, temperature=-1)
     with pytest.raises(OptionError, match="temperature"):
         asyncio.run(stream.start())

@@ -111,7 +111,7 @@ def test_max_chain_grows_below(manager: ExpertManager, variants: Variants) -> No
 
 
 def test_load_experts_order(manager: ExpertManager, variants: Variants) -> None:
-    """By `load_order`, but none before what it requires."""
+    """The order is that of `load_order`, but each expert comes after those that it requires."""
     paths = {
         "last": variants.make("expert-last"),
         "second": variants.make("expert-second", constraints={"load_order": 2}),
@@ -137,7 +137,7 @@ def test_load_experts_in_a_circle(manager: ExpertManager, variants: Variants) ->
 
 
 def test_load_experts_takes_back(manager: ExpertManager, packages: Packages, variants: Variants) -> None:
-    """Where one fails none of them stays, not those required by others either; what was there before does."""
+    """If one load fails, all new experts are removed, also those that others require. Earlier experts stay."""
     alive = adapters_alive()
     paths = {
         "a": variants.make("expert-a"),

@@ -48,7 +48,7 @@ def test_unloading_in_a_hook(manager: ExpertManager) -> None:
 
 
 def test_two_bases_unload_each_other(packages: Packages) -> None:
-    """Hooks in the threads of two bases, each of which unloads an expert of the other, do not wait for each other."""
+    """Two listeners in the threads of two bases, each unloading an expert of the other base, do not deadlock."""
     for _ in range(10):
         with managed(packages) as manager:
             for name in ("lora", "short"):
@@ -84,7 +84,7 @@ def test_beginning_in_a_hook(manager: ExpertManager) -> None:
 
 
 def test_waiting_in_a_hook(manager: ExpertManager) -> None:
-    """What waits for an answer, or closes, would wait for itself: it is refused, and leaves nothing behind."""
+    """A listener that waits for an answer, or closes the manager, would wait for itself. It is refused."""
     stream = manager.generate_stream("lora", PROMPT, max_tokens=200, processors=[slowed])
     calls = [
         lambda: manager.generate("dora", PROMPT),
@@ -136,7 +136,7 @@ def test_waiting_while_asking(manager: ExpertManager) -> None:
 
 
 def test_changing_in_a_hook_of_loading(packages: Packages) -> None:
-    """Hooks of loading and evicting may list, unload and ask, while requests run; everything is told in order."""
+    """Listeners of loads and evictions may list, unload and start requests. Events stay in order."""
     with managed(packages, max_loaded_experts=1) as manager:
         recorder, answers = Recorder(), []
 
@@ -176,7 +176,7 @@ def test_raising_hook(manager: ExpertManager) -> None:
 
 
 def test_tokens_read(manager: ExpertManager) -> None:
-    """Passes read the prompt but what is kept of earlier ones, and every token of the answer but the last."""
+    """Forward passes read the uncached prompt tokens, and every token of the answer but the last."""
     recorder = Recorder()
     manager.events.add(recorder)
     results = [manager.generate("lora", PROMPT, max_tokens=9, prompt_lookup=False) for _ in range(2)]

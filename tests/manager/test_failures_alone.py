@@ -37,7 +37,7 @@ by_type = pytest.mark.parametrize("error", RAISED, ids=lambda error: type(error)
 
 @pytest.fixture(autouse=True)
 def _tracebacks_end_with_the_test() -> Iterator[None]:
-    """The errors live as long as the module, and their tracebacks would keep what the tests had loaded."""
+    """Remove the tracebacks of the module's errors, because they would keep loaded experts in memory."""
     yield
     for error in RAISED:
         error.__traceback__ = error.__context__ = error.__cause__ = None
@@ -73,14 +73,14 @@ def _others(manager: ExpertManager) -> list[TextStream]:
 
 
 def _all_answer(manager: ExpertManager, streams: list[TextStream]) -> None:
-    """They end as they do alone, and so does whoever comes later."""
+    """They end as they do alone, and so do later requests."""
     for name, stream in zip(("lora", "dora"), streams, strict=True):
         assert "".join(stream) == manager.generate(name, PROMPT, max_tokens=20).text
 
 
 @by_type
 def test_a_processor(manager: ExpertManager, error: BaseException) -> None:
-    """Its own request ends with a typed error that names it, and that what was raised is the cause of."""
+    """Its request ends with a typed error that names it. The raised error is its cause."""
     others = _others(manager)
     stream = manager.generate_stream("lora", PROMPT, processors=[slowed, _raising(error, after=3)])
     with pytest.raises(InferenceError, match=rf"processors\[1\] raised {type(error).__name__}") as caught:
@@ -106,7 +106,7 @@ def _sampler(generation: Generation, error: BaseException) -> None:
 
 
 def _grammar(generation: Generation, error: BaseException) -> None:
-    """All of it raises, also what is asked when it has failed."""
+    """Every call raises, also after the failure."""
     generation.constraint = _Broken(error)
 
 
@@ -139,7 +139,7 @@ def test_what_a_request_calls(manager: ExpertManager, spoil: Spoil, error: BaseE
 
 @by_type
 def test_listeners(manager: ExpertManager, caplog: pytest.LogCaptureFixture, error: BaseException) -> None:
-    """An event hook, and what listens to a stream, are logged; every request, and every other hook, goes on."""
+    """Errors of event listeners and stream listeners are logged. All requests and other listeners go on."""
     after, told = Recorder(), threading.Event()
 
     def hook(event: Event) -> None:
@@ -163,7 +163,7 @@ def test_listeners(manager: ExpertManager, caplog: pytest.LogCaptureFixture, err
 
 
 def test_what_follows_a_scheduler(manager: ExpertManager) -> None:
-    """One that raises after a step, or when all is done, ends neither the requests nor the thread."""
+    """An error after a step, or when the base becomes idle, ends neither the requests nor the thread."""
     scheduler = held(manager, "lora").shared_base.scheduler
     stop = scheduler.follow(_raising(SystemExit(3)), _raising(GeneratorExit()))
     _all_answer(manager, _others(manager))
@@ -174,7 +174,7 @@ def test_what_follows_a_scheduler(manager: ExpertManager) -> None:
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
 def test_ctrl_c_in_a_listener(manager: ExpertManager, kind: type[BaseException]) -> None:
-    """In the main thread it ends the call, as anywhere else; nothing stays behind that would keep a manager open."""
+    """In the main thread it ends the call. Nothing stays behind that would keep the manager open."""
     error = kind()
 
     def hook(event: Event) -> None:
@@ -192,7 +192,7 @@ def test_ctrl_c_in_a_listener(manager: ExpertManager, kind: type[BaseException])
 
 @by_type
 def test_a_scorer(packages: Packages, error: BaseException) -> None:
-    """What it raises goes to the caller who asked for a route, and the manager goes on."""
+    """Its error is raised by the call that asked for a route, and the manager goes on."""
     broken = True
 
     def scorer(prompt: str, candidate: Any, tags: Any, /) -> tuple[float, tuple[str, ...]]:
@@ -282,7 +282,7 @@ def _resized(_: Any, logits: np.ndarray) -> None:
     ],
 )  # fmt: skip
 def test_odd_processors(manager: ExpertManager, processor: Any, expected: type[Exception]) -> None:
-    """One that raises what has no text, or spoils the array that it is given, ends its own request with an error."""
+    """A processor with an error without text, or with a damaged array, ends only its own request."""
     others = _others(manager)
     with pytest.raises(expected):
         manager.generate("lora", PROMPT, max_tokens=5, temperature=0.7, processors=[processor])
@@ -290,7 +290,7 @@ def test_odd_processors(manager: ExpertManager, processor: Any, expected: type[E
 
 
 def test_a_processor_that_sets_numpy(manager: ExpertManager) -> None:
-    """How NumPy takes an overflow is not what a processor of another request has left behind in the thread."""
+    """A processor's setting of NumPy's overflow handling does not affect other requests."""
     seen: list[Any] = []
 
     def strict(*_: Any) -> None:
@@ -328,7 +328,7 @@ def test_a_processor_that_waits_for_an_answer(manager: ExpertManager, how: str) 
 
 @pytest.mark.parametrize("error", RAISED[:2], ids=lambda error: type(error).__name__)
 def test_whoever_reads(manager: ExpertManager, error: BaseException) -> None:
-    """What the reader of a stream raises, between two pieces or in a task, ends nothing but its own answer."""
+    """An error in the reader of a stream, also in a task, ends only its own request."""
     others = _others(manager)
     stream = manager.generate_stream("lora", PROMPT, max_tokens=50, processors=[slowed])
 

@@ -154,7 +154,7 @@ print(json.dumps(outcome))
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_forks(packages: Packages, tmp_path: Path) -> None:
-    """In every child what it inherited raises at once and what it loads itself answers; the parent goes on."""
+    """In a forked process inherited experts raise at once, and newly loaded experts answer. The parent goes on."""
     script = tmp_path / "forks.py"
     script.write_text(SCRIPT, encoding="utf-8")
     done = subprocess.run(

@@ -98,7 +98,7 @@ def test_unloading_while_a_batch_waits(packages: Packages) -> None:
 
 
 def test_closing_while_everything_runs(packages: Packages) -> None:
-    """Running, waiting and unread answers end as cancelled, and nothing of the manager stays in memory."""
+    """Running, waiting and unread requests end as cancelled, and the manager frees all its memory."""
     adapters, sessions, bases = adapters_alive(), sessions_alive(), len(engines())
     manager = managed(packages)
     for name in ("lora", "dora", "short"):
@@ -250,7 +250,7 @@ def test_evicted_expert_whose_package_was_changed(packages: Packages, variants: 
 
 
 def test_pins(packages: Packages) -> None:
-    """A pinned expert stays, loaded if it has to be, and is no request; over the limit the others go."""
+    """A pinned expert is loaded if needed and stays; others are evicted. Pinning does not count as a request."""
     with managed(packages, max_loaded_experts=1) as manager:
         for name in ("lora", "dora", "ia3"):
             manager.load_expert(name, getattr(packages, name))
@@ -273,7 +273,7 @@ def test_pins(packages: Packages) -> None:
 
 
 def test_a_refused_batch_holds_nothing(packages: Packages) -> None:
-    """Where a batch cannot be asked, what was prepared of it is given back, and the manager can be closed."""
+    """If a batch is refused, its prepared requests are released, and the manager can be closed."""
     manager = managed(packages)
     manager.load_expert("one", packages.lora)
     recorder = Recorder()

@@ -60,7 +60,7 @@ def test_a_slow_load(manager: ExpertManager, packages: Packages, monkeypatch: py
 
 
 def test_two_that_load_one_base(packages: Packages, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They share it; where loading fails for the first, the second tries, and nothing stays behind."""
+    """They share it. If loading fails for the first, the second tries, and nothing stays behind."""
     build, made = pool.Base, []
 
     def counted(*arguments: Any, **options: Any) -> Any:
@@ -98,7 +98,7 @@ def test_a_batch_gives_back_its_rows(manager: ExpertManager) -> None:
 def test_a_prefix_cache_belongs_to_its_base(
     manager: ExpertManager, packages: Packages, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A load that asks for another size than the base in memory has changes nothing, and is told."""
+    """A load with another cache size than that of the base in memory logs a warning and changes nothing."""
     prefixes = held(manager, "lora").shared_base.engine.prefixes
     size = prefixes.max_bytes
     for wanted, told in ((1, 1), (size, 0)):

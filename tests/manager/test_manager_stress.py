@@ -35,7 +35,7 @@ def paths(packages: Packages, variants: Variants) -> dict[str, list[Path]]:
 
 @pytest.fixture(scope="module")
 def answers(packages: Packages, paths: dict[str, list[Path]]) -> Answers:
-    """What each package answers alone."""
+    """The answers of each package alone."""
     every = [path for two in paths.values() for path in two]
     return record(every, cache_dir=packages.cache, threads=1, trust="off")
 

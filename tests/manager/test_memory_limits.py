@@ -43,7 +43,7 @@ _FIFTY = """
 
 
 def test_fifty_experts(packages: Packages, variants: Variants) -> None:
-    """50 thin experts of one base with eight in memory: resident memory stays where it was after the first third."""
+    """50 thin experts of one base, eight in memory: resident memory does not grow after the first third."""
     paths = [variants.make(f"expert-{number}", factor=0.5 + number / 25) for number in range(50)]
     count = 2000 if STRESS else 300
     command = [
@@ -103,7 +103,7 @@ def _check_sums(manager: ExpertManager) -> int:
 
 
 def test_memory_budget(packages: Packages) -> None:
-    """Prefixes go first, then adapters, then bases that nobody has in memory; what is asked comes back."""
+    """Evicted are first prefixes, then adapters, then bases without adapters. A request loads them again."""
     names = ("lora", "dora", "short")
 
     def ask_all(manager: ExpertManager) -> dict[tuple[str, str], tuple[int, ...]]:
@@ -154,7 +154,7 @@ def test_memory_budget(packages: Packages) -> None:
 
 
 def test_idle_bases_go_the_least_recently_used_first(packages: Packages) -> None:
-    """Of two bases that nobody uses, the one that was asked last stays."""
+    """Of two unused bases the last used one stays."""
     with managed(packages) as manager:
         for name in ("lora", "short", "merged"):
             manager.load_expert(name, getattr(packages, name))

@@ -29,7 +29,7 @@ def manager(packages: Packages, variants: Variants) -> Iterator[ExpertManager]:
 
 
 def test_the_expert_that_fits(manager: ExpertManager) -> None:
-    """It is chosen by a prompt, by messages, by what stands beside them, and by tags."""
+    """It is chosen by a prompt, by messages, by a system message or schema, and by tags."""
     for prompt, name, package in ((SQL, "sql", "expert-s"), (JSON, "json", "expert-j")):
         messages = [{"role": "user", "content": [{"type": "text", "text": prompt}]}]
         chosen = [
@@ -44,7 +44,7 @@ def test_the_expert_that_fits(manager: ExpertManager) -> None:
 
 
 def test_reasons(manager: ExpertManager) -> None:
-    """Every expert that fits, with what spoke for it."""
+    """All fitting experts are listed with their reasons."""
     routes = manager.route("a join of a table with json")
     assert ["sql"] == [route.name for route in routes]
     assert any("table" in reason for reason in routes[0].reasons)
@@ -75,7 +75,7 @@ def test_what_is_loaded_decides(manager: ExpertManager) -> None:
 
 
 def test_the_base_itself(manager: ExpertManager) -> None:
-    """Where none fits, the base is chosen if that was asked for; it answers with its own tokens."""
+    """If no expert fits, `or_base` chooses the base, which answers with its own tokens."""
     with pytest.raises(UnknownExpertError, match=r"no expert fits.*or_base=True"):
         manager.choose(NOTHING)
     assert manager.BASE == manager.choose(NOTHING, or_base=True)
@@ -100,7 +100,7 @@ def test_the_base_itself(manager: ExpertManager) -> None:
 
 
 def test_names_are_never_guessed(manager: ExpertManager) -> None:
-    """A name that nobody has is an error, also where it is a prompt; the base's name is no expert's."""
+    """An unknown name is an error, also if it looks like a prompt. No expert may have the base's name."""
     for name in ("sqll", "SQL", "", SQL):
         for call in (manager.generate, manager.generate_stream):
             with pytest.raises(UnknownExpertError, match="no expert is loaded as"):
@@ -142,12 +142,12 @@ def test_base_beside_experts(manager: ExpertManager) -> None:
 
 
 def test_no_base_to_ask(packages: Packages) -> None:
-    """Without an expert there is none, beside merged experts there is none, and of two it is unclear which."""
+    """Without experts, or with merged experts only, there is no base. With two bases the name is ambiguous."""
     with managed(packages) as manager:
         with pytest.raises(UnknownExpertError, match="no expert is loaded"):
             manager.generate("base", NOTHING)
         manager.load_expert("merged", packages.merged)
-        with pytest.raises(UnknownExpertError, match="a merged one has none"):
+        with pytest.raises(UnknownExpertError, match="a merged expert has none"):
             manager.generate("base", NOTHING)
         manager.load_expert("lora", packages.lora)
         assert "tiny" == manager.generate("base", NOTHING, max_tokens=1).expert

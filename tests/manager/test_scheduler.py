@@ -38,7 +38,7 @@ def _scheduler(manager: ExpertManager) -> Any:
 
 
 def _slow_ones(manager: ExpertManager, count: int) -> list[TextStream]:
-    """Streams of seconds, all of which have begun."""
+    """Streams that take seconds, and have all begun."""
     streams = [manager.generate_stream("lora", PROMPT, processors=[slowed], **LONG) for _ in range(count)]
     until(lambda: _scheduler(manager).active == min(count, 8))
     return streams
@@ -69,7 +69,7 @@ def test_first_come_first_served(manager: ExpertManager) -> None:
 
 
 def test_a_long_answer_starves_nobody(manager: ExpertManager) -> None:
-    """While it goes on, others begin and end, one after another and several at once."""
+    """While it runs, other requests begin and end, one after another and several at once."""
     (long,) = _slow_ones(manager, 1)
     expected = {name: manager.generate(name, PROMPT, max_tokens=5).tokens for name in ("dora", "ia3")}
 
@@ -145,7 +145,7 @@ def test_cancelled_as_its_turn_comes(manager: ExpertManager) -> None:
 
 
 def test_timeouts(manager: ExpertManager) -> None:
-    """A request ends in time whether it waits or runs, with what it has so far."""
+    """A waiting or running request ends in time, with its text so far."""
     streams = _slow_ones(manager, 8)
     begin = time.perf_counter()
     waited = manager.generate("dora", PROMPT, timeout=0.2, **LONG)
@@ -180,7 +180,7 @@ def test_bases_side_by_side(manager: ExpertManager) -> None:
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit, MemoryError])
 def test_failing_processor(manager: ExpertManager, error: type[BaseException]) -> None:
-    """Its request fails, alone where it is an Exception, and the base answers on."""
+    """Its request fails; for an `Exception` only this one. The base goes on."""
     expected = manager.generate("dora", PROMPT, max_tokens=30).tokens
     steps = []
 
@@ -230,7 +230,7 @@ def test_failing_pass(manager: ExpertManager, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_no_memory_for_another_row(manager: ExpertManager, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A request that there is no memory for fails alone: the row that runs goes on."""
+    """If memory is short for one request, only this request fails. Running rows go on."""
     expected = manager.generate("lora", PROMPT, max_tokens=60).tokens
     original = decoder_module.KVCache
 
@@ -285,7 +285,7 @@ def test_larger_batches(manager: ExpertManager) -> None:
 
 
 def test_listener_that_raises(manager: ExpertManager, caplog: pytest.LogCaptureFixture) -> None:
-    """It is logged, and neither its answer nor one beside it is touched."""
+    """It is logged, and no answer changes."""
     expected = manager.generate("lora", PROMPT, max_tokens=10).text
     gate = Gate()
     one = manager.generate_stream("lora", PROMPT, max_tokens=10, processors=[gate])

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from hivellm_ort.jsonfiles.reading import read_json
 from hivellm_ort.package.archive import sha256_file
-from hivellm_ort.package.bundle_check import stored_fault
-from hivellm_ort.package.filecheck import FileChecks
+from hivellm_ort.package.bundle_folders import find_bundle_fault
+from hivellm_ort.package.filecheck import FileChecker
 from hivellm_ort.package.folders import Layout
 from hivellm_ort.package.index import PackageIndex
 
@@ -21,15 +21,15 @@ def count(variable: str, default: int) -> int:
 
 def assert_whole(root: Path) -> None:
     """Everything under a final name in a store is complete, digest by digest."""
-    layout, checks = Layout(root), FileChecks("digest")
+    layout, checks = Layout(root), FileChecker("digest")
     for blob in layout.blobs.glob("*"):
         assert blob.name == sha256_file(blob)
     for folder in layout.bases.glob("*"):
-        assert None is stored_fault(folder, checks)
+        assert None is find_bundle_fault(folder, checks)
     for folder in layout.packages.glob("*"):
         index = PackageIndex.load(folder)
         assert index is not None
-        assert None is index.fault(layout, checks)
+        assert None is index.find_fault(layout, checks)
     for record in layout.adapters.glob("*.json"):
         value = read_json(record)
         data = record.with_suffix(".safetensors").read_bytes()

@@ -15,7 +15,7 @@ PREPARED = b"tensors" * 1000
 
 
 def processes() -> Any:
-    """Processes that share nothing with this one, and start quickly where the platform allows."""
+    """Processes that share nothing with this one, and start as quickly as the platform allows."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -24,10 +24,10 @@ def processes() -> Any:
 
 
 def load(root: Path, package: Path, max_bytes: int) -> None:
-    """Unpack, heal what is damaged, keep a prepared adapter, and keep to a size."""
+    """Unpack, repair damaged entries, store a prepared adapter, and keep the size limit."""
     store = Store(root, max_bytes=max_bytes)
     store.unpack(package, check="digest")
-    store.prepared(KEY, lambda: PREPARED)
+    store.prepare_adapter(KEY, lambda: PREPARED)
 
 
 def die_at(step: int, root: Path, package: Path, max_bytes: int) -> None:
@@ -66,7 +66,7 @@ def race(jobs: list[tuple[Path, Path]], start: Any, results: Any) -> None:
     for root, package in jobs:
         start.wait(60)
         unpacked = Store(root).unpack(package)
-        prepared = Store(root).prepared(KEY, lambda: PREPARED)
+        prepared = Store(root).prepare_adapter(KEY, lambda: PREPARED)
         found.append((str(*unpacked.bundles), prepared.read_bytes() == PREPARED))
     results.put(found)
 
@@ -75,7 +75,7 @@ def load_held(root: Path, package: Path) -> dict[str, bytes]:
     """The files of a package's base, read while the store holds them."""
     with Store(root) as store:
         (base,) = store.unpack(package).bundles
-        adapter = store.prepared(KEY, lambda: PREPARED)
+        adapter = store.prepare_adapter(KEY, lambda: PREPARED)
         files = {path.name: path.read_bytes() for path in base.iterdir()}
         assert PREPARED == adapter.read_bytes()
         return files

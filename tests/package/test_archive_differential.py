@@ -15,7 +15,7 @@ from package_samples import entry, save, tar
 from store_samples import count
 
 from hivellm_ort.package.archive import extract
-from hivellm_ort.package.names import never_loaded
+from hivellm_ort.package.member_names import is_never_loaded
 
 FORMS = [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT]
 
@@ -55,6 +55,6 @@ def test_same_as_tarfile(form: int, files: list[tuple[str, bytes]], *, dotted: b
                 for name, info in members.items()
             }
         found = {member.name: (out / member.name).read_bytes() for member in contents.members}
-    assert {name: data for name, data in expected.items() if not never_loaded(name)} == found
+    assert {name: data for name, data in expected.items() if not is_never_loaded(name)} == found
     assert ["skipped.py"] == [member.name for member in contents.skipped]
     assert sorted(expected) == sorted([*found, "skipped.py"])

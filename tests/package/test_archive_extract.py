@@ -95,7 +95,7 @@ def test_modes_and_times_are_not_taken_over(tmp_path: Path) -> None:
 
 
 def test_digest_covers_the_whole_file(tmp_path: Path) -> None:
-    """The archive's digest is that of the file also where zeros follow the gzip stream, or it has two parts."""
+    """The archive's digest is that of the file, also with zeros after the gzip stream, or with two streams."""
     data = tar(GOOD)
     for number, whole in enumerate(
         [gzip.compress(data) + bytes(5000), gzip.compress(data[:700]) + gzip.compress(data[700:])]

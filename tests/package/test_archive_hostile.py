@@ -36,7 +36,7 @@ def test_refuses_name(tmp_path: Path, name: str, form: int) -> None:
 
 @pytest.mark.parametrize("data", BAD_TARS.values(), ids=BAD_TARS)
 def test_refuses_tar(tmp_path: Path, data: bytes) -> None:
-    """A tar with anything but plain files, or that two readers could read differently, is refused."""
+    """A tar is refused if it has anything but plain files, or if readers could read it differently."""
     _refused(save(tmp_path / "p", data), tmp_path / "out")
 
 
@@ -46,7 +46,7 @@ def test_damaged_file(tmp_path: Path, data: bytes) -> None:
     package = tmp_path / "p"
     package.write_bytes(data)
     message = str(_refused(package, tmp_path / "out")).removeprefix(str(package))
-    assert message.startswith((": the archive is damaged: ", ": the file is no package but "))
+    assert message.startswith((": the archive is damaged: ", ": the file is not a package but "))
 
 
 @pytest.mark.parametrize(

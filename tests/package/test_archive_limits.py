@@ -38,7 +38,7 @@ _NOISE = random.Random(3).randbytes(_MIB)
     "name", ["README.md", "LICENSE", "a.json", "a.jinja", "a.gbnf", "tokenizer.json", "noending"]
 )
 def test_texts_are_small(tmp_path: Path, name: str) -> None:
-    """A text of more than 64 MiB is refused before any of it is read, whatever follows."""
+    """A text of more than 64 MiB is refused before it is read."""
     data = raw_header(name.encode(), 64 * _MIB + 1)
     message = str(_refused(save(tmp_path / "p", tar(GOOD)[:1024] + data), tmp_path / "out"))
     assert f"member '{name}' has more than 67108864 bytes (max_text_bytes)" in message
@@ -65,7 +65,7 @@ def test_smaller_of_two_limits(tmp_path: Path) -> None:
 
 
 def test_zeros_in_a_sound_package(tmp_path: Path) -> None:
-    """A member of zeros is refused by its own ratio where the package's is fine, before most of it is written."""
+    """A member of zeros is refused by its own ratio, early, even if the ratio of the package is fine."""
     package = _packed(tmp_path / "p", ("noise.safetensors", 0, _NOISE), ("a.safetensors", 160 * _MIB, b""))
     largest = 0
 

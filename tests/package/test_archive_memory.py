@@ -53,7 +53,7 @@ def _peak(package: Path, destination: Path) -> int:
 
 @pytest.mark.parametrize("make", LARGE.values(), ids=LARGE)
 def test_memory_of_a_large_archive(tmp_path: Path, make: Callable[[], bytes]) -> None:
-    """An archive that is or claims to be large takes no more than twice what may be unpacked."""
+    """A large archive, or one that claims to be large, takes at most twice the limit."""
     assert 2 * LIMIT > _peak(save(tmp_path / "p", make()), tmp_path / "out")
 
 

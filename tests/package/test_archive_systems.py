@@ -53,11 +53,11 @@ OWN_FILES = [
 
 @pytest.mark.parametrize("name", SYSTEM_FILES)
 def test_system_files_are_left_out(tmp_path: Path, name: str) -> None:
-    """What macOS and Windows add is hashed and noted, but not written."""
+    """Files that macOS and Windows add are hashed and noted, but not written."""
     contents = extract(save(tmp_path / "p", tar(GOOD, entry(name, APPLE_DOUBLE))), tmp_path / "out")
     assert {"manifest.json": b"{}"} == files_under(tmp_path / "out")
     assert [(name, len(APPLE_DOUBLE))] == [(member.name, member.size) for member in contents.skipped]
-    assert (f"{name} was left out: macOS or Windows added it, no package needs it",) == contents.notes
+    assert (f"{name} was left out: macOS or Windows added it, and no package needs it",) == contents.notes
 
 
 @pytest.mark.parametrize("name", OWN_FILES)
@@ -75,7 +75,7 @@ def test_one_note_for_many(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
         opened = open_with_progress(package, Store(tmp_path / "store"))
     note = (
         "._manifest.json, onnx/._adapter.safetensors, onnx/._decoder.json and 3 more were left out: macOS or Windows "
-        "added them, no package needs them"
+        "added them, and no package needs them"
     )
     assert (note,) == opened.notes
     assert [f"{package}: {note}"] == caplog.messages
@@ -96,13 +96,13 @@ def test_package_with_a_base_of_macos(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../._a", "a:._b", "con/._a", "._a\n"])
 def test_system_files_with_bad_names_are_refused(tmp_path: Path, name: str) -> None:
-    """A name that no member may have is refused whatever the file is."""
+    """A forbidden name is refused for any file."""
     with pytest.raises(IntegrityError):
         extract(save(tmp_path / "p", tar(GOOD, entry(name, b"1"))), tmp_path / "out")
 
 
 def test_system_files_are_not_packed(tmp_path: Path) -> None:
-    """What reading leaves out is not written either."""
+    """Files that reading skips are not written either."""
     with pytest.raises(IntegrityError, match=r"'onnx/\.DS_Store'"):
         write(tmp_path / "p", [("manifest.json", b"{}"), ("onnx/.DS_Store", b"1")])
 
@@ -152,7 +152,7 @@ def test_sparse_files_are_refused_by_name(
     """A file stored with holes is refused with its own name and the flag that avoids it."""
     package = save(tmp_path / "p", pax(*records) + raw_header(b"member", 5) + padded(b"hello") + END)
     with pytest.raises(
-        IntegrityError, match=f"member '{name}' is no regular file .sparse file.*without --sparse"
+        IntegrityError, match=f"member '{name}' is not a regular file .sparse file.*without --sparse"
     ):
         extract(package, tmp_path / "out")
 
@@ -166,7 +166,7 @@ def test_sparse_files_are_refused_by_name(
     ],
 )
 def test_names_of_windows(tmp_path: Path, name: str, word: str) -> None:
-    """The message on a path of Windows says what is wrong with it."""
+    """The message for a path of Windows names the fault."""
     with pytest.raises(IntegrityError) as caught:
         extract(save(tmp_path / "p", tar(GOOD, entry(name, b"1"))), tmp_path / "out")
     assert word in str(caught.value)
@@ -178,7 +178,7 @@ def test_names_of_windows(tmp_path: Path, name: str, word: str) -> None:
     ids=["hard link", "symbolic link"],
 )
 def test_links_say_how_to_pack(tmp_path: Path, kind: bytes, cure: str) -> None:
-    """GNU tar links what is on the disk once: the message names the flag that avoids it."""
+    """GNU tar writes hard-linked files as links. The message names the flag that avoids it."""
     with pytest.raises(IntegrityError, match=cure):
         extract(save(tmp_path / "p", tar(GOOD, entry("a", type=kind, linkname="b"))), tmp_path / "out")
 
@@ -200,7 +200,7 @@ def test_links_say_how_to_pack(tmp_path: Path, kind: bytes, cure: str) -> None:
 def test_other_files(tmp_path: Path, data: bytes, what: str) -> None:
     """A file of another kind is called by its kind."""
     (tmp_path / "p").write_bytes(data)
-    with pytest.raises(IntegrityError, match=f"no package but {what}.*a package is a tar.gz"):
+    with pytest.raises(IntegrityError, match=f"not a package but {what}.*a package is a tar.gz"):
         extract(tmp_path / "p", tmp_path / "out")
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hivellm_ort.errors import IntegrityError
 from hivellm_ort.filenames import MAX_NAME_BYTES, is_system_file, member_name
 from hivellm_ort.package.archive import extract, write
-from hivellm_ort.package.names import never_loaded
+from hivellm_ort.package.member_names import is_never_loaded
 
 MEMBERS: list[tuple[str, Path | bytes]] = [
     ("manifest.json", b"{}"),
@@ -28,7 +28,7 @@ MEMBERS: list[tuple[str, Path | bytes]] = [
 
 def _is_name(text: str) -> bool:
     try:
-        return member_name(text) == text and not never_loaded(text) and not is_system_file(text)
+        return member_name(text) == text and not is_never_loaded(text) and not is_system_file(text)
     except IntegrityError:
         return False
 
@@ -112,7 +112,7 @@ def test_refuses_what_it_would_not_read(tmp_path: Path, names: list[str]) -> Non
 
 
 def test_missing_source_keeps_the_old_package(tmp_path: Path) -> None:
-    """When a source cannot be read, the package of before stays and no scratch file does."""
+    """If a source cannot be read, the old package stays, and no scratch file is left."""
     (tmp_path / "p").write_bytes(b"old")
     with pytest.raises(FileNotFoundError):
         write(tmp_path / "p", [("a", b"1"), ("b", tmp_path / "nowhere")])

@@ -16,7 +16,7 @@ from package_samples import BASE, expert
 
 from hivellm_ort.cli import cache as cache_module
 from hivellm_ort.cli.main import main
-from hivellm_ort.package.holds import held
+from hivellm_ort.package.entry_locks import shared_lock
 from hivellm_ort.package.store import Store
 
 Invoke = Callable[..., Result]
@@ -24,7 +24,7 @@ Invoke = Callable[..., Result]
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """A store with one package, where the command looks for it."""
+    """A store with one package, in the folder that the command uses."""
     monkeypatch.setenv("HIVELLM_HOME", str(tmp_path / "store"))
     monkeypatch.delenv("HIVELLM_CACHE_SIZE", raising=False)
     store = Store()
@@ -79,7 +79,7 @@ def test_list_as_json(store: Store, invoke: Invoke) -> None:
 
 
 def test_list_check(store: Store, invoke: Invoke) -> None:
-    """What is damaged is marked with the reason, once files are read."""
+    """Damaged entries are marked with the reason if files are read."""
     (next(store.root.glob("bases/*")) / "weights.bin").write_bytes(b"WEIGHTS")
     assert "damaged" not in invoke("list").stdout
     assert 2 == invoke("list", "--check").stdout.count("damaged: ")
@@ -99,7 +99,7 @@ def test_hostile_name(tmp_path: Path, store: Store, invoke: Invoke) -> None:
 
 
 def test_prune(store: Store, invoke: Invoke) -> None:
-    """Nothing is removed without need; a size or an age removes what is beyond it."""
+    """Nothing is removed without a limit. A size or an age removes the entries beyond it."""
     assert invoke("prune").stdout.startswith("removed 0, freed 0 B; ")
     assert 0 == invoke("prune", "--older-than", "1", "--max-size", "1MB").exit_code
     before = store.listing().total_bytes
@@ -121,13 +121,13 @@ def test_prune_what_is_damaged(store: Store, invoke: Invoke) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["prune", "--max-size", "lots"], "'lots' is no size"),
+        (["prune", "--max-size", "lots"], "'lots' is not a size"),
         (["clear"], "pass --yes"),
     ],
 )
 @pytest.mark.parametrize("as_json", [False, True])
 def test_refused(store: Store, invoke: Invoke, arguments: list[str], words: str, as_json: bool) -> None:
-    """A wrong size, or a question where nobody can answer, is one line on standard error and removes nothing."""
+    """A wrong size, or a question without a terminal, is one line on standard error and removes nothing."""
     result = invoke(*arguments, *(["--json"] if as_json else []))
     assert (2, 1) == (result.exit_code, result.stderr.count("\n"))
     assert result.stderr.startswith("error: ")
@@ -139,11 +139,11 @@ def test_refused(store: Store, invoke: Invoke, arguments: list[str], words: str,
 def test_malformed_size_variable(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     """A malformed HIVELLM_CACHE_SIZE is named."""
     monkeypatch.setenv("HIVELLM_CACHE_SIZE", "lots")
-    assert "error: HIVELLM_CACHE_SIZE: 'lots' is no size" in invoke("list").stderr
+    assert "error: HIVELLM_CACHE_SIZE: 'lots' is not a size" in invoke("list").stderr
 
 
 def test_clear(store: Store, invoke: Invoke) -> None:
-    """With --yes everything goes."""
+    """With --yes everything is removed."""
     size = store.listing().total_bytes
     freed = {"freed_bytes": size, "total_bytes": 0, "in_use": 0}
     assert freed == _document(invoke("clear", "--yes", "--json"))
@@ -154,9 +154,9 @@ def test_clear(store: Store, invoke: Invoke) -> None:
     os.name == "nt", reason="a folder with an open file cannot be renamed there, and is held too"
 )
 def test_clear_says_what_is_in_use(store: Store, invoke: Invoke) -> None:
-    """What is being loaded stays, and the command says how many entries that are."""
+    """Entries that are being loaded stay, and the command prints their number."""
     entry = store.listing().entries[0]
-    with held(entry.path):
+    with shared_lock(entry.path):
         assert "; 1 in use were left (" in invoke("clear", "--yes").stdout
     assert [entry.path] == [left.path for left in store.listing().entries]
     assert 0 == _document(invoke("clear", "--yes", "--json"))["in_use"]

@@ -29,7 +29,7 @@ SECRET = b"a private key"
 
 
 def linked(link: Path, target: str | Path) -> None:
-    """A symbolic link, where the system allows one."""
+    """Make a symbolic link, if the system allows it."""
     try:
         link.symlink_to(target, target_is_directory=(link.parent / target).is_dir())
     except OSError:
@@ -37,7 +37,7 @@ def linked(link: Path, target: str | Path) -> None:
 
 
 def pipe(path: Path) -> None:
-    """A named pipe, where the system has them."""
+    """Make a named pipe, if the system has them."""
     if sys.platform == "win32":
         pytest.skip("no named pipes here")
     os.mkfifo(path)
@@ -53,7 +53,7 @@ def outside(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder that is a package, but for its adapter."""
+    """A folder of a package without its adapter."""
     made = tmp_path / "expert"
     (made / "weights").mkdir(parents=True)
     (made / "manifest.json").write_text('{"name": "x", "version": "1.0.0"}')
@@ -157,7 +157,7 @@ def test_folder_that_is_a_link(folder: Path, tmp_path: Path) -> None:
 
 
 def test_folder_that_cannot_be_listed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What cannot be looked at may hold a link: it is refused."""
+    """A folder that cannot be listed is refused, because it may contain a link."""
 
     def refuse(path: Path) -> None:
         raise PermissionError(13, "Permission denied", str(path))
@@ -227,7 +227,7 @@ def test_what_is_no_file_is_not_replaced(name: str, tmp_path: Path) -> None:
     ],
 )
 def test_grammar_outside_of_the_folder(name: str, folder: Path, outside: Path, tmp_path: Path) -> None:
-    """The grammar that a manifest names is one of the folder, whatever the name."""
+    """The grammar that a manifest names must be in the folder."""
     manifest = changed("/training/decoding/grammar_file", name.format(outside=outside))
     (folder / "manifest.json").write_text(json.dumps(manifest))
     config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q_proj"]}
@@ -247,14 +247,12 @@ def test_package_that_is_a_named_pipe(tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
     result = CliRunner().invoke(main, ["sign", str(tmp_path / "x.expert"), "--key", str(key)])
     assert 2 == result.exit_code
-    assert (
-        "x.expert: a named pipe, a device or a socket, and no .expert file; check the path" in result.stderr
-    )
+    assert "x.expert: a named pipe, a device or a socket, not a .expert file; check the path" in result.stderr
     assert before == sorted(tmp_path.iterdir())
 
 
 def test_bundle(tmp_path: Path, outside: Path) -> None:
-    """A base bundle is the user's own: links to files are followed in it, those to what never ends are not."""
+    """In a base bundle of the user, links to files are followed; links to devices and pipes are not."""
     bundle = tmp_path / "bundle"
     bundle.mkdir()
     (outside / "decoder.json").write_text("{}")
@@ -264,5 +262,5 @@ def test_bundle(tmp_path: Path, outside: Path) -> None:
     (bundle / "decoder.json").unlink()
     pipe(outside / "pipe")
     linked(bundle / "decoder.json", outside / "pipe")
-    with pytest.raises(IntegrityError, match=r"'decoder\.json' is a link to .*, which is no file"):
+    with pytest.raises(IntegrityError, match=r"'decoder\.json' is a link to .*, which is not a file"):
         Bundle.open(bundle)

@@ -52,7 +52,7 @@ def test_second_schema() -> None:
 
 
 def test_missing_sections_give_empty_values() -> None:
-    """What a manifest does not say is empty or None."""
+    """Missing fields of a manifest are empty or None."""
     manifest = ExpertManifest.from_dict(FIRST_SCHEMA)
     assert (Routing((), (), None, None), Constraints((), (), None, None)) == (
         manifest.routing,

@@ -85,7 +85,7 @@ BAD = [
 
 @pytest.mark.parametrize(("key", "value"), BAD)
 def test_authors_are_refused(key: str, value: Any) -> None:
-    """Strict reading refuses by the pointer what tolerant reading leaves out with a warning that has the same one."""
+    """Strict reading refuses what tolerant reading leaves out with a warning. Both have the same pointer."""
     (warning,) = _manifest(key, value).warnings
     with pytest.raises(ManifestError) as caught:
         _manifest(key, value, strict=True)
@@ -93,7 +93,7 @@ def test_authors_are_refused(key: str, value: Any) -> None:
 
 
 def test_a_hole_in_the_stops() -> None:
-    """The index in a warning is the one in the file, whatever is left out before."""
+    """The index in a warning is the one in the file, even if earlier items are left out."""
     manifest = _manifest("stop_sequences", [None, 5, ";", "x" * 1025])
     assert (";",) == manifest.decoding.stop_sequences
     assert [f"{DECODING}/stop_sequences/{at}" for at in (1, 3)] == [

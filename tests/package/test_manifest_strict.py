@@ -47,7 +47,7 @@ def with_value(pointer: str, value: object) -> dict[str, Any]:
 
 
 def problems(manifest: Mapping[str, Any]) -> list[str]:
-    """What strict reading says, line by line, without the name of the file."""
+    """The lines of strict reading's message, without the name of the file."""
     try:
         ExpertManifest.from_dict(manifest, where="m", strict=True)
     except ManifestError as error:
@@ -132,7 +132,7 @@ def test_required(pointer: str, value: object) -> None:
     ],
 )  # fmt: skip
 def test_one_problem(pointer: str, value: object, expected: str) -> None:
-    """Each rule says what is wrong at which pointer, once."""
+    """Each rule names the fault and its pointer once."""
     assert [f"{pointer}: {expected}"] == problems(with_value(pointer, value))
 
 
@@ -149,7 +149,7 @@ def test_number_of_thousands_of_digits() -> None:
 
 @pytest.mark.parametrize("section", [DECODING, "/routing", "/constraints"])
 def test_misspelt_key(section: str) -> None:
-    """An unknown key is a problem where a misspelt one would be lost, unless it is a comment."""
+    """An unknown key is a problem if a misspelt key would be lost, unless it is a comment."""
     assert [] == problems(with_value(f"{section}/_note", {"any": [None]}))
     (line,) = problems(with_value(f"{section}/top_kk", 5))
     assert line.startswith(f"{section}/top_kk: no known field; use one of ")
@@ -159,7 +159,7 @@ def test_misspelt_key(section: str) -> None:
     "pointer", ["/future", "/base_models/0/future", f"{ADAPTER}/future", "/training/future"]
 )
 def test_unknown_keys_elsewhere(pointer: str) -> None:
-    """Elsewhere unknown keys are fine."""
+    """In other objects unknown keys are allowed."""
     assert [] == problems(with_value(pointer, {"a": [1]}))
 
 
@@ -180,7 +180,7 @@ def test_rank_rules(kind: str) -> None:
 
 
 def test_integrity_of_the_reference_signer() -> None:
-    """What the reference signer writes is good too: the same without a scheme."""
+    """The signature block of the reference signer, which has no scheme, is valid too."""
     integrity = {key: value for key, value in COMPLETE["integrity"].items() if key != "scheme"}
     assert [] == problems({**COMPLETE, "integrity": integrity})
 
@@ -212,7 +212,7 @@ def test_every_problem_in_the_order_of_the_file(tmp_path: Path) -> None:
 
 
 def test_problems_beside_the_warnings(tmp_path: Path) -> None:
-    """`schema_problems` lists what the warnings do not say already; together they are what strict says."""
+    """`schema_problems` lists problems that are not warnings. Together they are those of strict reading."""
     path = tmp_path / "manifest.json"
     manifest = changed(f"{DECODING}/top_p", 0)
     path.write_text(json.dumps(manifest))
@@ -225,7 +225,7 @@ def test_problems_beside_the_warnings(tmp_path: Path) -> None:
 
 
 def test_problems_of_a_manifest_that_does_not_load(tmp_path: Path) -> None:
-    """`schema_problems` also lists what keeps a manifest from loading."""
+    """`schema_problems` also lists the errors that prevent loading."""
     path = tmp_path / "manifest.json"
     path.write_text(json.dumps({**COMPLETE, "version": None}))
     assert 1 == len(schema_problems(path))
@@ -357,7 +357,7 @@ def test_nothing_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_sparse_manifest() -> None:
-    """What loads without a warning may still lack what an author should say."""
+    """A manifest that loads without a warning may still lack fields that authors should set."""
     assert () == ExpertManifest.from_dict(SECOND_SCHEMA).warnings
     pointers = [line.split(": ")[0] for line in problems(SECOND_SCHEMA)]
     assert [f"{ADAPTER}/type", "/description", "/license"] == pointers

@@ -63,7 +63,7 @@ def test_thin_package(tmp_path: Path, store: Store) -> None:
 
 
 def test_second_time_is_found(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is unpacked is found again without touching the archive's members, also by another store object."""
+    """An unpacked package is found again without reading the archive, also by another store object."""
     package = expert(tmp_path / "p.expert", base=BASE)
     first = store.unpack(package)
     monkeypatch.setattr(unpacked_module, "extract", _never)
@@ -160,7 +160,7 @@ def test_open_folder_without_manifest(tmp_path: Path, store: Store) -> None:
 
 
 def test_open_nothing(tmp_path: Path, store: Store) -> None:
-    """A path that is neither file nor folder is a LoadError that says what to do."""
+    """A path that is neither a file nor a folder is a LoadError with a cure."""
     with pytest.raises(LoadError, match="check the path"):
         open_package(tmp_path / "nowhere.expert", store)
     with pytest.raises(LoadError, match="check the path"):
@@ -174,7 +174,7 @@ def test_store_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(LoadError, match="HIVELLM_HOME"):
         store.unpack(expert(tmp_path / "p.expert"))
     with pytest.raises(LoadError, match="HIVELLM_HOME"):
-        store.prepared("0" * 64, lambda: b"1")
+        store.prepare_adapter("0" * 64, lambda: b"1")
 
 
 def test_models(store: Store) -> None:

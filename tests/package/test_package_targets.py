@@ -18,7 +18,7 @@ from store_samples import assert_whole
 from hivellm_ort.errors import IntegrityError, LoadError, ManifestError
 from hivellm_ort.package.archive import Limits, write
 from hivellm_ort.package.bundle_folders import MAX_TARGETS
-from hivellm_ort.package.members import bundle_members_of
+from hivellm_ort.package.members import list_bundle_members
 from hivellm_ort.package.store import Store, open_package
 
 Files = dict[str, bytes]
@@ -88,13 +88,13 @@ def test_each_base_is_whole(tmp_path: Path, store: Store) -> None:
     assert ["adapter.safetensors"] == [path.name for path in (unpacked.root / "onnx").iterdir()]
     assert [*package_files()] == [member.name for member in unpacked.members]
     assert unpacked == store.unpack(tmp_path / "p.expert", check="digest")
-    assert expected == [store.gathered(folder, unpacked) for folder in unpacked.bundles]
+    assert expected == [store.gather_bundle(folder, unpacked) for folder in unpacked.bundles]
     assert_whole(store.root)
     assert no_work_left(store)
 
 
 def test_equal_files_are_on_the_disk_once(tmp_path: Path, store: Store) -> None:
-    """What targets share has one blob and one place on the disk."""
+    """A file that targets share has one blob and is stored once."""
     cpu, dml, portable = store.unpack(packed(tmp_path / "p.expert", package_files())).bundles
     assert (cpu / "tokenizer.json").samefile(portable / "tokenizer.json")
     assert (dml / "weights.bin").samefile(portable / "weights.bin")
@@ -104,7 +104,7 @@ def test_equal_files_are_on_the_disk_once(tmp_path: Path, store: Store) -> None:
 
 
 def test_without_hard_links(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a file system that has none, what targets share is copied."""
+    """On a file system without hard links, a file that targets share is copied."""
 
     def refuse(*_: object, **__: object) -> None:
         raise OSError
@@ -216,18 +216,18 @@ def test_target_that_is_not_said(tmp_path: Path, store: Store, value: Any) -> No
 
 
 def test_number_of_targets(tmp_path: Path, store: Store) -> None:
-    """There is a most of them, whatever each is."""
+    """The number of bundles is limited, whatever their sizes."""
     files = {"manifest.json": b"{}"}
     for number in range(MAX_TARGETS):
         files |= {f"onnx/t{number}/{name}": data for name, data in base_for(f"t{number}").items()}
     assert MAX_TARGETS == len(store.unpack(packed(tmp_path / "most.expert", files)).bundles)
     files |= {f"onnx/more/{name}": data for name, data in base_for("more").items()}
-    with pytest.raises(IntegrityError, match=f"holds {MAX_TARGETS + 1} bundles; {MAX_TARGETS} is the most"):
+    with pytest.raises(IntegrityError, match=f"has {MAX_TARGETS + 1} bundles; {MAX_TARGETS} is the most"):
         store.unpack(packed(tmp_path / "more.expert", files))
 
 
 def test_shared_files_count_for_each_target(tmp_path: Path, store: Store) -> None:
-    """A small archive cannot ask for more space by listing one file for many targets, where links are copies."""
+    """A small archive cannot take more space by listing one file for many targets, if links are copies."""
     bases = {target: base_for(target, NOISE) for target in ("a", "b", "c")}
     files = {"manifest.json": b"{}", **{f"onnx/a/{name}": data for name, data in bases["a"].items()}}
     files |= {f"onnx/{target}/decoder.json": bases[target]["decoder.json"] for target in ("b", "c")}
@@ -275,7 +275,7 @@ def test_index_of_an_older_version(tmp_path: Path, store: Store) -> None:
 
 
 def test_index_that_leads_elsewhere(tmp_path: Path, store: Store) -> None:
-    """What an index names as a base is a digest, or the index does not count."""
+    """An index is ignored if a base in it is not a digest."""
     package = packed(tmp_path / "p.expert", package_files())
     index = store.unpack(package).root.parent / "index.json"
     document = json.loads(index.read_bytes())
@@ -285,18 +285,18 @@ def test_index_that_leads_elsewhere(tmp_path: Path, store: Store) -> None:
 
 
 def test_folder_in_place(tmp_path: Path, store: Store) -> None:
-    """A base with all its files is used where it is; one that shares files is copied to the store, not linked."""
+    """A base with all its files is used in place. One that shares files is copied to the store, not linked."""
     folder = unfolded(tmp_path / "folder", package_files())
     package = open_package(folder, store, check="digest")
     assert tuple(folder / "onnx" / name for name in ("cpu", "dml", "portable")) == package.bundles
     assert not store.root.exists()
     cpu, _, portable = package.bundles
-    assert cpu == store.gathered(cpu, package)
+    assert cpu == store.gather_bundle(cpu, package)
     assert not store.root.exists()
-    gathered = store.gathered(portable, package)
+    gathered = store.gather_bundle(portable, package)
     assert (store.root / "bases" / digest(PORTABLE), PORTABLE) == (gathered, files_under(gathered))
     (folder / "onnx/dml/weights.bin").write_bytes(b"HALVES")
-    assert PORTABLE == files_under(store.gathered(portable, package))
+    assert PORTABLE == files_under(store.gather_bundle(portable, package))
     assert_whole(store.root)
     assert no_work_left(store)
 
@@ -308,7 +308,7 @@ def test_change_in_a_folder(tmp_path: Path, store: Store) -> None:
     shared = folder / "onnx/dml/weights.bin"
     shared.write_bytes(b"HALVES")
     with pytest.raises(IntegrityError, match=r"dml: file 'weights\.bin', listed in decoder\.json, differs"):
-        store.gathered(package.bundles[2], package)
+        store.gather_bundle(package.bundles[2], package)
     shared.write_bytes(b"half")
     with pytest.raises(IntegrityError, match=r"file 'weights\.bin', .* has 4 bytes"):
         open_package(folder, store)
@@ -329,15 +329,15 @@ def test_store_that_cannot_be_written(tmp_path: Path) -> None:
     store = Store(tmp_path / "file" / "store")
     package = open_package(unfolded(tmp_path / "folder", package_files()), store)
     with pytest.raises(LoadError, match="HIVELLM_HOME"):
-        store.gathered(package.bundles[2], package)
+        store.gather_bundle(package.bundles[2], package)
 
 
 def test_packing_leaves_out_what_is_there(tmp_path: Path) -> None:
-    """Whole bases are packed with equal files once; packing what came of that changes nothing."""
+    """Equal files of bases are packed once. Packing the unpacked result again changes nothing."""
     for target, files in (("cpu", CPU), ("dml", DML), ("portable", PORTABLE)):
         unfolded(tmp_path / "bases" / target, files)
     folders = [tmp_path / "bases" / target for target in ("cpu", "dml", "portable")]
-    members = {name: Path(str(data)).read_bytes() for name, data in bundle_members_of(folders)}
+    members = {name: Path(str(data)).read_bytes() for name, data in list_bundle_members(folders)}
     expected = {name: data for name, data in package_files().items() if name.count("/") == 2}
     assert expected == members
     assert [f"onnx/{target}/decoder.json" for target in ("cpu", "dml", "portable")] == [
@@ -345,13 +345,13 @@ def test_packing_leaves_out_what_is_there(tmp_path: Path) -> None:
     ]
     unfolded(tmp_path / "folder", members)
     again = [tmp_path / "folder/onnx" / target for target in ("cpu", "dml", "portable")]
-    assert list(members) == [name for name, _ in bundle_members_of(again)]
+    assert list(members) == [name for name, _ in list_bundle_members(again)]
 
 
 def test_packing_one_target(tmp_path: Path, store: Store) -> None:
-    """One base goes to onnx/ itself, whatever its folder is called, and what it does not list stays out."""
+    """One base is packed in onnx/ itself, whatever its folder's name. Unlisted files are left out."""
     folder = unfolded(tmp_path / "any", {**CPU, "notes.txt": b"mine"})
-    members = dict(bundle_members_of([folder]))
+    members = dict(list_bundle_members([folder]))
     names = ["decoder.json", "decoder.onnx", "tokenizer.json", "weights.bin"]
     assert [f"onnx/{name}" for name in names] == list(members)
     write(tmp_path / "p.expert", [("manifest.json", b"{}"), *members.items()])

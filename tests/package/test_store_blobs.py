@@ -54,7 +54,7 @@ def test_equal_files_of_two_packages(tmp_path: Path, store: Store) -> None:
 
 @pytest.mark.parametrize("data", [b"Adapter", b"cut"], ids=["changed", "cut"])
 def test_damaged_blob_is_replaced(tmp_path: Path, store: Store, data: bytes) -> None:
-    """A damaged blob is not linked to, but replaced by the file just unpacked."""
+    """A damaged blob is replaced by the newly unpacked file."""
     first = store.unpack(expert(tmp_path / "1.expert"))
     (store.root / "blobs" / _digests(b"adapter")[0]).write_bytes(data)
     second = store.unpack(expert(tmp_path / "2.expert", base=BASE))
@@ -69,7 +69,7 @@ def test_damaged_blob_is_replaced(tmp_path: Path, store: Store, data: bytes) -> 
 
 @pytest.mark.parametrize("code", [errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP])
 def test_without_hard_links(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
-    """Where no link can be made, or no more to one file, files stay where they are."""
+    """If no link can be made, files stay where they are."""
     one = store.unpack(expert(tmp_path / "1.expert", base=BASE))
 
     def no_link(*_args: object, **_options: object) -> None:
@@ -88,7 +88,7 @@ def test_without_hard_links(tmp_path: Path, store: Store, monkeypatch: pytest.Mo
 
 
 def test_prune_removes_unlinked_blobs(tmp_path: Path, store: Store) -> None:
-    """A blob that nothing else links to goes with the next pruning; one in use stays."""
+    """A blob without links is removed by the next pruning; a blob in use stays."""
     store.unpack(expert(tmp_path / "p.expert", base=BASE))
     (store.root / "blobs" / ("0" * 64)).write_bytes(b"left over")
     weights = store.root / "bases" / BASE_DIGEST / "weights.bin"

@@ -77,7 +77,7 @@ def test_use_keeps(root: Path) -> None:
 
 
 def test_what_was_just_added_stays(root: Path) -> None:
-    """A package larger than the size stays with its base, and everything else goes."""
+    """A package larger than the limit stays with its base, and everything else is removed."""
     store = Store(root, max_bytes=0)
     _add(store, "a", used=10, base=b"a" * KB)
     second = _add(store, "b", used=20, base=b"b" * KB)
@@ -114,12 +114,12 @@ def test_shared_files_count_once(root: Path) -> None:
 
 
 def test_prepared_adapters_take_part(root: Path) -> None:
-    """A prepared adapter makes room for itself, and goes in its turn, with its record."""
+    """A new prepared adapter evicts other entries, and is itself evicted later, with its record."""
     store = Store(root, max_bytes=25 * KB)
     _add(store, "a", used=10)
-    old = store.prepared("0" * 64, lambda: b"0" * 10 * KB)
+    old = store.prepare_adapter("0" * 64, lambda: b"0" * 10 * KB)
     os.utime(old, (20, 20))
-    new = store.prepared("1" * 64, lambda: b"1" * 10 * KB)
+    new = store.prepare_adapter("1" * 64, lambda: b"1" * 10 * KB)
     assert ([], True) == (_left(store), old.exists())
     _add(store, "b", used=40)
     assert ["b"] == _left(store)
@@ -127,7 +127,7 @@ def test_prepared_adapters_take_part(root: Path) -> None:
 
 
 def test_found_bundle_counts_as_used(root: Path) -> None:
-    """A base found for a thin package is used as if it were its own; listing bases uses none."""
+    """Finding a base for a thin package counts as use; listing bases does not."""
     store = Store(root, max_bytes=25 * KB)
     base = _add(store, "a", used=10, base=b"w" * 10 * KB).bundles[0]
     os.utime(base, (10, 10))
@@ -140,7 +140,7 @@ def test_found_bundle_counts_as_used(root: Path) -> None:
 
 
 def test_entry_in_use_stays(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder that cannot be renamed, as one in use on Windows, is left and the next one goes."""
+    """A folder that cannot be renamed, such as one in use on Windows, stays, and the next one is removed."""
     store = Store(root, max_bytes=25 * KB)
     held = _add(store, "a", used=10)
     _add(store, "b", used=20)
@@ -172,7 +172,7 @@ def test_file_held_for_a_moment(root: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_read_only_store(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store that cannot be written still finds what is there."""
+    """A read-only store still finds its entries."""
     store = Store(root)
     first = _add(store, "a", used=10)
 
@@ -195,7 +195,7 @@ def test_size_from_the_environment(root: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("HIVELLM_CACHE_SIZE", "")
     assert None is Store(root).max_bytes
     monkeypatch.setenv("HIVELLM_CACHE_SIZE", "lots")
-    with pytest.raises(LoadError, match="HIVELLM_CACHE_SIZE: 'lots' is no size: write 20GB, 500MB"):
+    with pytest.raises(LoadError, match="HIVELLM_CACHE_SIZE: 'lots' is not a size: write 20GB, 500MB"):
         Store(root)
 
 
@@ -222,8 +222,8 @@ def test_parse_size(text: str, expected: int) -> None:
     "text", ["", "GB", "-1", "1e9", "1 G", "1,5GB", "1.GB", "20GBit", "0x10", "\u0661MB", "nan"]
 )
 def test_malformed_size(text: str) -> None:
-    """What is no size is refused."""
-    with pytest.raises(ValueError, match="is no size"):
+    """A text that is not a size is refused."""
+    with pytest.raises(ValueError, match="is not a size"):
         parse_size(text)
 
 

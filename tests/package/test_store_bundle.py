@@ -91,7 +91,7 @@ def test_tampered_base(tmp_path: Path, store: Store, kind: str) -> None:
 
 
 def test_tampered_base_beside_a_good_one(tmp_path: Path, store: Store) -> None:
-    """A tampered copy of a base is refused also when the store has the good one, which stays."""
+    """A changed copy of a base is refused even if the store has the right one, which stays."""
     store.unpack(expert(tmp_path / "good.expert", base=BASE))
     with pytest.raises(IntegrityError):
         store.unpack(expert(tmp_path / "bad.expert", base=_tampered("same size")))

@@ -13,7 +13,7 @@ from store_samples import assert_whole
 
 from hivellm_ort.errors import IntegrityError, ManifestError
 from hivellm_ort.package.bundle_folders import check_folders
-from hivellm_ort.package.filecheck import Check, FileChecks
+from hivellm_ort.package.filecheck import Check, FileChecker
 from hivellm_ort.package.store import Store, open_package
 
 
@@ -82,9 +82,9 @@ def test_find_bundle_by_digest(tmp_path: Path, store: Store) -> None:
 
 
 def test_no_regular_file(tmp_path: Path) -> None:
-    """A folder is no file, whatever size it has."""
-    fault = FileChecks("digest").fault(tmp_path, tmp_path.stat().st_size, "0" * 64)
-    assert "is no regular file" == fault
+    """A folder is not a regular file, whatever its size."""
+    fault = FileChecker("digest").find_fault(tmp_path, tmp_path.stat().st_size, "0" * 64)
+    assert "is not a regular file" == fault
 
 
 def test_check_has_two_values(tmp_path: Path, store: Store) -> None:

@@ -28,7 +28,7 @@ def store(tmp_path: Path) -> Store:
     """A store with a package, its base, a prepared adapter, a download, a user's bundle and keys."""
     store = Store(tmp_path / "store")
     store.unpack(expert(tmp_path / "p.expert", base=NAMED_BASE))
-    store.prepared(KEY, lambda: b"tensors")
+    store.prepare_adapter(KEY, lambda: b"tensors")
     for name in ("downloads/base.gguf", "models/mine/decoder.json", "trusted_keys.json"):
         path = store.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def test_empty() -> None:
-    """A store that is not there has nothing, and stays so."""
+    """A missing store has no entries, and is not made."""
     store = Store(Path("nowhere"))
     assert ((), 0) == (store.listing().entries, store.listing().total_bytes)
     assert [] == store.prune()
@@ -46,7 +46,7 @@ def test_empty() -> None:
 
 
 def test_entries(tmp_path: Path, store: Store) -> None:
-    """Every entry has its names, size and time; what is linked twice is on the disk once."""
+    """Every entry has its names, size and time. A file with two links counts once."""
     listing = store.listing()
     found = [(e.kind, e.name, e.version, e.precision, e.fault) for e in listing.entries]
     assert [
@@ -99,7 +99,7 @@ def test_prune_removes_what_is_damaged(tmp_path: Path, store: Store) -> None:
 
 
 def test_prune_sweeps_work(store: Store) -> None:
-    """What a killed process left in progress goes, of any age."""
+    """Unfinished files of a killed process are removed, whatever their age."""
     (store.root / "tmp" / "left").mkdir()
     (store.root / "tmp" / "left" / "file").write_bytes(b"1")
     assert [] == store.prune()
@@ -107,7 +107,7 @@ def test_prune_sweeps_work(store: Store) -> None:
 
 
 def test_prune_by_age(store: Store) -> None:
-    """What was last used longer ago goes; a base is as young as its youngest package; downloads stay."""
+    """Entries that were not used for long are removed. Use of a package counts for its base. Downloads stay."""
     package, base, adapter, _ = store.listing().entries
     old = time.time() - 10 * DAY
     for path in (base.path, adapter.path):
@@ -126,7 +126,7 @@ def test_prune_to_a_size(store: Store) -> None:
 
 
 def test_clear(store: Store) -> None:
-    """Everything goes but the user's own bundles and keys."""
+    """Everything is removed except the user's own bundles and keys."""
     (store.root / "packages" / ".DS_Store").write_bytes(b"1")
     store.clear()
     left = sorted(files_under(store.root))

@@ -29,11 +29,11 @@ def _never() -> bytes:
 
 def test_made_once(store: Store) -> None:
     """The first call makes it, later ones find it."""
-    path = store.prepared(KEY, lambda: b"tensors")
+    path = store.prepare_adapter(KEY, lambda: b"tensors")
     assert store.root / "adapters" / f"{KEY}.safetensors" == path
     assert b"tensors" == path.read_bytes()
-    assert path == store.prepared(KEY, _never)
-    assert path == Store(store.root).prepared(KEY, _never, check="digest")
+    assert path == store.prepare_adapter(KEY, _never)
+    assert path == Store(store.root).prepare_adapter(KEY, _never, check="digest")
     assert no_work_left(store)
     assert_whole(store.root)
 
@@ -42,7 +42,7 @@ def test_made_once(store: Store) -> None:
 def test_key_must_be_a_digest(store: Store, key: str) -> None:
     """A key that is no digest is refused and makes nothing."""
     with pytest.raises(ValueError, match="SHA-256"):
-        store.prepared(key, _never)
+        store.prepare_adapter(key, _never)
     assert not store.root.exists()
 
 
@@ -63,19 +63,19 @@ def _no_record(path: Path) -> None:
 )
 def test_damaged_is_made_again(store: Store, damage: Callable[[Path], object]) -> None:
     """One of another size, or without its record, as a killed process leaves it, is made again."""
-    path = store.prepared(KEY, lambda: b"tensors")
+    path = store.prepare_adapter(KEY, lambda: b"tensors")
     damage(path)
-    assert path == store.prepared(KEY, lambda: b"tensors")
+    assert path == store.prepare_adapter(KEY, lambda: b"tensors")
     assert b"tensors" == path.read_bytes()
-    assert path == store.prepared(KEY, _never)
+    assert path == store.prepare_adapter(KEY, _never)
 
 
 def test_change_of_equal_size(store: Store) -> None:
     """A changed byte is found by check='digest'."""
-    path = store.prepared(KEY, lambda: b"tensors")
+    path = store.prepare_adapter(KEY, lambda: b"tensors")
     path.write_bytes(b"TENSORS")
-    assert path == store.prepared(KEY, _never)
-    store.prepared(KEY, lambda: b"tensors", check="digest")
+    assert path == store.prepare_adapter(KEY, _never)
+    store.prepare_adapter(KEY, lambda: b"tensors", check="digest")
     assert b"tensors" == path.read_bytes()
 
 
@@ -86,7 +86,7 @@ def test_failing_make_leaves_nothing(store: Store) -> None:
         raise FileNotFoundError("the weights")
 
     with pytest.raises(FileNotFoundError, match="the weights"):
-        store.prepared(KEY, failing)
+        store.prepare_adapter(KEY, failing)
     assert not (store.root / "adapters").exists()
 
 
@@ -94,17 +94,17 @@ def test_made_by_two_at_once(store: Store) -> None:
     """The store is free while one is made, so another may make it meanwhile; both succeed."""
 
     def make() -> bytes:
-        Store(store.root).prepared(KEY, lambda: b"tensors")
+        Store(store.root).prepare_adapter(KEY, lambda: b"tensors")
         return b"tensors"
 
-    path = store.prepared(KEY, make)
+    path = store.prepare_adapter(KEY, make)
     assert b"tensors" == path.read_bytes()
     assert_whole(store.root)
 
 
 def test_use_is_noted(store: Store) -> None:
     """Finding it sets its time."""
-    path = store.prepared(KEY, lambda: b"tensors")
+    path = store.prepare_adapter(KEY, lambda: b"tensors")
     os.utime(path, (1, 1))
-    store.prepared(KEY, _never)
+    store.prepare_adapter(KEY, _never)
     assert 1 < path.stat().st_mtime

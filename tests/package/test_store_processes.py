@@ -21,7 +21,7 @@ NOISE = random.Random(3).randbytes(4 << 20)
 
 
 def test_killed_work_is_swept(tmp_path: Path) -> None:
-    """What a killed process left in progress is removed by the next that adds something."""
+    """Unfinished files of a killed process are removed by the next process that adds an entry."""
     store = Store(tmp_path / "store")
     (store.root / "tmp" / "left" / "package").mkdir(parents=True)
     store.unpack(expert(tmp_path / "p.expert"))
@@ -30,7 +30,7 @@ def test_killed_work_is_swept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["empty", "damaged", "full"])
 def test_killed_at_every_step(tmp_path: Path, kind: str) -> None:
-    """Whenever a process dies, what has a final name is whole, and the next process succeeds."""
+    """If a process is killed at any point, files with final names are complete, and the next process succeeds."""
     package = expert(tmp_path / "p.expert", base=BASE)
     old = expert(tmp_path / "old.expert", base=bundle(NOISE[:100_000]))
     context, code, step = processes(), None, 0

@@ -17,7 +17,7 @@ from package_samples import BASE, expert
 from hivellm_ort.errors import LoadError
 from hivellm_ort.package import records as records_module
 from hivellm_ort.package.archive import sha256_file
-from hivellm_ort.package.records import Found, package_digest
+from hivellm_ort.package.records import Found, hash_package
 from hivellm_ort.package.store import Store
 
 
@@ -69,8 +69,8 @@ def test_young_file_is_not_recorded(
     """A file changed less than two seconds ago could change again without a sign."""
     records = tmp_path / "records"
     later(1.5)
-    package_digest(package, records)
-    package_digest(package, records)
+    hash_package(package, records)
+    hash_package(package, records)
     assert ([package] * 2, False) == (hashed, records.exists())
 
 
@@ -109,16 +109,16 @@ def test_changed_file_is_hashed_again(
 ) -> None:
     """Another size, time or file of the name makes the record void."""
     later(10)
-    package_digest(package, tmp_path / "records")
+    hash_package(package, tmp_path / "records")
     change(package)
-    assert sha256_file(package) == package_digest(package, tmp_path / "records")
+    assert sha256_file(package) == hash_package(package, tmp_path / "records")
     assert [package] * 2 == hashed
 
 
 def test_file_that_changes_while_it_is_hashed(
     tmp_path: Path, package: Path, monkeypatch: pytest.MonkeyPatch, later: Callable[[float], None]
 ) -> None:
-    """What changed meanwhile is not recorded."""
+    """A file that was changed meanwhile is not recorded."""
     later(10)
 
     def changing(path: Path) -> str:
@@ -127,7 +127,7 @@ def test_file_that_changes_while_it_is_hashed(
         return digest
 
     monkeypatch.setattr(records_module, "sha256_file", changing)
-    package_digest(package, tmp_path / "records")
+    hash_package(package, tmp_path / "records")
     assert not (tmp_path / "records").exists()
 
 
@@ -142,10 +142,10 @@ def test_damaged_record_is_ignored(
     """A record that is no record is as none, and is replaced."""
     later(10)
     records = tmp_path / "records"
-    digest = package_digest(package, records)
+    digest = hash_package(package, records)
     (record,) = records.iterdir()
     record.write_bytes(content)
-    assert [digest] * 2 == [package_digest(package, records) for _ in range(2)]
+    assert [digest] * 2 == [hash_package(package, records) for _ in range(2)]
     assert [package] * 2 == hashed
 
 
@@ -165,7 +165,7 @@ def test_wrong_record_heals(
 def test_records_are_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, later: Callable[[float], None]
 ) -> None:
-    """Only so many records are kept, and what a killed process left unfinished ages with them."""
+    """The number of records is limited. Unfinished files of killed processes are removed with them."""
     monkeypatch.setattr(records_module, "MAX_RECORDS", 3)
     later(10)
     records = tmp_path / "records"
@@ -175,7 +175,7 @@ def test_records_are_bounded(
     for number in range(5):
         package = tmp_path / f"{number}.expert"
         package.write_bytes(b"%d" % number)
-        package_digest(package, records)
+        hash_package(package, records)
     assert 3 == len(list(records.iterdir()))
     assert not (records / ".killed.tmp").exists()
 
@@ -183,14 +183,14 @@ def test_records_are_bounded(
 def test_records_that_cannot_be_written(
     tmp_path: Path, package: Path, later: Callable[[float], None]
 ) -> None:
-    """A digest is found also where no record can be kept."""
+    """A digest is found even if no record can be written."""
     later(10)
     (tmp_path / "file").write_bytes(b"")
-    assert sha256_file(package) == package_digest(package, tmp_path / "file" / "records")
+    assert sha256_file(package) == hash_package(package, tmp_path / "file" / "records")
 
 
 def test_a_check_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a check found holds for its name, these bytes and this version of the package, in every process."""
+    """The result of a check is valid for its name, these bytes and this version, in every process."""
     calls: list[str] = []
 
     def recalled(what: str = "limits", content: bytes = b"content", result: float = 2) -> Found:

@@ -44,14 +44,14 @@ def test_platforms_cache_folder() -> None:
     ],
 )
 def test_variables(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], expected: str) -> None:
-    """HIVELLM_HOME comes before what the platform says."""
+    """HIVELLM_HOME takes precedence over the platform's folder."""
     for name, value in {"HOME": "/home/u", **variables}.items():
         monkeypatch.setenv(name, value)
     assert Path(expected) == default_root()
 
 
 def test_relative_home_is_below_the_current_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A relative HIVELLM_HOME gives an absolute root, which stays when the current folder changes."""
+    """A relative HIVELLM_HOME gives an absolute root, which does not change with the current folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HIVELLM_HOME", "here")
     assert Path(os.getcwd(), "here") == Store().root  # noqa: PTH109
@@ -95,7 +95,7 @@ def test_paths_are_short(tmp_path: Path) -> None:
         seen.update(path.removesuffix(member) for path in paths)
 
     store.unpack(tmp_path / "p.expert", progress=look)
-    store.prepared("ab" * 32, lambda: b"adapter")
+    store.prepare_adapter("ab" * 32, lambda: b"adapter")
     look()
     assert {"packages", "adapters", "blobs", "tmp"} <= seen
     assert 80 == max(len(path) for path in seen if path.endswith("/"))

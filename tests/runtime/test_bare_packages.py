@@ -52,7 +52,7 @@ def bundles(packages: Packages, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 @pytest.fixture
 def pack(packages: Packages, tmp_path: Path) -> Pack:
-    """Make a package of an adapter, its files where `at` says, with any manifest."""
+    """Make a package of an adapter with any manifest. Its files are at the path `at`."""
 
     def make(
         kind: str = "dora", manifest: dict[str, Any] = SECOND, at: tuple[str, ...] = ("",), suffix: str = ""
@@ -77,7 +77,7 @@ def answer(package: Path, cache: Path, **options: Any) -> tuple[int, ...]:
 
 
 def expected(packages: Packages, kind: str) -> tuple[int, ...]:
-    """What the exported package answers."""
+    """The answer of the exported package."""
     with packages.load(kind) as expert:
         return expert.generate(PROMPT, temperature=0, max_tokens=20).tokens
 
@@ -164,7 +164,7 @@ def test_base_of_another_package(packages: Packages, pack: Pack, tmp_path: Path)
 def test_base_found_by_digest(
     packages: Packages, bundles: dict[str, Path], pack: Pack, tmp_path: Path
 ) -> None:
-    """A digest in the manifest decides, whatever the names are; a bundle of other weights is not taken."""
+    """A digest in the manifest decides, not names. A bundle of other weights is not used."""
     digest = DecoderConfig.from_file(bundles["fp32"] / DECODER_JSON).source_sha256
     pinned = [{**SECOND["base_models"][0], "name": "someone's base", "sha256": f"sha256:{digest}"}]
     other = [{**SECOND["base_models"][0], "sha256": "0" * 64}]
@@ -172,7 +172,7 @@ def test_base_found_by_digest(
     package = pack("dora", {**SECOND, "base_models": pinned})
     assert expected(packages, "dora") == answer(package, tmp_path / "cache")
     package = pack("dora", {**SECOND, "base_models": other}, suffix="2")
-    with pytest.raises(LoadError, match="needs a base bundle of Tiny, and none is at hand"):
+    with pytest.raises(LoadError, match="needs a base bundle of Tiny, and none was found"):
         answer(package, tmp_path / "cache")
     with pytest.raises(BaseMismatchError, match=r"Tiny \(000000000000…\).*the base given is tiny"):
         answer(package, tmp_path / "cache", base=bundles["fp32"])
@@ -201,7 +201,7 @@ def test_several_base_models(
     ]
     manifest = {**SECOND, "base_models": models}
     package = pack("dora", manifest, at=("weights/small/adapter",))
-    with pytest.raises(LoadError, match="needs a base bundle of Huge-70B, tiny, and none is at hand"):
+    with pytest.raises(LoadError, match="needs a base bundle of Huge-70B, tiny, and none was found"):
         answer(package, tmp_path / "cache")
     wanted = expected(packages, "dora")
     assert wanted == answer(package, tmp_path / "cache", base=bundles["fp32"])

@@ -141,7 +141,7 @@ def test_grammar_options(
 
 
 def test_lenient_and_its_warnings(invoke: Invoke, packages: Packages) -> None:
-    """What is not enforced is told on standard error, and in the document."""
+    """Parts that are not enforced are listed on standard error and in the document."""
     schema = '{"type": "array", "items": {"const": 1}, "minItems": 2, "maxItems": 2, "uniqueItems": true}'
     arguments = ["run", packages.lora, PROMPT, "--json-schema", schema]
     assert_refused(invoke(*arguments), "at /uniqueItems: it cannot be enforced")
@@ -213,7 +213,7 @@ def test_base_that_does_not_exist(invoke: Invoke, packages: Packages, tmp_path: 
 
 
 def test_option_out_of_range(invoke: Invoke, packages: Packages) -> None:
-    """What the library refuses is an error of the command, which names the flag."""
+    """An error of the library is an error of the command, which names the flag."""
     assert_refused(invoke("run", packages.lora, PROMPT, "--temperature", "-1"), "--temperature is -1.0")
     assert_refused(invoke("run", packages.lora, PROMPT, "--device", "cuda"), "or use --device cpu")
     assert_refused(invoke("run", packages.short, PROMPT, "--max-tokens", "1000"), "--max-tokens 1000 exceed")
@@ -225,7 +225,7 @@ def test_option_out_of_range(invoke: Invoke, packages: Packages) -> None:
     ids=" ".join,
 )
 def test_usage_error(arguments: list[str], invoke: Invoke, packages: Packages) -> None:
-    """What the command line itself refuses has status 2 as well, and says how it is used."""
+    """Wrong arguments have status 2 too, and the usage is printed."""
     result = invoke("run", packages.lora, PROMPT, *arguments)
     assert 2 == result.exit_code
     assert "" == result.stdout
@@ -236,7 +236,7 @@ def test_usage_error(arguments: list[str], invoke: Invoke, packages: Packages) -
 def test_name_of_a_file_without_the_mark(
     flag: str, invoke: Invoke, packages: Packages, tmp_path: Path
 ) -> None:
-    """What is the name of a file, or looks like one, is not taken for a text: the message has the @."""
+    """A text that is or looks like a file name is refused, and the message suggests the @."""
     file = tmp_path / "the file"
     file.write_text("x", encoding="utf-8")
     for name in ("kv.gbnf", "sub/schema.SQL", r"C:\\data\\a.json", str(file)):
@@ -274,7 +274,7 @@ def test_messages_name_flags(
 
 
 def test_a_fault_of_ours(invoke: Invoke, packages: Packages, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is no error of ours is a bug: a traceback, a request to report it, status 1; with --json an object."""
+    """An unexpected error gives a traceback, a request to report it, and status 1; with --json an object."""
 
     def broken(*_: object, **__: object) -> None:
         raise ValueError("out of order")
@@ -291,7 +291,7 @@ def test_a_fault_of_ours(invoke: Invoke, packages: Packages, monkeypatch: pytest
 
 
 def test_what_the_system_refuses(invoke: Invoke, packages: Packages, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full disk is nobody's bug: a message and status 2."""
+    """A full disk is not a bug: it gives a message and status 2."""
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "cache")
@@ -305,7 +305,7 @@ TEXT = "→ 🙂 é"
 
 @pytest.mark.parametrize("encoding", ["cp1252", "cp437", "ascii", "latin-1", "utf-8", "utf-16"])
 def test_no_console_fails(encoding: str, packages: Packages, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What an encoding lacks is written as an escape; JSON reads back the same in every encoding."""
+    """Characters missing in an encoding are escaped. JSON is the same in every encoding."""
     monkeypatch.setenv("HIVELLM_HOME", str(packages.cache))
     arguments = ["run", str(packages.lora), PROMPT, "--choice", TEXT, "--trust", "off"]
     runner = CliRunner(charset=encoding)
@@ -397,7 +397,7 @@ def test_as_a_module() -> None:
 
 
 def test_from_a_shell(packages: Packages, lora: Expert) -> None:
-    """The installed command writes UTF-8 whatever the locale, and fails without a traceback."""
+    """The installed command writes UTF-8 in any locale, and fails without a traceback."""
     command = shutil.which("hivellm-ort", path=str(Path(sys.executable).parent))
     assert command is not None
     environment = {**os.environ, "HIVELLM_HOME": str(packages.cache), "LC_ALL": "C"}

@@ -103,7 +103,7 @@ def test_a_conversation_with_tools_begins_with_what_is_kept(caller: Expert) -> N
 
 
 def test_a_template_without_tools(lora: Expert) -> None:
-    """Tools that the model would not see are refused before anything is answered, and none are no tools."""
+    """Tools that the model would not see are refused before any answer. An empty list means no tools."""
     with pytest.raises(InferenceError, match="does not show the tools to the model"):
         lora.generate(PROMPT, tools=[TOOL])
     with pytest.raises(InferenceError, match="does not show the tools to the model"):

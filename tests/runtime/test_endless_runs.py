@@ -33,7 +33,7 @@ LONG: dict[str, Any] = {"max_tokens": 1500, "min_tokens": 1500, "prompt_lookup":
 
 @pytest.fixture(scope="module")
 def bundle(packages: Packages, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The base of `packages`, with graphs that loop for ever where they read a `Z`."""
+    """The base of `packages`, with graphs that loop for ever when they read a `Z`."""
     return made_endless(packages, tmp_path_factory.mktemp("endless") / "base")
 
 
@@ -162,7 +162,7 @@ def test_two_rows_end_one_after_the_other(expert: Expert) -> None:
 
 
 def test_those_that_wait_for_it(expert: Expert) -> None:
-    """Rows and waiting requests end in time while another prompt is read that never ends, and it goes on."""
+    """Rows and waiting requests end in time while another prompt is read for ever, and that request goes on."""
     running = expert.generate_stream(PROMPT, **LONG)
     next(running)
     endless = expert.generate_stream(ENDLESS, **OPTIONS)
@@ -182,7 +182,7 @@ def test_those_that_wait_for_it(expert: Expert) -> None:
 
 
 def test_a_long_prompt_goes_on(expert: Expert) -> None:
-    """A prompt that is read in several runs gives the same answer where a row is ended in the middle of it."""
+    """A prompt that is read in several runs gives the same answer if another row ends meanwhile."""
     long = " ".join(f"{number}" for number in range(400))
     expected = expert.generate(long, **OPTIONS)
     assert expected.prompt_tokens > 1000
@@ -221,7 +221,7 @@ def test_close_of_an_expert_that_shares_its_base(packages: Packages, bundle: Pat
 
 
 def test_close_of_a_manager(packages: Packages, bundle: Path) -> None:
-    """A manager is closed in time, and those who wait for answers are told."""
+    """A manager is closed in time, and waiting callers get an error."""
     manager = ExpertManager(cache_dir=packages.cache, trust="off", threads=1)
     manager.load_expert("one", packages.lora_folder, base=bundle)
     results: list[Any] = []

@@ -101,7 +101,7 @@ def test_stream_and_async(options: dict[str, Any], manager: ExpertManager) -> No
 
 @pytest.mark.parametrize("options", WAYS.values(), ids=WAYS)
 def test_prompt_lookup(options: dict[str, Any], manager: ExpertManager) -> None:
-    """Guessed tokens change nothing, also where every guess is wrong or right."""
+    """Guessed tokens change no answer, even if every guess is wrong or right."""
     accepted = 0
     for prompt in PROMPTS:
         expected = fresh(manager, "lora", prompt, {**options, "max_tokens": 200})

@@ -117,7 +117,7 @@ def test_seeded_sampling_repeats(seed: int, lora: Expert) -> None:
 
 
 def test_greedy_ignores_the_seed(lora: Expert) -> None:
-    """Temperature 0 is greedy whatever else is given, and so is top_k=1 at any temperature."""
+    """Temperature 0 is greedy with any other options, and so is top_k=1 at any temperature."""
     expected = lora.generate(PROMPT, max_tokens=30).tokens
     for options in ({"seed": 1}, {"seed": 2, "top_p": 0.5}, {"temperature": 0.0, "seed": 3, "top_k": 7}):
         assert expected == lora.generate(PROMPT, max_tokens=30, **options).tokens
@@ -127,7 +127,7 @@ def test_greedy_ignores_the_seed(lora: Expert) -> None:
 @settings(max_examples=40, deadline=None)
 @given(begin=st.integers(0, 30), length=st.integers(1, 6), as_list=st.booleans())
 def test_stop_string(packages: Packages, begin: int, length: int, as_list: bool) -> None:
-    """The text ends where the stop string first begins, and the stop is not part of it."""
+    """The text ends before the first stop string."""
     with packages.load("lora") as expert:
         whole = expert.generate(PROMPT, max_tokens=60)
         stop = whole.text[begin : begin + length]
@@ -165,7 +165,7 @@ def test_end_token_as_the_last_that_is_allowed(packages: Packages) -> None:
 
 
 def test_manifest_gives_the_defaults(packages: Packages, tmp_path: Path) -> None:
-    """Sampling and length come from the manifest where the caller leaves them open."""
+    """Sampling options and length come from the manifest if the caller does not give them."""
     decoding = {"temperature": 1.2, "top_p": 0.9, "top_k": 50, "max_new_tokens": 11}
     package = with_base("lora", tmp_path / "own.expert", manifest={"training": {"decoding": decoding}})
     with (
@@ -227,7 +227,7 @@ def test_growing_cache_changes_nothing(lora: Expert, monkeypatch: pytest.MonkeyP
 
 
 def test_answer_beyond_the_first_capacity(lora: Expert) -> None:
-    """A long answer outgrows its first cache and goes on as if it had been large."""
+    """A long answer outgrows its first cache, and stays the same as with a large one."""
     expected = tuple(
         token for token, _ in greedy(lora, prompt_ids(lora, PROMPT), steps=400, capacity=CONTEXT)
     )

@@ -131,7 +131,7 @@ def test_mixed_grammars_in_one_batch(manager: ExpertManager) -> None:
 
 
 def test_forced_tokens_save_passes(lora: Expert, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the grammar leaves no choice about is read together with what follows, in one pass."""
+    """Tokens that the grammar forces are read in one pass with the next token."""
     passes: list[int] = []
     run = ForwardPass.run
 
@@ -176,7 +176,7 @@ def test_cancelled(lora: Expert) -> None:
 
 
 def test_end_tokens_are_known(packages: Packages) -> None:
-    """Every end token of the base ends a complete answer, and none an incomplete one."""
+    """Every end token of the base ends a complete answer, but not an incomplete one."""
 
     def eager(_: Any, logits: np.ndarray) -> np.ndarray:
         logits = logits.copy()
@@ -205,7 +205,7 @@ def wanting(expert: Expert, text: str) -> Any:
 
 
 def test_stop_of_one_token_ends_a_complete_answer(lora: Expert) -> None:
-    """A stop string that the grammar has no place for ends the answer where the grammar is complete."""
+    """A stop string that the grammar does not allow ends the answer when the grammar is complete."""
     options: dict[str, Any] = {"regex": "a+", "stop": ";", "max_tokens": 20}
     result = lora.generate(PROMPT, processors=[wanting(lora, "aaa;")], **options)
     assert ("aaa", "stop", True) == (result.text, result.finish_reason, result.grammar_complete)
@@ -220,7 +220,7 @@ def test_stop_of_one_token_ends_a_complete_answer(lora: Expert) -> None:
     [(["bc"], "aa", True), (["cd"], "aab", False), (["d"], "aabc", False), (["zz"], "aabcde", True)],
 )
 def test_stop_inside_an_answer(stop: list[str], text: str, complete: bool, lora: Expert) -> None:
-    """A caller's stop string cuts where it stands, and the result says whether what is left is complete."""
+    """A caller's stop string always cuts the text, and the result says whether the rest is complete."""
     result = lora.generate(
         PROMPT, regex="aa(bcde)?", stop=stop, processors=[wanting(lora, "aabcde")], max_tokens=20
     )
@@ -229,7 +229,7 @@ def test_stop_inside_an_answer(stop: list[str], text: str, complete: bool, lora:
 
 
 def test_dead_end(lora: Expert) -> None:
-    """Processors that leave none of the grammar's tokens end the answer with an error."""
+    """Processors that forbid all tokens of the grammar end the answer with an error."""
 
     def forbid(token_ids: np.ndarray, logits: np.ndarray) -> np.ndarray:
         return np.full_like(logits, -np.inf) if token_ids.size > limit else logits
@@ -371,7 +371,7 @@ def test_lenient_with_the_grammar_of_the_package(with_grammar: Any) -> None:
 
 
 def test_json_without_a_file(with_grammar: Any) -> None:
-    """A manifest that wants a grammar of type json and brings none gets that of any JSON."""
+    """If a manifest requires a grammar of type json and the package has none, it is that of any JSON."""
     with with_grammar({"use_grammar": True, "grammar_type": "json"}) as expert:
         result = expert.generate(PROMPT, max_tokens=200, temperature=1.5, seed=3)
         assert result.grammar_complete is not None

@@ -151,7 +151,7 @@ ATTACKS: dict[str, tuple[Change, str, str]] = {
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_refused(attack: str, changed: Callable[[Change, str], Path]) -> None:
-    """What no export writes is refused by its name, with graph and place; the exporter refuses to write it too."""
+    """Anything that exports never contain is refused by name, graph and place. The exporter refuses it too."""
     change, cache, message = ATTACKS[attack]
     folder = changed(change, cache)
     with pytest.raises(LoadError, match=message) as caught:
@@ -174,11 +174,11 @@ def test_a_large_graph_is_not_parsed(changed: Callable[..., Path], monkeypatch: 
 
 @pytest.mark.parametrize("content", [b"graph", b"", b"\x3a\xff\xff\xff\xff\x0f", b"\x3a\x02\x0a\x00" * 1000])
 def test_damaged(bundles: dict[str, Path], tmp_path: Path, content: bytes) -> None:
-    """What is no graph, or an empty one, is a LoadError that names the file, or is left to ONNX Runtime."""
+    """A file that is not a graph is a LoadError that names it. An empty graph is left to ONNX Runtime."""
     folder = Path(shutil.copytree(bundles["float32"], tmp_path / "bundle"))
     (folder / ADAPTER_GRAPH).write_bytes(content)
     if content in (b"graph", b"\x3a\xff\xff\xff\xff\x0f"):
-        with pytest.raises(LoadError, match=f"{ADAPTER_GRAPH} of .* is no ONNX graph"):
+        with pytest.raises(LoadError, match=f"{ADAPTER_GRAPH} of .* is not an ONNX graph"):
             check_graphs(Bundle.open(folder))
     elif content:
         with pytest.raises(LoadError, match="node '' has the operator ''"):
@@ -221,7 +221,7 @@ def test_a_base_folder(
 def test_a_graph_is_parsed_once(
     packages: Packages, bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was found sound is remembered by its bytes: another graph in its place is refused."""
+    """A passed check is recorded for its bytes. A changed graph is refused."""
     base = Path(shutil.copytree(bundles["float32"], tmp_path / "bundle"))
 
     def load(cache: str = "cache") -> None:
@@ -256,7 +256,7 @@ def test_nothing_is_remembered_where_a_signature_is_required(
 
 
 def test_signatures(packages: Packages, tmp_path: Path, changed: Callable[..., Path]) -> None:
-    """A package with such a graph loads where a trusted key has signed it; not unsigned, nor by an unknown key."""
+    """A package with such a graph loads only if a trusted key has signed it."""
     package = repacked(packages.lora, looping(3), tmp_path / "looping.expert")
     key = generate_key(tmp_path / "publisher.key")
     signed = sign(package, tmp_path / "publisher.key", publisher="P", output=tmp_path / "signed.expert").path
@@ -284,7 +284,7 @@ def test_signatures(packages: Packages, tmp_path: Path, changed: Callable[..., P
 
 
 def test_the_document_has_them_all() -> None:
-    """`docs/contract.md` names every operator, and none that is not one of them."""
+    """`docs/contract.md` names all operators and no others."""
     text = DOCUMENT.read_text(encoding="utf-8")
     section = text.partition("## Operators")[2].partition("\n## ")[0]
     tables = [*OPERATORS.values(), *ROUNDED_CACHE.values()]

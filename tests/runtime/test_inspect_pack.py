@@ -175,7 +175,7 @@ def test_pack_of_an_exported_package(invoke: Invoke, packages: Packages, tmp_pat
 
 
 def test_pack_keeps_the_adapters_of_several_bases_apart(invoke: Invoke, folder: Path) -> None:
-    """With several base models every adapter goes to its own path."""
+    """With several base models every adapter is packed at its own path."""
     models = []
     for size in ("small", "large"):
         (folder / "weights" / size).mkdir(parents=True)
@@ -230,7 +230,7 @@ def test_pack_strict(invoke: Invoke, folder: Path) -> None:
     ids=["manifest", "adapter", "damaged", "config", "grammar", "leaves"],
 )
 def test_pack_refuses(break_it: Callable[[Path], object], message: str, invoke: Invoke, folder: Path) -> None:
-    """What is missing or damaged is named, and nothing is written."""
+    """A missing or damaged file is named, and nothing is written."""
     break_it(folder)
     result = invoke("pack", folder, "--output", "x.expert")
     assert isinstance(result.exception, SystemExit), result.exception
@@ -292,7 +292,7 @@ def test_inspect_a_folder(invoke: Invoke, folder: Path) -> None:
     ],
 )
 def test_inspect_published_packages(file: str, invoke: Invoke) -> None:
-    """Packages of the reference packager are described, whatever is wrong with them."""
+    """Packages of the reference packager are described, with all their faults."""
     if not HIVELLM.is_dir():
         pytest.skip("the published packages are not beside this checkout")
     result = invoke("inspect", HIVELLM / "packages" / file, "--json")

@@ -98,13 +98,13 @@ def change(bundle: Path, make: Change) -> None:
 
 
 def answer(folder: Path) -> list[int]:
-    """What the expert of a folder answers."""
+    """Return the answer of a folder's expert."""
     with Expert.load(folder, threads=1, trust="off") as expert:
         return list(expert.generate(PROMPT, max_tokens=2, timeout=20).tokens)
 
 
 def peak() -> int:
-    """Most MiB that this process has had in memory; 0 where that is not told."""
+    """Return the peak memory of this process in MiB; 0 if unknown."""
     if sys.platform == "win32":
         return 0
     import resource
@@ -114,7 +114,7 @@ def peak() -> int:
 
 
 def outcome(act: Callable[[], object]) -> Exception | None:
-    """The error of ours that something ends with; None where it ends well. Any other error is raised."""
+    """Return the library's error from a call, or None. Any other error is raised."""
     try:
         act()
     except (LoadError, InferenceError) as error:
@@ -242,7 +242,7 @@ def test_modules_that_change_places(lie: Change, folder: Path) -> None:
 
 
 def test_key_that_comes_twice(folder: Path) -> None:
-    """Readers differ in which of two they take, so none is."""
+    """A name that comes twice is refused, because readers differ in which one they use."""
     path = folder / "onnx" / DECODER_JSON
     path.write_text(path.read_text().replace('"name"', '"name": "other", "name"', 1))
     with pytest.raises(ManifestError, match="comes twice"):
@@ -250,7 +250,7 @@ def test_key_that_comes_twice(folder: Path) -> None:
 
 
 def test_keys_of_a_later_version(folder: Path) -> None:
-    """What is not known is passed over, wherever it stands."""
+    """Unknown fields are ignored anywhere."""
     expected = answer(folder)
 
     def later(said: Any) -> None:
@@ -320,7 +320,7 @@ def test_tokens_beyond_the_vocabulary(folder: Path) -> None:
 )
 @pytest.mark.parametrize("options", [{}, {"regex": "a+"}, {"bad_words": ["b"]}], ids=str)
 def test_tokenizer_of_another_kind(model: dict[str, Any], options: dict[str, Any], folder: Path) -> None:
-    """What no model can read is an error of ours, also where grammars and words list the vocabulary."""
+    """A damaged vocabulary is an error of the library, also in grammars and bad words."""
     retokenized(folder / "onnx", **model)
 
     def act() -> None:
@@ -349,7 +349,7 @@ def test_vocabulary_of_one_token(options: dict[str, Any], folder: Path) -> None:
     ids=["name", "layers", "end"],
 )
 def test_json_of_a_command(command: str, name: str, lie: Change, folder: Path) -> None:
-    """With --json a command prints an object whatever a bundle says."""
+    """With --json a command prints an object for any bundle."""
     document = json.loads((folder / "onnx" / name).read_bytes())
     lie(document)
     write(folder / "onnx", name, json.dumps(document).encode())

@@ -79,7 +79,7 @@ def test_loading_again_after_unloading(packages: Packages, manager: ExpertManage
 
 
 def test_list(packages: Packages, manager: ExpertManager) -> None:
-    """What is loaded, in the order of loading, with what tells experts apart."""
+    """Loaded experts are listed in the order of loading, with their distinguishing fields."""
     assert [] == manager.list_loaded_experts()
     with manager:
         for name, path in (("b", packages.dora), ("a", packages.merged), ("c", packages.ia3)):

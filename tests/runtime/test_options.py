@@ -152,7 +152,7 @@ def test_a_flat_list_holds_for_every_prompt(name: str, rows: int) -> None:
 
 
 def test_options_of_rows() -> None:
-    """What a list means for each option."""
+    """The meaning of a list for each option."""
     rows = options_of_rows({"seed": 1, "system": ["a", None], "stop": ["x", ["y", "z"]]}, 2)
     assert [{"seed": 1, "system": "a", "stop": "x"}, {"seed": 1, "system": None, "stop": ["y", "z"]}] == rows
     turn = {"role": "user", "content": "x"}
@@ -259,7 +259,7 @@ def test_help_shows_every_option(options: Any) -> None:
 
 
 def test_wrong_requests(packages: Packages, lora: Expert) -> None:
-    """A batch that is no list of prompts, or of a manager no list of pairs, is refused with what to pass."""
+    """A batch that is not a list of prompts, or for a manager of pairs, is refused with a cure."""
     for prompts in ("abc", {"a": 1}, [5], [b"x"], iter(["x"])):
         with pytest.raises(OptionTypeError, match=r"prompts.*: pass a (list of texts|text)"):
             lora.generate_batch(prompts)  # type: ignore[arg-type]
@@ -332,7 +332,7 @@ def test_bias_beyond_the_vocabulary(lora: Expert) -> None:
 
 
 def test_a_processor_fails_alone(lora: Expert, plain: tuple[int, ...]) -> None:
-    """A request whose processor is wrong ends with its error, and the one beside it goes on."""
+    """A request with a faulty processor ends with its error, and other requests go on."""
     sound = lora.generate_stream(PROMPT, max_tokens=20)
     wrong = lora.generate_stream(PROMPT, max_tokens=20, processors=[lambda _, logits: logits[:5]])
     with pytest.raises(OptionTypeError, match=r"processors\[0\] returned float32 \[5\]"):

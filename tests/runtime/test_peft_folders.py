@@ -74,13 +74,13 @@ def invoke(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Invoke:
 
 
 def tokens(path: Path, base: Path | None, cache: Path, **options: Any) -> tuple[int, ...]:
-    """What an expert answers."""
+    """Return an expert's answer."""
     with Expert.load(path, base=base, cache_dir=cache, threads=1, **options) as expert:
         return expert.generate(PROMPT, **GREEDY).tokens
 
 
 def expected(packages: Packages) -> tuple[int, ...]:
-    """What the exported package answers."""
+    """The answer of the exported package."""
     with packages.load("dora") as expert:
         return expert.generate(PROMPT, **GREEDY).tokens
 
@@ -164,7 +164,7 @@ def test_own_template(
 def test_own_template_and_a_word_of_the_manifest(
     base: Path, folder: Path, invoke: Invoke, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A prompt template that the manifest names goes first, and a warning says so."""
+    """A prompt template that the manifest names takes precedence, with a warning."""
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     assert 0 == invoke("init", folder, *TOLD, "--prompt-template", "alpaca").exit_code
     with (
@@ -320,14 +320,14 @@ def test_init_never_overwrites(folder: Path, invoke: Invoke) -> None:
 
 
 def test_init_tells_of_a_dialect(folder: Path, invoke: Invoke) -> None:
-    """A capability that puts a system message before prompts is told of."""
+    """A capability that adds a system message to prompts is reported."""
     result = invoke("init", folder, *TOLD, "--capability", "database:sql")
     assert 0 == result.exit_code
     assert "'Dialect: sql'" in result.stderr
 
 
 def test_init_of_a_wrong_folder(folder: Path, invoke: Invoke, tmp_path: Path) -> None:
-    """What is no adapter is refused with the file that is missing or wrong, and nothing is written."""
+    """A folder without an adapter is refused with the missing or wrong file, and nothing is written."""
     assert "nowhere" in refusal(invoke("init", tmp_path / "nowhere", *TOLD))
     (tmp_path / "empty").mkdir()
     assert CONFIG in refusal(invoke("init", tmp_path / "empty", *TOLD))
@@ -364,7 +364,7 @@ def test_loading_errors_name_the_folder(base: Path, folder: Path, tmp_path: Path
 
 @pytest.fixture(scope="module")
 def thin(packages: Packages, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `export --thin` writes: a package, and `base/` beside it."""
+    """The output of `export --thin`: a package, and `base/` beside it."""
     place = tmp_path_factory.mktemp("thin") / "out"
     shutil.copytree(packages.base, place / "base")
     shutil.copy(golden("dora"), place)
@@ -433,7 +433,7 @@ def test_packed_folder_beside_its_base(
         if found:
             assert expected(packages) == tokens(Path("x.expert"), None, tmp_path / "cache")
         else:
-            with pytest.raises(LoadError, match="none is at hand"):
+            with pytest.raises(LoadError, match="none was found"):
                 tokens(Path("x.expert"), None, tmp_path / "cache")
 
 

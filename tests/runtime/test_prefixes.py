@@ -40,7 +40,7 @@ def test_longest_beginning_is_found() -> None:
 
 
 def test_an_entry_takes_the_place_of_its_beginning() -> None:
-    """What a longer entry begins with is kept once, and nothing is copied for what is there."""
+    """A prefix of a longer entry is kept once, and is not copied again."""
     cache = PrefixCache(1 << 20)
     cache.add("a", ids(0, 40), block, 8)
     cache.add("a", ids(0, 60), block, 8)
@@ -55,7 +55,7 @@ def test_an_entry_takes_the_place_of_its_beginning() -> None:
 
 
 def test_budget() -> None:
-    """The least recently used goes first; what is too large or too short is not kept."""
+    """The least recently used entry is evicted first. Too large and too short prefixes are not kept."""
     cache = PrefixCache(100 * 8)
     cache.add("a", ids(0, 40), block, 8)
     cache.add("a", ids(1000, 40), block, 8)
@@ -72,7 +72,7 @@ def test_budget() -> None:
 
 
 def test_same_prompt_again(lora: Expert) -> None:
-    """All but the last two tokens of a known prompt are not read again, and the answer is the same."""
+    """Of a known prompt only the last two tokens are read again, and the answer is the same."""
     engine_of(lora).prefixes.clear()
     first, second = (lora.generate(LONG, **OPTIONS) for _ in range(2))
     assert (0, first.prompt_tokens - 2) == (first.cached_tokens, second.cached_tokens)
@@ -118,7 +118,7 @@ def test_rows_of_a_batch_share_a_beginning(lora: Expert) -> None:
 
 
 def test_closing_frees(packages: Packages) -> None:
-    """What an expert has read goes when it is closed; what others have read stays."""
+    """The prefixes of an expert are dropped when it is closed; those of others stay."""
     with packages.load("lora") as lora, packages.load("dora") as dora:
         prefixes = engine_of(lora).prefixes
         prefixes.clear()

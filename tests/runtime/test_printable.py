@@ -27,7 +27,7 @@ SHOWN = r"a\x1b[31mb\x9b2J\u202ec\u2066d\x07\x7f\u200b\U000e0041"
 
 
 def test_every_character_of_unicode() -> None:
-    """No control, no format but the joiners, no lone surrogate and no line separator is left."""
+    """Controls, formats except the joiners, lone surrogates and line separators are escaped."""
     steering = ("Cc", "Cf", "Cs", "Zl", "Zp")
     text = "".join(
         char for char in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(char) in steering
@@ -89,7 +89,7 @@ def assert_harmless(result: Result, *, status: int) -> None:
 
 @pytest.mark.parametrize("flags", [[], ["--json"]])
 def test_manifest_and_template(flags: list[str], hostile: Path) -> None:
-    """What a package says is escaped where it is shown, and where it ends as an error."""
+    """Texts of a package are escaped in outputs and errors."""
     assert_harmless(CliRunner().invoke(main, ["inspect", str(hostile), *flags]), status=0)
     result = CliRunner().invoke(main, ["run", str(hostile), "go", "--trust", "off", "--threads", "1", *flags])
     assert_harmless(result, status=2)

@@ -42,7 +42,7 @@ def test_device_that_is_unavailable(device: str, packages: Packages) -> None:
 
 @pytest.mark.parametrize("device", [None, "auto", "cpu", "cpu:0"])
 def test_names_of_the_cpu(device: str | None, packages: Packages, caplog: pytest.LogCaptureFixture) -> None:
-    """What was exported for the CPU runs there under each of its names, and the log says so."""
+    """An export for the CPU runs there under each of its names, and the log says so."""
     with (
         caplog.at_level(logging.INFO, logger="hivellm_ort"),
         packages.load("lora", device=device) as expert,

@@ -71,7 +71,7 @@ def test_thinking_is_off_unless_asked_for(thinker: Expert) -> None:
 
 @pytest.mark.parametrize("lookup", [False, True])
 def test_reasoning_is_apart_from_the_answer(lookup: bool, thinker: Expert) -> None:
-    """What is in the think block is `reasoning`; the stream and `text` have the answer only."""
+    """The think block is `reasoning`; the stream and `text` have only the answer."""
     process = saying("<think>\nCount; them;\n</think>\n\nSELECT 1;", thinker._base.tokenizer)
     stream = thinker.generate_stream(
         PROMPT, enable_thinking=True, processors=[process], stop=";", prompt_lookup=lookup, max_tokens=100
@@ -80,6 +80,7 @@ def test_reasoning_is_apart_from_the_answer(lookup: bool, thinker: Expert) -> No
     result = stream.result
     assert ("Count; them;", "SELECT 1", "stop") == (result.reasoning, result.text, result.finish_reason)
     assert "SELECT 1" == "".join(pieces)
+    assert len(thinker.tokenizer.encode("<think>\nCount; them;\n</think>")) == result.reasoning_tokens
 
 
 def test_thought_that_never_ends(thinker: Expert) -> None:
@@ -87,6 +88,7 @@ def test_thought_that_never_ends(thinker: Expert) -> None:
     process = saying("<think>\nand so on and so on", thinker._base.tokenizer)
     result = thinker.generate(PROMPT, enable_thinking=True, processors=[process], max_tokens=100)
     assert ("and so on and so on", "", "eos") == (result.reasoning, result.text, result.finish_reason)
+    assert result.completion_tokens - 1 == result.reasoning_tokens  # without the token that ends the answer
 
 
 @pytest.mark.parametrize("logprobs", [None, 0])
@@ -111,7 +113,7 @@ def test_a_grammar_holds_after_the_block(lookup: bool, logprobs: int | None, tok
         logprobs=logprobs,
         max_tokens=100,
     )
-    assert "Count; {them};" == result.reasoning
+    assert ("Count; {them};", len(script)) == (result.reasoning, result.reasoning_tokens)
     assert result.text[:3].isdigit()
     assert ("!", "grammar", True) == (result.text[3:], result.finish_reason, result.grammar_complete)
     gap = token_thinker._base.tokenizer.encode("\n\n")
@@ -128,7 +130,7 @@ def test_a_grammar_where_the_model_does_not_think(token_thinker: Expert) -> None
 
 
 def test_no_end_inside_the_block(token_thinker: Expert) -> None:
-    """A model that would end while thinking goes on: an answer under a grammar is never empty by accident."""
+    """A model cannot end while thinking, so an answer under a grammar is never empty by accident."""
     think = token_thinker._base.tokenizer.token_to_id("<think>")
 
     def end(_: Any, logits: np.ndarray) -> np.ndarray:
@@ -153,4 +155,4 @@ def test_a_prompt_in_tokens_has_no_reasoning(thinker: Expert) -> None:
     """Nobody knows whether such a prompt opened a think block, so an answer to it is text from its beginning."""
     ids = thinker.tokenizer.encode("a")
     result = thinker.generate(prompt_ids=ids, processors=[saying("<think>x</think>y", thinker.tokenizer)])
-    assert ("<think>x</think>y", "") == (result.text, result.reasoning)
+    assert ("<think>x</think>y", "", 0) == (result.text, result.reasoning, result.reasoning_tokens)

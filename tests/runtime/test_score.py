@@ -34,7 +34,7 @@ def of_the_model(expert: Expert, answer: list[int], ends: bool) -> float:
 
 
 def test_scores_are_those_of_the_model(dora: Expert) -> None:
-    """Each answer's log probability is that of its tokens, with the end where another begins with it."""
+    """Each answer's log probability is that of its tokens, with the end token if another answer begins with it."""
     result = dora.score(PROMPT, ANSWERS)
     tokens = {answer: dora.tokenizer.encode(answer) for answer in ANSWERS}
     for scored in result.answers:
@@ -74,6 +74,7 @@ def test_beside_others(packages: Packages) -> None:
         ]
         beside = [manager.score("dora", PROMPT, ANSWERS) for _ in range(3)]
         beside.append(asyncio.run(held(manager, "dora").ascore(PROMPT, ANSWERS)))
+        beside.append(asyncio.run(manager.ascore("dora", PROMPT, ANSWERS)))
         for stream in streams:
             assert expected == (list(stream) and stream.result.tokens)
         for result in beside:
@@ -83,7 +84,7 @@ def test_beside_others(packages: Packages) -> None:
         base = manager.score(manager.BASE, PROMPT, ANSWERS)
         assert alone.best.logprob != base.best.logprob
         ended = manager.metrics.snapshot()["requests_total"]["dora"]
-        assert 4 == ended["scored"]
+        assert 5 == ended["scored"]
 
 
 def test_bad_questions(dora: Expert) -> None:
@@ -107,7 +108,7 @@ def test_bad_questions(dora: Expert) -> None:
 
 
 def test_few_passes() -> None:
-    """One pass per path that leaves the others; of answers of one token none beyond the prompt's."""
+    """There is one pass per branch of answers. Answers of one token need only the prompt's pass."""
     assert [] == AnswerTree([[1], [2], [3]], {0}).passes
     assert [((1,), 0)] == AnswerTree([[1, 2], [1, 3], [4]], {0}).passes
     assert [((1,), 0)] == AnswerTree([[1], [1, 3]], {0}).passes
@@ -116,7 +117,7 @@ def test_few_passes() -> None:
 
 
 def test_a_tree_reads_what_it_says() -> None:
-    """Of random answers over few tokens every score is the sum along its path, whatever they share."""
+    """For random answers every score is the sum along its path, with any shared prefixes."""
     generator = np.random.default_rng(5)
     for _ in range(50):
         count = int(generator.integers(1, 12))
@@ -143,7 +144,7 @@ def test_a_tree_reads_what_it_says() -> None:
 
 
 def test_shares() -> None:
-    """They are 1 together, also where all are hardly possible, or impossible."""
+    """The shares add up to 1, even for unlikely or impossible answers."""
     assert [0.75, 0.25] == pytest.approx(shares([log(0.3), log(0.1)]))
     assert [0.5, 0.5] == pytest.approx(shares([-2000.0, -2000.0]))
     assert [1.0, 0.0] == shares([-1.0, float("-inf")])

@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "slim.py"
 
 
 def test_slim_environment_runs_a_package_without_torch(packages: Packages) -> None:
-    """`hivellm-ort[cpu]` has none of the exporter's libraries, and answers as here, also under a grammar."""
+    """`hivellm-ort[cpu]` has none of the exporter's libraries, and gives the same answers, also under a grammar."""
     if not HAS_EXPORT:
         pytest.skip("this environment is such a one already")
     command = [sys.executable, str(SCRIPT), "--package", str(packages.lora), "--prompt", PROMPT, "--json"]

@@ -27,7 +27,7 @@ def test_pieces_are_the_text(lora: Expert) -> None:
 
 
 def test_result_before_the_end(lora: Expert) -> None:
-    """There is no result while tokens may follow."""
+    """There is no result before the last token."""
     stream = lora.generate_stream(PROMPT, max_tokens=60, processors=[slowed])
     for _ in range(3):
         with pytest.raises(InferenceError, match="has not ended"):
@@ -37,7 +37,7 @@ def test_result_before_the_end(lora: Expert) -> None:
 
 
 def test_close_in_the_middle(lora: Expert) -> None:
-    """What was generated until then is the result, and the row is free at once."""
+    """The result is the text so far, and the row is free at once."""
     stream = lora.generate_stream(PROMPT, max_tokens=60, processors=[slowed])
     pieces = [next(stream) for _ in range(5)]
     assert 1 == active(lora)
@@ -63,7 +63,7 @@ def test_end_of_a_with_block(lora: Expert) -> None:
 
 
 def test_stream_that_is_dropped(lora: Expert) -> None:
-    """A stream that nobody refers to any more gives its row back."""
+    """A stream without references releases its row."""
     stream = lora.generate_stream(PROMPT, max_tokens=400, processors=[slowed])
     next(stream)
     assert 1 == active(lora)

@@ -104,13 +104,13 @@ def test_standard_error_that_takes_nothing(redirection: str, shell: Shell) -> No
 
 
 def test_closed_standard_output(shell: Shell) -> None:
-    """A command whose output nobody wants does its work."""
+    """A command with a closed output does its work."""
     done = shell(RUN_COMMAND, "<&- >&-")
     assert (0, "", "") == (done.returncode, done.stdout, done.stderr)
 
 
 def test_chat_goes_on(shell: Shell) -> None:
-    """A question that is too long or is not UTF-8 is told; those before and after it are one conversation."""
+    """A question that is too long or not UTF-8 is reported. The others are one conversation."""
     arguments = 'chat "$1" --trust off --threads 1 --max-tokens 8'
     whole = shell(arguments, "", b"one\ntwo\n")
     assert (0, "expert-lora on tiny (fp32)\n") == (whole.returncode, whole.stderr)
@@ -129,7 +129,7 @@ def test_chat_goes_on(shell: Shell) -> None:
 def test_wrong_arguments_on_standard_error_that_takes_nothing(
     arguments: str, redirection: str, shell: Shell
 ) -> None:
-    """What is wrong with arguments has status 2 there too."""
+    """Wrong arguments have status 2 there too."""
     done = shell(arguments, redirection)
     assert (2, "", "") == (done.returncode, done.stdout, done.stderr)
 
@@ -178,7 +178,7 @@ def test_texts_without_end(arguments: str, shell: Shell) -> None:
 
 
 def test_texts_from_pipes(shell: Shell) -> None:
-    """What another program writes into a pipe is read like a file."""
+    """A pipe from another program is read like a file."""
     done = shell("grammar check --kind gbnf /dev/stdin", "", b'root ::= "a"')
     assert (0, "") == (done.returncode, done.stderr)
 

@@ -71,7 +71,7 @@ def test_json_schemas(run: Run, tmp_path: Path, encoding: str) -> None:
 @pytest.mark.parametrize("option", ["--schema", "--system", "--grammar", "--json-schema"])
 @pytest.mark.parametrize("data", [b"caf\xe9", b"\xff\xfea"], ids=["latin-1", "cut utf-16"])
 def test_bytes_that_are_no_text(run: Run, tmp_path: Path, option: str, data: bytes) -> None:
-    """A file that is no text in its encoding is refused with its name."""
+    """A file that is not a text in its encoding is refused with its name."""
     (tmp_path / "text.txt").write_bytes(data)
     result = run(option, f"@{tmp_path / 'text.txt'}")
     assert 2 == result.exit_code

@@ -71,7 +71,7 @@ def caller(packages: Packages, bundle: Path) -> Iterator[Expert]:
 
 
 def saying(expert: Expert, text: str, **options: Any) -> dict[str, Any]:
-    """Options with which the model says a text where it has a choice, and ends."""
+    """Return options with which the model writes a text and ends."""
     asked = expert.builder.build(PROMPT, options)  # type: ignore[arg-type]
     asked.end_before_start()
     begin, script = len(asked.request.prompt_ids), [*expert.tokenizer.encode(text), 2]
@@ -259,7 +259,7 @@ def test_tools_beside_a_grammar(caller: Expert) -> None:
 
 
 def test_what_is_not_enforced_is_said(caller: Expert) -> None:
-    """A schema that cannot be enforced is a warning of the result, and an error where the tool is strict."""
+    """A schema that cannot be enforced is a warning in the result, or an error for a strict tool."""
     schema = {"type": "object", "properties": {"x": {"type": "array", "uniqueItems": True}}}
     tool: dict[str, Any] = {"name": "root", "parameters": schema}
     (warning,) = caller.generate(PROMPT, tools=[tool], max_tokens=2).warnings
@@ -284,7 +284,7 @@ def test_a_template_with_calls_of_its_own(packages: Packages, tmp_path: Path) ->
     with Expert.load(packages.lora, base=copy, cache_dir=packages.cache, threads=1, trust="off") as expert:
         result = expert.generate(PROMPT, tools=TOOLS, max_tokens=8)
         assert (result.text, (), None) == (result.content, result.tool_calls, result.grammar_complete)
-        with pytest.raises(GrammarError, match="writes calls in no format that is known here"):
+        with pytest.raises(GrammarError, match="writes calls in no known format"):
             expert.generate(PROMPT, tools=TOOLS, tool_choice="required")
 
 

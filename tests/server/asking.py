@@ -22,6 +22,19 @@ def chunks(text: str) -> list[dict[str, Any]]:
     return [json.loads(event) for event in events]
 
 
+def events_of(text: str) -> list[dict[str, Any]]:
+    """The events of a stream, which ends as it has to; each is named by its type and numbered."""
+    *blocks, last, nothing = text.split("\n\n")
+    assert ("data: [DONE]", "") == (last, nothing)
+    found = []
+    for number, block in enumerate(blocks):
+        name, data = block.split("\n")
+        event = json.loads(data.removeprefix("data: "))
+        assert (f"event: {event['type']}", number) == (name, event["sequence_number"])
+        found.append(event)
+    return found
+
+
 def error_of(response: httpx.Response) -> dict[str, Any]:
     """The error object of a response, which has all that OpenAI's has."""
     document = response.json()

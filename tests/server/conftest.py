@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
@@ -19,9 +22,21 @@ from fastapi.testclient import TestClient
 from raw_http import KEY, work_left
 from serving_command import Command
 from support.golden import BASE, GOLDEN, golden
+from support.running import replace_files
+from tokenizers import AddedToken, Tokenizer
 
 from hivellm_ort import ExpertManager
 from hivellm_ort.server import ServerOptions, create_app
+
+# As Qwen3: tools, turns with their calls, and thinking that can be switched off.
+TEMPLATE = (
+    "{% for tool in tools or [] %}{{ tool | tojson }}\n{% endfor %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content or '' }}"
+    "{% for call in m.tool_calls or [] %}{{ '\\n' if m.content or not loop.first else '' }}<tool_call>\n"
+    '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}\n</tool_call>'
+    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
 
 
 @pytest.fixture(scope="session")
@@ -30,9 +45,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("server-cache")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def manager(cache: Path) -> Iterator[ExpertManager]:
-    """The experts `sql` and `json` on one base, and `thinks` on another thread of it."""
+    """The experts `sql` and `json` on one base; other tests look whether any base is left in memory."""
     with ExpertManager(cache_dir=cache, threads=1, trust="off") as manager:
         manager.load_experts({"sql": golden("sql"), "json": golden("json")}, base=BASE)
         yield manager
@@ -87,7 +102,7 @@ def _memory(command: Command) -> int:
     return 1024 * int(found[1])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def usual_answer(manager: ExpertManager) -> str:
     """What a server answers to a request that is in order."""
     return manager.generate("sql", QUESTION, max_tokens=8).text
@@ -104,3 +119,53 @@ def goes_on(server: tuple[Command, httpx.Client], usual_answer: str) -> Iterator
     while left := work_left(client):
         assert time.monotonic() < end, left
         time.sleep(0.02)
+
+
+@pytest.fixture(scope="session")
+def tool_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The base with such a template."""
+    bundle = Path(shutil.copytree(BASE, tmp_path_factory.mktemp("base") / "bundle"))
+    tokenizer = Tokenizer.from_file(str(bundle / "tokenizer.json"))
+    tags = ("<think>", "</think>", "<tool_call>", "</tool_call>")
+    assert len(tags) == tokenizer.add_tokens([AddedToken(tag, special=False) for tag in tags])
+    replace_files(bundle, {"chat_template.jinja": TEMPLATE, "tokenizer.json": tokenizer.to_str()})
+    return bundle
+
+
+@pytest.fixture(scope="module")
+def caller(cache: Path, tool_base: Path) -> Iterator[ExpertManager]:
+    """The expert `sql` on it."""
+    with ExpertManager(cache_dir=cache, threads=1, trust="off") as manager:
+        manager.load_expert("sql", golden("sql"), base=tool_base)
+        yield manager
+
+
+@pytest.fixture
+def tooled(caller: ExpertManager) -> Iterator[TestClient]:
+    """A client of it."""
+    with TestClient(create_app(caller), base_url="http://localhost") as client:
+        yield client
+
+
+@pytest.fixture
+def say(caller: ExpertManager, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Have the model say a text where it has a choice, and end."""
+    generate_stream = ExpertManager.generate_stream
+
+    def say(text: str) -> None:
+        script = [*caller.tokenizer("sql").encode(text), 2]
+
+        def saying(manager: ExpertManager, name: str, prompt: str | None = None, **options: Any) -> Any:
+            shown = {key: options.get(key) for key in ("messages", "tools", "enable_thinking")}
+            begin = len(manager.prompt_ids(name, prompt, **shown))  # type: ignore[arg-type]
+
+            def process(token_ids: np.ndarray, logits: np.ndarray) -> np.ndarray:
+                wanted = logits - 1000
+                wanted[script[min(len(token_ids) - begin, len(script) - 1)]] = 1000
+                return wanted
+
+            return generate_stream(manager, name, prompt, **options, processors=[process])
+
+        monkeypatch.setattr(ExpertManager, "generate_stream", saying)
+
+    return say

@@ -23,6 +23,11 @@ def test_an_answer_is_the_managers(client: TestClient, manager: ExpertManager) -
     answer = response.json()
     assert (200, "sql") == (response.status_code, response.headers["x-hivellm-expert"])
     assert ("chat.completion", "sql") == (answer["object"], answer["model"])
+    timings = answer["choices"][0].pop("timings")
+    assert ({"queue", "swap", "prefill", "decode", "tokens_per_second"}, True) == (
+        set(timings),
+        timings["prefill"] > 0 and timings["decode"] > 0 and timings["tokens_per_second"] > 0,
+    )
     assert [
         {
             "index": 0,
@@ -82,6 +87,28 @@ def test_a_stream_is_the_answer(n: int, client: TestClient) -> None:
         assert [one["logprob"] for one in content] == pytest.approx(
             [one["logprob"] for one in told], abs=1e-4
         )
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_tokens_that_a_grammar_forces(stream: bool, client: TestClient, manager: ExpertManager) -> None:
+    """Each of them is marked where probabilities are told; the usage counts them, and the end has the times."""
+    options: dict[str, Any] = {"regex": "[xy]forced", "max_tokens": 20}
+    expected = manager.generate("sql", QUESTION, logprobs=0, **options)
+    body = chat(**options, logprobs=True, stream=stream)
+    if stream:
+        body["stream_options"] = {"include_usage": True}
+    response = client.post("/v1/chat/completions", json=body)
+    documents = chunks(response.text) if stream else [response.json()]
+    choices = [choice for document in documents for choice in document["choices"]]
+    content = [entry for one in choices if one["logprobs"] for entry in one["logprobs"]["content"]]
+    assert expected.logprobs is not None
+    told = [one.forced for one in expected.logprobs[: len(content)]]
+    assert told == [entry.get("forced", False) for entry in content]
+    assert {True, False} == set(told)
+    details = documents[-1]["usage"]["completion_tokens_details"]
+    assert {"forced_tokens": expected.forced_tokens} == details
+    assert 1 == sum("timings" in choice for choice in choices)
+    assert choices[-1]["timings"]["prefill"] > 0
 
 
 def test_logprobs(client: TestClient, manager: ExpertManager) -> None:
@@ -215,7 +242,9 @@ def test_fields_that_ask_for_nothing_special(client: TestClient) -> None:
         "max_completion_tokens": 6, "response_format": {"type": "text"}, "logprobs": False, "stop": None,
         "reasoning_effort": "none", "chat_template_kwargs": {"enable_thinking": False}, "prompt_lookup": False,
     }  # fmt: skip
-    assert expected == client.post("/v1/chat/completions", json=chat(**more)).json()["choices"]
+    found = client.post("/v1/chat/completions", json=chat(**more)).json()["choices"]
+    del expected[0]["timings"], found[0]["timings"]
+    assert expected == found
 
 
 def test_the_base_and_routing(client: TestClient, manager: ExpertManager) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from asking import chat, chunks, error_of
+from asking import QUESTION, chat, chunks, error_of, events_of
 from fastapi import FastAPI
 
 from hivellm_ort import ExpertManager, OutOfMemoryError
@@ -19,6 +19,7 @@ from hivellm_ort.server import ServerLimits, ServerOptions, create_app, streamin
 from hivellm_ort.serving.stream import AsyncTextStream
 
 LONG = {"max_tokens": 400, "prompt_lookup": False}
+RESPONSE = {"model": "sql", "input": QUESTION, "max_output_tokens": 400, "prompt_lookup": False}
 
 
 @pytest.fixture(autouse=True)
@@ -76,13 +77,18 @@ def cancelled(manager: ExpertManager) -> int:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("spec_version", ["2.3", "2.4"])
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/responses"])
 def test_a_client_that_goes_away_ends_its_answers(
     path: str, stream: bool, spec_version: str, manager: ExpertManager
 ) -> None:
     """All its rows are free soon after, whether the server tells by a message or by an error of `send`."""
-    question = {"model": "sql", "prompt": "a"} if path == "/v1/completions" else chat()
-    body = json.dumps({**question, **LONG, "n": 3, "stream": stream}).encode()
+    bodies: dict[str, dict[str, Any]] = {
+        "/v1/chat/completions": chat(**LONG, n=3),
+        "/v1/completions": {"model": "sql", "prompt": "a", **LONG, "n": 3},
+        "/v1/responses": RESPONSE,
+    }
+    body = json.dumps({**bodies[path], "stream": stream}).encode()
+    answers = bodies[path].get("n", 1)
     app = create_app(manager)
 
     async def leave() -> None:
@@ -103,15 +109,21 @@ def test_a_client_that_goes_away_ends_its_answers(
             if message.get("body"):
                 gone.set()
 
-        if not stream:
-            asyncio.get_running_loop().call_later(0.2, gone.set)
+        async def go_when_all_are_written() -> None:
+            while sum(base["active"] for base in manager.stats()["bases"]) < answers:
+                await asyncio.sleep(0.01)
+            gone.set()
+
+        going = asyncio.create_task(go_when_all_are_written()) if not stream else None
         with contextlib.suppress(OSError):  # the server's own
             await app(scope_of(path, spec_version), receive, send)
+        if going is not None:
+            await going
         await asyncio.to_thread(at_rest, app, manager)
 
     before = cancelled(manager)
     asyncio.run(leave())
-    assert 3 == cancelled(manager) - before
+    assert answers == cancelled(manager) - before
     if not stream:
         assert f'route="{path}",status="499"}} 1' in app.state.server.metrics.prometheus()
 
@@ -122,19 +134,18 @@ def test_a_client_that_goes_away_while_it_waits(manager: ExpertManager) -> None:
 
     async def run() -> httpx.Response:
         async with client_of(app) as client:
-            first = asyncio.create_task(client.post("/v1/chat/completions", json=chat(n=8, max_tokens=40)))
+            first = asyncio.create_task(client.post("/v1/chat/completions", json=chat(n=8, max_tokens=150)))
             await asyncio.sleep(0.3)
             second = asyncio.create_task(client.post("/v1/chat/completions", json=chat(**LONG, n=20)))
-            await asyncio.sleep(0.1)
+            while not first.done() and sum(base["queued"] for base in manager.stats()["bases"]) < 20:
+                await asyncio.sleep(0.01)
             second.cancel()
             return await first
 
     before = cancelled(manager)
     response = asyncio.run(run())
-    assert [40] * 8 == [
-        manager.generate("sql", messages=chat()["messages"], max_tokens=40).completion_tokens
-        for _ in response.json()["choices"]
-    ]
+    expected = manager.generate("sql", QUESTION, max_tokens=150).text
+    assert [expected] * 8 == [choice["message"]["content"] for choice in response.json()["choices"]]
     at_rest(app, manager)
     assert 20 == cancelled(manager) - before
 
@@ -188,6 +199,28 @@ def test_an_answer_that_takes_too_long(stream: bool, manager: ExpertManager) -> 
     at_rest(app, manager)
 
 
+@pytest.mark.parametrize("ending", [False, True])
+def test_a_response_that_is_ended(ending: bool, manager: ExpertManager) -> None:
+    """Its last event says why: the time is over, or the server shuts down. At once it is an error object."""
+    app = limited(manager, request_timeout=30 if ending else 0.3)
+
+    async def run(stream: bool) -> httpx.Response:
+        async with client_of(app) as client:
+            task = asyncio.create_task(client.post("/v1/responses", json={**RESPONSE, "stream": stream}))
+            if ending:
+                await asyncio.sleep(0.3)
+                app.state.server.end()
+            return await task
+
+    *_, last = events_of(asyncio.run(run(stream=True)).text)
+    assert ("response.failed", "server_error") == (last["type"], last["response"]["error"]["code"])
+    assert ("is shutting down" if ending else "0.3 s") in last["response"]["error"]["message"]
+    response = asyncio.run(run(stream=False))
+    expected = (503, "shutting_down") if ending else (504, "timeout")
+    assert expected == (response.status_code, error_of(response)["code"])
+    at_rest(app, manager)
+
+
 def test_an_error_in_a_stream(manager: ExpertManager, monkeypatch: pytest.MonkeyPatch) -> None:
     """What fails after the first chunk is an error object in the stream, and the stream ends as it has to."""
     read = AsyncTextStream.next_step
@@ -217,15 +250,19 @@ def test_an_error_in_a_stream(manager: ExpertManager, monkeypatch: pytest.Monkey
 def test_a_stream_that_waits_says_so(manager: ExpertManager, monkeypatch: pytest.MonkeyPatch) -> None:
     """While nothing comes a comment is sent now and then, which clients pass over."""
     monkeypatch.setattr("hivellm_ort.server.chat_answers.IDLE_SECONDS", 0.002)
+    monkeypatch.setattr("hivellm_ort.server.responses.IDLE_SECONDS", 0.002)
     app = create_app(manager)
 
-    async def run() -> httpx.Response:
+    async def run(path: str, body: dict[str, Any]) -> str:
         async with client_of(app) as client:
-            return await client.post("/v1/chat/completions", json=chat(max_tokens=5, stream=True))
+            return (await client.post(path, json={**body, "stream": True})).text
 
-    text = asyncio.run(run()).text
+    text = asyncio.run(run("/v1/chat/completions", chat(max_tokens=5)))
     assert text.count(": waiting\n\n") > 1
     assert "length" == chunks(text)[-1]["choices"][0]["finish_reason"]
+    text = asyncio.run(run("/v1/responses", {**RESPONSE, "max_output_tokens": 5}))
+    assert text.count(": waiting\n\n") > 1
+    assert "response.incomplete" == events_of(text.replace(": waiting\n\n", ""))[-1]["type"]
     assert streaming.IDLE_SECONDS == 15
 
 

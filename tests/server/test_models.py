@@ -49,6 +49,9 @@ def test_models(client: TestClient) -> None:
         ("json", "expert-json@1.0.0", "base", 512),
     ] == told
     assert {("model", "hivellm")} == {(one["object"], one["owned_by"]) for one in document["data"]}
+    assert {("CPUExecutionProvider", "fp32")} == {
+        (one["provider"], one["precision"]) for one in document["data"]
+    }
     assert document["data"][1] == client.get("/v1/models/sql").json()
     response = client.get("/v1/models/xml")
     assert (404, "model_not_found") == (response.status_code, error_of(response)["code"])
@@ -181,6 +184,11 @@ def test_metrics(manager: ExpertManager) -> None:
         ("other", "/health", "405"): 1,
     } == counts
     assert 1 == families["hivellm_ort_http_requests_in_progress"].samples[0].value
+    stats = manager.stats()
+    memory = {one.labels["part"]: one.value for one in families["hivellm_ort_memory_bytes"].samples}
+    assert (stats["bytes"], stats["adapter_bytes"]) == (sum(memory.values()), memory["adapters"])
+    rows = sum(base["rows"] for base in stats["bases"])
+    assert rows == families["hivellm_ort_batch_rows_limit"].samples[0].value
 
 
 def test_the_description(client: TestClient) -> None:

@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import jsonschema
-import numpy as np
 import pytest
 from asking import QUESTION, chat, chunks, error_of
 from fastapi.testclient import TestClient
-from support.golden import BASE, golden
-from support.running import replace_files
-from tokenizers import AddedToken, Tokenizer
 
 from hivellm_ort import ExpertManager
 from hivellm_ort.server import ServerLimits, ServerOptions, create_app
 
-# As Qwen3: tools, turns with their calls, and thinking that can be switched off.
-TEMPLATE = (
-    "{% for tool in tools or [] %}{{ tool | tojson }}\n{% endfor %}"
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content or '' }}"
-    "{% for call in m.tool_calls or [] %}{{ '\\n' if m.content or not loop.first else '' }}<tool_call>\n"
-    '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}\n</tool_call>'
-    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
-    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
-)
 SCHEMA = {
     "type": "object",
     "properties": {"x": {"type": "integer", "minimum": 0, "maximum": 9}},
@@ -42,50 +27,6 @@ TOOLS = [
 NAMED = {"type": "function", "function": {"name": "root"}}
 CALL = '<tool_call>\n{"name": "root", "arguments": {"x": 4}}\n</tool_call>'
 PATH = "/v1/chat/completions"
-
-
-@pytest.fixture(scope="module")
-def caller(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExpertManager]:
-    """The expert `sql` on a base with such a template."""
-    bundle = Path(shutil.copytree(BASE, tmp_path_factory.mktemp("base") / "bundle"))
-    tokenizer = Tokenizer.from_file(str(bundle / "tokenizer.json"))
-    tags = ("<think>", "</think>", "<tool_call>", "</tool_call>")
-    assert len(tags) == tokenizer.add_tokens([AddedToken(tag, special=False) for tag in tags])
-    replace_files(bundle, {"chat_template.jinja": TEMPLATE, "tokenizer.json": tokenizer.to_str()})
-    with ExpertManager(cache_dir=cache, threads=1, trust="off") as manager:
-        manager.load_expert("sql", golden("sql"), base=bundle)
-        yield manager
-
-
-@pytest.fixture
-def tooled(caller: ExpertManager) -> Iterator[TestClient]:
-    """A client of it."""
-    with TestClient(create_app(caller), base_url="http://localhost") as client:
-        yield client
-
-
-@pytest.fixture
-def say(caller: ExpertManager, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Have the model say a text where it has a choice, and end."""
-    generate_stream = ExpertManager.generate_stream
-
-    def say(text: str) -> None:
-        script = [*caller.tokenizer("sql").encode(text), 2]
-
-        def saying(manager: ExpertManager, name: str, prompt: str | None = None, **options: Any) -> Any:
-            shown = {key: options.get(key) for key in ("messages", "tools", "enable_thinking")}
-            begin = len(manager.prompt_ids(name, prompt, **shown))  # type: ignore[arg-type]
-
-            def process(token_ids: np.ndarray, logits: np.ndarray) -> np.ndarray:
-                wanted = logits - 1000
-                wanted[script[min(len(token_ids) - begin, len(script) - 1)]] = 1000
-                return wanted
-
-            return generate_stream(manager, name, prompt, **options, processors=[process])
-
-        monkeypatch.setattr(ExpertManager, "generate_stream", saying)
-
-    return say
 
 
 def joined(found: list[dict[str, Any]]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ Tensors = dict[str, np.ndarray]
 
 
 class Refusal:
-    """Runs `hivellm-ort export … --json` and checks everything that holds for every refusal.
+    """Runs `hivellm-ort export … --json` and checks what is the same for every refusal.
 
     The exit status is 2; standard output is one JSON object, standard error the same message on a line and nothing
     else; the output folder, the folders above it and the temporary folder are as they were.
@@ -64,7 +64,7 @@ class Refusal:
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:
-    """Every file below `folder` with its bytes, and every folder."""
+    """Return every file below `folder` with its bytes, and every folder."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
         for path in sorted(folder.rglob("*"))
@@ -72,7 +72,7 @@ def contents(folder: Path) -> dict[str, bytes | None]:
 
 
 def copied(folder: Path, place: Path) -> Path:
-    """A copy that a test may break."""
+    """Return a copy that a test may change."""
     return Path(shutil.copytree(folder, place))
 
 
@@ -89,5 +89,5 @@ def edit_tensors(path: Path, change: Callable[[Tensors], object]) -> None:
 
 
 def truncate(path: Path, *, to: int) -> None:
-    """Cut a file off."""
+    """Truncate a file."""
     path.write_bytes(path.read_bytes()[:to])

@@ -1,4 +1,4 @@
-"""What is installed beside the runtime."""
+"""Checks for optional packages beside the runtime."""
 
 from __future__ import annotations
 
@@ -15,6 +15,6 @@ HAS_EXPORT = not _MISSING
 
 
 def requires_export() -> None:
-    """Skip the test, the module or the folder whose conftest calls this, where the extra `export` is missing."""
+    """Skip the calling test, module, or folder of a conftest if the extra `export` is not installed."""
     if _MISSING:
         pytest.skip(f"needs the extra export ({', '.join(_MISSING)})", allow_module_level=True)

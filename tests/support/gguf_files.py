@@ -1,4 +1,4 @@
-"""GGUF files as llama.cpp's converter writes them, of tiny models and vocabularies."""
+"""Writes GGUF files of tiny models and vocabularies, in the form of llama.cpp's converter."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TEMPLATE = (
 
 @dataclass
 class Vocabulary:
-    """The values `tokenizer.ggml.*` of a file; `values` are those that are no lists."""
+    """The values `tokenizer.ggml.*` of a file; `values` are those that are not lists."""
 
     values: dict[str, Any]
     tokens: list[str]
@@ -43,7 +43,7 @@ class Vocabulary:
         self.scores.append(score)
 
     def keys(self) -> dict[str, Any]:
-        """All values by key, empty lists left out."""
+        """Return all values by key, without empty lists."""
         lists = {
             "tokens": self.tokens,
             "token_type": self.types,
@@ -59,7 +59,7 @@ class Vocabulary:
 def byte_vocabulary(
     pre: str = "qwen2", *, extra: Sequence[str] = ("<think>", "</think>"), lacking: str = ""
 ) -> Vocabulary:
-    """Every byte but those of `lacking`, and merges that make one token of a part of the texts or of two.
+    """Return a vocabulary of all bytes except `lacking`, with merges for parts and pairs of parts of the texts.
 
     The first part is `!`; what llama.cpp does not cut out of a text therefore shows in the ids.
     """
@@ -90,7 +90,7 @@ def byte_vocabulary(
 
 
 def small_vocabulary(pre: str = "qwen2") -> Vocabulary:
-    """Every byte, no merge, and the markers: for models."""
+    """Return a vocabulary for models: every byte and the markers, without merges."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     made = Vocabulary({"model": "gpt2", "pre": pre}, list(alphabet), [NORMAL] * len(alphabet))
     made.scores = [0.0] * len(alphabet)
@@ -104,7 +104,7 @@ def small_vocabulary(pre: str = "qwen2") -> Vocabulary:
 
 
 def character_vocabulary(**values: Any) -> Vocabulary:
-    """SentencePiece's form: bytes, characters, and beginnings of the parts, each with a score of its own."""
+    """Return a vocabulary in SentencePiece's form: bytes, characters and beginnings of the parts, with scores."""
     made = Vocabulary(
         {"model": "llama", "pre": "default", "bos_token_id": 1, "eos_token_id": 2, **values}, [], []
     )
@@ -131,7 +131,7 @@ def character_vocabulary(**values: Any) -> Vocabulary:
 
 
 def model_keys(config: Any, kind: str) -> dict[str, Any]:
-    """The values of the architecture, as the converter writes them."""
+    """Return the values of the architecture, in the form of the converter."""
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     return {
@@ -151,7 +151,7 @@ def model_keys(config: Any, kind: str) -> dict[str, Any]:
 
 
 def model_tensors(model: nn.Module, kind: str) -> dict[str, np.ndarray]:
-    """The weights by llama.cpp's names; q and k of Llama in its order of rows."""
+    """Return the weights by llama.cpp's names. Llama's q and k have llama.cpp's order of rows."""
     architecture = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == kind)
     names = gguf.get_tensor_name_map(architecture, model.config.num_hidden_layers)
     tensors = {}
@@ -198,7 +198,7 @@ def save(
 
 
 def random_model(config: Any, *, seed: int = 0) -> nn.Module:
-    """A model in float32 with spread-out weights."""
+    """Return a model in float32 with large weights."""
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
@@ -208,7 +208,7 @@ def random_model(config: Any, *, seed: int = 0) -> nn.Module:
 
 
 def tiny_keys(model: nn.Module, kind: str, vocabulary: Vocabulary | None = None) -> dict[str, Any]:
-    """All values of a file of `model`: architecture, tokenizer, template."""
+    """Return all values of a file of `model`: architecture, tokenizer and template."""
     words = (vocabulary or small_vocabulary()).keys()
     return {**model_keys(model.config, kind), **words, "tokenizer.chat_template": TEMPLATE}
 
@@ -220,4 +220,4 @@ VOCABULARIES: dict[str, Callable[[], Vocabulary]] = {
     "characters-no-prefix": functools.partial(character_vocabulary, add_space_prefix=False),
     "characters-ends": functools.partial(character_vocabulary, add_bos_token=False, add_eos_token=True),
 }
-"""By name, all that texts are compared on: each way to cut words, and characters merged by score."""
+"""The vocabularies for comparing texts, by name: one for each way to split words, and one with scores."""

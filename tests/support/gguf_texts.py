@@ -1,4 +1,4 @@
-"""Texts to compare two tokenizers on: made by a seed, of everything that cuts words in another way."""
+"""Random texts for comparing two tokenizers, with everything that tokenizers split differently."""
 
 # ruff: noqa: RUF001 - that they are confused is why they are here
 from __future__ import annotations
@@ -61,17 +61,17 @@ PARTS: tuple[Sequence[str], ...] = (
         _MARKUP.split(),
     ),
 )
-"""What the texts are made of, by kind."""
+"""The parts of the texts, by kind."""
 
 
 def texts(count: int, *, special: Sequence[str] = (), words: Sequence[str] = (), seed: int = 0) -> list[str]:
     """Different texts, short and long; the first ones are each of the parts alone.
 
     Args:
-        count: how many.
-        special: texts of special tokens, put between others.
-        words: more parts, such as tokens of the vocabulary.
-        seed: of the choice.
+        count: How many.
+        special: Texts of special tokens, put between others.
+        words: More parts, such as tokens of the vocabulary.
+        seed: Of the choice.
     """
     pick = random.Random(seed)
     groups = [*PARTS, *(list(group) for group in (special, words) if group)]

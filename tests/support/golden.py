@@ -1,4 +1,4 @@
-"""The golden packages, as they are and put together in other ways."""
+"""Helpers for golden packages: their files, folders, bundles and variants."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from typing import Any
 
 from hivellm_ort.contract import DECODER_JSON
 from hivellm_ort.package.archive import write
-from hivellm_ort.package.bundle_folders import FOLDER
+from hivellm_ort.package.bundle_folders import ONNX_FOLDER
 
 __all__ = ["BASE", "GOLDEN", "PEFT", "adapter_folder", "bundle", "golden", "members", "with_base"]
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 BASE = GOLDEN / "base"
-"""The bundle in fp32 that the thin packages are for."""
+"""The fp32 base bundle of the thin packages."""
 
 PEFT = GOLDEN / "peft"
-"""The adapter of `dora` as PEFT saves it, without a manifest."""
+"""The folder of the adapter of `dora` in PEFT's form, without a manifest."""
 
 
 def golden(name: str) -> Path:
-    """A golden package."""
+    """Return the path of a golden package."""
     return GOLDEN / f"{name}.expert"
 
 
 def members(package: Path) -> dict[str, bytes]:
-    """The files of a package by name, in their order."""
+    """Return the files of a package by name, in their order."""
     with tarfile.open(package) as archive:
         return {info.name: archive.extractfile(info).read() for info in archive}  # type: ignore[union-attr]
 
 
 def adapter_folder(name: str, folder: Path) -> Path:
-    """Write what an expert was packed from: its manifest, unsigned, and the files of PEFT. Returns the folder."""
+    """Write the sources of an expert, its unsigned manifest and the files of PEFT, and return the folder."""
     folder.mkdir(parents=True)
     for member, data in members(golden(name)).items():
         if "/" not in member:
@@ -47,9 +47,9 @@ def adapter_folder(name: str, folder: Path) -> Path:
 
 
 def bundle(name: str, folder: Path, target: str = "") -> Path:
-    """Write the base bundle of a package, of one for several targets that of `target`. Returns the folder."""
+    """Write the base bundle of a package and return the folder. `target` selects one of several bundles."""
     folder.mkdir(parents=True)
-    prefix = f"{FOLDER}/{target}/" if target else f"{FOLDER}/"
+    prefix = f"{ONNX_FOLDER}/{target}/" if target else f"{ONNX_FOLDER}/"
     files = members(golden(name))
     listed = [*json.loads(files[prefix + DECODER_JSON])["files"], DECODER_JSON]
     for file in listed:
@@ -70,11 +70,11 @@ def with_base(
     """Write a thin golden package with its base inside, as the exporter packs it without `--thin`.
 
     Args:
-        name: of the golden package.
-        package: the file to write.
-        base: a bundle of the same weights.
-        manifest: fields to set in its manifest.
-        files: files of the base to replace.
+        name: Of the golden package.
+        package: The file to write.
+        base: A bundle of the same weights.
+        manifest: Fields to set in its manifest.
+        files: Files of the base to replace.
 
     Returns:
         `package`.
@@ -92,6 +92,8 @@ def with_base(
         contents[DECODER_JSON] = json.dumps(document).encode()
     listed = [DECODER_JSON, *(file for file in contents if file != DECODER_JSON)]
     write(
-        package, [*thin.items(), *((f"{FOLDER}/{file}", contents[file]) for file in listed)], compresslevel=1
+        package,
+        [*thin.items(), *((f"{ONNX_FOLDER}/{file}", contents[file]) for file in listed)],
+        compresslevel=1,
     )
     return package

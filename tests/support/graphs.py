@@ -60,7 +60,7 @@ class GraphRun:
         return logits[-1]
 
     def _next_run(self, wanted: int) -> tuple[int, int]:
-        """Tokens of the next run, and how many its shape has room for."""
+        """Return the tokens of the next run, and the number of tokens in its shape."""
         if self.length and not self.form.multi_token_append:
             wanted = 1
         capacity = next(iter(self.past.values())).shape[2]
@@ -102,7 +102,7 @@ class GraphRun:
 
 
 def _runnable(path: Path, copies: Path, dtype: str) -> tuple[str, Any]:
-    """A graph that the CPU provider can run, and its float type in numpy."""
+    """Return a graph that the CPU provider can run, and its float type in numpy."""
     model, half = ir.load(path), np.float16 if dtype == "float16" else np.float32
     changed = norms_outside(model)
     if dtype == "bfloat16":
@@ -118,7 +118,7 @@ def _runnable(path: Path, copies: Path, dtype: str) -> tuple[str, Any]:
 
 
 def norms_outside(model: ir.Model) -> bool:
-    """Put the norms of GroupQueryAttention's query and key before it; whether there were any."""
+    """Move the norms of query and key out of GroupQueryAttention, and return whether there were any."""
     found = False
     for node in tuple(model.graph):
         if node.op_type != "GroupQueryAttention" or len(node.inputs) < 16:
@@ -146,7 +146,7 @@ def norms_outside(model: ir.Model) -> bool:
 
 
 def in_float32(model: ir.Model) -> None:
-    """Compute in float32 with the values that the graph has in a half type."""
+    """Change a graph in a half type to float32, with the same values."""
     for node in model.graph:
         tensor = node.attributes["value"].as_tensor() if node.op_type == "Constant" else None
         if tensor is not None and tensor.dtype in _HALF:

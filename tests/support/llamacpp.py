@@ -1,4 +1,4 @@
-"""llama.cpp's tokenizer, from llama-cpp-python, as the one to agree with."""
+"""The reference tokenizer of llama.cpp, from llama-cpp-python."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def token_ids(path: Path, texts: Sequence[str], *, add_special: bool) -> list[list[int]]:
-    """Ids of each text with special tokens read as such; with `add_special` what goes before and after is added."""
+    """Return the ids of each text. Special tokens in it count as such; `add_special` adds those around the text."""
     import llama_cpp
 
     global _quiet

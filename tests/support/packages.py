@@ -1,4 +1,4 @@
-"""The golden packages as tests of the runtime and of managers want them."""
+"""Golden packages for tests of the runtime and of managers."""
 
 from __future__ import annotations
 

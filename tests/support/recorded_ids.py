@@ -1,4 +1,4 @@
-"""Ids that llama.cpp gave, for where it is not installed; run as a script, this records them again.
+"""Recorded token ids of llama.cpp, for tests without it. Run this file as a script to record them again.
 
     pip install llama-cpp-python
     PYTHONPATH=tests python -m support.recorded_ids [SmolLM2-135M-Instruct.Q4_1.gguf]
@@ -30,7 +30,7 @@ SPECIAL = (
 
 
 def recorded() -> dict[str, Any]:
-    """The texts under `texts`, and under each vocabulary's name one list of ids for each text.
+    """Return the texts as `texts`, and for each vocabulary's name one list of ids for each text.
 
     They are those with what goes before and after a text, special tokens in the text being read as such. In the file
     a name stands for the ids of the vocabulary of that name, if they are the same.

@@ -1,4 +1,4 @@
-"""Rows of an engine, for tests that look at logits."""
+"""Rows of an engine, for tests of logits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hivellm_ort.engine.session import Engine
 
 
 def begun(engine: Engine, adapter: BoundAdapter | None, capacity: int) -> Decoder:
-    """A decoder whose first row has begun."""
+    """Return a decoder whose first row is started."""
     decoder = engine.decoder(adapters=adapter is not None)
     decoder.start(0, adapter, capacity)
     return decoder

@@ -1,4 +1,4 @@
-"""The packages the runtime tests run, and a look at what the library holds for them."""
+"""The packages of the runtime's tests, and functions that inspect the library's state."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ class Packages:
     """Packages on disk, and a cache for them.
 
     Attributes:
-        cache: for `cache_dir`.
-        model: the base model's folder, a qwen3 with a context of `CONTEXT`.
-        base: its bundle in fp32.
-        lora: an expert on it.
-        dora: another, of the same bundle.
-        ia3: a third.
-        lora_folder: where `lora` was exported from.
-        ending: as `lora`, but the base ends answers at `eos` too.
-        eos: the 21st token that `lora` answers to `PROMPT`, or an earlier one of the same id.
-        merged: as `dora`, folded into its base.
-        short: an expert on another base, a llama with a context of `SHORT_CONTEXT`.
+        cache: For `cache_dir`.
+        model: The base model's folder, a qwen3 with a context of `CONTEXT`.
+        base: Its bundle in fp32.
+        lora: An expert on it.
+        dora: Another, of the same bundle.
+        ia3: A third.
+        lora_folder: Where `lora` was exported from.
+        ending: As `lora`, but the base ends answers at `eos` too.
+        eos: The 21st token that `lora` answers to `PROMPT`, or an earlier one of the same id.
+        merged: As `dora`, folded into its base.
+        short: An expert on another base, a llama with a context of `SHORT_CONTEXT`.
     """
 
     cache: Path
@@ -55,35 +55,35 @@ class Packages:
     short: Path
 
     def load(self, name: str, *, device: str | None = None, threads: int | None = 1) -> Expert:
-        """The expert of one of the packages."""
+        """Load one of the packages."""
         return Expert.load(getattr(self, name), cache_dir=self.cache, device=device, threads=threads)
 
 
 def engine_of(expert: Expert) -> Engine:
-    """The engine that an expert shares with others of its base."""
+    """Return the engine of an expert's base."""
     return expert._base.engine
 
 
 def engines() -> list[Engine]:
-    """Every engine that loaded experts hold."""
+    """Return the engines of all loaded bases."""
     return [base.engine for base in BASES.bases]
 
 
 def held(manager: ExpertManager, name: str) -> Expert:
-    """The expert that a manager has in memory under a name."""
+    """Return the expert that a manager has in memory under a name."""
     expert = manager._registry.get(name).expert
     assert expert is not None
     return expert
 
 
 def active(expert: Expert) -> int:
-    """How many requests to the base of an expert are being answered or wait."""
+    """Return the number of waiting and running requests of an expert's base."""
     scheduler = expert._base.scheduler
     return scheduler.active + scheduler.queued
 
 
 def prompt_ids(expert: Expert, prompt: str) -> list[int]:
-    """The tokens of the rendered chat template, by the tokenizers library."""
+    """Return the tokens of the rendered chat template, from the tokenizers library."""
     text = f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
     tokenizer = tokenizers.Tokenizer.from_file(str(engine_of(expert).folder / "tokenizer.json"))
     return list(tokenizer.encode(text, add_special_tokens=False).ids)
@@ -92,7 +92,7 @@ def prompt_ids(expert: Expert, prompt: str) -> list[int]:
 def greedy(
     expert: Expert, token_ids: list[int], *, steps: int, capacity: int, adapter: BoundAdapter | None = None
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Most likely token and logits, step by step, on a row of its own."""
+    """Yield the most likely token and the logits of each step, on a separate row."""
     row = begun(engine_of(expert), adapter or expert.adapter, capacity)
     pending = token_ids
     for _ in range(steps):
@@ -102,7 +102,7 @@ def greedy(
 
 
 def slowed(_: Any, logits: np.ndarray) -> np.ndarray:
-    """A processor that makes a step last, so that there is time to cancel."""
+    """Return the logits after a pause, so that there is time to cancel."""
     time.sleep(0.01)
     return logits
 

@@ -1,4 +1,4 @@
-"""The key that tests sign with, and a second writing of the reference signer."""
+"""The signing key of the tests, and a second implementation of the reference signer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REFERENCE_TIME = "2026-11-22T09:40:30.911600831+00:00"
 
 
 def public(seed: bytes = SEED) -> str:
-    """The public key of a private one."""
+    """Return the public key of a private key."""
     return "ed25519:" + Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw().hex()
 
 
@@ -29,7 +29,7 @@ def reference_signed(
     reorder: Callable[[Iterable[str]], Iterable[str]] = list,
     created_at: str = REFERENCE_TIME,
 ) -> dict[str, bytes]:
-    """The files of a package as the reference tool signs it.
+    """Return the files of a package, signed like the reference tool does.
 
     Args:
         contents: The members beside the manifest.

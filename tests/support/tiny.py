@@ -1,4 +1,4 @@
-"""Tiny random models and adapters, saved as Hugging Face and PEFT save them."""
+"""Tiny random models and adapters in the forms of Hugging Face and PEFT."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ _TEMPLATE = (
 
 
 def spread_out(model: torch.nn.Module) -> None:
-    """Give every parameter random values that tell: biases, norms and matrices of a size that changes answers."""
+    """Give every parameter random values that are large enough to change answers."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
@@ -68,7 +68,7 @@ def spread_out(model: torch.nn.Module) -> None:
 
 
 def save_model(folder: Path, architecture: str, *, seed: int = 0, **options: Any) -> Path:
-    """A random model with spread-out weights, and a byte-level tokenizer with a ChatML template.
+    """Save a random model with large weights, and a byte-level tokenizer with a ChatML template.
 
     `options` replace fields of the architecture's configuration.
     """
@@ -99,14 +99,14 @@ def save_model(folder: Path, architecture: str, *, seed: int = 0, **options: Any
 
 
 def load_model(folder: Path) -> torch.nn.Module:
-    """The model in float32 with eager attention, as the references are made."""
+    """Load the model in float32 with eager attention, as for the references."""
     return AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
     ).eval()
 
 
 def adapter_config(kind: str, **options: Any) -> peft.PeftConfig:
-    """A PEFT configuration of `kind` on every projection (IA3: where it is usual)."""
+    """Return a PEFT configuration of `kind` for every projection (for IA3, the usual ones)."""
     common = {"task_type": "CAUSAL_LM", "target_modules": [*ATTENTION, *MLP], **options}
     match kind:
         case "lora":
@@ -126,7 +126,7 @@ def adapter_config(kind: str, **options: Any) -> peft.PeftConfig:
 
 
 def save_adapter(folder: Path, model_folder: Path, config: peft.PeftConfig, *, seed: int = 1) -> Path:
-    """An adapter with random weights large enough to matter."""
+    """Make an adapter with random weights that are large enough to change answers."""
     torch.manual_seed(seed)
     model = peft.get_peft_model(load_model(model_folder), config)
     with torch.no_grad():
@@ -142,7 +142,7 @@ def save_adapter(folder: Path, model_folder: Path, config: peft.PeftConfig, *, s
 
 
 def save_pruned_adalora(folder: Path, model_folder: Path) -> Path:
-    """An AdaLoRA adapter as three training steps leave it: most ranks given up, in some modules all of them."""
+    """Train an AdaLoRA adapter for three steps. Most ranks are pruned, in some modules all of them."""
     config = peft.AdaLoraConfig(
         task_type="CAUSAL_LM",
         target_modules=[*ATTENTION, *MLP],
@@ -171,7 +171,7 @@ def save_pruned_adalora(folder: Path, model_folder: Path) -> Path:
 
 
 def with_manifest(folder: Path, name: str = "expert-tiny", **base: Any) -> Path:
-    """Add the smallest manifest that an expert's folder needs."""
+    """Add the smallest valid manifest to an expert's folder."""
     import json
 
     document = {

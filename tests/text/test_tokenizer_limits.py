@@ -29,7 +29,7 @@ from tokenizer_samples import byte_level_tokenizer
 from tokenizers import Regex, decoders, pre_tokenizers
 
 from hivellm_ort.errors import ContextLengthError, InferenceError, LoadError, OptionError
-from hivellm_ort.loading.own_tokenizer import read_tokenizer
+from hivellm_ort.loading.adapter_tokenizer import read_tokenizer
 from hivellm_ort.text import patterns, tokenizer_file
 from hivellm_ort.text.patterns import form_of
 from hivellm_ort.text.tokenizer import TextTokenizer

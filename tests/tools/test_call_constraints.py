@@ -19,7 +19,7 @@ from hivellm_ort.grammar.constraint import Constraint
 from hivellm_ort.grammar.grammar import Grammar
 from hivellm_ort.grammar.limits import GrammarLimits
 from hivellm_ort.result import ToolCall
-from hivellm_ort.tools.choice import ToolChoice, checked_tool_choice, constraint_of
+from hivellm_ort.tools.choice import ToolChoice, build_calls_grammar, parse_tool_choice
 from hivellm_ort.tools.parser import read_calls
 
 AUTO, REQUIRED = ToolChoice("auto"), ToolChoice("required")
@@ -37,7 +37,7 @@ def constraint(
     name: str, choice: ToolChoice = REQUIRED, *, markers: bool = True, tools: Any = None, **options: Any
 ) -> Constraint:
     """The constraint of an answer in a format."""
-    grammar = constraint_of(format_named(name), tools or TOOLS, choice, **options)
+    grammar = build_calls_grammar(format_named(name), tools or TOOLS, choice, **options)
     assert grammar is not None
     return compiler(markers).compile(grammar, end_token_ids=[end(markers)])
 
@@ -107,7 +107,7 @@ def test_an_answer_with_calls(name: str, markers: bool) -> None:
 
 @pytest.mark.parametrize("name", [name for name in JSON_FORMATS if name != "llama3"])
 def test_several_calls(name: str) -> None:
-    """An answer may have more than one call where the format has a place for it."""
+    """An answer may have more than one call if the format allows it."""
     counts = {len(read(name, answer(constraint(name), random.Random(seed), True))[1]) for seed in range(12)}
     assert 1 < max(counts)
 
@@ -115,7 +115,7 @@ def test_several_calls(name: str) -> None:
 @pytest.mark.parametrize("markers", [True, False])
 @pytest.mark.parametrize("name", JSON_FORMATS)
 def test_an_answer_that_may_be_text(name: str, markers: bool) -> None:
-    """With `auto` any text may come. What is read as a call has a tool's name, and arguments of its schema."""
+    """With `auto` any text is allowed. Every call has a tool's name, and arguments that match its schema."""
     begins = {
         "llama3": ['{"name": "', ' {"type":"function" , "name":"', "{"],
         "mistral": ["x [TOOL_CALLS]", "[TOOL_CALLS]"],
@@ -163,7 +163,7 @@ def test_text_is_as_free_as_without_tools() -> None:
 
 
 def test_what_is_forced() -> None:
-    """What encloses a name takes no forward passes."""
+    """The texts around a name take no forward passes."""
     held = constraint("qwen", STOPPING)
     assert '<tool_call>\n{"name": "stop", "arguments": {}}\n</tool_call>'.startswith(
         text_of(held.forced_tokens(), True)
@@ -193,10 +193,10 @@ def test_an_answer_of_a_grammar_or_a_call() -> None:
                 if not found:
                     assert {"n"} == json.loads(text).keys()
             assert {True, False} == kinds
-    assert constraint_of(format_named("qwen"), TOOLS, REQUIRED) == constraint_of(
+    assert build_calls_grammar(format_named("qwen"), TOOLS, REQUIRED) == build_calls_grammar(
         format_named("qwen"), TOOLS, REQUIRED, answer=Grammar.regex("a")
     )
-    with pytest.raises(GrammarError, match="bare JSON, which cannot be told"):
+    with pytest.raises(GrammarError, match="have no marker, so they cannot be distinguished"):
         constraint("llama3", AUTO, answer=Grammar.regex("a"))
 
 
@@ -223,12 +223,12 @@ def test_schemas_that_cannot_be_enforced() -> None:
     ) as caught:
         constraint("qwen", tools=[STOP, tool("bad", UNBOUND, strict=True)])
     assert "contains" in str(caught.value)
-    grammar = constraint_of(format_named("qwen"), [tool("bad", UNBOUND)], REQUIRED)
+    grammar = build_calls_grammar(format_named("qwen"), [tool("bad", UNBOUND)], REQUIRED)
     assert grammar is not None
     (warning,) = compiler(True).warnings(grammar)
     assert warning.startswith("tools[0].parameters (bad), at /properties/a/contains: not enforced")
     for schema in ({"type": "array"}, {"enum": []}, 5, {"type": "object", "required": "a"}):
-        grammar = constraint_of(format_named("qwen"), [tool("bad", schema)], REQUIRED)
+        grammar = build_calls_grammar(format_named("qwen"), [tool("bad", schema)], REQUIRED)
         assert grammar is not None
         (warning,) = compiler(True).warnings(grammar)
         assert "tools[0].parameters (bad)" in warning
@@ -240,7 +240,7 @@ def test_schemas_that_cannot_be_enforced() -> None:
 
 
 def test_schemas_without_a_type_are_objects() -> None:
-    """Arguments are an object, whatever else the schema would allow."""
+    """Arguments are always an object, even if the schema allows other values."""
     for schema in ({}, {"type": ["object", "null"]}, {"properties": {"a": {"const": 1}}, "required": ["a"]}):
         held = constraint("qwen", tools=[tool("any", schema, strict=True)])
         (call, *_) = read_calls(answer(held, random.Random(1), True), format_named("qwen"))[1]
@@ -249,7 +249,7 @@ def test_schemas_without_a_type_are_objects() -> None:
 
 def test_too_much_is_refused() -> None:
     """The limits of grammars hold for all schemas together."""
-    grammar = constraint_of(format_named("qwen"), TOOLS, AUTO)
+    grammar = build_calls_grammar(format_named("qwen"), TOOLS, AUTO)
     assert grammar is not None
     with pytest.raises(GrammarError, match=r"GrammarLimits\.max_bytes"):
         compiler(True).compile(grammar, end_token_ids=[], limits=GrammarLimits(max_bytes=100))
@@ -268,29 +268,32 @@ def test_too_much_is_refused() -> None:
 def test_names_that_cannot_be_told(tools: Any, told: str) -> None:
     """A name that would not come back from an answer as it is, or is there twice, is refused."""
     with pytest.raises(OptionError, match=told):
-        constraint_of(format_named("qwen"), tools, AUTO)
+        build_calls_grammar(format_named("qwen"), tools, AUTO)
 
 
 def test_formats_that_cannot_be_enforced() -> None:
-    """A call that is asked for, and a strict tool, are refused by name; else nothing is held."""
-    for call_format, told in ((None, "no format that is known"), (format_named("functiongemma"), "not JSON")):
-        assert constraint_of(call_format, TOOLS, AUTO) is None
-        assert constraint_of(call_format, [tool("a", strict=True)], ToolChoice("auto", given=False)) is None
+    """A required call and a strict tool are refused by name. Otherwise there is no grammar."""
+    for call_format, told in ((None, "in no known format"), (format_named("functiongemma"), "not JSON")):
+        assert build_calls_grammar(call_format, TOOLS, AUTO) is None
+        assert (
+            build_calls_grammar(call_format, [tool("a", strict=True)], ToolChoice("auto", given=False))
+            is None
+        )
         with pytest.raises(GrammarError, match=f"tool_choice asks for a call, and .*{told}"):
-            constraint_of(call_format, TOOLS, REQUIRED)
+            build_calls_grammar(call_format, TOOLS, REQUIRED)
         with pytest.raises(GrammarError, match=f"the tool 'a' is strict, and .*{told}"):
-            constraint_of(call_format, [tool("a", strict=True)], AUTO)
+            build_calls_grammar(call_format, [tool("a", strict=True)], AUTO)
 
 
 def test_choices() -> None:
-    """What OpenAI's clients send is understood; by default the model chooses where there are tools."""
-    assert ToolChoice("auto", given=False) == checked_tool_choice(None, TOOLS)
-    assert "none" == checked_tool_choice(None, None).mode == checked_tool_choice("auto", None).mode
-    assert AUTO == checked_tool_choice("auto", TOOLS)
-    assert ToolChoice("none") == checked_tool_choice("none", TOOLS)
-    assert REQUIRED == checked_tool_choice("required", TOOLS)
+    """The values of OpenAI's clients are accepted. By default the model chooses if there are tools."""
+    assert ToolChoice("auto", given=False) == parse_tool_choice(None, TOOLS)
+    assert "none" == parse_tool_choice(None, None).mode == parse_tool_choice("auto", None).mode
+    assert AUTO == parse_tool_choice("auto", TOOLS)
+    assert ToolChoice("none") == parse_tool_choice("none", TOOLS)
+    assert REQUIRED == parse_tool_choice("required", TOOLS)
     for value in ({"type": "function", "function": {"name": "stop"}}, {"type": "function", "name": "stop"}):
-        assert STOPPING == checked_tool_choice(value, TOOLS)
+        assert STOPPING == parse_tool_choice(value, TOOLS)
 
 
 @pytest.mark.parametrize(
@@ -306,16 +309,16 @@ def test_choices() -> None:
 def test_wrong_choices(value: Any, told: str) -> None:
     """A choice that is not understood is refused by name."""
     with pytest.raises(OptionError, match=told):
-        checked_tool_choice(value, TOOLS)
+        parse_tool_choice(value, TOOLS)
 
 
 def test_choices_need_tools() -> None:
-    """A call cannot be required where there are no tools; a wrong type is a type error."""
+    """Without tools a call cannot be required. A wrong type is a type error."""
     for value in ("required", {"type": "function", "name": "stop"}):
         with pytest.raises(OptionError, match="tool_choice asks for a call, and there are no tools"):
-            checked_tool_choice(value, None)
+            parse_tool_choice(value, None)
     with pytest.raises(OptionTypeError, match="tool_choice is int"):
-        checked_tool_choice(5, TOOLS)
+        parse_tool_choice(5, TOOLS)
 
 
 def test_many_tools() -> None:

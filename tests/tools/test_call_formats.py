@@ -33,7 +33,7 @@ CALLS = (ToolCall("callnr000", "get_weather", CITY), ToolCall("callnr001", "stop
     ],
 )
 def test_the_family_of_a_template(name: str, family: str) -> None:
-    """It is told by how the template writes a call, or by what it tells the model."""
+    """The format is found in a rendered call, or in the template's instructions to the model."""
     assert family == format_named(name).family
 
 
@@ -52,7 +52,7 @@ def test_a_template_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _assistant(template: ChatTemplate, calls: tuple[ToolCall, ...], content: str | None) -> str:
-    """What the template writes for a turn of the assistant, without the marks of the turn."""
+    """Return the template's text of an assistant's turn, without the marks of the turn."""
     message = {"role": "assistant", "content": content, "tool_calls": [call.to_message() for call in calls]}
     turns = checked_messages([{"role": "user", "content": "question"}, message])
     messages, tools = template.fit(turns, checked_tools(TOOLS))
@@ -94,7 +94,7 @@ def test_white_space_is_the_templates() -> None:
 
 
 def test_arguments_of_functiongemma_become_json() -> None:
-    """Texts, numbers, words, lists and objects; text that is none of it stays as it came, and is not complete."""
+    """Texts, numbers, words, lists and objects are converted. Other text stays unchanged, and is not complete."""
     body = "{city:<escape>New, {York<escape>,n:-3.5,ok:true,none:null,l:[1,<escape>a<escape>],o:{p:{}}}"
     wanted: Any = {"city": "New, {York", "n": -3.5, "ok": True, "none": None, "l": [1, "a"], "o": {"p": {}}}
     text = f"<start_function_call>call:f{body}<end_function_call>"

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from hivellm_ort.result import ToolCall
 from hivellm_ort.text.detokenizer import IncrementalDetokenizer
 from hivellm_ort.text.tokenizer import TextTokenizer
-from hivellm_ort.tools.ids import CallIds
 from hivellm_ort.tools.parser import (
     ArgumentsDelta,
     CallEnded,
     CallEvent,
+    CallIds,
     CallStarted,
     TextDelta,
     ToolCallParser,
@@ -161,7 +161,7 @@ def test_calls_and_text(name: str, text: str, expected: list[CallEvent]) -> None
 
 
 def test_the_name_comes_first_and_arguments_as_they_come() -> None:
-    """What is certain is told at once."""
+    """Certain events are returned at once."""
     parser = ToolCallParser(format_named("qwen"), new_id=lambda index: f"id{index}")
     assert [TextDelta("Well.")] == parser.push("Well. \n<tool_")
     assert [] == parser.push('call>\n{"name": "a", "arguments"')
@@ -230,8 +230,17 @@ def test_markers_that_are_special_tokens_are_text(marker: str) -> None:
     assert f"é 東{marker} x 🙂" == "".join(pieces) + detokenizer.flush()
 
 
+def test_an_end_without_an_end_is_text() -> None:
+    """What comes after arguments and encloses nothing is not held for ever."""
+    parser = ToolCallParser(format_named("mistral"))
+    begin = '[TOOL_CALLS] [{"name": "a", "arguments": {}'
+    told = [event for piece in [begin, ', "id": "', *["x" * 1000] * 20] for event in parser.push(piece)]
+    assert [CallStarted, ArgumentsDelta, CallEnded, TextDelta] == list(dict.fromkeys(map(type, told)))
+    assert 16_000 < sum(len(event.text) for event in told if isinstance(event, TextDelta))
+
+
 def test_a_head_without_an_end_is_text() -> None:
-    """What begins like a call and never names one is not held for ever."""
+    """A text that begins like a call but has no name is not held back for ever."""
     parser = ToolCallParser(format_named("qwen"))
     begin = '<tool_call>{"name": "'
     shown = [event for piece in [begin, *["x" * 1000] * 20] for event in parser.push(piece)]

@@ -9,10 +9,10 @@ from pathlib import Path
 from hivellm_ort.adapters.files import check_adapter_files
 from hivellm_ort.contract import ADAPTER_FILE
 from hivellm_ort.errors import BaseMismatchError, ManifestError
-from hivellm_ort.package.bundle_folders import FOLDER
+from hivellm_ort.package.bundle_folders import ONNX_FOLDER
 from hivellm_ort.package.links import check_folder
 from hivellm_ort.package.manifest import MANIFEST, ExpertManifest
-from hivellm_ort.package.members import bundle_members_of, root_members
+from hivellm_ort.package.members import list_bundle_members, list_root_members
 from hivellm_ort.package.packing import write
 from hivellm_ort.paths import StrPath
 from hivellm_ort.progress import progress_bar
@@ -82,10 +82,10 @@ def write_package(
         bundles: Folders of the bundles in the package. If there are several, each has the name of its target. Empty
             for a package without a base.
     """
-    members = root_members(source.folder, source.manifest)
+    members = list_root_members(source.folder, source.manifest)
     if adapter is not None:
-        members.append((f"{FOLDER}/{ADAPTER_FILE}", adapter))
-    members += bundle_members_of(bundles)
+        members.append((f"{ONNX_FOLDER}/{ADAPTER_FILE}", adapter))
+    members += list_bundle_members(bundles)
     total = sum(len(data) if isinstance(data, bytes) else data.stat().st_size for _, data in members)
     with progress_bar(path.name, total) as progress:
         # Weights hardly compress. A higher level takes longer and gains nothing.

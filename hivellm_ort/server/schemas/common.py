@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -16,7 +17,18 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-__all__ = ["FIELDS", "REFUSED", "Body", "GenerationBody", "StreamOptions", "StructuredOutputs", "Texts"]
+__all__ = [
+    "FIELDS",
+    "REFUSED",
+    "Body",
+    "GenerationBody",
+    "SamplingBody",
+    "StreamOptions",
+    "StructuredOutputs",
+    "Texts",
+    "never",
+    "of_types",
+]
 
 _DIGITS = 18
 _TOKEN_ID = re.compile(rf"[0-9]{{1,{_DIGITS}}}")
@@ -48,6 +60,15 @@ REFUSED = {
     "chat_template": "experts bring their own",
     "documents": "write them into a message",
     "mm_processor_kwargs": "prompts are text",
+    "previous_response_id": "nothing is stored: send the whole conversation as input",
+    "conversation": "nothing is stored: send the whole conversation as input",
+    "context_management": "nothing is compacted: send a shorter input",
+    "background_options": "answers are never written in the background",
+    "max_tool_calls": "the server calls no tools itself",
+    "moderation": "nothing is moderated",
+    "access_programs": "there are none",
+    "image": "prompts are text",
+    "prompt_cache_options": "prefixes are kept by themselves",
 }
 """Fields that clients of OpenAI or vLLM may send and that have no meaning here, and what to do instead."""
 
@@ -99,13 +120,46 @@ class StructuredOutputs(Body):
     json_object: Literal[True] | None = None
 
 
-class GenerationBody(Body):
-    """What chat and plain completions have in common."""
+def of_types(known: Iterable[str], otherwise: str) -> BeforeValidator:
+    """A check of objects that have a `type`: one that is not known is refused by its name.
+
+    Args:
+        known: the types.
+        otherwise: what to do instead, for the error.
+    """
+    names = tuple(known)
+
+    def check(value: Any) -> Any:
+        kind = value.get("type") if isinstance(value, dict) else None
+        if kind is not None and kind not in names:
+            raise PydanticCustomError(
+                "unsupported_type",
+                "the type {kind} is not supported: {otherwise}",
+                {"kind": repr(kind), "otherwise": otherwise},
+            )
+        return value
+
+    return BeforeValidator(check)
+
+
+def never(otherwise: str) -> BeforeValidator:
+    """A check of a field that only null may be in; the error says what to do instead."""
+
+    def check(value: Any) -> Any:
+        if value is not None:
+            raise PydanticCustomError(
+                "unsupported", "it is not supported: {otherwise}", {"otherwise": otherwise}
+            )
+        return value
+
+    return BeforeValidator(check)
+
+
+class SamplingBody(Body):
+    """What all bodies that ask for answers have in common."""
 
     model: str = Field(description="An expert's name, `base` for the base model, or `auto` for routing.")
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    n: int | None = Field(None, description="How many answers.")
     stop: Texts | None = Field(None, description="Texts that end the answer.")
     seed: int | None = None
     temperature: float | None = Field(None, description="0 is greedy; the default is the expert's own.")
@@ -113,7 +167,6 @@ class GenerationBody(Body):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[str, float] | None = Field(None, description="Numbers by token id.")
-    max_tokens: int | None = None
     user: str | None = Field(None, description="Taken and not used.")
 
     top_k: int | None = None
@@ -148,3 +201,11 @@ class GenerationBody(Body):
                 key = repr(token_id[:_DIGITS])
                 raise PydanticCustomError("bias", "{key} is no token id", {"key": key})
         return value
+
+
+class GenerationBody(SamplingBody):
+    """What chat and plain completions have in common."""
+
+    stream_options: StreamOptions | None = None
+    n: int | None = Field(None, description="How many answers.")
+    max_tokens: int | None = None

@@ -1,0 +1,84 @@
+"""Builds the application of Ray Serve: gateways before replicas."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import RequestRouterConfig
+from ray.serve.handle import DeploymentHandle
+from starlette.types import ASGIApp
+
+from hivellm_ort.ray.arguments import ClusterArguments
+from hivellm_ort.ray.experts import Experts
+from hivellm_ort.ray.gateway import gateway_app
+from hivellm_ort.server.keys import read_keys
+from hivellm_ort.server.options import ServerOptions
+from hivellm_ort.serving.batch import DEFAULT_BATCH_SIZE
+
+__all__ = ["build_app"]
+
+_ROUTER = "hivellm_ort.ray.router.ExpertRouter"
+_DRAIN_SECONDS = 30.0
+
+
+@serve.ingress()
+class Gateway:
+    """What clients reach.
+
+    Args:
+        experts: the replicas.
+        arguments: of the application, as JSON types.
+    """
+
+    def __init__(self, experts: DeploymentHandle[Any], arguments: dict[str, Any]) -> None:
+        self._experts = experts
+        self._arguments = ClusterArguments.model_validate(arguments)
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """The application, once a process runs it. See `serve.ingress`."""
+        arguments = self._arguments
+        options = ServerOptions(
+            keys=read_keys(arguments.api_key_file),
+            allowed_hosts=arguments.allowed_hosts,
+            allowed_origins=arguments.allowed_origins,
+            limits=arguments.limits,
+        )
+        return gateway_app(self._experts, options, arguments.queue_timeout)
+
+
+def build_app(arguments: ClusterArguments | dict[str, Any]) -> Application:
+    """An application of Ray Serve that answers as `hivellm_ort.server.create_app` does, on any number of machines.
+
+    It has two deployments: `gateway`, which clients reach, and `experts`, whose replicas generate. The
+    configuration of Ray Serve sets number, resources and autoscaling of both by these names, and the experts in the
+    `user_config` of `experts`.
+
+    Args:
+        arguments: how replicas and gateways behave.
+
+    Raises:
+        pydantic.ValidationError: an argument is unknown, or has a wrong type or value.
+    """
+    checked = ClusterArguments.model_validate(arguments)
+    plain = checked.model_dump(mode="json")
+    experts = serve.deployment(
+        Experts,
+        name="experts",
+        user_config={"experts": plain["experts"]},
+        max_ongoing_requests=2 * DEFAULT_BATCH_SIZE,
+        max_queued_requests=checked.limits.max_waiting,
+        health_check_period_s=5,
+        health_check_timeout_s=10,
+        graceful_shutdown_timeout_s=_DRAIN_SECONDS,
+        request_router_config=RequestRouterConfig(request_router_class=_ROUTER),
+    )
+    gateway = serve.deployment(
+        Gateway,
+        name="gateway",
+        max_ongoing_requests=1000,
+        graceful_shutdown_timeout_s=_DRAIN_SECONDS,
+        ray_actor_options={"num_cpus": 0},  # so that it fits beside replicas that take all cores
+    )
+    return gateway.bind(experts.bind(plain), plain)

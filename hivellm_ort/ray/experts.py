@@ -1,0 +1,241 @@
+"""A replica: the whole application of one machine, for the experts of the configuration."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import ray
+from pydantic import ValidationError
+from ray import serve
+from starlette.types import ASGIApp, Message
+
+from hivellm_ort import ExpertManager
+from hivellm_ort.errors import ExpertError, LoadError
+from hivellm_ort.observability.exposition import MetricFamily
+from hivellm_ort.ray.arguments import ClusterArguments, ExpertsConfig
+from hivellm_ort.server import ServerOptions, create_app
+from hivellm_ort.server.errors import ApiError
+from hivellm_ort.server.state import ServerState
+
+__all__ = ["HEARTBEAT_SECONDS", "Experts"]
+
+HEARTBEAT_SECONDS = 5.0
+"""Seconds after which a replica that has nothing to send says that it is there."""
+
+_LOG = logging.getLogger("hivellm_ort")
+
+
+class Experts:
+    """Holds a base with its experts, and answers the requests that a gateway hands on.
+
+    All experts of the configuration are known to the manager, and at most `max_loaded_experts` are in memory. Which
+    ones these are, Ray learns by its multiplexing.
+
+    Args:
+        arguments: of the application, as JSON types.
+    """
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        self._arguments = given = ClusterArguments.model_validate(arguments)
+        self._manager = ExpertManager(
+            max_loaded_experts=given.max_loaded_experts,
+            memory_budget=given.memory_budget,
+            device=given.device,
+            cache_dir=given.cache_dir,
+            threads=given.threads or _assigned_cores(),
+            trust=given.trust,
+        )
+        # The gateway checks keys and names of hosts.
+        options = ServerOptions(allowed_hosts=("*",), limits=given.limits)
+        self._app = create_app(self._manager, options, folders=_folders(given.base))
+        self._experts: dict[str, Path] = {}
+        self._failed: dict[str, str] = {}
+        self._changing = asyncio.Lock()
+        self._hold = _multiplexed(self._manager, given.max_loaded_experts)
+
+    async def reconfigure(self, config: dict[str, Any]) -> None:
+        """Load what is new in the `user_config`, replace what changed, unload what is gone.
+
+        Requests that run keep the expert that they began with. A package that cannot be loaded changes nothing: an
+        earlier one of that name goes on, and without one requests get status 503 and the reason. Ray would end the
+        replica if this raised.
+
+        Raises:
+            pydantic.ValidationError: the configuration is none, and nothing was loaded before.
+            LoadError: no expert can be loaded, and none was before.
+        """
+        async with self._changing:
+            try:
+                wanted = ExpertsConfig.model_validate(config).experts
+                await asyncio.to_thread(self._change, wanted)
+            except (ExpertError, ValidationError) as error:
+                if not self._experts:
+                    raise
+                _LOG.error("the experts stay as they were: %s", error)
+
+    def names(self) -> list[str]:
+        """The experts of the configuration, and those that could not be unloaded."""
+        return [*{**self._experts, **self._failed}]
+
+    def metrics(self) -> tuple[str, list[MetricFamily]]:
+        """The id of the replica, and its metrics."""
+        own = serve.get_replica_context().replica_id.unique_id
+        failed = MetricFamily(
+            "failed_experts",
+            "gauge",
+            "Experts of the configuration whose package could not be loaded.",
+            ("expert",),
+            {(name,): 1 for name in self._failed},
+        )
+        return own, [*self._manager.metrics.families(), *self._state.metrics.families(), failed]
+
+    async def check_health(self) -> None:
+        """Raise where nothing can be answered any more; Ray replaces the replica then."""
+        await asyncio.to_thread(self._manager.stats)
+
+    async def answer(self, scope: dict[str, Any], body: bytes, model: str) -> AsyncIterator[list[Message]]:
+        """Answer one request with the application.
+
+        The first list comes at once, and an empty one every few seconds in which there is nothing else: whoever
+        waits for more knows that the replica is there.
+
+        Args:
+            scope: of ASGI, as JSON types and bytes.
+            body: the whole body.
+            model: that the body names; empty for none.
+
+        Yields:
+            What the application sends, as it comes.
+        """
+        sent: asyncio.Queue[Message | None] = asyncio.Queue()
+        answering = asyncio.create_task(self._answer(scope, body, model, sent))
+        answering.add_done_callback(lambda _: sent.put_nowait(None))
+        try:
+            yield []
+            ended = False
+            while not ended:
+                messages = await _next(sent)
+                ended = None in messages
+                yield [message for message in messages if message is not None]
+        finally:
+            if not answering.done():  # the gateway cancelled it: its client went away
+                answering.cancel()
+                await asyncio.wait((answering,))
+
+    def __del__(self) -> None:
+        """End what still runs, when Ray stops the replica."""
+        if hasattr(self, "_app"):
+            self._state.end()
+            self._manager.close()
+
+    async def _answer(
+        self, scope: dict[str, Any], body: bytes, model: str, sent: asyncio.Queue[Message | None]
+    ) -> None:
+        received = False
+
+        async def receive() -> Message:
+            nonlocal received
+            if received:
+                await asyncio.Future()  # a client that leaves cancels this task
+            received = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def send(message: Message) -> None:
+            sent.put_nowait(message)
+
+        app: ASGIApp = self._app
+        if model in self._experts:
+            try:
+                await self._hold(model)
+            except ExpertError as error:
+                _LOG.warning("expert %r is unavailable: %s", model, error)  # the application tells the client
+        elif model in self._failed:
+            app = _unavailable(model, self._state.hide(self._failed[model])).response
+        try:
+            await app({**scope, "state": {}, "extensions": {}}, receive, send)
+        except Exception:  # the client was told already
+            _LOG.exception("a request failed")
+
+    def _change(self, wanted: dict[str, Path]) -> None:
+        self._state.hide_also(path.absolute().parent for path in wanted.values())
+        self._failed = {}
+        new = {name: path for name, path in wanted.items() if name not in self._experts}
+        changed = {
+            name: path for name, path in wanted.items() if name not in new and self._experts[name] != path
+        }
+        try:
+            self._manager.load_experts(new, base=self._arguments.base)
+            self._experts.update(new)
+        except LoadError:  # all or none: which can be loaded?
+            self._load_each(new)
+        self._load_each(changed, replace=True)
+        for name in sorted(set(self._experts) - set(wanted)):
+            try:
+                self._manager.unload_expert(name)
+                del self._experts[name]
+            except LoadError as error:
+                _LOG.error("expert %r stays: %s", name, error)
+        if self._failed and not self._experts:
+            raise LoadError("; ".join(f"{name}: {reason}" for name, reason in self._failed.items()))
+
+    def _load_each(self, packages: dict[str, Path], *, replace: bool = False) -> None:
+        left = dict(packages)
+        before = len(left) + 1
+        while len(left) < before:  # one may need another that comes later
+            before = len(left)
+            for name, path in list(left.items()):
+                try:
+                    self._manager.load_expert(name, path, base=self._arguments.base, replace=replace)
+                except LoadError as error:
+                    self._failed[name] = str(error)
+                else:
+                    self._failed.pop(name, None)
+                    self._experts[name] = left.pop(name)
+        for name in left:
+            _LOG.error("expert %r cannot be loaded: %s", name, self._failed[name])
+
+    @property
+    def _state(self) -> ServerState:
+        state: ServerState = self._app.state.server
+        return state
+
+
+def _multiplexed(manager: ExpertManager, most: int | None) -> Any:
+    """Ray's list of the experts that a replica has in memory. The manager loads and evicts them."""
+
+    async def hold(name: str) -> str:
+        await asyncio.to_thread(manager.tokenizer, name)  # loads it where it was evicted
+        return name
+
+    return serve.multiplexed(hold, max_num_models_per_replica=-1 if most is None else most)
+
+
+async def _next(sent: asyncio.Queue[Message | None]) -> list[Message | None]:
+    """Everything that waits in the queue; nothing where nothing comes for a while."""
+    try:
+        async with asyncio.timeout(HEARTBEAT_SECONDS):
+            found = [await sent.get()]
+    except TimeoutError:
+        return []
+    while not sent.empty():
+        found.append(sent.get_nowait())
+    return found
+
+
+def _unavailable(name: str, reason: str) -> ApiError:
+    return ApiError(
+        503, f"the expert {name!r} could not be loaded: {reason}", param="model", code="model_unavailable"
+    )
+
+
+def _assigned_cores() -> int:
+    cores: float = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
+    return max(1, int(cores))
+
+
+def _folders(base: Path | None) -> list[Path]:
+    return [] if base is None else [base.absolute()]

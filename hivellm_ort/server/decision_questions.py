@@ -1,0 +1,96 @@
+"""Questions as the model reads them, and its probabilities as answers."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping, Sequence
+from math import exp
+from typing import Any
+
+from hivellm_ort.result import ScoreResult
+from hivellm_ort.server.schemas.decisions import Predicate, Question, Rating, Selection
+from hivellm_ort.text.messages import text_of
+
+__all__ = ["answer_of", "answers_to", "asked_at_the_end", "text_of_question"]
+
+_YES, _NO = "Yes", "No"
+
+
+def text_of_question(question: Question) -> str:
+    """The question with its options, each with the label that the model is to answer with."""
+    asked = "\n".join(part.text for part in question.instructions)
+    if isinstance(question, Predicate):
+        return f"Is this true of the above? {asked}\n\nAnswer only with {_YES} or {_NO}."
+    labels = answers_to(question)
+    lines = [
+        f"{label}. {name}: {description}" if description else f"{label}. {name}"
+        for label, (name, description) in zip(labels, _options(question), strict=True)
+    ]
+    what = "level" if isinstance(question, Rating) else "option"
+    order = "Levels, from the lowest to the highest:\n" if isinstance(question, Rating) else ""
+    kind = "number" if labels[0] == "1" else "letter"
+    return f"{asked}\n\n{order}" + "\n".join(lines) + f"\n\nAnswer only with the {kind} of the right {what}."
+
+
+def answers_to(question: Question) -> list[str]:
+    """What the model may answer, in the order of the options: labels, most of them of one token."""
+    if isinstance(question, Predicate):
+        return [_YES, _NO]
+    count = len(_options(question))
+    letters = string.ascii_uppercase
+    return list(letters[:count]) if count <= len(letters) else [str(number) for number in range(1, count + 1)]
+
+
+def asked_at_the_end(turns: Sequence[Mapping[str, Any]], text: str) -> list[dict[str, Any]]:
+    """A conversation that ends with a question. All questions begin alike, so the input is computed once.
+
+    It goes into the user's last turn: some templates refuse two turns of one role.
+    """
+    asked = [dict(turn) for turn in turns]
+    if asked[-1]["role"] == "user":
+        return [*asked[:-1], {"role": "user", "content": f"{text_of(asked[-1]['content'])}\n\n{text}"}]
+    return [*asked, {"role": "user", "content": text}]
+
+
+def answer_of(question: Question, result: ScoreResult) -> dict[str, Any]:
+    """The answer to a question, in OpenAI's form, with `coverage` besides."""
+    shares = [answer.share for answer in result.answers]
+    answer: dict[str, Any] = {"type": question.type, "name": question.name}
+    if isinstance(question, Predicate):
+        answer |= {"probability": shares[0]}
+    elif isinstance(question, Rating):
+        answer |= {
+            "score": sum(index * share for index, share in enumerate(shares)),
+            "probabilities": [
+                {"value": index, "label": level.label, "probability": share}
+                for index, (level, share) in enumerate(zip(question.levels, shares, strict=True))
+            ],
+            "confidence": _confidence(shares),
+        }
+    else:
+        values = [choice.value for choice in question.choices]
+        answer |= {
+            "choice": values[shares.index(max(shares))],
+            "probabilities": [
+                {"value": value, "probability": share} for value, share in zip(values, shares, strict=True)
+            ],
+            "confidence": _confidence(shares),
+        }
+    return {**answer, "coverage": min(1.0, sum(exp(one.logprob) for one in result.answers))}
+
+
+def _options(question: Selection | Rating) -> list[tuple[str, str | None]]:
+    """The name and the description of each."""
+    if isinstance(question, Rating):
+        return [(level.label, level.description) for level in question.levels]
+    return [(_shown(choice.value), choice.description) for choice in question.choices]
+
+
+def _confidence(shares: Sequence[float]) -> float:
+    """How far the likeliest is above chance: 0 where all are equally likely, 1 where it is certain."""
+    chance = 1 / len(shares)
+    return max(0.0, (max(shares) - chance) / (1 - chance))
+
+
+def _shown(value: str | bool) -> str:
+    return str(value).lower() if isinstance(value, bool) else value

@@ -1,0 +1,103 @@
+"""From the items of a Responses request to the turns of a conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hivellm_ort.server.errors import refused
+from hivellm_ort.server.schemas.responses import (
+    CallItem,
+    MessageItem,
+    OutputItem,
+    OutputText,
+    ReasoningItem,
+    RefusalText,
+)
+
+__all__ = ["messages_of"]
+
+_Item = MessageItem | CallItem | OutputItem | ReasoningItem
+
+
+def messages_of(items: Sequence[_Item], instructions: str | None = None) -> list[dict[str, Any]]:
+    """The conversation as `/v1/chat/completions` has it.
+
+    Thoughts, text and calls of one answer are items of their own here and one turn there.
+
+    Args:
+        items: of `input`.
+        instructions: the system message; None for none.
+
+    Raises:
+        ApiError: a part of a message is not for its role, or a result belongs to no call.
+    """
+    turns: list[dict[str, Any]]
+    turns = [] if instructions is None else [{"role": "system", "content": instructions}]
+    answer: dict[str, Any] | None = None  # the turn of the assistant that further items may belong to
+    calls: set[str] = set()
+    for index, item in enumerate(items):
+        where = f"input[{index}]"
+        if isinstance(item, CallItem):
+            answer = answer or _begun(turns)
+            answer.setdefault("tool_calls", []).append(_call(item))
+            calls.add(item.call_id)
+        elif isinstance(item, ReasoningItem):
+            thoughts = [part.text for part in item.content or ()]
+            if not thoughts:
+                continue
+            if answer is None or answer["content"] is not None or "tool_calls" in answer:
+                answer = _begun(turns)
+            known = [answer["reasoning_content"]] if "reasoning_content" in answer else []
+            answer["reasoning_content"] = "\n".join([*known, *thoughts])
+        elif isinstance(item, MessageItem) and item.role == "assistant":
+            if answer is None or answer["content"] is not None or "tool_calls" in answer:
+                answer = _begun(turns)
+            answer["content"] = _content(item, where)
+        elif isinstance(item, MessageItem):
+            answer = None
+            turns.append({"role": item.role, "content": _content(item, where)})
+        else:
+            answer = None
+            if item.call_id not in calls:
+                raise refused(
+                    f"{where}.call_id", "no function_call before it has this id: send the call, too"
+                )
+            turns.append(
+                {
+                    "role": "tool",
+                    "tool_call_id": item.call_id,
+                    "content": _as_content([part.text for part in item.output]),
+                }
+            )
+    for turn in turns:
+        if turn["content"] is None and "tool_calls" not in turn:
+            turn["content"] = ""
+    return turns
+
+
+def _begun(turns: list[dict[str, Any]]) -> dict[str, Any]:
+    turns.append({"role": "assistant", "content": None})
+    return turns[-1]
+
+
+def _call(item: CallItem) -> dict[str, Any]:
+    function = {"name": item.name, "arguments": item.arguments}
+    return {"id": item.call_id, "type": "function", "function": function}
+
+
+def _content(item: MessageItem, where: str) -> str | list[dict[str, Any]]:
+    """The text of a message; several parts stay parts."""
+    if item.role != "assistant":
+        for index, part in enumerate(item.content):
+            if isinstance(part, OutputText | RefusalText):
+                raise refused(
+                    f"{where}.content[{index}].type", f"it is the assistant's, and the role is {item.role!r}"
+                )
+    return _as_content(
+        [part.refusal if isinstance(part, RefusalText) else part.text for part in item.content]
+    )
+
+
+def _as_content(texts: Sequence[str]) -> str | list[dict[str, Any]]:
+    return texts[0] if len(texts) == 1 else [{"type": "text", "text": text} for text in texts]

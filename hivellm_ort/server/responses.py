@@ -1,0 +1,178 @@
+"""`/v1/responses`: OpenAI's newer form of a chat. Nothing is stored."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from hivellm_ort.options import GenerateOptions
+from hivellm_ort.result import InferenceResult
+from hivellm_ort.server.body_options import check_count, sampling_of, set_format, set_tools
+from hivellm_ort.server.errors import as_api_error, refused
+from hivellm_ort.server.generation import Answers, unless_client_leaves
+from hivellm_ort.server.models import check_length, choose
+from hivellm_ort.server.options import ServerLimits
+from hivellm_ort.server.response_events import ResponseWriter
+from hivellm_ort.server.response_input import messages_of
+from hivellm_ort.server.schemas.responses import FunctionTool, ResponsesBody
+from hivellm_ort.server.state import ServerState, state_of
+from hivellm_ort.server.streaming import IDLE_SECONDS, STREAMED, EventStream, sent
+from hivellm_ort.server.strict_json import StrictRoute
+from hivellm_ort.server.told import TokenTexts
+
+__all__ = ["router"]
+
+router = APIRouter(tags=["answers"], route_class=StrictRoute)
+
+_LOGPROBS = "message.output_text.logprobs"
+_FIELDS = MappingProxyType(
+    {"max_tokens": "max_output_tokens", "enable_thinking": "reasoning.effort", "system": "instructions"}
+)
+"""What this route calls options of the library."""
+
+
+@router.post("/v1/responses", responses=STREAMED, response_model=None)
+async def responses(body: ResponsesBody, request: Request) -> Response:
+    """Answer a text or a conversation: at once, or in typed events as it is written (`stream`)."""
+    state = state_of(request)
+    options = _options(body, state.options.limits)
+    check_length(state, "tools", options.get("tools"))
+    chosen = await choose(state, body.model, messages=options.get("messages"), schema=body.schema_)
+    texts: TokenTexts | None = None
+    if options.get("logprobs") is not None:
+        texts = await asyncio.to_thread(lambda: TokenTexts(state.manager.tokenizer(chosen.name)))
+    begun = Answers.begin(state, chosen.name, [options], steps=True, fields=_FIELDS)
+    answers = await unless_client_leaves(request, begun)
+    parser = answers.call_parser(0) if body.tools else None
+    writer = ResponseWriter(_described(body, chosen.name, answers.sampling(0)), texts, parser)
+    if body.stream:
+        return EventStream(sent(state, _events(state, writer, answers), named=True), answers, chosen.headers)
+    await unless_client_leaves(request, _written(writer, answers))
+    return JSONResponse(writer.response, headers=dict(chosen.headers))
+
+
+async def _events(
+    state: ServerState, writer: ResponseWriter, answers: Answers
+) -> AsyncIterator[dict[str, Any] | None]:
+    """The events of an answer; None where nothing came for a while."""
+    for event in writer.begin():
+        yield event
+    try:
+        async for happened in answers.events(IDLE_SECONDS):
+            if happened is None:
+                yield None
+                continue
+            what = happened[1]
+            for event in writer.end(what) if isinstance(what, InferenceResult) else writer.add(what):
+                yield event
+    except Exception as error:  # the status was sent long ago
+        for event in writer.fail(as_api_error(error, state.hide, began=True)):
+            yield event
+
+
+async def _written(writer: ResponseWriter, answers: Answers) -> None:
+    """Write the whole response."""
+    async for happened in answers.events():
+        if happened is not None:
+            what = happened[1]
+            for _ in writer.end(what) if isinstance(what, InferenceResult) else writer.add(what):
+                pass
+
+
+def _options(body: ResponsesBody, limits: ServerLimits) -> GenerateOptions:
+    """What the body asks of the library.
+
+    Raises:
+        ApiError: a field exceeds a limit, or contradicts another.
+    """
+    if body.stream_options is not None and not body.stream:
+        raise refused("stream_options", "there is no stream: set stream to true, or leave it out")
+    options = sampling_of(body, limits)
+    check_count("max_output_tokens", body.max_output_tokens, limits.max_tokens)
+    if body.max_output_tokens is not None:
+        options["max_tokens"] = body.max_output_tokens
+    options["messages"] = messages_of(body.input, body.instructions)
+    if body.schema_ is not None:
+        if body.instructions is not None:
+            raise refused(
+                "schema", "instructions are the system message, and it goes there: give one of them"
+            )
+        options["schema"] = body.schema_
+    logprobs = _LOGPROBS in (body.include or ())
+    if body.top_logprobs and not logprobs:
+        raise refused("top_logprobs", f"there are none without include: add {_LOGPROBS!r} to it")
+    if logprobs:
+        options["logprobs"] = body.top_logprobs or 0
+    form = body.text.format if body.text is not None else None
+    if form is not None:
+        if form.type != "json_schema" and form.schema_ is not None:
+            raise refused("text.format.schema", f"the type is {form.type!r}: make it 'json_schema'")
+        set_format(
+            options,
+            limits,
+            field="text.format",
+            kind=form.type,
+            schema=form.schema_,
+            schema_field="text.format.schema",
+            strict=form.strict,
+        )
+    if body.reasoning is not None and body.reasoning.effort is not None:
+        options["enable_thinking"] = body.reasoning.effort != "none"
+    choice = body.tool_choice
+    set_tools(
+        options,
+        limits,
+        tools=[_as_chat_tool(tool) for tool in body.tools or ()],
+        choice=choice if choice is None or isinstance(choice, str) else _as_chat_choice(choice.name),
+        parallel=body.parallel_tool_calls,
+    )
+    return options
+
+
+def _as_chat_tool(tool: FunctionTool) -> dict[str, Any]:
+    return {"type": "function", "function": tool.model_dump(exclude={"type"}, exclude_none=True)}
+
+
+def _as_chat_choice(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
+
+
+def _described(body: ResponsesBody, model: str, sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """What a response says of its request. Options of sampling are those that are used."""
+    form = body.text.format if body.text is not None else None
+    choice = body.tool_choice or "auto"
+    tools = [
+        {"type": "function"}
+        | {name: getattr(tool, name) for name in ("name", "description", "parameters", "strict")}
+        for tool in body.tools or ()
+    ]
+    effort = body.reasoning.effort if body.reasoning is not None else None
+    return {
+        "model": model,
+        "background": False,
+        "instructions": body.instructions,
+        "max_output_tokens": body.max_output_tokens,
+        "max_tool_calls": None,
+        "metadata": body.metadata or {},
+        "parallel_tool_calls": body.parallel_tool_calls is not False,
+        "previous_response_id": None,
+        "prompt_cache_key": body.prompt_cache_key,
+        "reasoning": {"effort": effort, "summary": None},
+        "safety_identifier": body.safety_identifier,
+        "service_tier": "default",
+        "store": False,
+        "text": {"format": form.model_dump(exclude_none=True) if form is not None else {"type": "text"}},
+        "tool_choice": choice if isinstance(choice, str) else choice.model_dump(),
+        "tools": tools,
+        "top_logprobs": body.top_logprobs or 0,
+        "truncation": "disabled",
+        "user": body.user,
+        **{
+            name: sampling[name] for name in ("temperature", "top_p", "presence_penalty", "frequency_penalty")
+        },
+    }
