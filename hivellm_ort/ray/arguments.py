@@ -52,6 +52,7 @@ class ClusterArguments(BaseModel):
         cache_dir: as in `Expert.load`.
         max_loaded_experts: most experts in the memory of a replica.
         memory_budget: most bytes of bases, adapters and caches of a replica.
+        prefix_cache_bytes: as in `Expert.load`.
         limits: how much requests may ask, by the names of `ServerLimits`.
         api_key_file: file of the keys that clients must have, one a line. By default they are in the variable
             `HIVELLM_API_KEYS`, separated by commas.
@@ -70,6 +71,7 @@ class ClusterArguments(BaseModel):
     cache_dir: Path | None = None
     max_loaded_experts: int | None = Field(default=None, ge=1)
     memory_budget: int | None = Field(default=None, ge=1)
+    prefix_cache_bytes: int | None = Field(default=None, ge=0)
     limits: ServerLimits = ServerLimits()
     api_key_file: Path | None = None
     allowed_hosts: tuple[str, ...] = ("*",)

@@ -44,6 +44,7 @@ class Experts:
         self._manager = ExpertManager(
             max_loaded_experts=given.max_loaded_experts,
             memory_budget=given.memory_budget,
+            prefix_cache_bytes=given.prefix_cache_bytes,
             device=given.device,
             cache_dir=given.cache_dir,
             threads=given.threads or _assigned_cores(),

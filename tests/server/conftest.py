@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,21 +21,10 @@ from fastapi.testclient import TestClient
 from raw_http import KEY, work_left
 from serving_command import Command
 from support.golden import BASE, GOLDEN, golden
-from support.running import replace_files
-from tokenizers import AddedToken, Tokenizer
+from tool_base import write_tool_base
 
 from hivellm_ort import ExpertManager
 from hivellm_ort.server import ServerOptions, create_app
-
-# As Qwen3: tools, turns with their calls, and thinking that can be switched off.
-TEMPLATE = (
-    "{% for tool in tools or [] %}{{ tool | tojson }}\n{% endfor %}"
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content or '' }}"
-    "{% for call in m.tool_calls or [] %}{{ '\\n' if m.content or not loop.first else '' }}<tool_call>\n"
-    '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}\n</tool_call>'
-    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
-    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
-)
 
 
 @pytest.fixture(scope="session")
@@ -124,12 +112,7 @@ def goes_on(server: tuple[Command, httpx.Client], usual_answer: str) -> Iterator
 @pytest.fixture(scope="session")
 def tool_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The base with such a template."""
-    bundle = Path(shutil.copytree(BASE, tmp_path_factory.mktemp("base") / "bundle"))
-    tokenizer = Tokenizer.from_file(str(bundle / "tokenizer.json"))
-    tags = ("<think>", "</think>", "<tool_call>", "</tool_call>")
-    assert len(tags) == tokenizer.add_tokens([AddedToken(tag, special=False) for tag in tags])
-    replace_files(bundle, {"chat_template.jinja": TEMPLATE, "tokenizer.json": tokenizer.to_str()})
-    return bundle
+    return write_tool_base(tmp_path_factory.mktemp("base") / "bundle")
 
 
 @pytest.fixture(scope="module")
@@ -169,3 +152,20 @@ def say(caller: ExpertManager, monkeypatch: pytest.MonkeyPatch) -> Callable[[str
         monkeypatch.setattr(ExpertManager, "generate_stream", saying)
 
     return say
+
+
+@pytest.fixture(scope="module")
+def tool_command(cache: Path, tool_base: Path) -> Iterator[Command]:
+    """The same with the expert `sql` on a base whose template shows tools."""
+    arguments = [
+        "--expert",
+        f"sql={golden('sql')}",
+        "--base",
+        str(tool_base),
+        "--threads",
+        "1",
+        "--trust",
+        "off",
+    ]
+    with Command(arguments, cache) as command:
+        yield command

@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 
 from hivellm_ort import ExpertManager
 from hivellm_ort.server import ServerLimits, ServerOptions, create_app
+from hivellm_ort.server.schemas.chat import Message
 
 SCHEMA = {
     "type": "object",
@@ -128,6 +129,24 @@ def test_results_of_calls_go_back(
         == response.json()["usage"]["prompt_tokens"]
     )
     assert "Two." == response.json()["choices"][0]["message"]["content"]
+
+
+def test_what_clients_add_to_calls_stays_outside(tooled: TestClient) -> None:
+    """What a client read from an answer is no part of the prompt; any other field of a call is refused by name."""
+    call = {"id": "a", "type": "function", "function": {"name": "root", "arguments": {"x": None}}}
+    added = {"parsed": {"x": 4}, "tool_calls": [{**call, "index": 0}]}
+    added["tool_calls"][0]["function"] = {**call["function"], "parsed_arguments": {"x": 4}}  # type: ignore
+    message = Message.model_validate({"role": "assistant", **added})
+    assert {"role": "assistant", "tool_calls": [call]} == message.model_dump(exclude_none=True)
+    for wrong, param in (
+        ({**call, "extra": 1}, "extra"),
+        ({"name": "root", "arguments": "{}"}, "function"),
+        ({**call, "function": {**call["function"], "extra": 1}}, "function.extra"),
+        ({**call, "type": "custom"}, "type"),
+    ):
+        turn = {"role": "assistant", "tool_calls": [wrong]}
+        error = error_of(tooled.post(PATH, json=chat(messages=[turn])))
+        assert f"messages[0].tool_calls[0].{param}" == error["param"]
 
 
 @pytest.mark.parametrize(

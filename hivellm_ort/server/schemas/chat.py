@@ -8,7 +8,15 @@ from pydantic import Field, WithJsonSchema
 
 from hivellm_ort.server.schemas.common import Body, GenerationBody
 
-__all__ = ["ChatBody", "JsonSchemaFormat", "Message", "ResponseFormat", "TemplateOptions"]
+__all__ = [
+    "Call",
+    "CalledFunction",
+    "ChatBody",
+    "JsonSchemaFormat",
+    "Message",
+    "ResponseFormat",
+    "TemplateOptions",
+]
 
 _Content = Annotated[
     Any,
@@ -31,13 +39,31 @@ _Content = Annotated[
 ]
 
 
+class CalledFunction(Body):
+    """What a call of a tool asks for."""
+
+    name: str
+    arguments: dict[str, Any] | str | None = None
+    # OpenAI's clients add what they read from the arguments; no template may show it to the model.
+    parsed_arguments: Any = Field(None, exclude=True)
+
+
+class Call(Body):
+    """A call of a tool, as an earlier answer had it."""
+
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: CalledFunction
+    index: int | None = Field(None, exclude=True, description="Its place, in chunks of a stream; not used.")
+
+
 class Message(Body):
     """A turn of the conversation; `docs/messages.md` says what each role may have."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: _Content = None
     name: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: list[Call] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     # Clients send answers back as they got them, with all that OpenAI's answers may have.
@@ -45,6 +71,7 @@ class Message(Body):
     audio: None = None
     function_call: None = None
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    parsed: Any = Field(None, exclude=True, description="What a client read from the text; not used.")
 
 
 class JsonSchemaFormat(Body):
