@@ -48,6 +48,7 @@ SUITES = (
     "adapters",
     "swap",
     "batch",
+    "server",
     "workload",
     "load",
     "memory",
@@ -169,6 +170,9 @@ def _cases(suite: str, model: str, systems: tuple[System, ...], quick: bool) -> 
         new = 16 if quick else 32
         rounds = 1 if quick else 3
         return [case(str(size), rounds, who, rows=size, context=16, new_tokens=new) for size in sizes]
+    if suite == "server":
+        new, rounds = (32, 2) if quick else (64, 7)
+        return [case("8", rounds, only("ours"), rows=8, context=32, new_tokens=new)]
     # A merged model for every expert is made in 8 bits only, where a peer needs one.
     merged = tuple(system for system in systems if system.name not in _NOT_MERGED)
     if suite == "workload":

@@ -39,6 +39,7 @@ _TITLES = {
     "adapters": "Adapters of random weights on six modules: tokens per second after 16",
     "swap": "Swap to another of three experts: milliseconds",
     "batch": "Batches of short prompts: new tokens per second, prompts included",
+    "server": "Clients at once, each with a stream of its own: tokens per second, prompts included",
     "workload": "Expert workload: requests per minute",
     "load": "Load and first token of 16: seconds in a new process, files in the page cache",
     "memory": "Resident memory: MB",
@@ -51,6 +52,8 @@ _NOTES = {
     "decode": "Behind each speed stands the physical limit: memory bandwidth over the bytes that a token must read. "
     "A model that fits the last-level cache may pass it.",
     "batch": "Ours: the three experts mixed in one batch. Others: the base; none of them mixes DoRA adapters.",
+    "server": "Ours: threads that call the manager, and clients of our server in a process of their own; the three "
+    "experts mixed. No server of a peer is set up here.",
     "workload": "About 300 tokens of shared schema, a question, 60 tokens of answer, three experts in turns. Ours "
     "and transformers swap adapters; genai, llamacpp and openvino hold one merged model per expert; optimum answers "
     "with the base, which is the same work. Ours, genai, llamacpp and openvino enforce the grammars; transformers "

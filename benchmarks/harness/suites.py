@@ -135,6 +135,28 @@ def batch(case: Case, fleet: Fleet, results: Results) -> None:
     _take_turns(case, results, entrants, "tokens/s", lambda answer: rows * new / answer["seconds"])
 
 
+def server(case: Case, fleet: Fleet, results: Results) -> None:
+    """Clients at once: of the manager in their own process, and of the server over HTTP from another process."""
+    rows, context, new = (case.settings[key] for key in ("rows", "context", "new_tokens"))
+
+    def entrant(system: System, http: bool, number: int) -> dict[str, Any]:
+        experts = experts_of(case.model)
+        request = {
+            "op": "clients",
+            "prompts": [_prompt(case, number, context, row + 100 * http) for row in range(rows)],
+            "adapters": [experts[row % len(experts)] for row in range(rows)],
+            "new_tokens": new,
+            "http": http,
+        }
+        return fleet.worker(system, case.model, experts).ask(request)
+
+    entrants: Entrants = {}
+    for system in case.systems:
+        entrants[f"{system.name} | {case.name} manager"] = partial(entrant, system, False)
+        entrants[f"{system.name} | {case.name} HTTP"] = partial(entrant, system, True)
+    _take_turns(case, results, entrants, "tokens/s", lambda answer: rows * new / answer["seconds"])
+
+
 def load(case: Case, fleet: Fleet, results: Results) -> None:
     """Seconds to load a model in a new process and to answer the first token of 16; files are in the page cache."""
 
@@ -189,6 +211,7 @@ SPEED_SUITES: dict[str, Suite] = {
     "adapters": adapters,
     "swap": swap,
     "batch": batch,
+    "server": server,
     "load": load,
     "memory": memory,
 }

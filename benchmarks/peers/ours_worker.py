@@ -6,7 +6,13 @@ Speeds are of the engine (one row, greedy, token ids in and out); the expert wor
 
 from __future__ import annotations
 
+import json
+import queue
+import subprocess
+import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +35,7 @@ class Ours(Peer):
             self.manager.load_expert(name, package, base=self.base)
             self.adapters[name] = self.manager._registry.get(name).expert.adapter
         self.rows: dict[bool, Any] = {}
+        self.address: str | None = None
         if spec["experts"]:
             self.engine = self.manager._registry.bases()[0].engine
         else:
@@ -108,6 +115,50 @@ class Ours(Peer):
         seconds = time.perf_counter() - begin
         row.free_rows()
         return {"seconds": seconds}
+
+    def clients(
+        self, prompts: list[list[int]], adapters: list[str], new_tokens: int, http: bool
+    ) -> dict[str, Any]:
+        """See `Peer`."""
+        fields = {
+            "temperature": 0,
+            "max_tokens": new_tokens,
+            "min_tokens": new_tokens,
+            "prompt_lookup": False,
+        }
+        asked = list(zip(adapters, prompts, strict=True))
+        if http:
+            bodies = [{"model": name, "prompt": prompt, "stream": True, **fields} for name, prompt in asked]
+            script = Path(__file__).with_name("http_clients.py")
+            command = [sys.executable, str(script), self.served()]
+            done = subprocess.run(
+                command, input=json.dumps(bodies), capture_output=True, text=True, check=False
+            )
+            if done.returncode:
+                raise RuntimeError(done.stderr[-400:])
+            return {"seconds": float(done.stdout)}
+
+        def read(name: str, prompt: list[int]) -> None:
+            for _ in self.manager.generate_stream(name, prompt_ids=prompt, **fields):
+                pass
+
+        with ThreadPoolExecutor(len(asked)) as pool:
+            begin = time.perf_counter()
+            for future in [pool.submit(read, *one) for one in asked]:
+                future.result()
+            return {"seconds": time.perf_counter() - begin}
+
+    def served(self) -> str:
+        """The address of a server of the manager, which runs until this process ends."""
+        if self.address is None:
+            from hivellm_ort.server import create_app
+            from hivellm_ort.server.running import Listening, run
+
+            told: queue.Queue[str] = queue.Queue()
+            arguments = (create_app(self.manager), Listening(port=0), told.put)
+            threading.Thread(target=run, args=arguments, daemon=True).start()
+            self.address = told.get(timeout=60)
+        return self.address
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """See `Peer`; through the public API, with everything it does by itself: kept prefixes, forced tokens."""

@@ -59,6 +59,19 @@ class Peer:
         """Answer prompts at once, or one after another; `seconds` of all of it."""
         raise UnsupportedError("no batches")
 
+    def clients(
+        self, prompts: list[list[int]], adapters: list[str], new_tokens: int, http: bool
+    ) -> dict[str, Any]:
+        """Answer prompts at once, each as a stream; `seconds` of all of it.
+
+        Args:
+            prompts: never seen before.
+            adapters: of each.
+            new_tokens: that each answer has, whatever the model would end with.
+            http: whether clients in another process ask over HTTP, or threads of this one.
+        """
+        raise UnsupportedError("no server")
+
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Answer one request of the expert workload (`harness/workload.py`).
 
@@ -126,14 +139,19 @@ def serve(load: Callable[[dict[str, Any]], Peer], distributions: tuple[str, ...]
 
 def _answer(peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
     method = getattr(peer, request.pop("op"))
-    cpu = time.process_time()
+    cpu = _cpu_seconds()
     try:
         result: dict[str, Any] = method(**request)
     except UnsupportedError as reason:
         return {"unsupported": str(reason)}
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"}
-    return {**result, "cpu_seconds": time.process_time() - cpu}
+    return {**result, "cpu_seconds": _cpu_seconds() - cpu}
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of those that it has started and that have ended."""
+    return sum(os.times()[:4])
 
 
 def _version(name: str) -> str:

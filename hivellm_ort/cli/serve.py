@@ -99,6 +99,20 @@ def _named(_ctx: click.Context, param: click.Parameter, values: tuple[str, ...])
     show_default=True,
     help="Seconds that answers may go on after SIGTERM.",
 )
+@click.option(
+    "--max-connections",
+    type=click.IntRange(min=1),
+    default=512,
+    show_default=True,
+    help="Most open connections; further ones are closed at once.",
+)
+@click.option(
+    "--header-timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=10.0,
+    show_default=True,
+    help="Most seconds in which the headers of a request must arrive.",
+)
 @click.option("--no-page", is_flag=True, help="Serve no page at /, only the API.")
 @click.option("--access-log", is_flag=True, help="Log every request.")
 @click.option("--max-loaded-experts", type=click.IntRange(min=1), help="Most experts in memory.")
@@ -117,6 +131,8 @@ def serve(
     ssl_certfile: Path | None,
     ssl_keyfile: Path | None,
     drain_timeout: float,
+    max_connections: int,
+    header_timeout: float,
     no_page: bool,
     access_log: bool,
     max_loaded_experts: int | None,
@@ -156,6 +172,8 @@ def serve(
         private_key=ssl_keyfile,
         drain_seconds=drain_timeout,
         access_log=access_log,
+        max_connections=max_connections,
+        header_seconds=header_timeout,
     )
     if not local and not keys:
         echo(

@@ -23,6 +23,8 @@ __all__ = [
 
 _JSON_OBJECT: dict[str, Any] = {"type": "object"}  # any of them
 
+_MAX_BAD_WORD = 128  # characters
+
 # Fields that the library has under the same name.
 _SAME = (
     "temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty", "presence_penalty",
@@ -54,6 +56,7 @@ def sampling_of(body: SamplingBody, limits: ServerLimits) -> GenerateOptions:
     """What the fields that all bodies share ask of the library; raises as `options_of`."""
     if len(body.stop or ()) > limits.max_stops:
         raise refused("stop", f"{len(body.stop or ())} texts, and {limits.max_stops} may be")
+    _check_bad_words(body.bad_words or (), limits.max_bad_words)
     if len(body.logit_bias or ()) > limits.max_logit_bias:
         raise refused(
             "logit_bias", f"{len(body.logit_bias or ())} entries, and {limits.max_logit_bias} may be"
@@ -193,6 +196,15 @@ def _constraints(body: SamplingBody) -> Iterator[tuple[str, str, Any]]:
         for name in ("regex", "choice", "grammar"):
             yield f"structured_outputs.{name}", name, getattr(structured, name)
         yield "structured_outputs.json_object", "json_schema", structured.json_object and _JSON_OBJECT
+
+
+def _check_bad_words(words: Sequence[str], most: int) -> None:
+    """Refuse words whose table would be large: it has every beginning of every word."""
+    if len(words) > most:
+        raise refused("bad_words", f"{len(words)} texts, and {most} may be")
+    for index, word in enumerate(words):
+        if len(word) > _MAX_BAD_WORD:
+            raise refused(f"bad_words[{index}]", f"{len(word)} characters, and {_MAX_BAD_WORD} may be")
 
 
 def check_count(field: str, value: int | None, most: int) -> None:

@@ -12,7 +12,7 @@ from hivellm_ort.server.body_options import check_count, options_of, per_answer,
 from hivellm_ort.server.chat_answers import ChatAnswers
 from hivellm_ort.server.errors import refused
 from hivellm_ort.server.generation import Answers, unless_client_leaves
-from hivellm_ort.server.models import choose
+from hivellm_ort.server.models import check_length, choose
 from hivellm_ort.server.options import ServerLimits
 from hivellm_ort.server.schemas.chat import ChatBody
 from hivellm_ort.server.state import state_of
@@ -30,6 +30,7 @@ async def chat_completions(body: ChatBody, request: Request) -> Response:
     """Answer a conversation: at once, or as it is written (`stream`)."""
     state = state_of(request)
     options = _options(body, state.options.limits)
+    check_length(state, "tools", body.tools)
     chosen = await choose(state, body.model, messages=options.get("messages"), schema=body.schema_)
     asked = per_answer(options, body.n or 1)
     texts: TokenTexts | None = None
@@ -41,7 +42,8 @@ async def chat_completions(body: ChatBody, request: Request) -> Response:
     if body.stream:
         usage = bool(body.stream_options and body.stream_options.include_usage)
         return EventStream(sent(state, made.chunks(answers, usage=usage)), answers, chosen.headers)
-    results = await unless_client_leaves(request, answers.results())
+    with answers:
+        results = await unless_client_leaves(request, answers.results())
     return JSONResponse(made.whole(results), headers=dict(chosen.headers))
 
 

@@ -17,7 +17,7 @@ from hivellm_ort.result import InferenceResult, TokenLogprob
 from hivellm_ort.server.body_options import options_of, per_answer
 from hivellm_ort.server.errors import refused
 from hivellm_ort.server.generation import Answers, unless_client_leaves
-from hivellm_ort.server.models import AUTO, choose
+from hivellm_ort.server.models import AUTO, check_length, choose
 from hivellm_ort.server.options import ServerLimits
 from hivellm_ort.server.schemas.completions import CompletionBody
 from hivellm_ort.server.state import state_of
@@ -26,7 +26,7 @@ from hivellm_ort.server.strict_json import StrictRoute
 from hivellm_ort.server.told import TokenTexts, finish_reason, shown_logprobs, usage_of
 from hivellm_ort.text.tokenizer import TextTokenizer
 
-__all__ = ["encode_plain", "router"]
+__all__ = ["encode_plain", "is_token", "router"]
 
 router = APIRouter(tags=["answers"], route_class=StrictRoute)
 
@@ -41,6 +41,8 @@ async def completions(body: CompletionBody, request: Request) -> Response:
         if body.echo:
             raise refused("echo", "the prompt has no log probabilities here: leave out echo or logprobs")
         options["logprobs"] = body.logprobs
+    for prompt in prompts:
+        check_length(state, "prompt", prompt)
     question = next((prompt for prompt in prompts if isinstance(prompt, str)), None)
     if body.model == AUTO and len(prompts) > 1:
         raise refused("model", f"{AUTO!r} chooses by one prompt: send one, or name an expert")
@@ -67,7 +69,8 @@ async def completions(body: CompletionBody, request: Request) -> Response:
     if body.stream:
         usage = bool(body.stream_options and body.stream_options.include_usage)
         return EventStream(sent(state, made.chunks(answers, usage=usage)), answers, chosen.headers)
-    results = await unless_client_leaves(request, answers.results())
+    with answers:
+        results = await unless_client_leaves(request, answers.results())
     return JSONResponse(made.whole(results), headers=dict(chosen.headers))
 
 
@@ -195,9 +198,14 @@ def _is_tokens(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(type(one) is int for one in value)
 
 
+def is_token(tokenizer: TextTokenizer, token_id: int) -> bool:
+    """Whether a vocabulary has a token of this id. The tokenizers library takes 32 bits without a sign."""
+    return 0 <= token_id < 1 << 32 and tokenizer.id_to_token(token_id) is not None
+
+
 def _text(tokenizer: TextTokenizer, prompt: str | Sequence[int]) -> str:
-    if isinstance(prompt, str):
-        return prompt
-    # Other ids are refused by name when the answer begins.
-    known = [token_id for token_id in prompt if tokenizer.id_to_token(token_id) is not None]
-    return tokenizer.decode(known, skip_special_tokens=False)
+    if not isinstance(prompt, str):
+        for index, token_id in enumerate(prompt):
+            if not is_token(tokenizer, token_id):
+                raise refused("prompt", f"[{index}] is {token_id}: no token has this id")
+    return prompt if isinstance(prompt, str) else tokenizer.decode(prompt, skip_special_tokens=False)

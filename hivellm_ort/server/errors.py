@@ -41,6 +41,7 @@ __all__ = [
 
 _LOG = logging.getLogger("hivellm_ort")
 _CLIENT, _SERVER = "invalid_request_error", "server_error"
+_MOST_MESSAGE = 1000  # characters: what a client sent may be part of it
 CLIENT_LEFT = 499
 """The status of a request whose client went away; nobody gets it, and metrics count it."""
 
@@ -77,7 +78,8 @@ class ApiError(HTTPException):
     @property
     def body(self) -> dict[str, Any]:
         """The error object."""
-        error = {"message": self.detail, "type": self.kind, "param": self.param, "code": self.code}
+        message = self.detail if len(self.detail) <= _MOST_MESSAGE else f"{self.detail[:_MOST_MESSAGE]}…"
+        error = {"message": message, "type": self.kind, "param": self.param, "code": self.code}
         return {"error": error}
 
     @property
@@ -107,8 +109,10 @@ _STATUSES = {
     405: "The route has other methods.",
     408: "The body did not arrive in time.",
     413: "The body is too large.",
+    414: "The address is too long.",
     415: "The body is not `application/json`.",
     429: "Too many answers wait; ask again after `Retry-After` seconds.",
+    431: "There are too many headers.",
     500: "The server failed.",
     503: "The model is unavailable, or the server is shutting down.",
     504: "The answer took too long.",

@@ -46,7 +46,7 @@ class Answers:
     def __init__(self, state: ServerState, streams: Sequence[AsyncTextStream]) -> None:
         self._state = state
         self._streams = streams
-        self._told: asyncio.Queue[tuple[int, Step | InferenceResult | Exception]] = asyncio.Queue()
+        self._told: asyncio.Queue[tuple[int, Step | InferenceResult | Exception] | None] = asyncio.Queue()
         self._tasks: list[asyncio.Task[None]] = []
 
     @classmethod
@@ -96,6 +96,12 @@ class Answers:
                 raise error
         return answers
 
+    def __enter__(self) -> Answers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.abandon()
+
     async def results(self) -> list[InferenceResult]:
         """All answers, when they have ended.
 
@@ -118,19 +124,35 @@ class Answers:
             idle: seconds without a step after which None comes; None for never.
         """
         left = len(self._streams)
+        loop = asyncio.get_running_loop()
+        last = loop.time()
+        timer: asyncio.TimerHandle | None = None
+
+        def look(seconds: float) -> None:
+            """Tell that nothing came. One timer for all steps: one for each would cost more than the step."""
+            nonlocal timer, last
+            if loop.time() >= last + seconds:
+                last = loop.time()
+                self._told.put_nowait(None)
+            timer = loop.call_at(last + seconds, look, seconds)
+
         try:
+            if idle is not None:
+                timer = loop.call_later(idle, look, idle)
             while left:
-                try:
-                    async with asyncio.timeout(idle):
-                        index, what = await self._told.get()
-                except TimeoutError:
+                told = await self._told.get()
+                last = loop.time()
+                if told is None:
                     yield None
                     continue
+                index, what = told
                 if isinstance(what, Exception):
                     raise what
                 left -= isinstance(what, InferenceResult)
                 yield index, what
         finally:
+            if timer is not None:
+                timer.cancel()
             self.abandon()
 
     def sampling(self, index: int) -> Mapping[str, Any]:
@@ -208,12 +230,26 @@ async def unless_client_leaves(request: Request, work: Coroutine[Any, Any, _T]) 
     leaving = asyncio.ensure_future(_left(request))
     try:
         await asyncio.wait((task, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return task.result()
+    except BaseException:
+        _give_up(task)
+        raise
     finally:
-        task.cancel()
         leaving.cancel()
+    if not task.done():
+        _give_up(task)
+        raise ClientDisconnect
+    return task.result()
+
+
+def _give_up(task: asyncio.Future[Any]) -> None:
+    """Cancel work, and what it begins at this very moment: nobody will read it."""
+    task.add_done_callback(_abandon)
+    task.cancel()
+
+
+def _abandon(task: asyncio.Future[Any]) -> None:
+    if not task.cancelled() and task.exception() is None and isinstance(task.result(), Answers):
+        task.result().abandon()
 
 
 async def _left(request: Request) -> None:

@@ -19,6 +19,7 @@ from hivellm_ort.server.strict_json import StrictRoute
 __all__ = ["router"]
 
 router = APIRouter(tags=["models"], route_class=StrictRoute)
+_LONGEST_PATH = 4096  # characters, as most systems have it
 _RESPONSES = {**ERRORS, 200: {"description": "It is done.", "content": {"text/plain": {}}}}
 
 
@@ -73,8 +74,8 @@ def _inside(folder: Path, given: str) -> Path:
         ApiError: it is outside, or there is nothing. Outside nothing is told of what there is.
     """
     try:
-        path = (folder / given).resolve()
-        inside = path.is_relative_to(folder) and path != folder
+        path = (folder / given[:_LONGEST_PATH]).resolve()  # every part is looked up
+        inside = len(given) < _LONGEST_PATH and path.is_relative_to(folder) and path != folder
         found = inside and path.exists()
     except (OSError, ValueError):  # too long, a link to itself, a zero byte
         inside = found = False

@@ -8,7 +8,8 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -22,6 +23,7 @@ __all__ = ["Account", "Bounds", "Hosts", "Keys"]
 
 _LOG = logging.getLogger("hivellm_ort")
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+_MOST_ADDRESS, _MOST_HEADERS, _MOST_HEAD = 8 << 10, 100, 32 << 10
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 
 
@@ -140,7 +142,7 @@ class Keys:
 
 
 class Bounds:
-    """Ends requests whose body is too large or does not arrive, and responses that nobody reads.
+    """Ends requests that are too large or do not arrive, and responses that nobody reads.
 
     Args:
         app: what answers.
@@ -156,24 +158,58 @@ class Bounds:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        fault = _fault_of_head(scope)
+        if fault is not None:
+            await fault.response(scope, receive, send)
+            return
         body = _BoundedBody(scope, receive, self._limits)
-        slow = False
-
-        async def send_in_time(message: Message) -> None:
-            nonlocal slow
-            try:
-                async with asyncio.timeout(self._limits.send_timeout):
-                    await send(message)
-            except TimeoutError:
-                slow = True
-                raise
-
+        reader = _Reader(send, self._limits.send_timeout)
         try:
-            await self._app(scope, body.receive, send_in_time)
+            async with reader.watched():
+                await self._app(scope, body.receive, reader.send)
         except TimeoutError:
-            if not slow:
+            if not reader.slow:
                 raise
             _LOG.warning("a client did not read its answer for %g s: it is left", self._limits.send_timeout)
+
+
+class _Reader:
+    """A client that has to read in time. One timer watches all pieces; one each would cost as much as they do."""
+
+    def __init__(self, send: Send, seconds: float) -> None:
+        self._send, self._seconds = send, seconds
+        self._loop = asyncio.get_running_loop()
+        self._since: float | None = None
+        self._limit = asyncio.timeout(None)
+
+    @property
+    def slow(self) -> bool:
+        """Whether it left a piece unread for too long."""
+        return self._limit.expired()
+
+    async def send(self, message: Message) -> None:
+        """Send a piece."""
+        self._since = self._loop.time()
+        await self._send(message)
+        self._since = None
+
+    @asynccontextmanager
+    async def watched(self) -> AsyncIterator[None]:
+        """Raise TimeoutError in what is within when a piece is not read in time."""
+        self._timer = self._loop.call_later(self._seconds, self._look)
+        try:
+            async with self._limit:
+                yield
+        finally:
+            self._timer.cancel()
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        late = (now if self._since is None else self._since) + self._seconds
+        if now >= late:
+            self._limit.reschedule(now)
+        else:
+            self._timer = self._loop.call_at(late, self._look)
 
 
 class _BoundedBody:
@@ -212,6 +248,21 @@ class _BoundedBody:
         most = self._limits.max_body_bytes
         if size > most:
             raise _closing(413, f"the body is larger than {most} bytes: send less", "body_too_large")
+
+
+def _fault_of_head(scope: Scope) -> ApiError | None:
+    """What is wrong with the address and the headers of a request, before anything is done for it."""
+    headers = scope["headers"]
+    if len(scope.get("raw_path") or scope["path"]) + len(scope["query_string"]) > _MOST_ADDRESS:
+        return _closing(414, f"the address is longer than {_MOST_ADDRESS} bytes", "address_too_long")
+    if len(headers) > _MOST_HEADERS or sum(len(name) + len(value) for name, value in headers) > _MOST_HEAD:
+        most = f"{_MOST_HEADERS} headers of {_MOST_HEAD} bytes together"
+        return _closing(431, f"there are more than {most}: send less", "headers_too_large")
+    names = {name for name, _ in headers}
+    if b"content-length" in names and b"transfer-encoding" in names:
+        # A proxy that goes by the other one sees another request after this.
+        return _closing(400, "content-length and transfer-encoding exclude each other", "invalid_framing")
+    return None
 
 
 def _closing(status: int, message: str, code: str) -> ApiError:

@@ -15,11 +15,12 @@ from hivellm_ort.errors import OptionError
 from hivellm_ort.server.errors import ERRORS, ApiError, refused
 from hivellm_ort.server.state import ServerState, state_of
 
-__all__ = ["AUTO", "Chosen", "choose", "context_of", "router"]
+__all__ = ["AUTO", "Chosen", "check_length", "choose", "context_of", "router"]
 
 AUTO = "auto"
 """The model of a request that is routed."""
 
+_CHARACTERS_OF_A_TOKEN = 32  # many more than a token has on average, in any language or code
 _MOST_REASONS = 5  # of a routing, in a header
 
 router = APIRouter(tags=["models"])
@@ -55,8 +56,11 @@ async def choose(
         schema: what it is about.
 
     Raises:
-        ApiError: the base is asked for and there are several, or `auto` where there is no question.
+        ApiError: the base is asked for and there are several, `auto` where there is no question, or the prompt is
+            so long that it cannot fit.
     """
+    for field, value in (("prompt", prompt), ("messages", messages), ("schema", schema)):
+        check_length(state, field, value)
     base = state.manager.BASE
     if model != AUTO:
         return Chosen(_one_base(state) if model == base else model, {"x-hivellm-expert": _header(model)})
@@ -71,6 +75,33 @@ async def choose(
         "reasons": list(routes[0].reasons[:_MOST_REASONS]) if routes else ["no expert fits"],
     }
     return Chosen(name, {"x-hivellm-expert": _header(name), "x-hivellm-routing": json.dumps(decision)})
+
+
+def check_length(state: ServerState, field: str, value: Any) -> None:
+    """Refuse a prompt that no context can hold, before it is rendered and encoded, which would take seconds.
+
+    Args:
+        state: of the application.
+        field: its name, for the error.
+        value: a text, or lists and objects with texts.
+
+    Raises:
+        ApiError: it is too long.
+    """
+    context = max((base["context"] for base in state.manager.stats()["bases"]), default=None)
+    if context is None or (size := _characters(value)) <= context * _CHARACTERS_OF_A_TOKEN:
+        return
+    message = f"{field} has {size} characters, and the model's context is {context} tokens: shorten it"
+    raise ApiError(400, message, param=field, code="context_length_exceeded")
+
+
+def _characters(value: Any) -> int:
+    """All characters of all texts in a value, the names of members included."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(len, value)) + sum(map(_characters, value.values()))
+    return sum(map(_characters, value)) if isinstance(value, list | tuple) else 0
 
 
 def context_of(state: ServerState, name: str) -> int | None:

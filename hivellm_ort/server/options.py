@@ -31,6 +31,7 @@ class ServerLimits:
         max_questions: questions of one request to `/v1/decisions`.
         max_tokens: tokens of an answer.
         max_stops: stop strings.
+        max_bad_words: texts of `bad_words`, of 128 characters each.
         max_logit_bias: entries of `logit_bias`.
         max_tools: tools of a request.
         max_schema_bytes: size of a JSON schema, a grammar, a regular expression or all choices together.
@@ -51,6 +52,7 @@ class ServerLimits:
     max_questions: int = _limit(32, "Most questions of one request to /v1/decisions.")
     max_tokens: int = _limit(4096, "Most tokens of an answer.")
     max_stops: int = _limit(16, "Most stop strings of a request.")
+    max_bad_words: int = _limit(64, "Most texts of bad_words.")
     max_logit_bias: int = _limit(1024, "Most entries of logit_bias.")
     max_tools: int = _limit(128, "Most tools of a request.")
     max_schema_bytes: int = _limit(64 << 10, "Most bytes of a JSON schema or a grammar.")

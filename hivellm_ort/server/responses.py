@@ -15,7 +15,7 @@ from hivellm_ort.result import InferenceResult
 from hivellm_ort.server.body_options import check_count, sampling_of, set_format, set_tools
 from hivellm_ort.server.errors import as_api_error, refused
 from hivellm_ort.server.generation import Answers, unless_client_leaves
-from hivellm_ort.server.models import choose
+from hivellm_ort.server.models import check_length, choose
 from hivellm_ort.server.options import ServerLimits
 from hivellm_ort.server.response_events import ResponseWriter
 from hivellm_ort.server.response_input import messages_of
@@ -41,6 +41,7 @@ async def responses(body: ResponsesBody, request: Request) -> Response:
     """Answer a text or a conversation: at once, or in typed events as it is written (`stream`)."""
     state = state_of(request)
     options = _options(body, state.options.limits)
+    check_length(state, "tools", options.get("tools"))
     chosen = await choose(state, body.model, messages=options.get("messages"), schema=body.schema_)
     texts: TokenTexts | None = None
     if options.get("logprobs") is not None:
@@ -51,7 +52,8 @@ async def responses(body: ResponsesBody, request: Request) -> Response:
     writer = ResponseWriter(_described(body, chosen.name, answers.sampling(0)), texts, parser)
     if body.stream:
         return EventStream(sent(state, _events(state, writer, answers), named=True), answers, chosen.headers)
-    await unless_client_leaves(request, _written(writer, answers))
+    with answers:
+        await unless_client_leaves(request, _written(writer, answers))
     return JSONResponse(writer.response, headers=dict(chosen.headers))
 
 

@@ -14,6 +14,7 @@ from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from hivellm_ort.errors import OptionError, argument
 from hivellm_ort.server.state import ServerState
@@ -35,6 +36,8 @@ class Listening:
         drain_seconds: how long answers that go on may take when the process is told to end. Then they are ended, and
             their clients are told to ask again; the process ends at most five seconds later.
         access_log: whether each request is logged.
+        max_connections: open connections; further ones are closed at once.
+        header_seconds: in which the headers of a request must arrive; then its connection is closed.
     """
 
     host: str = "127.0.0.1"
@@ -43,6 +46,8 @@ class Listening:
     private_key: Path | None = None
     drain_seconds: float = 30.0
     access_log: bool = False
+    max_connections: int = 512
+    header_seconds: float = 10.0
 
 
 def is_local(host: str) -> bool:
@@ -69,7 +74,7 @@ def run(app: FastAPI, listening: Listening, started: Callable[[str], None]) -> N
         raise OptionError(f"{argument('ssl_keyfile')} needs {argument('ssl_certfile')}")
     config = uvicorn.Config(
         app,
-        http="h11",
+        http=_protocol(listening),
         ws="none",
         lifespan="off",
         log_config=None,
@@ -94,6 +99,41 @@ def run(app: FastAPI, listening: Listening, started: Callable[[str], None]) -> N
         host = f"[{listening.host}]" if ":" in listening.host else listening.host
         address = f"{scheme}://{host}:{bound.getsockname()[1]}"
         _Server(config, app.state.server, listening.drain_seconds, lambda: started(address)).run([bound])
+
+
+def _protocol(listening: Listening) -> type[H11Protocol]:
+    """HTTP/1.1 as uvicorn speaks it, within limits: uvicorn waits for headers without end."""
+
+    class Limited(H11Protocol):
+        late: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            if len(self.connections) > listening.max_connections:
+                transport.abort()
+            else:
+                self._watch()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._watch()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._stop()
+            super().connection_lost(exc)
+
+        def _watch(self) -> None:
+            if self.cycle is not None and not self.cycle.response_complete:
+                self._stop()
+            elif self.late is None:
+                self.late = self.loop.call_later(listening.header_seconds, self.transport.abort)
+
+        def _stop(self) -> None:
+            if self.late is not None:
+                self.late.cancel()
+                self.late = None
+
+    return Limited
 
 
 def _listening_socket(host: str, port: int) -> socket.socket:

@@ -8,9 +8,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from hivellm_ort.options import GenerateOptions
-from hivellm_ort.server.completions import encode_plain
+from hivellm_ort.server.completions import encode_plain, is_token
 from hivellm_ort.server.errors import ERRORS, refused
-from hivellm_ort.server.models import choose, context_of
+from hivellm_ort.server.models import check_length, choose, context_of
 from hivellm_ort.server.schemas.tokens import DetokenizeBody, TokenizeBody
 from hivellm_ort.server.state import state_of
 from hivellm_ort.server.strict_json import StrictRoute
@@ -31,6 +31,7 @@ async def tokenize(body: TokenizeBody, request: Request) -> dict[str, Any]:
             raise refused(field, "it goes with messages; a prompt has no template")
     if body.messages is not None and body.add_special_tokens is not None:
         raise refused("add_special_tokens", "it goes with a prompt; the template writes what it needs")
+    check_length(state, "tools", body.tools)
     messages = [message.model_dump(exclude_none=True) for message in body.messages or ()]
     chosen = await choose(state, body.model, body.prompt, messages or None)
 
@@ -64,7 +65,7 @@ async def detokenize(body: DetokenizeBody, request: Request) -> dict[str, Any]:
     def decode() -> str:
         tokenizer = state.manager.tokenizer(chosen.name)
         for index, token_id in enumerate(body.tokens):
-            if token_id < 0 or tokenizer.id_to_token(token_id) is None:
+            if not is_token(tokenizer, token_id):
                 raise refused(f"tokens[{index}]", f"there is no token {token_id}")
         return tokenizer.decode(body.tokens, skip_special_tokens=False)
 

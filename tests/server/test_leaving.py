@@ -11,11 +11,12 @@ from typing import Any
 import httpx
 import pytest
 from asking import QUESTION, chat, chunks, error_of, events_of
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 
 from hivellm_ort import ExpertManager, OutOfMemoryError
 from hivellm_ort.engine.decoder import Decoder
 from hivellm_ort.server import ServerLimits, ServerOptions, create_app, streaming
+from hivellm_ort.server.generation import Answers, unless_client_leaves
 from hivellm_ort.serving.stream import AsyncTextStream
 
 LONG = {"max_tokens": 400, "prompt_lookup": False}
@@ -343,4 +344,31 @@ def test_the_end_of_the_server(stream: bool, manager: ExpertManager) -> None:
         error = error_of(response)
         assert (503, "1") == (response.status_code, response.headers["retry-after"])
     assert "shutting_down" == error["code"]
+    at_rest(app, manager)
+
+
+def test_a_request_that_is_cancelled_as_its_answer_begins(manager: ExpertManager) -> None:
+    """An answer that has begun when its request is cancelled is ended, although nobody has it yet."""
+    app = limited(manager)
+
+    async def never() -> Any:
+        await asyncio.sleep(60)
+
+    async def run() -> None:
+        request = Request(scope_of("/"), never)
+        answers = await Answers.begin(
+            app.state.server, "sql", [{"messages": [{"role": "user", "content": "a"}]}]
+        )
+
+        async def begun() -> Answers:
+            return answers
+
+        waiting = asyncio.create_task(unless_client_leaves(request, begun()))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        await asyncio.gather(*answers._tasks, return_exceptions=True)
+
+    asyncio.run(run())
     at_rest(app, manager)

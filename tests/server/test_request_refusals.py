@@ -81,7 +81,7 @@ def test_no_field_is_both_taken_and_refused() -> None:
         ({"stop": ["x"] * 17}, "stop", "17 texts, and 16 may be"),
         ({"stop": [1]}, "stop[0]", "valid string"),
         ({"stop": [""]}, "stop", "stop string 0 has 0 characters"),
-        ({"logit_bias": {"x": 1}}, None, "logit_bias: 'x' is no token id"),
+        ({"logit_bias": {"x": 1}}, "logit_bias", "logit_bias: 'x' is no token id"),
         ({"logit_bias": {"999999": 1}}, "logit_bias", "names token 999999"),
         ({"logit_bias": {str(index): 1 for index in range(1025)}}, "logit_bias", "1024 may be"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "equal to 20"),

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 __all__ = [
@@ -20,6 +29,9 @@ __all__ = [
     "never",
     "of_types",
 ]
+
+_DIGITS = 18
+_TOKEN_ID = re.compile(rf"[0-9]{{1,{_DIGITS}}}")
 
 FIELDS: set[str] = set()
 """Names of the fields of all bodies, for errors."""
@@ -181,12 +193,14 @@ class SamplingBody(Body):
     guided_grammar: str | None = None
     structured_outputs: StructuredOutputs | None = None
 
-    @model_validator(mode="after")
-    def _check_bias(self) -> SamplingBody:
-        for token_id in self.logit_bias or ():
-            if not token_id.isascii() or not token_id.isdigit():
-                raise PydanticCustomError("bias", "logit_bias: {key} is no token id", {"key": repr(token_id)})
-        return self
+    @field_validator("logit_bias", mode="after")
+    @classmethod
+    def _check_bias(cls, value: dict[str, float] | None) -> dict[str, float] | None:
+        for token_id in value or ():
+            if not _TOKEN_ID.fullmatch(token_id):
+                key = repr(token_id[:_DIGITS])
+                raise PydanticCustomError("bias", "{key} is no token id", {"key": key})
+        return value
 
 
 class GenerationBody(SamplingBody):

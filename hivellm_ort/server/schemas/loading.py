@@ -20,4 +20,4 @@ class LoadBody(Body):
 class UnloadBody(Body):
     """An expert that is to be unloaded."""
 
-    lora_name: str = Field(min_length=1)
+    lora_name: str = Field(min_length=1, max_length=128)
