@@ -109,7 +109,7 @@ def test_rotary_that_is_not_known() -> None:
     facts = RotaryFacts(1e4, 16, 64, "new")
     told = check_rotary(facts, np.ones((4, 8)), np.zeros((4, 8)), dtype="float32", where="bundle")
     assert "rotary embedding: not compared; the check does not know the form 'new'" == told
-    with pytest.raises(ExportError, match="turns 8 dimensions, rope_theta says 16"):
+    with pytest.raises(ExportError, match="rotates 8 dimensions, rope_theta says 16"):
         check_rotary(RotaryFacts(1e4, 16, 64), np.ones((4, 4)), np.ones((4, 4)), dtype="float32", where="b")
 
 
