@@ -117,6 +117,7 @@ def test_python_of_a_document(document: str, names: dict[str, Any], monkeypatch:
         for name in ("expert", "manager"):
             if names[name] is not given[name]:
                 names[name].close()
+        names.clear()  # FastAPI keeps functions of documents, and they these names
 
 
 DOCUMENTS = [
