@@ -16,8 +16,7 @@ from hivellm_ort.cli.run import loading_options
 from hivellm_ort.errors import OptionError
 from hivellm_ort.loading.options import LoadOptions
 from hivellm_ort.package.store import Store
-from hivellm_ort.server.keys import KEYS_VARIABLE, read_keys
-from hivellm_ort.server.options import LOCAL_HOSTS, ServerLimits, ServerOptions
+from hivellm_ort.server.options import KEYS_VARIABLE, LOCAL_HOSTS, ServerLimits, ServerOptions, read_keys
 
 __all__ = ["serve"]
 
@@ -150,7 +149,7 @@ def serve(
     """
     try:
         from hivellm_ort.server.app import create_app
-        from hivellm_ort.server.running import Listening, is_local, run
+        from hivellm_ort.server.uvicorn_runner import ListenOptions, is_local, run
     except ModuleNotFoundError as error:
         raise OptionError(_MISSING.format(name=error.name)) from error
     if not packages and not experts:
@@ -165,7 +164,7 @@ def serve(
         page=not no_page,
         limits=ServerLimits(**limits),
     )
-    listening = Listening(
+    listen_options = ListenOptions(
         host=host,
         port=port,
         certificate=ssl_certfile,
@@ -191,7 +190,7 @@ def serve(
         folders |= {folder.resolve() for folder in folders} | ({Path(base).absolute()} if base else set())
         folders.add(Store().root)
         app = create_app(manager, options, folders=folders)
-        run(app, listening, lambda address: echo(f"{', '.join(named)} at {address}", err=True))
+        run(app, listen_options, lambda address: echo(f"{', '.join(named)} at {address}", err=True))
 
 
 def _all_named(

@@ -11,10 +11,9 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from hivellm_ort.ray.arguments import ClusterArguments
-from hivellm_ort.ray.experts import Experts
 from hivellm_ort.ray.gateway import gateway_app
-from hivellm_ort.server.keys import read_keys
-from hivellm_ort.server.options import ServerOptions
+from hivellm_ort.ray.replica import ExpertReplica
+from hivellm_ort.server.options import ServerOptions, read_keys
 from hivellm_ort.serving.batch import DEFAULT_BATCH_SIZE
 
 __all__ = ["build_app"]
@@ -64,7 +63,7 @@ def build_app(arguments: ClusterArguments | dict[str, Any]) -> Application:
     checked = ClusterArguments.model_validate(arguments)
     plain = checked.model_dump(mode="json")
     experts = serve.deployment(
-        Experts,
+        ExpertReplica,
         name="experts",
         user_config={"experts": plain["experts"]},
         max_ongoing_requests=2 * DEFAULT_BATCH_SIZE,

@@ -22,14 +22,14 @@ from starlette.types import Message, Receive, Scope, Send
 from hivellm_ort import __version__
 from hivellm_ort.observability import PROMETHEUS_CONTENT_TYPE
 from hivellm_ort.observability.exposition import MetricFamily, merged, prometheus_text
-from hivellm_ort.ray.experts import HEARTBEAT_SECONDS
-from hivellm_ort.server.app import before
+from hivellm_ort.ray.replica import HEARTBEAT_SECONDS
+from hivellm_ort.server.app import build_middleware
 from hivellm_ort.server.errors import ApiError, add_error_handlers
-from hivellm_ort.server.generation import unless_client_leaves
+from hivellm_ort.server.generation import cancel_on_disconnect
 from hivellm_ort.server.http_metrics import HttpMetrics
 from hivellm_ort.server.options import ServerOptions
 from hivellm_ort.server.status import health
-from hivellm_ort.server.streaming import chunk_event
+from hivellm_ort.server.streaming import json_event
 
 __all__ = ["gateway_app"]
 
@@ -68,7 +68,7 @@ def gateway_app(experts: DeploymentHandle[Any], options: ServerOptions, queue_ti
     app = FastAPI(
         title="hivellm_ort",
         version=__version__,
-        middleware=before(options, metrics),
+        middleware=build_middleware(options, metrics),
         docs_url=None,
         redoc_url=None,
         openapi_url=None,  # the replicas tell it
@@ -129,7 +129,7 @@ class _Relay:
             await send(message)
 
         try:
-            await unless_client_leaves(request, self._relay(scope, body, begun, send_and_note))
+            await cancel_on_disconnect(request, self._relay(scope, body, begun, send_and_note))
         except ClientDisconnect:
             if not begun:
                 raise
@@ -203,7 +203,7 @@ class _Relay:
         headers = Headers(raw=begun[0]["headers"])
         if not headers.get("content-type", "").startswith("text/event-stream"):
             raise _lost()  # the connection ends before the body does
-        for event in (chunk_event(_lost().body), format_sse_event(data_str="[DONE]")):
+        for event in (json_event(_lost().body), format_sse_event(data_str="[DONE]")):
             await send({"type": "http.response.body", "body": event, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

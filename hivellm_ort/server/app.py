@@ -24,13 +24,18 @@ from hivellm_ort.server import (
 )
 from hivellm_ort.server.errors import add_error_handlers
 from hivellm_ort.server.http_metrics import HttpMetrics
-from hivellm_ort.server.middleware import Account, Bounds, Hosts, Keys
+from hivellm_ort.server.middleware import (
+    AuthenticationMiddleware,
+    HostMiddleware,
+    LimitsMiddleware,
+    RequestTrackingMiddleware,
+)
 from hivellm_ort.server.options import ServerOptions
 from hivellm_ort.server.state import ServerState
 
-__all__ = ["before", "create_app"]
+__all__ = ["build_middleware", "create_app"]
 
-_TOLD = ("x-request-id", "x-hivellm-expert", "x-hivellm-routing", "retry-after")
+_EXPOSED_HEADERS = ("x-request-id", "x-hivellm-expert", "x-hivellm-routing", "retry-after")
 
 
 def create_app(
@@ -52,12 +57,12 @@ def create_app(
         title="hivellm_ort",
         description="Experts behind OpenAI's API.",
         version=__version__,
-        middleware=before(options, state.metrics),
+        middleware=build_middleware(options, state.metrics),
         docs_url=None,  # these pages load scripts from elsewhere
         redoc_url=None,
     )
     app.state.server = state
-    add_error_handlers(app, state.hide)
+    add_error_handlers(app, state.remove_paths)
     for routes in (chat, completions, responses, decisions, models, loading, tokens, status):
         app.include_router(routes.router)
     if options.page:
@@ -65,7 +70,7 @@ def create_app(
     return app
 
 
-def before(options: ServerOptions, metrics: HttpMetrics) -> list[Middleware]:
+def build_middleware(options: ServerOptions, metrics: HttpMetrics) -> list[Middleware]:
     """What stands before every route.
 
     Args:
@@ -73,9 +78,9 @@ def before(options: ServerOptions, metrics: HttpMetrics) -> list[Middleware]:
         metrics: where requests are counted.
     """
     found = [
-        Middleware(Account, metrics=metrics),
-        Middleware(Bounds, limits=options.limits),
-        Middleware(Hosts, allowed=options.allowed_hosts),
+        Middleware(RequestTrackingMiddleware, metrics=metrics),
+        Middleware(LimitsMiddleware, limits=options.limits),
+        Middleware(HostMiddleware, allowed=options.allowed_hosts),
     ]
     if options.allowed_origins:
         found.append(
@@ -84,10 +89,10 @@ def before(options: ServerOptions, metrics: HttpMetrics) -> list[Middleware]:
                 allow_origins=list(options.allowed_origins),
                 allow_methods=["GET", "POST"],
                 allow_headers=["*"],
-                expose_headers=list(_TOLD),
+                expose_headers=list(_EXPOSED_HEADERS),
             )
         )
     if options.keys:
         open_paths = {"/health", *(static_page.PATHS if options.page else ())}
-        found.append(Middleware(Keys, keys=options.keys, open_paths=open_paths))
+        found.append(Middleware(AuthenticationMiddleware, keys=options.keys, open_paths=open_paths))
     return found

@@ -14,41 +14,41 @@ from fastapi.responses import JSONResponse
 
 from hivellm_ort.options import GenerateOptions
 from hivellm_ort.result import InferenceResult, TokenLogprob
-from hivellm_ort.server.body_options import options_of, per_answer
-from hivellm_ort.server.errors import refused
-from hivellm_ort.server.generation import Answers, unless_client_leaves
-from hivellm_ort.server.models import AUTO, check_length, choose
+from hivellm_ort.server.answer_fields import LogprobsFormatter, finish_reason, shown_logprobs, usage_of
+from hivellm_ort.server.errors import field_error
+from hivellm_ort.server.generation import RunningAnswers, cancel_on_disconnect
+from hivellm_ort.server.generation_options import generation_options, options_per_answer
+from hivellm_ort.server.models import AUTO, check_length, choose_expert
 from hivellm_ort.server.options import ServerLimits
 from hivellm_ort.server.schemas.completions import CompletionBody
-from hivellm_ort.server.state import state_of
-from hivellm_ort.server.streaming import IDLE_SECONDS, STREAMED, EventStream, sent
-from hivellm_ort.server.strict_json import StrictRoute
-from hivellm_ort.server.told import TokenTexts, finish_reason, shown_logprobs, usage_of
+from hivellm_ort.server.state import server_state
+from hivellm_ort.server.streaming import IDLE_SECONDS, STREAM_RESPONSES, EventStream, sse_events
+from hivellm_ort.server.strict_route import StrictJSONRoute
 from hivellm_ort.text.tokenizer import TextTokenizer
 
 __all__ = ["encode_plain", "is_token", "router"]
 
-router = APIRouter(tags=["answers"], route_class=StrictRoute)
+router = APIRouter(tags=["answers"], route_class=StrictJSONRoute)
 
 
-@router.post("/v1/completions", responses=STREAMED, response_model=None)
+@router.post("/v1/completions", responses=STREAM_RESPONSES, response_model=None)
 async def completions(body: CompletionBody, request: Request) -> Response:
     """Write on from one prompt or several: at once, or as it is written (`stream`)."""
-    state = state_of(request)
+    state = server_state(request)
     prompts = _prompts(body, state.options.limits)
-    options = options_of(body, state.options.limits)
+    options = generation_options(body, state.options.limits)
     if body.logprobs is not None:
         if body.echo:
-            raise refused("echo", "the prompt has no log probabilities here: leave out echo or logprobs")
+            raise field_error("echo", "the prompt has no log probabilities here: leave out echo or logprobs")
         options["logprobs"] = body.logprobs
     for prompt in prompts:
         check_length(state, "prompt", prompt)
     question = next((prompt for prompt in prompts if isinstance(prompt, str)), None)
     if body.model == AUTO and len(prompts) > 1:
-        raise refused("model", f"{AUTO!r} chooses by one prompt: send one, or name an expert")
-    chosen = await choose(state, body.model, question)
+        raise field_error("model", f"{AUTO!r} chooses by one prompt: send one, or name an expert")
+    chosen = await choose_expert(state, body.model, question)
 
-    def prepare() -> tuple[list[list[int]], list[str], TokenTexts | None]:
+    def prepare() -> tuple[list[list[int]], list[str], LogprobsFormatter | None]:
         tokenizer = state.manager.tokenizer(chosen.name)
         special = body.add_special_tokens is not False
         encoded = [
@@ -56,22 +56,22 @@ async def completions(body: CompletionBody, request: Request) -> Response:
             for prompt in prompts
         ]
         echoed = [_text(tokenizer, prompt) if body.echo else "" for prompt in prompts]
-        return encoded, echoed, TokenTexts(tokenizer) if body.logprobs is not None else None
+        return encoded, echoed, LogprobsFormatter(tokenizer) if body.logprobs is not None else None
 
     encoded, echoed, texts = await asyncio.to_thread(prepare)
     n = body.n or 1
-    asked: list[GenerateOptions] = [
-        one for token_ids in encoded for one in per_answer({**options, "prompt_ids": token_ids}, n)
+    answer_options: list[GenerateOptions] = [
+        one for token_ids in encoded for one in options_per_answer({**options, "prompt_ids": token_ids}, n)
     ]
-    made = _Made(chosen.name, texts, echoed, n)
-    begun = Answers.begin(state, chosen.name, asked, steps=bool(body.stream))
-    answers = await unless_client_leaves(request, begun)
+    formatter = _CompletionFormatter(chosen.name, texts, echoed, n)
+    starting = RunningAnswers.start(state, chosen.name, answer_options, steps=bool(body.stream))
+    answers = await cancel_on_disconnect(request, starting)
     if body.stream:
         usage = bool(body.stream_options and body.stream_options.include_usage)
-        return EventStream(sent(state, made.chunks(answers, usage=usage)), answers, chosen.headers)
+        return EventStream(sse_events(state, formatter.chunks(answers, usage=usage)), answers, chosen.headers)
     with answers:
-        results = await unless_client_leaves(request, answers.results())
-    return JSONResponse(made.whole(results), headers=dict(chosen.headers))
+        results = await cancel_on_disconnect(request, answers.results())
+    return JSONResponse(formatter.whole(results), headers=dict(chosen.headers))
 
 
 def encode_plain(tokenizer: TextTokenizer, text: str, *, special: bool) -> list[int]:
@@ -87,7 +87,7 @@ def encode_plain(tokenizer: TextTokenizer, text: str, *, special: bool) -> list[
 
 
 @dataclass(frozen=True)
-class _Made:
+class _CompletionFormatter:
     """Makes what the client gets of answers.
 
     Attributes:
@@ -98,7 +98,7 @@ class _Made:
     """
 
     model: str
-    texts: TokenTexts | None
+    texts: LogprobsFormatter | None
     echoed: Sequence[str]
     n: int
 
@@ -126,7 +126,7 @@ class _Made:
             **({"warnings": warnings} if warnings else {}),
         }
 
-    async def chunks(self, answers: Answers, *, usage: bool) -> AsyncIterator[dict[str, Any] | None]:
+    async def chunks(self, answers: RunningAnswers, *, usage: bool) -> AsyncIterator[dict[str, Any] | None]:
         """The answers as they are written.
 
         Args:
@@ -188,9 +188,9 @@ def _prompts(body: CompletionBody, limits: ServerLimits) -> list[str | list[int]
     for index, prompt in enumerate(prompts):
         if not isinstance(prompt, str) and not _is_tokens(prompt):
             where = f"prompt[{index}]" if prompts is given else "prompt"
-            raise refused(where, "it must be a text, a list of token ids, or a list of either")
+            raise field_error(where, "it must be a text, a list of token ids, or a list of either")
     if not 1 <= len(prompts) <= limits.max_prompts:
-        raise refused("prompt", f"{len(prompts)} prompts, and 1 to {limits.max_prompts} may be")
+        raise field_error("prompt", f"{len(prompts)} prompts, and 1 to {limits.max_prompts} may be")
     return prompts
 
 
@@ -207,5 +207,5 @@ def _text(tokenizer: TextTokenizer, prompt: str | Sequence[int]) -> str:
     if not isinstance(prompt, str):
         for index, token_id in enumerate(prompt):
             if not is_token(tokenizer, token_id):
-                raise refused("prompt", f"[{index}] is {token_id}: no token has this id")
+                raise field_error("prompt", f"[{index}] is {token_id}: no token has this id")
     return prompt if isinstance(prompt, str) else tokenizer.decode(prompt, skip_special_tokens=False)

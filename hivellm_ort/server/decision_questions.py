@@ -11,17 +11,17 @@ from hivellm_ort.result import ScoreResult
 from hivellm_ort.server.schemas.decisions import Predicate, Question, Rating, Selection
 from hivellm_ort.text.messages import text_of
 
-__all__ = ["answer_of", "answers_to", "asked_at_the_end", "text_of_question"]
+__all__ = ["answer_labels", "append_question", "build_answer", "question_text"]
 
 _YES, _NO = "Yes", "No"
 
 
-def text_of_question(question: Question) -> str:
+def question_text(question: Question) -> str:
     """The question with its options, each with the label that the model is to answer with."""
-    asked = "\n".join(part.text for part in question.instructions)
+    instructions = "\n".join(part.text for part in question.instructions)
     if isinstance(question, Predicate):
-        return f"Is this true of the above? {asked}\n\nAnswer only with {_YES} or {_NO}."
-    labels = answers_to(question)
+        return f"Is this true of the above? {instructions}\n\nAnswer only with {_YES} or {_NO}."
+    labels = answer_labels(question)
     lines = [
         f"{label}. {name}: {description}" if description else f"{label}. {name}"
         for label, (name, description) in zip(labels, _options(question), strict=True)
@@ -29,10 +29,14 @@ def text_of_question(question: Question) -> str:
     what = "level" if isinstance(question, Rating) else "option"
     order = "Levels, from the lowest to the highest:\n" if isinstance(question, Rating) else ""
     kind = "number" if labels[0] == "1" else "letter"
-    return f"{asked}\n\n{order}" + "\n".join(lines) + f"\n\nAnswer only with the {kind} of the right {what}."
+    return (
+        f"{instructions}\n\n{order}"
+        + "\n".join(lines)
+        + f"\n\nAnswer only with the {kind} of the right {what}."
+    )
 
 
-def answers_to(question: Question) -> list[str]:
+def answer_labels(question: Question) -> list[str]:
     """What the model may answer, in the order of the options: labels, most of them of one token."""
     if isinstance(question, Predicate):
         return [_YES, _NO]
@@ -41,18 +45,18 @@ def answers_to(question: Question) -> list[str]:
     return list(letters[:count]) if count <= len(letters) else [str(number) for number in range(1, count + 1)]
 
 
-def asked_at_the_end(turns: Sequence[Mapping[str, Any]], text: str) -> list[dict[str, Any]]:
+def append_question(turns: Sequence[Mapping[str, Any]], text: str) -> list[dict[str, Any]]:
     """A conversation that ends with a question. All questions begin alike, so the input is computed once.
 
     It goes into the user's last turn: some templates refuse two turns of one role.
     """
-    asked = [dict(turn) for turn in turns]
-    if asked[-1]["role"] == "user":
-        return [*asked[:-1], {"role": "user", "content": f"{text_of(asked[-1]['content'])}\n\n{text}"}]
-    return [*asked, {"role": "user", "content": text}]
+    result = [dict(turn) for turn in turns]
+    if result[-1]["role"] == "user":
+        return [*result[:-1], {"role": "user", "content": f"{text_of(result[-1]['content'])}\n\n{text}"}]
+    return [*result, {"role": "user", "content": text}]
 
 
-def answer_of(question: Question, result: ScoreResult) -> dict[str, Any]:
+def build_answer(question: Question, result: ScoreResult) -> dict[str, Any]:
     """The answer to a question, in OpenAI's form, with `coverage` besides."""
     shares = [answer.share for answer in result.answers]
     answer: dict[str, Any] = {"type": question.type, "name": question.name}

@@ -29,20 +29,20 @@ from hivellm_ort.errors import (
 from hivellm_ort.server.schemas.common import FIELDS, REFUSED
 
 __all__ = [
-    "CLIENT_LEFT",
+    "CLIENT_CLOSED_REQUEST",
     "ERRORS",
     "ApiError",
     "ErrorBody",
     "add_error_handlers",
     "as_api_error",
-    "failed",
-    "refused",
+    "field_error",
+    "internal_error",
 ]
 
 _LOG = logging.getLogger("hivellm_ort")
 _CLIENT, _SERVER = "invalid_request_error", "server_error"
 _MOST_MESSAGE = 1000  # characters: what a client sent may be part of it
-CLIENT_LEFT = 499
+CLIENT_CLOSED_REQUEST = 499
 """The status of a request whose client went away; nobody gets it, and metrics count it."""
 
 
@@ -151,12 +151,14 @@ _INSTANCE = re.compile(r" or instance of \w+")  # of our classes, which nobody e
 _FIRST_WORD = re.compile(r"[a-z_]+(?=[\[: ])")
 
 
-def as_api_error(error: BaseException, hide: Callable[[str], str], *, began: bool = False) -> ApiError:
+def as_api_error(
+    error: BaseException, remove_paths: Callable[[str], str], *, began: bool = False
+) -> ApiError:
     """What a client is told of an error.
 
     Args:
         error: what was raised.
-        hide: takes the paths of this machine out of a message.
+        remove_paths: takes the paths of this machine out of a message.
         began: whether the answer had begun: an error that is not about the request is the server's then.
     """
     if isinstance(error, ApiError):
@@ -164,40 +166,40 @@ def as_api_error(error: BaseException, hide: Callable[[str], str], *, began: boo
     meaning = next((meaning for kind, meaning in _MEANINGS if isinstance(error, kind)), None)
     if meaning is None or (began and type(error) is InferenceError):
         _LOG.error("a request of the server failed", exc_info=error)
-        return failed()
+        return internal_error()
     if isinstance(error, LoadError):  # the operator's to mend, and the log may name files
         _LOG.error("an expert is unavailable: %s", error)
         message = "the expert is unavailable: the log of the server says why"
         return ApiError(meaning.status, message, param=meaning.param, code=meaning.code)
-    message = hide(str(error))
+    message = remove_paths(str(error))
     return ApiError(
         meaning.status, message, param=meaning.param or _field_of(message, FIELDS), code=meaning.code
     )
 
 
-def failed() -> ApiError:
+def internal_error() -> ApiError:
     """The error of a fault of ours, of which nothing is told."""
     return ApiError(500, "the server failed: its log says why", code="internal_error")
 
 
-def refused(param: str, message: str, *, code: str = "invalid_value", status: int = 400) -> ApiError:
+def field_error(param: str, message: str, *, code: str = "invalid_value", status: int = 400) -> ApiError:
     """The error of a field that has a value which it cannot have here."""
     return ApiError(status, f"{param}: {message}", param=param, code=code)
 
 
-def add_error_handlers(app: FastAPI, hide: Callable[[str], str]) -> None:
-    """Have every error of an application be an error object; `Account` sees to faults of ours.
+def add_error_handlers(app: FastAPI, remove_paths: Callable[[str], str]) -> None:
+    """Have every error of an application be an error object; `RequestTrackingMiddleware` sees to faults of ours.
 
     Args:
         app: the application.
-        hide: as for `as_api_error`.
+        remove_paths: as for `as_api_error`.
     """
 
     def on_error(_request: Request, error: Exception) -> Response:
-        return as_api_error(error, hide).response
+        return as_api_error(error, remove_paths).response
 
     def on_leaving(_request: Request, _error: Exception) -> Response:
-        return Response(status_code=CLIENT_LEFT)
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
 
     for kind in (ApiError, ExpertError):
         app.add_exception_handler(kind, on_error)
@@ -228,7 +230,7 @@ def _on_malformed(request: Request, error: Exception) -> Response:
     where, fault = faults[0]
     # A value that may be of several types has a fault for each of them.
     same = {_lower(other["msg"]): None for place, other in faults if place == where}
-    return _field_error(where, {**fault, "msg": " or ".join(same)}, _fields_of(request)).response
+    return _validation_error(where, {**fault, "msg": " or ".join(same)}, _fields_of(request)).response
 
 
 def _fields_of(request: Request) -> set[str]:
@@ -254,7 +256,9 @@ def _place(body: Any, fault: Mapping[str, Any]) -> list[str | int]:
     return where
 
 
-def _field_error(where: Sequence[str | int], fault: Mapping[str, Any], known: Collection[str]) -> ApiError:
+def _validation_error(
+    where: Sequence[str | int], fault: Mapping[str, Any], known: Collection[str]
+) -> ApiError:
     param = (
         "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).lstrip(".") or None
     )

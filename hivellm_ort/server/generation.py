@@ -16,12 +16,12 @@ from hivellm_ort.errors import arguments_named_by
 from hivellm_ort.options import GenerateOptions
 from hivellm_ort.result import InferenceResult
 from hivellm_ort.server.errors import ApiError
-from hivellm_ort.server.state import ServerState, stopping
+from hivellm_ort.server.state import ServerState, shutting_down
 from hivellm_ort.serving.generation import Step
 from hivellm_ort.serving.stream import AsyncTextStream
 from hivellm_ort.tools.parser import ToolCallParser
 
-__all__ = ["Answers", "too_slow", "unless_client_leaves"]
+__all__ = ["RunningAnswers", "cancel_on_disconnect", "timeout_error"]
 
 _T = TypeVar("_T")
 _NO_FIELDS: Mapping[str, str] = MappingProxyType({})
@@ -33,38 +33,38 @@ _FIELDS = {
 }
 
 
-class Answers:
+class RunningAnswers:
     """The answers of one request, generated side by side.
 
     They are generated whether or not they are read, and each gives its place in the queue back when it ends.
 
     Args:
         state: of the application.
-        streams: one for each answer; none has begun.
+        streams: one for each answer; none has started.
     """
 
     def __init__(self, state: ServerState, streams: Sequence[AsyncTextStream]) -> None:
         self._state = state
         self._streams = streams
-        self._told: asyncio.Queue[tuple[int, Step | InferenceResult | Exception] | None] = asyncio.Queue()
+        self._events: asyncio.Queue[tuple[int, Step | InferenceResult | Exception] | None] = asyncio.Queue()
         self._tasks: list[asyncio.Task[None]] = []
 
     @classmethod
-    async def begin(
+    async def start(
         cls,
         state: ServerState,
         name: str,
-        asked: Sequence[GenerateOptions],
+        options: Sequence[GenerateOptions],
         *,
         steps: bool = False,
         fields: Mapping[str, str] = _NO_FIELDS,
-    ) -> Answers:
+    ) -> RunningAnswers:
         """Begin all answers; what is wrong with the request is raised here.
 
         Args:
             state: of the application.
             name: the expert.
-            asked: options of each answer.
+            options: options of each answer.
             steps: whether `events` is going to tell of every step.
             fields: what this route calls options of the library, where others do not.
 
@@ -72,21 +72,21 @@ class Answers:
             ApiError: the queue is full, or the server stops.
             ExpertError: the request cannot be answered.
         """
-        state.admit(len(asked))
+        state.reserve(len(options))
         timeout = state.options.limits.request_timeout
-        limited: list[GenerateOptions] = [{**options, "timeout": timeout} for options in asked]
+        limited: list[GenerateOptions] = [{**one, "timeout": timeout} for one in options]
         streams = [state.manager.agenerate_stream(name, **options) for options in limited]
         answers = cls(state, streams)
-        begun: list[asyncio.Future[None]] = []
+        started: list[asyncio.Future[None]] = []
         with arguments_named_by(partial(_as_field, {**_FIELDS, **fields})):  # in the tasks, too
             for index, stream in enumerate(streams):
-                begun.append(asyncio.get_running_loop().create_future())
-                task = asyncio.create_task(answers._run(index, stream, begun[-1], steps=steps))
-                task.add_done_callback(lambda _: state.leave())  # whatever becomes of it
+                started.append(asyncio.get_running_loop().create_future())
+                task = asyncio.create_task(answers._run(index, stream, started[-1], steps=steps))
+                task.add_done_callback(lambda _: state.release())  # whatever becomes of it
                 answers._tasks.append(task)
-        state.add(answers)
+        state.register(answers)
         try:
-            ended = await asyncio.gather(*begun, return_exceptions=True)
+            ended = await asyncio.gather(*started, return_exceptions=True)
         except asyncio.CancelledError:
             answers.abandon()
             raise
@@ -96,7 +96,7 @@ class Answers:
                 raise error
         return answers
 
-    def __enter__(self) -> Answers:
+    def __enter__(self) -> RunningAnswers:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -133,19 +133,19 @@ class Answers:
             nonlocal timer, last
             if loop.time() >= last + seconds:
                 last = loop.time()
-                self._told.put_nowait(None)
+                self._events.put_nowait(None)
             timer = loop.call_at(last + seconds, look, seconds)
 
         try:
             if idle is not None:
                 timer = loop.call_later(idle, look, idle)
             while left:
-                told = await self._told.get()
+                event = await self._events.get()
                 last = loop.time()
-                if told is None:
+                if event is None:
                     yield None
                     continue
-                index, what = told
+                index, what = event
                 if isinstance(what, Exception):
                     raise what
                 left -= isinstance(what, InferenceResult)
@@ -172,40 +172,40 @@ class Answers:
         """End all answers that go on; nobody reads them any more."""
         for task in self._tasks:
             task.cancel()
-        self._state.remove(self)
+        self._state.unregister(self)
 
     async def _run(
-        self, index: int, stream: AsyncTextStream, begun: asyncio.Future[None], *, steps: bool
+        self, index: int, stream: AsyncTextStream, started: asyncio.Future[None], *, steps: bool
     ) -> None:
-        told: Step | InferenceResult | Exception
+        event: Step | InferenceResult | Exception
         try:
             await stream.start()
-            begun.set_result(None)
-            if self._state.ended:
+            started.set_result(None)
+            if self._state.stopped:
                 stream.cancel()
             while (step := await stream.next_step()) is not None:
                 if steps:
-                    self._told.put_nowait((index, step))
-            told = self._complete(stream.result)
+                    self._events.put_nowait((index, step))
+            event = self._complete(stream.result)
         except Exception as error:
-            told = error
-            if not begun.done():
-                begun.set_exception(error)
+            event = error
+            if not started.done():
+                started.set_exception(error)
         except asyncio.CancelledError:
             stream.cancel()
-            begun.cancel()
+            started.cancel()
             raise
-        self._told.put_nowait((index, told))
+        self._events.put_nowait((index, event))
 
     def _complete(self, result: InferenceResult) -> InferenceResult:
         if result.finish_reason != "cancelled":
             return result
-        if self._state.ended:
-            raise stopping()
-        raise too_slow(self._state.options.limits.request_timeout)
+        if self._state.stopped:
+            raise shutting_down()
+        raise timeout_error(self._state.options.limits.request_timeout)
 
 
-def too_slow(seconds: float) -> ApiError:
+def timeout_error(seconds: float) -> ApiError:
     """What a client is told whose answer did not end in time."""
     # A client of OpenAI's would ask twice again, and wait as long each time.
     return ApiError(
@@ -216,7 +216,7 @@ def too_slow(seconds: float) -> ApiError:
     )
 
 
-async def unless_client_leaves(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
+async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
     """What the work gives; it is cancelled when the client goes away.
 
     Args:
@@ -248,7 +248,7 @@ def _give_up(task: asyncio.Future[Any]) -> None:
 
 
 def _abandon(task: asyncio.Future[Any]) -> None:
-    if not task.cancelled() and task.exception() is None and isinstance(task.result(), Answers):
+    if not task.cancelled() and task.exception() is None and isinstance(task.result(), RunningAnswers):
         task.result().abandon()
 
 

@@ -15,11 +15,11 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from hivellm_ort.server.errors import CLIENT_LEFT, ApiError, failed
+from hivellm_ort.server.errors import CLIENT_CLOSED_REQUEST, ApiError, internal_error
 from hivellm_ort.server.http_metrics import HttpMetrics
 from hivellm_ort.server.options import ServerLimits
 
-__all__ = ["Account", "Bounds", "Hosts", "Keys"]
+__all__ = ["AuthenticationMiddleware", "HostMiddleware", "LimitsMiddleware", "RequestTrackingMiddleware"]
 
 _LOG = logging.getLogger("hivellm_ort")
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
@@ -27,7 +27,7 @@ _MOST_ADDRESS, _MOST_HEADERS, _MOST_HEAD = 8 << 10, 100, 32 << 10
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 
 
-class Account:
+class RequestTrackingMiddleware:
     """Counts every request, and gives it an id that its response has as `x-request-id`. Answers where all else fails.
 
     The id is the client's own, where it sends a sound one.
@@ -48,7 +48,7 @@ class Account:
             return
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
-        begin, status, started = time.perf_counter(), CLIENT_LEFT, False
+        begin, status, started = time.perf_counter(), CLIENT_CLOSED_REQUEST, False
 
         async def send_with_id(message: Message) -> None:
             nonlocal status, started
@@ -63,7 +63,7 @@ class Account:
         except Exception:
             _LOG.error("the request %s failed", request_id)
             if not started:
-                await failed().response(scope, receive, send_with_id)
+                await internal_error().response(scope, receive, send_with_id)
             raise  # whoever runs the application logs what it was
         finally:
             self._metrics.in_progress -= 1
@@ -72,7 +72,7 @@ class Account:
             self._metrics.count(method, route, status, time.perf_counter() - begin)
 
 
-class Hosts:
+class HostMiddleware:
     """Lets only those pass who name the server by a name that the operator knows.
 
     Starlette tells the names apart; it would refuse with a text of its own.
@@ -106,7 +106,7 @@ class Hosts:
         await ApiError(400, message, code="invalid_host").response(scope, receive, send)
 
 
-class Keys:
+class AuthenticationMiddleware:
     """Lets only those pass who have one of the keys.
 
     Args:
@@ -141,7 +141,7 @@ class Keys:
         return scheme.lower() == "bearer" and any(found)
 
 
-class Bounds:
+class LimitsMiddleware:
     """Ends requests that are too large or do not arrive, and responses that nobody reads.
 
     Args:

@@ -12,10 +12,10 @@ from urllib.parse import quote
 from fastapi import APIRouter, Request
 
 from hivellm_ort.errors import OptionError
-from hivellm_ort.server.errors import ERRORS, ApiError, refused
-from hivellm_ort.server.state import ServerState, state_of
+from hivellm_ort.server.errors import ERRORS, ApiError, field_error
+from hivellm_ort.server.state import ServerState, server_state
 
-__all__ = ["AUTO", "Chosen", "check_length", "choose", "context_of", "router"]
+__all__ = ["AUTO", "ChosenExpert", "check_length", "choose_expert", "context_of", "router"]
 
 AUTO = "auto"
 """The model of a request that is routed."""
@@ -27,7 +27,7 @@ router = APIRouter(tags=["models"])
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenExpert:
     """The expert that answers a request.
 
     Attributes:
@@ -39,13 +39,13 @@ class Chosen:
     headers: Mapping[str, str]
 
 
-async def choose(
+async def choose_expert(
     state: ServerState,
     model: str,
     prompt: str | None = None,
     messages: Sequence[Mapping[str, Any]] | None = None,
     schema: str | None = None,
-) -> Chosen:
+) -> ChosenExpert:
     """The expert of a request.
 
     Args:
@@ -63,18 +63,20 @@ async def choose(
         check_length(state, field, value)
     base = state.manager.BASE
     if model != AUTO:
-        return Chosen(_one_base(state) if model == base else model, {"x-hivellm-expert": _header(model)})
+        return ChosenExpert(
+            _one_base(state) if model == base else model, {"x-hivellm-expert": _header(model)}
+        )
     try:
         routes = await asyncio.to_thread(state.manager.route, prompt, messages=messages, schema=schema)
     except OptionError as error:
-        raise refused("model", f"{AUTO!r} needs a question to choose by: {error}") from error
+        raise field_error("model", f"{AUTO!r} needs a question to choose by: {error}") from error
     name = routes[0].name if routes else _one_base(state)
     decision = {
         "expert": name,
         "score": routes[0].score if routes else 0.0,
         "reasons": list(routes[0].reasons[:_MOST_REASONS]) if routes else ["no expert fits"],
     }
-    return Chosen(name, {"x-hivellm-expert": _header(name), "x-hivellm-routing": json.dumps(decision)})
+    return ChosenExpert(name, {"x-hivellm-expert": _header(name), "x-hivellm-routing": json.dumps(decision)})
 
 
 def check_length(state: ServerState, field: str, value: Any) -> None:
@@ -112,13 +114,13 @@ def context_of(state: ServerState, name: str) -> int | None:
 @router.get("/v1/models", responses=ERRORS)
 async def list_models(request: Request) -> dict[str, Any]:
     """The base and the experts."""
-    return {"object": "list", "data": _models(state_of(request))}
+    return {"object": "list", "data": _models(server_state(request))}
 
 
 @router.get("/v1/models/{model:path}", responses=ERRORS)
 async def get_model(model: str, request: Request) -> dict[str, Any]:
     """One of them."""
-    for one in _models(state_of(request)):
+    for one in _models(server_state(request)):
         if one["id"] == model:
             return one
     raise ApiError(404, f"there is no model {model!r}: see /v1/models", param="model", code="model_not_found")
@@ -166,7 +168,7 @@ def _model(
 def _one_base(state: ServerState) -> str:
     bases = sorted({info.base for info in state.manager.list_loaded_experts() if info.digest})
     if len(bases) > 1:
-        raise refused("model", f"the experts are of several bases ({', '.join(bases)}): name an expert")
+        raise field_error("model", f"the experts are of several bases ({', '.join(bases)}): name an expert")
     return state.manager.BASE
 
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from hivellm_ort.result import InferenceResult, TokenLogprob
+from hivellm_ort.server.answer_fields import LogprobsFormatter, finish_reason
 from hivellm_ort.server.errors import ApiError
-from hivellm_ort.server.told import TokenTexts, finish_reason
 from hivellm_ort.serving.generation import Step
 from hivellm_ort.tools.parser import (
     ArgumentsDelta,
@@ -38,7 +38,7 @@ class ResponseWriter:
     """
 
     def __init__(
-        self, described: Mapping[str, Any], texts: TokenTexts | None, parser: ToolCallParser | None
+        self, described: Mapping[str, Any], texts: LogprobsFormatter | None, parser: ToolCallParser | None
     ) -> None:
         self.response: dict[str, Any] = {
             "id": _identity("resp"),

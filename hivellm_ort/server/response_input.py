@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from hivellm_ort.server.errors import refused
+from hivellm_ort.server.errors import field_error
 from hivellm_ort.server.schemas.responses import (
     CallItem,
     MessageItem,
@@ -15,12 +15,12 @@ from hivellm_ort.server.schemas.responses import (
     RefusalText,
 )
 
-__all__ = ["messages_of"]
+__all__ = ["messages_from_items"]
 
 _Item = MessageItem | CallItem | OutputItem | ReasoningItem
 
 
-def messages_of(items: Sequence[_Item], instructions: str | None = None) -> list[dict[str, Any]]:
+def messages_from_items(items: Sequence[_Item], instructions: str | None = None) -> list[dict[str, Any]]:
     """The conversation as `/v1/chat/completions` has it.
 
     Thoughts, text and calls of one answer are items of their own here and one turn there.
@@ -60,7 +60,7 @@ def messages_of(items: Sequence[_Item], instructions: str | None = None) -> list
         else:
             answer = None
             if item.call_id not in calls:
-                raise refused(
+                raise field_error(
                     f"{where}.call_id", "no function_call before it has this id: send the call, too"
                 )
             turns.append(
@@ -91,7 +91,7 @@ def _content(item: MessageItem, where: str) -> str | list[dict[str, Any]]:
     if item.role != "assistant":
         for index, part in enumerate(item.content):
             if isinstance(part, OutputText | RefusalText):
-                raise refused(
+                raise field_error(
                     f"{where}.content[{index}].type", f"it is the assistant's, and the role is {item.role!r}"
                 )
     return _as_content(

@@ -15,7 +15,7 @@ from hivellm_ort.server.errors import ApiError
 from hivellm_ort.server.http_metrics import HttpMetrics
 from hivellm_ort.server.options import ServerOptions
 
-__all__ = ["Cancellable", "ServerState", "state_of", "stopping"]
+__all__ = ["Cancellable", "ServerState", "server_state", "shutting_down"]
 
 _RETRY_SECONDS = 1  # after which a place in the queue may be free: an answer takes about that long
 
@@ -42,7 +42,7 @@ class ServerState:
         started: `time.time()`.
         loading: held while an expert is loaded or unloaded.
         draining: whether nothing new is taken.
-        ended: whether the answers that went on were ended, because the server stops.
+        stopped: whether the answers that went on were ended, because the server stops.
     """
 
     def __init__(
@@ -53,28 +53,28 @@ class ServerState:
         self.metrics = HttpMetrics()
         self.started = int(time.time())
         self.loading = asyncio.Lock()
-        self.draining = self.ended = False
+        self.draining = self.stopped = False
         self._folders = set(folders)
         self._running: set[Cancellable] = set()
         self._admitted = 0
 
-    def hide(self, text: str) -> str:
+    def remove_paths(self, text: str) -> str:
         """A message without the paths of this machine."""
         own = self.options.loading_folder
         return without_folders(text, self._folders if own is None else {*self._folders, own, own.resolve()})
 
-    def hide_also(self, folders: Iterable[StrPath]) -> None:
+    def add_folders(self, folders: Iterable[StrPath]) -> None:
         """Leave these folders out of messages too."""
         self._folders.update(folders)
 
-    def admit(self, answers: int) -> None:
+    def reserve(self, answers: int) -> None:
         """Take so many answers into the queue; `leave` gives back the place of each.
 
         Raises:
             ApiError: too many wait already, or the server is shutting down.
         """
         if self.draining:
-            raise stopping()
+            raise shutting_down()
         limit = self.options.limits.max_waiting
         rows = sum(base["rows"] for base in self.manager.stats()["bases"])
         # A request that is alone is taken, however many answers it wants.
@@ -89,17 +89,17 @@ class ServerState:
             )
         self._admitted += answers
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """Give back the place of an answer that has ended."""
         self._admitted -= 1
 
-    def add(self, answers: Cancellable) -> None:
+    def register(self, answers: Cancellable) -> None:
         """Have the answers be ended when the server stops."""
         self._running.add(answers)
-        if self.ended:
+        if self.stopped:
             answers.cancel()
 
-    def remove(self, answers: Cancellable) -> None:
+    def unregister(self, answers: Cancellable) -> None:
         """They have ended by themselves."""
         self._running.discard(answers)
 
@@ -107,14 +107,14 @@ class ServerState:
         """Take no more answers; those that go on may end."""
         self.draining = True
 
-    def end(self) -> None:
+    def stop(self) -> None:
         """End all answers now; their clients are told to ask again."""
-        self.draining = self.ended = True
+        self.draining = self.stopped = True
         for answers in list(self._running):
             answers.cancel()
 
 
-def stopping() -> ApiError:
+def shutting_down() -> ApiError:
     """What a client is told when the server stops."""
     return ApiError(
         503,
@@ -124,7 +124,7 @@ def stopping() -> ApiError:
     )
 
 
-def state_of(request: Request) -> ServerState:
+def server_state(request: Request) -> ServerState:
     """The state of the application that a request came to."""
     state: ServerState = request.app.state.server
     return state

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from hivellm_ort.observability import PROMETHEUS_CONTENT_TYPE
 from hivellm_ort.observability.exposition import MetricFamily, prometheus_text
 from hivellm_ort.server.errors import ERRORS
-from hivellm_ort.server.state import state_of
+from hivellm_ort.server.state import server_state
 
 __all__ = ["router"]
 
@@ -27,7 +27,7 @@ async def health() -> dict[str, str]:
 @router.get("/ready", responses=ERRORS)
 async def ready(request: Request) -> Response:
     """Whether requests are taken: status 503 where there is no expert, and while the server shuts down."""
-    state = state_of(request)
+    state = server_state(request)
     if state.draining:
         return JSONResponse({"status": "shutting down"}, 503)
     experts = len(state.manager.list_loaded_experts())
@@ -42,7 +42,7 @@ async def ready(request: Request) -> Response:
 )
 async def metrics(request: Request) -> Response:
     """The manager's metrics and those of HTTP, for Prometheus."""
-    state = state_of(request)
+    state = server_state(request)
     text = state.manager.metrics.prometheus() + _memory(state.manager.stats()) + state.metrics.prometheus()
     return Response(text, media_type=PROMETHEUS_CONTENT_TYPE)
 

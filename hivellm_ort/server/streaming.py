@@ -12,15 +12,15 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from hivellm_ort.server.errors import ERRORS, as_api_error
-from hivellm_ort.server.generation import Answers
+from hivellm_ort.server.generation import RunningAnswers
 from hivellm_ort.server.state import ServerState
 
-__all__ = ["IDLE_SECONDS", "STREAMED", "EventStream", "chunk_event", "sent"]
+__all__ = ["IDLE_SECONDS", "STREAM_RESPONSES", "EventStream", "json_event", "sse_events"]
 
 IDLE_SECONDS = 15.0
 """Seconds without a chunk after which a comment is sent, so that nothing between takes the connection for dead."""
 
-STREAMED: dict[int | str, dict[str, Any]] = {
+STREAM_RESPONSES: dict[int | str, dict[str, Any]] = {
     **ERRORS,
     200: {"description": "The answer, or with `stream` its chunks.", "content": {"text/event-stream": {}}},
 }
@@ -39,7 +39,7 @@ class EventStream(EventSourceResponse):
     """
 
     def __init__(
-        self, events: AsyncIterator[bytes], answers: Answers, headers: Mapping[str, str] | None = None
+        self, events: AsyncIterator[bytes], answers: RunningAnswers, headers: Mapping[str, str] | None = None
     ) -> None:
         super().__init__(events, headers={**_HEADERS, **(headers or {})})
         self._answers = answers
@@ -53,13 +53,13 @@ class EventStream(EventSourceResponse):
             self._answers.abandon()
 
 
-def chunk_event(document: Any, name: str | None = None) -> bytes:
+def json_event(document: Any, name: str | None = None) -> bytes:
     """An event with a JSON document, and with a name where it is given."""
     text = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
     return format_sse_event(data_str=text, event=name)
 
 
-async def sent(
+async def sse_events(
     state: ServerState, chunks: AsyncIterator[dict[str, Any] | None], *, named: bool = False
 ) -> AsyncIterator[bytes]:
     """The events of a stream: a chunk each, an error object where one is raised, and `[DONE]` at the end.
@@ -74,7 +74,7 @@ async def sent(
             if chunk is None:
                 yield format_sse_event(comment="waiting")
             else:
-                yield chunk_event(chunk, chunk["type"] if named else None)
+                yield json_event(chunk, chunk["type"] if named else None)
     except Exception as error:  # the status was sent long ago
-        yield chunk_event(as_api_error(error, state.hide, began=True).body)
+        yield json_event(as_api_error(error, state.remove_paths, began=True).body)
     yield format_sse_event(data_str="[DONE]")

@@ -16,7 +16,7 @@ for _needed in ("fastapi", "httpx", "uvicorn"):
     pytest.importorskip(_needed, reason="needs the extra server")
 
 import httpx
-from asking import QUESTION, chat
+from api_calls import QUESTION, chat
 from fastapi.testclient import TestClient
 from raw_http import KEY, work_left
 from serving_command import Command

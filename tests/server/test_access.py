@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from asking import chat, error_of
+from api_calls import chat, error_of
 from fastapi.testclient import TestClient
 
 from hivellm_ort import ExpertManager, OptionError, OptionTypeError

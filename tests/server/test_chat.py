@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from asking import QUESTION, chat, chunks, error_of
+from api_calls import QUESTION, chat, chunks, error_of
 from fastapi.testclient import TestClient
 
 from hivellm_ort import ExpertManager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from asking import QUESTION, chunks, error_of
+from api_calls import QUESTION, chunks, error_of
 from fastapi.testclient import TestClient
 
 from hivellm_ort import ExpertManager

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from asking import error_of
+from api_calls import error_of
 from fastapi.testclient import TestClient
 from serving_command import Command
 
@@ -250,7 +250,7 @@ def test_the_queue_and_the_end(end: str, manager: ExpertManager) -> None:
             await asyncio.sleep(0.2)
             assert state._admitted > 1
             if end == "stops":
-                state.end()
+                state.stop()
             elif end == "full":
                 response = await client.post(PATH, json=asked(PREDICATE))
                 task.cancel()

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from asking import chat
+from api_calls import chat
 from raw_http import (
     AUTHORIZATION,
     JSON,

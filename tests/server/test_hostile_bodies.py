@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from asking import chat, error_of
+from api_calls import chat, error_of
 from raw_http import post
 from serving_command import Command
 

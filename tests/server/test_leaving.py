@@ -10,13 +10,13 @@ from typing import Any
 
 import httpx
 import pytest
-from asking import QUESTION, chat, chunks, error_of, events_of
+from api_calls import QUESTION, chat, chunks, error_of, events_of
 from fastapi import FastAPI, Request
 
 from hivellm_ort import ExpertManager, OutOfMemoryError
 from hivellm_ort.engine.decoder import Decoder
 from hivellm_ort.server import ServerLimits, ServerOptions, create_app, streaming
-from hivellm_ort.server.generation import Answers, unless_client_leaves
+from hivellm_ort.server.generation import RunningAnswers, cancel_on_disconnect
 from hivellm_ort.serving.stream import AsyncTextStream
 
 LONG = {"max_tokens": 400, "prompt_lookup": False}
@@ -210,7 +210,7 @@ def test_a_response_that_is_ended(ending: bool, manager: ExpertManager) -> None:
             task = asyncio.create_task(client.post("/v1/responses", json={**RESPONSE, "stream": stream}))
             if ending:
                 await asyncio.sleep(0.3)
-                app.state.server.end()
+                app.state.server.stop()
             return await task
 
     *_, last = events_of(asyncio.run(run(stream=True)).text)
@@ -250,7 +250,7 @@ def test_an_error_in_a_stream(manager: ExpertManager, monkeypatch: pytest.Monkey
 
 def test_a_stream_that_waits_says_so(manager: ExpertManager, monkeypatch: pytest.MonkeyPatch) -> None:
     """While nothing comes a comment is sent now and then, which clients pass over."""
-    monkeypatch.setattr("hivellm_ort.server.chat_answers.IDLE_SECONDS", 0.002)
+    monkeypatch.setattr("hivellm_ort.server.chat_formatter.IDLE_SECONDS", 0.002)
     monkeypatch.setattr("hivellm_ort.server.responses.IDLE_SECONDS", 0.002)
     app = create_app(manager)
 
@@ -334,7 +334,7 @@ def test_the_end_of_the_server(stream: bool, manager: ExpertManager) -> None:
             app.state.server.drain()
             await asyncio.sleep(0.1)
             assert not task.done()
-            app.state.server.end()
+            app.state.server.stop()
             return await task
 
     response = asyncio.run(run())
@@ -356,14 +356,14 @@ def test_a_request_that_is_cancelled_as_its_answer_begins(manager: ExpertManager
 
     async def run() -> None:
         request = Request(scope_of("/"), never)
-        answers = await Answers.begin(
+        answers = await RunningAnswers.start(
             app.state.server, "sql", [{"messages": [{"role": "user", "content": "a"}]}]
         )
 
-        async def begun() -> Answers:
+        async def begun() -> RunningAnswers:
             return answers
 
-        waiting = asyncio.create_task(unless_client_leaves(request, begun()))
+        waiting = asyncio.create_task(cancel_on_disconnect(request, begun()))
         await asyncio.sleep(0)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from asking import chat, error_of
+from api_calls import chat, error_of
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 from support.golden import BASE, golden, with_base

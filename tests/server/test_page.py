@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
-from asking import QUESTION
+from api_calls import QUESTION
 from serving_command import Command
 from support.golden import BASE, GOLDEN, golden
 from support.running import replace_files

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
-from asking import QUESTION, chat, chunks, error_of
+from api_calls import QUESTION, chat, chunks, error_of
 from support.golden import BASE, golden
 
 pytest.importorskip("ray.serve", reason="needs the extra ray")  # the examples have a folder `ray`

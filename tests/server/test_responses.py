@@ -8,12 +8,12 @@ from typing import Any
 
 import jsonschema
 import pytest
-from asking import QUESTION, error_of, events_of
+from api_calls import QUESTION, error_of, events_of
 from fastapi.testclient import TestClient
 
 from hivellm_ort import ExpertManager, InferenceError
 from hivellm_ort.server import ServerLimits, ServerOptions, create_app
-from hivellm_ort.server.response_input import messages_of
+from hivellm_ort.server.response_input import messages_from_items
 from hivellm_ort.server.schemas.responses import ResponsesBody
 from hivellm_ort.serving.stream import AsyncTextStream
 
@@ -355,7 +355,7 @@ TOLD = {"role": "assistant", "content": "b"}
 def test_items_and_turns(items: list[dict[str, Any]], turns: list[dict[str, Any]]) -> None:
     """Thoughts, text and calls of one answer are one turn; what comes after them begins another."""
     body = ResponsesBody.model_validate(asked([{"role": "user", "content": "a"}, *items]))
-    assert [{"role": "user", "content": "a"}, *turns] == messages_of(body.input)
+    assert [{"role": "user", "content": "a"}, *turns] == messages_from_items(body.input)
 
 
 def _message(part: dict[str, Any], role: str = "user") -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from asking import error_of
+from api_calls import error_of
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from serving_command import Command

@@ -8,7 +8,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from asking import QUESTION, chat, chunks, error_of
+from api_calls import QUESTION, chat, chunks, error_of
 from fastapi.testclient import TestClient
 
 from hivellm_ort import ExpertManager

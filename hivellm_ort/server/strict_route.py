@@ -15,7 +15,7 @@ from hivellm_ort.errors import ManifestError
 from hivellm_ort.jsonfiles.reading import parse_json
 from hivellm_ort.server.errors import ApiError
 
-__all__ = ["StrictRoute"]
+__all__ = ["StrictJSONRoute"]
 
 
 _LARGE = 64 << 10
@@ -45,7 +45,7 @@ def _parsed(body: bytes) -> dict[str, Any]:
     return value
 
 
-class StrictRoute(APIRoute):
+class StrictJSONRoute(APIRoute):
     """A route whose body is read strictly; errors say where in it the fault is."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:

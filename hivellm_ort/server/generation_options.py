@@ -7,17 +7,17 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hivellm_ort.options import GenerateOptions
-from hivellm_ort.server.errors import refused
+from hivellm_ort.server.errors import field_error
 from hivellm_ort.server.options import ServerLimits
 from hivellm_ort.server.schemas.common import GenerationBody, SamplingBody
 
 __all__ = [
     "check_count",
     "check_schema",
-    "options_of",
-    "per_answer",
-    "sampling_of",
-    "set_format",
+    "generation_options",
+    "options_per_answer",
+    "sampling_options",
+    "set_response_format",
     "set_tools",
 ]
 
@@ -32,7 +32,7 @@ _SAME = (
 )  # fmt: skip
 
 
-def options_of(body: GenerationBody, limits: ServerLimits) -> GenerateOptions:
+def generation_options(body: GenerationBody, limits: ServerLimits) -> GenerateOptions:
     """What the fields that chat and plain completions share ask of the library.
 
     Args:
@@ -43,22 +43,22 @@ def options_of(body: GenerationBody, limits: ServerLimits) -> GenerateOptions:
         ApiError: a field exceeds a limit, or two say what the answer must look like.
     """
     if body.stream_options is not None and not body.stream:
-        raise refused("stream_options", "there is no stream: set stream to true, or leave it out")
+        raise field_error("stream_options", "there is no stream: set stream to true, or leave it out")
     check_count("n", body.n, limits.max_n)
     check_count("max_tokens", body.max_tokens, limits.max_tokens)
-    options = sampling_of(body, limits)
+    options = sampling_options(body, limits)
     if body.max_tokens is not None:
         options["max_tokens"] = body.max_tokens
     return options
 
 
-def sampling_of(body: SamplingBody, limits: ServerLimits) -> GenerateOptions:
-    """What the fields that all bodies share ask of the library; raises as `options_of`."""
+def sampling_options(body: SamplingBody, limits: ServerLimits) -> GenerateOptions:
+    """What the fields that all bodies share ask of the library; raises as `generation_options`."""
     if len(body.stop or ()) > limits.max_stops:
-        raise refused("stop", f"{len(body.stop or ())} texts, and {limits.max_stops} may be")
+        raise field_error("stop", f"{len(body.stop or ())} texts, and {limits.max_stops} may be")
     _check_bad_words(body.bad_words or (), limits.max_bad_words)
     if len(body.logit_bias or ()) > limits.max_logit_bias:
-        raise refused(
+        raise field_error(
             "logit_bias", f"{len(body.logit_bias or ())} entries, and {limits.max_logit_bias} may be"
         )
     options: dict[str, Any] = {name: getattr(body, name) for name in _SAME}
@@ -92,7 +92,7 @@ def set_tools(
     """
     tools = list(tools or ())
     if len(tools) > limits.max_tools:
-        raise refused("tools", f"{len(tools)} tools, and {limits.max_tools} may be")
+        raise field_error("tools", f"{len(tools)} tools, and {limits.max_tools} may be")
     for index, tool in enumerate(tools):
         check_schema(f"tools[{index}]", tool, limits)
     if tools:
@@ -103,7 +103,7 @@ def set_tools(
         options["parallel_tool_calls"] = parallel
 
 
-def set_format(
+def set_response_format(
     options: GenerateOptions,
     limits: ServerLimits,
     *,
@@ -131,19 +131,19 @@ def set_format(
     if kind == "text":
         return
     if given:
-        raise refused(field, f"{given[0]} says what the answer must look like already: give one of them")
+        raise field_error(field, f"{given[0]} says what the answer must look like already: give one of them")
     if kind == "json_object":
         options["json_schema"] = _JSON_OBJECT
         return
     if schema is None:
-        raise refused(schema_field, "it is missing: give the schema, or the type 'json_object'")
+        raise field_error(schema_field, "it is missing: give the schema, or the type 'json_object'")
     check_schema(schema_field, schema, limits)
     options["json_schema"] = schema
     # Where it is not to be strict, what cannot be enforced is told as a warning; by default it is refused.
     options["lenient"] = strict is False
 
 
-def per_answer(options: GenerateOptions, n: int) -> list[GenerateOptions]:
+def options_per_answer(options: GenerateOptions, n: int) -> list[GenerateOptions]:
     """The options of each of `n` answers: the same, but for the seed, which counts on as vLLM's does."""
     seed = options.get("seed")
     return [options if seed is None else {**options, "seed": seed + index} for index in range(n)]
@@ -163,16 +163,18 @@ def check_schema(field: str, schema: Any, limits: ServerLimits) -> None:
     text = schema if isinstance(schema, str) else json.dumps(schema, ensure_ascii=False)
     size = len(text.encode("utf-8", "replace"))
     if size > limits.max_schema_bytes:
-        raise refused(field, f"{size} bytes, and {limits.max_schema_bytes} may be")
+        raise field_error(field, f"{size} bytes, and {limits.max_schema_bytes} may be")
     if _depth(schema, limits.max_schema_depth) > limits.max_schema_depth:
-        raise refused(field, f"deeper than {limits.max_schema_depth} objects and lists within each other")
+        raise field_error(field, f"deeper than {limits.max_schema_depth} objects and lists within each other")
 
 
 def _constraint(body: SamplingBody, limits: ServerLimits) -> dict[str, Any]:
     """What the answer must look like: at most one option, under whatever name it came."""
     found = {field: (option, value) for field, option, value in _constraints(body) if value is not None}
     if len(found) > 1:
-        raise refused(list(found)[1], f"{' and '.join(found)} are given: an answer has one form, so give one")
+        raise field_error(
+            list(found)[1], f"{' and '.join(found)} are given: an answer has one form, so give one"
+        )
     for field, (option, value) in found.items():
         check_schema(field, value, limits)
         return {option: value}
@@ -201,16 +203,16 @@ def _constraints(body: SamplingBody) -> Iterator[tuple[str, str, Any]]:
 def _check_bad_words(words: Sequence[str], most: int) -> None:
     """Refuse words whose table would be large: it has every beginning of every word."""
     if len(words) > most:
-        raise refused("bad_words", f"{len(words)} texts, and {most} may be")
+        raise field_error("bad_words", f"{len(words)} texts, and {most} may be")
     for index, word in enumerate(words):
         if len(word) > _MAX_BAD_WORD:
-            raise refused(f"bad_words[{index}]", f"{len(word)} characters, and {_MAX_BAD_WORD} may be")
+            raise field_error(f"bad_words[{index}]", f"{len(word)} characters, and {_MAX_BAD_WORD} may be")
 
 
 def check_count(field: str, value: int | None, most: int) -> None:
     """Refuse a number that is not from 1 to `most`; None is none."""
     if value is not None and not 1 <= value <= most:
-        raise refused(field, f"{value}, and 1 to {most} may be")
+        raise field_error(field, f"{value}, and 1 to {most} may be")
 
 
 def _depth(value: Any, most: int) -> int:

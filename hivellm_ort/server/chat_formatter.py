@@ -9,17 +9,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from hivellm_ort.result import InferenceResult, TokenLogprob
-from hivellm_ort.server.generation import Answers
+from hivellm_ort.server.answer_fields import (
+    LogprobsFormatter,
+    finish_reason,
+    shown_logprobs,
+    timings_of,
+    usage_of,
+)
+from hivellm_ort.server.generation import RunningAnswers
 from hivellm_ort.server.streaming import IDLE_SECONDS
-from hivellm_ort.server.told import TokenTexts, finish_reason, shown_logprobs, timings_of, usage_of
 from hivellm_ort.serving.generation import Step
 from hivellm_ort.tools.parser import ArgumentsDelta, CallEvent, CallStarted, TextDelta, ToolCallParser
 
-__all__ = ["ChatAnswers"]
+__all__ = ["ChatFormatter"]
 
 
 @dataclass(frozen=True)
-class ChatAnswers:
+class ChatFormatter:
     """Makes documents of answers.
 
     Attributes:
@@ -29,7 +35,7 @@ class ChatAnswers:
     """
 
     model: str
-    texts: TokenTexts | None
+    texts: LogprobsFormatter | None
     calls: bool
 
     def whole(self, results: list[InferenceResult]) -> dict[str, Any]:
@@ -42,7 +48,7 @@ class ChatAnswers:
             **({"warnings": warnings} if warnings else {}),
         }
 
-    async def chunks(self, answers: Answers, *, usage: bool) -> AsyncIterator[dict[str, Any] | None]:
+    async def chunks(self, answers: RunningAnswers, *, usage: bool) -> AsyncIterator[dict[str, Any] | None]:
         """The answers as they are written; None where nothing came for a while.
 
         Args:
@@ -94,7 +100,7 @@ class ChatAnswers:
 class _OpenChoice:
     """One answer in the making, as the choices of chunks."""
 
-    def __init__(self, index: int, texts: TokenTexts | None, parser: ToolCallParser | None) -> None:
+    def __init__(self, index: int, texts: LogprobsFormatter | None, parser: ToolCallParser | None) -> None:
         self._index, self._texts, self._parser = index, texts, parser
         self._begun = False
         self._held: list[TokenLogprob] = []  # of tokens whose text is not certain yet

@@ -11,12 +11,12 @@ from typing import Any
 from hivellm_ort.result import InferenceResult, TokenLogprob
 from hivellm_ort.text.tokenizer import TextTokenizer
 
-__all__ = ["TokenTexts", "finish_reason", "shown_logprobs", "timings_of", "usage_of"]
+__all__ = ["LogprobsFormatter", "finish_reason", "shown_logprobs", "timings_of", "usage_of"]
 
 _IMPOSSIBLE = -9999.0  # OpenAI's number for a probability of 0, which JSON cannot write
 
 
-class TokenTexts:
+class LogprobsFormatter:
     """Tokens with their texts and probabilities. Making the first of a base takes a while: not in an event loop.
 
     Args:

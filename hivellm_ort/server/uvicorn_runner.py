@@ -19,13 +19,13 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from hivellm_ort.errors import OptionError, argument
 from hivellm_ort.server.state import ServerState
 
-__all__ = ["Listening", "is_local", "run"]
+__all__ = ["ListenOptions", "is_local", "run"]
 
 _GRACE_SECONDS = 5  # after the drain, for responses to be sent
 
 
 @dataclass(frozen=True, kw_only=True)
-class Listening:
+class ListenOptions:
     """Where the server listens, and how it ends.
 
     Attributes:
@@ -58,33 +58,33 @@ def is_local(host: str) -> bool:
         return host == "localhost"
 
 
-def run(app: FastAPI, listening: Listening, started: Callable[[str], None]) -> None:
+def run(app: FastAPI, options: ListenOptions, started: Callable[[str], None]) -> None:
     """Serve an application until SIGTERM, SIGINT (Ctrl-C) or a second one of them, which does not wait.
 
     Args:
         app: of `create_app`.
-        listening: where.
+        options: where.
         started: gets the address when requests are answered.
 
     Raises:
         OSError: the address is in use or none of this machine's, or a file of TLS cannot be read.
         OptionError: a file of TLS is none.
     """
-    if listening.private_key is not None and listening.certificate is None:
+    if options.private_key is not None and options.certificate is None:
         raise OptionError(f"{argument('ssl_keyfile')} needs {argument('ssl_certfile')}")
     config = uvicorn.Config(
         app,
-        http=_protocol(listening),
+        http=_protocol(options),
         ws="none",
         lifespan="off",
         log_config=None,
-        log_level="warning" if not listening.access_log else "info",
-        access_log=listening.access_log,
+        log_level="warning" if not options.access_log else "info",
+        access_log=options.access_log,
         server_header=False,
         proxy_headers=False,
-        timeout_graceful_shutdown=math.ceil(listening.drain_seconds) + _GRACE_SECONDS,
-        ssl_certfile=listening.certificate,
-        ssl_keyfile=listening.private_key,
+        timeout_graceful_shutdown=math.ceil(options.drain_seconds) + _GRACE_SECONDS,
+        ssl_certfile=options.certificate,
+        ssl_keyfile=options.private_key,
     )
     try:
         config.load()
@@ -94,14 +94,14 @@ def run(app: FastAPI, listening: Listening, started: Callable[[str], None]) -> N
         raise OptionError(
             f"{argument('ssl_certfile')}: no certificate with its key in PEM: {error}"
         ) from error
-    with _listening_socket(listening.host, listening.port) as bound:
-        scheme = "http" if listening.certificate is None else "https"
-        host = f"[{listening.host}]" if ":" in listening.host else listening.host
+    with _listening_socket(options.host, options.port) as bound:
+        scheme = "http" if options.certificate is None else "https"
+        host = f"[{options.host}]" if ":" in options.host else options.host
         address = f"{scheme}://{host}:{bound.getsockname()[1]}"
-        _Server(config, app.state.server, listening.drain_seconds, lambda: started(address)).run([bound])
+        _Server(config, app.state.server, options.drain_seconds, lambda: started(address)).run([bound])
 
 
-def _protocol(listening: Listening) -> type[H11Protocol]:
+def _protocol(options: ListenOptions) -> type[H11Protocol]:
     """HTTP/1.1 as uvicorn speaks it, within limits: uvicorn waits for headers without end."""
 
     class Limited(H11Protocol):
@@ -109,7 +109,7 @@ def _protocol(listening: Listening) -> type[H11Protocol]:
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
-            if len(self.connections) > listening.max_connections:
+            if len(self.connections) > options.max_connections:
                 transport.abort()
             else:
                 self._watch()
@@ -126,7 +126,7 @@ def _protocol(listening: Listening) -> type[H11Protocol]:
             if self.cycle is not None and not self.cycle.response_complete:
                 self._stop()
             elif self.late is None:
-                self.late = self.loop.call_later(listening.header_seconds, self.transport.abort)
+                self.late = self.loop.call_later(options.header_seconds, self.transport.abort)
 
         def _stop(self) -> None:
             if self.late is not None:
@@ -179,9 +179,9 @@ class _Server(uvicorn.Server):
             await super().shutdown(sockets)
         finally:
             ending.cancel()
-            self._state.end()
+            self._state.stop()
 
     async def _drain(self) -> None:
         self._state.drain()
         await asyncio.sleep(self._drain_seconds)
-        self._state.end()
+        self._state.stop()

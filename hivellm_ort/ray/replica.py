@@ -21,7 +21,7 @@ from hivellm_ort.server import ServerOptions, create_app
 from hivellm_ort.server.errors import ApiError
 from hivellm_ort.server.state import ServerState
 
-__all__ = ["HEARTBEAT_SECONDS", "Experts"]
+__all__ = ["HEARTBEAT_SECONDS", "ExpertReplica"]
 
 HEARTBEAT_SECONDS = 5.0
 """Seconds after which a replica that has nothing to send says that it is there."""
@@ -29,7 +29,7 @@ HEARTBEAT_SECONDS = 5.0
 _LOG = logging.getLogger("hivellm_ort")
 
 
-class Experts:
+class ExpertReplica:
     """Holds a base with its experts, and answers the requests that a gateway hands on.
 
     All experts of the configuration are known to the manager, and at most `max_loaded_experts` are in memory. Which
@@ -130,7 +130,7 @@ class Experts:
     def __del__(self) -> None:
         """End what still runs, when Ray stops the replica."""
         if hasattr(self, "_app"):
-            self._state.end()
+            self._state.stop()
             self._manager.close()
 
     async def _answer(
@@ -155,14 +155,14 @@ class Experts:
             except ExpertError as error:
                 _LOG.warning("expert %r is unavailable: %s", model, error)  # the application tells the client
         elif model in self._failed:
-            app = _unavailable(model, self._state.hide(self._failed[model])).response
+            app = _unavailable(model, self._state.remove_paths(self._failed[model])).response
         try:
             await app({**scope, "state": {}, "extensions": {}}, receive, send)
         except Exception:  # the client was told already
             _LOG.exception("a request failed")
 
     def _change(self, wanted: dict[str, Path]) -> None:
-        self._state.hide_also(path.absolute().parent for path in wanted.values())
+        self._state.add_folders(path.absolute().parent for path in wanted.values())
         self._failed = {}
         new = {name: path for name, path in wanted.items() if name not in self._experts}
         changed = {
