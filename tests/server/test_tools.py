@@ -162,7 +162,7 @@ def test_what_clients_add_to_calls_stays_outside(tooled: TestClient) -> None:
         ({"tools": [{"type": "function"}]}, "tools", "name"),
         ({"tools": [TOOLS[0], TOOLS[0]]}, "tools", "two tools named 'root'"),
         ({"tools": "root"}, "tools", "valid list"),
-        ({"tools": [TOOLS[1]] * 3}, "tools", "3 tools, and 2 may be"),
+        ({"tools": [TOOLS[1]] * 3}, "tools", "3 tools; at most 2 are allowed"),
         ({"tools": TOOLS, "parallel_tool_calls": "no"}, "parallel_tool_calls", "valid boolean"),
     ],
 )
@@ -173,6 +173,16 @@ def test_wrong_tools(fields: dict[str, Any], param: str, message: str, caller: E
         response = client.post(PATH, json=chat(**fields))
     assert (400, param) == (response.status_code, error_of(response)["param"])
     assert message in error_of(response)["message"]
+
+
+@pytest.mark.parametrize("choice", ["required", "auto", {"type": "function", "function": {"name": "root"}}])
+def test_a_template_that_shows_no_tools(choice: Any, client: TestClient) -> None:
+    """Every choice gets the same error. Its advice is true: the request is answered without tools."""
+    response = client.post(PATH, json=chat(tools=TOOLS, tool_choice=choice, max_tokens=2))
+    error = error_of(response)
+    assert (400, "cannot_answer") == (response.status_code, error["code"])
+    assert "does not show the tools to the model: leave out tools" in error["message"]
+    assert 200 == client.post(PATH, json=chat(max_tokens=2)).status_code
 
 
 @pytest.mark.parametrize(
