@@ -33,7 +33,7 @@ router = APIRouter(tags=["answers"], route_class=StrictJSONRoute)
 
 @router.post("/v1/chat/completions", responses=STREAM_RESPONSES, response_model=None)
 async def chat_completions(body: ChatBody, request: Request) -> Response:
-    """Answer a conversation: at once, or as it is written (`stream`)."""
+    """Answer a conversation, in one document or as a stream (`stream`)."""
     state = server_state(request)
     options = _options(body, state.options.limits)
     check_length(state, "tools", body.tools)
@@ -54,10 +54,10 @@ async def chat_completions(body: ChatBody, request: Request) -> Response:
 
 
 def _options(body: ChatBody, limits: ServerLimits) -> GenerateOptions:
-    """What the body asks of the library.
+    """Return the options for a body.
 
     Raises:
-        ApiError: a field exceeds a limit, or contradicts another.
+        ApiError: A field exceeds a limit, or contradicts another.
     """
     options = generation_options(body, limits)
     options["messages"] = [message.model_dump(exclude_none=True) for message in body.messages]
@@ -65,11 +65,11 @@ def _options(body: ChatBody, limits: ServerLimits) -> GenerateOptions:
         options["schema"] = body.schema_
     if body.max_completion_tokens is not None:
         if body.max_tokens not in (None, body.max_completion_tokens):
-            raise field_error("max_tokens", "max_completion_tokens is another number: give one of them")
+            raise field_error("max_tokens", "max_completion_tokens has another value: give one of them")
         check_count("max_completion_tokens", body.max_completion_tokens, limits.max_tokens)
         options["max_tokens"] = body.max_completion_tokens
     if body.top_logprobs is not None and not body.logprobs:
-        raise field_error("top_logprobs", "there are none without logprobs: set logprobs to true")
+        raise field_error("top_logprobs", "it needs logprobs: set logprobs to true")
     if body.logprobs:
         options["logprobs"] = body.top_logprobs or 0
     wanted = body.response_format
@@ -96,11 +96,11 @@ def _options(body: ChatBody, limits: ServerLimits) -> GenerateOptions:
 
 
 def _thinking(body: ChatBody) -> bool | None:
-    """Whether the model may think first; None for the default."""
-    told = body.chat_template_kwargs.enable_thinking if body.chat_template_kwargs is not None else None
+    """Return whether the model may think first; None for the default."""
+    template = body.chat_template_kwargs.enable_thinking if body.chat_template_kwargs is not None else None
     effort = None if body.reasoning_effort is None else body.reasoning_effort != "none"
-    if told is not None and effort is not None and told != effort:
+    if template is not None and effort is not None and template != effort:
         raise field_error(
-            "reasoning_effort", "chat_template_kwargs.enable_thinking says otherwise: give one of them"
+            "reasoning_effort", "chat_template_kwargs.enable_thinking contradicts it: give one of them"
         )
-    return effort if told is None else told
+    return effort if template is None else template

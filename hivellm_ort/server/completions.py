@@ -1,4 +1,4 @@
-"""`/v1/completions`: the model writes on from a prompt, without a chat template."""
+"""`/v1/completions`: the model continues a prompt, without a chat template."""
 
 from __future__ import annotations
 
@@ -33,13 +33,15 @@ router = APIRouter(tags=["answers"], route_class=StrictJSONRoute)
 
 @router.post("/v1/completions", responses=STREAM_RESPONSES, response_model=None)
 async def completions(body: CompletionBody, request: Request) -> Response:
-    """Write on from one prompt or several: at once, or as it is written (`stream`)."""
+    """Continue one or several prompts, in one document or as a stream (`stream`)."""
     state = server_state(request)
     prompts = _prompts(body, state.options.limits)
     options = generation_options(body, state.options.limits)
     if body.logprobs is not None:
         if body.echo:
-            raise field_error("echo", "the prompt has no log probabilities here: leave out echo or logprobs")
+            raise field_error(
+                "echo", "log probabilities of the prompt are unavailable: leave out echo or logprobs"
+            )
         options["logprobs"] = body.logprobs
     for prompt in prompts:
         check_length(state, "prompt", prompt)
@@ -75,12 +77,12 @@ async def completions(body: CompletionBody, request: Request) -> Response:
 
 
 def encode_plain(tokenizer: TextTokenizer, text: str, *, special: bool) -> list[int]:
-    """The tokens of a text as a model reads it without a template.
+    """Return the token ids of a text without a chat template.
 
     Args:
-        tokenizer: of the base.
-        text: any text; special tokens in it are read as such.
-        special: whether the tokens that the tokenizer puts before a text, such as `<s>`, come first.
+        tokenizer: The tokenizer of the base.
+        text: The text. Special tokens in it are encoded as special tokens.
+        special: Whether to begin with the tokens that the tokenizer puts before a text, such as `<s>`.
     """
     prefix = tokenizer.encode(tokenizer.prefix) if special and tokenizer.prefix else []
     return [*prefix, *tokenizer.encode(text)]
@@ -88,13 +90,13 @@ def encode_plain(tokenizer: TextTokenizer, text: str, *, special: bool) -> list[
 
 @dataclass(frozen=True)
 class _CompletionFormatter:
-    """Makes what the client gets of answers.
+    """Formats answers as documents and chunks of `/v1/completions`.
 
     Attributes:
-        model: who answers.
-        texts: of tokens, where log probabilities are wanted.
-        echoed: what is put before the answers to each prompt.
-        n: how many answers each prompt has.
+        model: The name of the expert.
+        texts: Formats log probabilities; None if the request asks for none.
+        echoed: For each prompt, the text before its answers.
+        n: How many answers each prompt has.
     """
 
     model: str
@@ -103,13 +105,13 @@ class _CompletionFormatter:
     n: int
 
     def whole(self, results: list[InferenceResult]) -> dict[str, Any]:
-        """The answers in one document."""
+        """Return all answers in one document."""
         choices = []
         for index, result in enumerate(results):
             echoed = self.echoed[index // self.n]
             logprobs = None
             if self.texts is not None:
-                logprobs = self.texts.plain(shown_logprobs(result), 0)
+                logprobs = self.texts.completion(shown_logprobs(result), 0)
             choices.append(
                 {
                     "index": index,
@@ -127,26 +129,26 @@ class _CompletionFormatter:
         }
 
     async def chunks(self, answers: RunningAnswers, *, usage: bool) -> AsyncIterator[dict[str, Any] | None]:
-        """The answers as they are written.
+        """Yield the chunks of the answers. None means that nothing came for a while.
 
         Args:
-            answers: begun, with steps.
-            usage: whether the last chunk has the counts of tokens.
+            answers: The running answers, with steps.
+            usage: Whether the last chunk has the token usage.
         """
         document = self._document()
         if usage:
             document["usage"] = None
         results: dict[int, InferenceResult] = {}
         held: dict[int, list[TokenLogprob]] = {}
-        written = dict.fromkeys(range(len(self.echoed) * self.n), 0)  # characters of tokens
+        written = dict.fromkeys(range(len(self.echoed) * self.n), 0)  # characters of the tokens so far
 
         def chunk(index: int, text: str, reason: str | None = None) -> dict[str, Any]:
             logprobs = held.pop(index, None)
-            told = None
+            shown = None
             if logprobs and self.texts is not None:
-                told = self.texts.plain(logprobs, written[index])
-                written[index] += sum(map(len, told["tokens"]))
-            choice = {"index": index, "text": text, "logprobs": told, "finish_reason": reason}
+                shown = self.texts.completion(logprobs, written[index])
+                written[index] += sum(map(len, shown["tokens"]))
+            choice = {"index": index, "text": text, "logprobs": shown, "finish_reason": reason}
             return {**document, "choices": [choice]}
 
         for index in written:
@@ -178,10 +180,10 @@ class _CompletionFormatter:
 
 
 def _prompts(body: CompletionBody, limits: ServerLimits) -> list[str | list[int]]:
-    """The prompts: texts, or tokens.
+    """Return the prompts, as texts or token ids.
 
     Raises:
-        ApiError: it is neither of them, none or too many.
+        ApiError: A prompt has another type, or there are none or too many.
     """
     given = body.prompt
     prompts = given if isinstance(given, list) and not _is_tokens(given) else [given]
@@ -190,7 +192,7 @@ def _prompts(body: CompletionBody, limits: ServerLimits) -> list[str | list[int]
             where = f"prompt[{index}]" if prompts is given else "prompt"
             raise field_error(where, "it must be a text, a list of token ids, or a list of either")
     if not 1 <= len(prompts) <= limits.max_prompts:
-        raise field_error("prompt", f"{len(prompts)} prompts, and 1 to {limits.max_prompts} may be")
+        raise field_error("prompt", f"{len(prompts)} prompts; 1 to {limits.max_prompts} are allowed")
     return prompts
 
 
@@ -199,7 +201,7 @@ def _is_tokens(value: Any) -> bool:
 
 
 def is_token(tokenizer: TextTokenizer, token_id: int) -> bool:
-    """Whether a vocabulary has a token of this id. The tokenizers library takes 32 bits without a sign."""
+    """Return whether the vocabulary has this token id. The tokenizers library takes unsigned 32-bit ids."""
     return 0 <= token_id < 1 << 32 and tokenizer.id_to_token(token_id) is not None
 
 

@@ -1,4 +1,4 @@
-"""Questions as the model reads them, and its probabilities as answers."""
+"""Writes the questions of `/v1/decisions` for the model, and makes answers from its probabilities."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _YES, _NO = "Yes", "No"
 
 
 def question_text(question: Question) -> str:
-    """The question with its options, each with the label that the model is to answer with."""
+    """Return the text of a question. Each option has a label, which is the answer of the model."""
     instructions = "\n".join(part.text for part in question.instructions)
     if isinstance(question, Predicate):
         return f"Is this true of the above? {instructions}\n\nAnswer only with {_YES} or {_NO}."
@@ -37,7 +37,7 @@ def question_text(question: Question) -> str:
 
 
 def answer_labels(question: Question) -> list[str]:
-    """What the model may answer, in the order of the options: labels, most of them of one token."""
+    """Return the labels in the order of the options. Most of them are one token."""
     if isinstance(question, Predicate):
         return [_YES, _NO]
     count = len(_options(question))
@@ -46,9 +46,9 @@ def answer_labels(question: Question) -> list[str]:
 
 
 def append_question(turns: Sequence[Mapping[str, Any]], text: str) -> list[dict[str, Any]]:
-    """A conversation that ends with a question. All questions begin alike, so the input is computed once.
+    """Return the conversation with a question at its end, so that all questions share the prefix.
 
-    It goes into the user's last turn: some templates refuse two turns of one role.
+    The question extends the last message of the user: some templates refuse two messages of one role.
     """
     result = [dict(turn) for turn in turns]
     if result[-1]["role"] == "user":
@@ -57,7 +57,7 @@ def append_question(turns: Sequence[Mapping[str, Any]], text: str) -> list[dict[
 
 
 def build_answer(question: Question, result: ScoreResult) -> dict[str, Any]:
-    """The answer to a question, in OpenAI's form, with `coverage` besides."""
+    """Return the answer to a question in OpenAI's form, and `coverage`."""
     shares = [answer.share for answer in result.answers]
     answer: dict[str, Any] = {"type": question.type, "name": question.name}
     if isinstance(question, Predicate):
@@ -84,14 +84,14 @@ def build_answer(question: Question, result: ScoreResult) -> dict[str, Any]:
 
 
 def _options(question: Selection | Rating) -> list[tuple[str, str | None]]:
-    """The name and the description of each."""
+    """Return the name and the description of each option."""
     if isinstance(question, Rating):
         return [(level.label, level.description) for level in question.levels]
     return [(_shown(choice.value), choice.description) for choice in question.choices]
 
 
 def _confidence(shares: Sequence[float]) -> float:
-    """How far the likeliest is above chance: 0 where all are equally likely, 1 where it is certain."""
+    """Return the confidence: 0 if all options are equally likely, 1 if one is certain."""
     chance = 1 / len(shares)
     return max(0.0, (max(shares) - chance) / (1 - chance))
 

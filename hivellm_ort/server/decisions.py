@@ -78,7 +78,7 @@ async def decisions(body: DecisionsBody, request: Request) -> Response:
 
 
 def _usage(results: list[ScoreResult]) -> dict[str, Any]:
-    """Return the numbers of tokens. A shared prompt prefix counts for each question, and is cached after the first."""
+    """Return the numbers of tokens. A shared prefix counts for each question, and is cached after the first."""
     read = sum(result.prompt_tokens for result in results)
     cached = sum(result.cached_tokens for result in results)
     return {

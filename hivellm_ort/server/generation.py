@@ -1,4 +1,4 @@
-"""The one way from a checked request to answers: the queue, the time, the client that goes away."""
+"""Runs the answers of a request: queue, time limit, and cancellation when the client disconnects."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["RunningAnswers", "cancel_on_disconnect", "timeout_error"]
 
 _T = TypeVar("_T")
 _NO_FIELDS: Mapping[str, str] = MappingProxyType({})
-# Options of the library that clients give under another name.
+# Fields of the API for options of the library with another name.
 _FIELDS = {
     "enable_thinking": "chat_template_kwargs.enable_thinking",
     "include_stop": "include_stop_str_in_output",
@@ -34,13 +34,13 @@ _FIELDS = {
 
 
 class RunningAnswers:
-    """The answers of one request, generated side by side.
+    """The answers of one request, generated concurrently.
 
-    They are generated whether or not they are read, and each gives its place in the queue back when it ends.
+    They are generated even if nobody reads them. Each releases its place in the queue when it ends.
 
     Args:
-        state: of the application.
-        streams: one for each answer; none has started.
+        state: The state of the application.
+        streams: One stream for each answer. None of them has started.
     """
 
     def __init__(self, state: ServerState, streams: Sequence[AsyncTextStream]) -> None:
@@ -59,18 +59,18 @@ class RunningAnswers:
         steps: bool = False,
         fields: Mapping[str, str] = _NO_FIELDS,
     ) -> RunningAnswers:
-        """Begin all answers; what is wrong with the request is raised here.
+        """Start all answers. Errors of the request are raised here.
 
         Args:
-            state: of the application.
-            name: the expert.
-            options: options of each answer.
-            steps: whether `events` is going to tell of every step.
-            fields: what this route calls options of the library, where others do not.
+            state: The state of the application.
+            name: The expert.
+            options: The options of each answer.
+            steps: Whether `events` yields every step.
+            fields: Further names of options in this route, by the name of the option.
 
         Raises:
-            ApiError: the queue is full, or the server stops.
-            ExpertError: the request cannot be answered.
+            ApiError: The queue is full, or the server is shutting down.
+            ExpertError: The request cannot be answered.
         """
         state.reserve(len(options))
         timeout = state.options.limits.request_timeout
@@ -78,11 +78,11 @@ class RunningAnswers:
         streams = [state.manager.agenerate_stream(name, **options) for options in limited]
         answers = cls(state, streams)
         started: list[asyncio.Future[None]] = []
-        with arguments_named_by(partial(_as_field, {**_FIELDS, **fields})):  # in the tasks, too
+        with arguments_named_by(partial(_as_field, {**_FIELDS, **fields})):  # the tasks inherit it
             for index, stream in enumerate(streams):
                 started.append(asyncio.get_running_loop().create_future())
                 task = asyncio.create_task(answers._run(index, stream, started[-1], steps=steps))
-                task.add_done_callback(lambda _: state.release())  # whatever becomes of it
+                task.add_done_callback(lambda _: state.release())  # also after an error
                 answers._tasks.append(task)
         state.register(answers)
         try:
@@ -103,11 +103,11 @@ class RunningAnswers:
         self.abandon()
 
     async def results(self) -> list[InferenceResult]:
-        """All answers, when they have ended.
+        """Wait for all answers and return them.
 
         Raises:
-            ApiError: the time is over, or the server stops.
-            ExpertError: an answer cannot go on.
+            ApiError: The time limit is reached, or the server is shutting down.
+            ExpertError: An answer failed.
         """
         found: dict[int, InferenceResult] = {}
         async for event in self.events():
@@ -118,27 +118,27 @@ class RunningAnswers:
     async def events(
         self, idle: float | None = None
     ) -> AsyncIterator[tuple[int, Step | InferenceResult] | None]:
-        """What happens: the index of an answer, and a step of it or its result. Raises as `results`.
+        """Yield (index of the answer, step or result) as they come. Raises as `results`.
 
         Args:
-            idle: seconds without a step after which None comes; None for never.
+            idle: Seconds without an event after which None is yielded; None for never.
         """
         left = len(self._streams)
         loop = asyncio.get_running_loop()
         last = loop.time()
         timer: asyncio.TimerHandle | None = None
 
-        def look(seconds: float) -> None:
-            """Tell that nothing came. One timer for all steps: one for each would cost more than the step."""
+        def check_idle(seconds: float) -> None:
+            """Queue None after an idle time. One timer serves all steps: a timer per step would cost too much."""
             nonlocal timer, last
             if loop.time() >= last + seconds:
                 last = loop.time()
                 self._events.put_nowait(None)
-            timer = loop.call_at(last + seconds, look, seconds)
+            timer = loop.call_at(last + seconds, check_idle, seconds)
 
         try:
             if idle is not None:
-                timer = loop.call_later(idle, look, idle)
+                timer = loop.call_later(idle, check_idle, idle)
             while left:
                 event = await self._events.get()
                 last = loop.time()
@@ -156,20 +156,20 @@ class RunningAnswers:
             self.abandon()
 
     def sampling(self, index: int) -> Mapping[str, Any]:
-        """The options of sampling that an answer is generated with."""
+        """Return the sampling options of an answer."""
         return self._streams[index].sampling
 
     def call_parser(self, index: int) -> ToolCallParser:
-        """A parser of the calls of tools in an answer."""
+        """Return a parser for the tool calls in an answer."""
         return self._streams[index].call_parser()
 
     def cancel(self) -> None:
-        """End all answers soon; whoever reads them is told."""
+        """Cancel all answers. Readers get the error."""
         for stream in self._streams:
             stream.cancel()
 
     def abandon(self) -> None:
-        """End all answers that go on; nobody reads them any more."""
+        """Cancel all running answers, because nobody reads them any more."""
         for task in self._tasks:
             task.cancel()
         self._state.unregister(self)
@@ -206,35 +206,35 @@ class RunningAnswers:
 
 
 def timeout_error(seconds: float) -> ApiError:
-    """What a client is told whose answer did not end in time."""
-    # A client of OpenAI's would ask twice again, and wait as long each time.
+    """Return the error for an answer that did not end in time."""
+    # OpenAI's clients would retry twice, and wait as long each time.
     return ApiError(
         504,
-        f"the answer did not end in {seconds:g} s: ask for less, or when the server has less to do",
+        f"the answer did not end in {seconds:g} s: ask for fewer tokens, or retry when the server is less busy",
         code="timeout",
         headers={"x-should-retry": "false"},
     )
 
 
 async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
-    """What the work gives; it is cancelled when the client goes away.
+    """Return the result of the work. The work is cancelled when the client disconnects.
 
     Args:
-        request: whose body was read.
-        work: to do.
+        request: The request. Its body must have been read.
+        work: The work.
 
     Raises:
-        ClientDisconnect: the client went away.
+        ClientDisconnect: The client disconnected.
     """
     task = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_left(request))
+    disconnect = asyncio.ensure_future(_wait_for_disconnect(request))
     try:
-        await asyncio.wait((task, leaving), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((task, disconnect), return_when=asyncio.FIRST_COMPLETED)
     except BaseException:
         _give_up(task)
         raise
     finally:
-        leaving.cancel()
+        disconnect.cancel()
     if not task.done():
         _give_up(task)
         raise ClientDisconnect
@@ -242,7 +242,7 @@ async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, _T]) 
 
 
 def _give_up(task: asyncio.Future[Any]) -> None:
-    """Cancel work, and what it begins at this very moment: nobody will read it."""
+    """Cancel the work, and the answers that it may still start."""
     task.add_done_callback(_abandon)
     task.cancel()
 
@@ -252,12 +252,12 @@ def _abandon(task: asyncio.Future[Any]) -> None:
         task.result().abandon()
 
 
-async def _left(request: Request) -> None:
+async def _wait_for_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
 def _as_field(names: Mapping[str, str], name: str, value: str | int | None) -> str | None:
-    """An argument of the library as a client has it."""
+    """Return an argument of the library as the client wrote it; None if the name is the same."""
     field = names.get(name)
     return field if field is None or value is None else f"{field}={json.dumps(value)}"

@@ -1,4 +1,4 @@
-"""`/v1/responses`: OpenAI's newer form of a chat. Nothing is stored."""
+"""`/v1/responses`: OpenAI's Responses API. Nothing is stored."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ _LOGPROBS = "message.output_text.logprobs"
 _FIELDS = MappingProxyType(
     {"max_tokens": "max_output_tokens", "enable_thinking": "reasoning.effort", "system": "instructions"}
 )
-"""What this route calls options of the library."""
+"""The names of options in this route, by the name of the option."""
 
 
 @router.post("/v1/responses", responses=STREAM_RESPONSES, response_model=None)
 async def responses(body: ResponsesBody, request: Request) -> Response:
-    """Answer a text or a conversation: at once, or in typed events as it is written (`stream`)."""
+    """Answer a text or a conversation, in one document or as a stream of typed events (`stream`)."""
     state = server_state(request)
     options = _options(body, state.options.limits)
     check_length(state, "tools", options.get("tools"))
@@ -67,7 +67,7 @@ async def responses(body: ResponsesBody, request: Request) -> Response:
 async def _events(
     state: ServerState, writer: ResponseWriter, answers: RunningAnswers
 ) -> AsyncIterator[dict[str, Any] | None]:
-    """The events of an answer; None where nothing came for a while."""
+    """Yield the events of an answer. None means that nothing came for a while."""
     for event in writer.begin():
         yield event
     try:
@@ -78,7 +78,7 @@ async def _events(
             what = happened[1]
             for event in writer.end(what) if isinstance(what, InferenceResult) else writer.add(what):
                 yield event
-    except Exception as error:  # the status was sent long ago
+    except Exception as error:  # the status has been sent already
         for event in writer.fail(as_api_error(error, state.remove_paths, began=True)):
             yield event
 
@@ -93,13 +93,13 @@ async def _written(writer: ResponseWriter, answers: RunningAnswers) -> None:
 
 
 def _options(body: ResponsesBody, limits: ServerLimits) -> GenerateOptions:
-    """What the body asks of the library.
+    """Return the options for a body.
 
     Raises:
-        ApiError: a field exceeds a limit, or contradicts another.
+        ApiError: A field exceeds a limit, or contradicts another.
     """
     if body.stream_options is not None and not body.stream:
-        raise field_error("stream_options", "there is no stream: set stream to true, or leave it out")
+        raise field_error("stream_options", "it needs stream: set stream to true, or leave it out")
     options = sampling_options(body, limits)
     check_count("max_output_tokens", body.max_output_tokens, limits.max_tokens)
     if body.max_output_tokens is not None:
@@ -108,12 +108,12 @@ def _options(body: ResponsesBody, limits: ServerLimits) -> GenerateOptions:
     if body.schema_ is not None:
         if body.instructions is not None:
             raise field_error(
-                "schema", "instructions are the system message, and it goes there: give one of them"
+                "schema", "it is part of the system message, which instructions replace: give one of them"
             )
         options["schema"] = body.schema_
     logprobs = _LOGPROBS in (body.include or ())
     if body.top_logprobs and not logprobs:
-        raise field_error("top_logprobs", f"there are none without include: add {_LOGPROBS!r} to it")
+        raise field_error("top_logprobs", f"it needs include: add {_LOGPROBS!r} to include")
     if logprobs:
         options["logprobs"] = body.top_logprobs or 0
     form = body.text.format if body.text is not None else None
@@ -151,7 +151,7 @@ def _as_chat_choice(name: str) -> dict[str, Any]:
 
 
 def _described(body: ResponsesBody, model: str, sampling: Mapping[str, Any]) -> dict[str, Any]:
-    """What a response says of its request. Options of sampling are those that are used."""
+    """Return the fields of a response that repeat its request, with the sampling options that are used."""
     form = body.text.format if body.text is not None else None
     choice = body.tool_choice or "auto"
     tools = [

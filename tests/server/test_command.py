@@ -141,7 +141,7 @@ def test_keys_of_a_file_and_of_the_variable(cache: Path, tmp_path: Path) -> None
         assert "warning" not in command.output
     with Command([*SQL, "--host", "0.0.0.0"], cache, {"HIVELLM_API_KEYS": ""}) as command:
         pass
-    assert "warning: 0.0.0.0 is reached from other machines, and there are no keys" in command.output
+    assert "warning: other machines can connect to 0.0.0.0, and no API key is set" in command.output
 
 
 def test_tls(cache: Path, tmp_path: Path) -> None:
@@ -204,12 +204,12 @@ def test_packages_are_asked_by_the_names_of_their_manifests(cache: Path, tmp_pat
         (["--expert", "sql"], "'sql' is not NAME=PATH"),
         (["--expert", "a=b", "--expert", "a=c"], "the name 'a' is given twice"),
         (["nothing.expert"], "nothing.expert"),
-        (["--expert", f"auto={golden('sql')}", "--base", BASE], "'auto' asks for routing"),
+        (["--expert", f"auto={golden('sql')}", "--base", BASE], "'auto' is the model name for routing"),
         (["--expert", f"base={golden('sql')}", "--base", BASE], "'base' is the name of the base model"),
-        ([golden("sql"), golden("sql"), "--base", BASE], "two packages are called 'expert-sql'"),
+        ([golden("sql"), golden("sql"), "--base", BASE], "two packages have the name 'expert-sql'"),
         ([*SQL, "--max-n", "0"], "max-n"),
         ([*SQL, "--ssl-keyfile", "x"], "--ssl-keyfile needs --ssl-certfile"),
-        ([*SQL, "--ssl-certfile", BASE / "decoder.json"], "no certificate with its key in PEM"),
+        ([*SQL, "--ssl-certfile", BASE / "decoder.json"], "not a certificate with its key in PEM"),
         ([*SQL, "--ssl-certfile", "nothing.pem"], "No such file or directory"),
         ([*SQL, "--api-key-file", BASE / "nothing"], "nothing"),
         ([*SQL, "--allow-loading", BASE / "nothing"], "does not exist"),
@@ -239,7 +239,7 @@ def test_an_empty_file_of_keys(tmp_path: Path, invoke: Callable[..., Result]) ->
     """No keys would let everybody in, which nobody wants who names a file."""
     (tmp_path / "keys").write_text("# none\n", encoding="utf-8")
     result = invoke(*SQL, "--api-key-file", tmp_path / "keys")
-    assert (2, True) == (result.exit_code, "there is no key in it" in result.stderr)
+    assert (2, True) == (result.exit_code, "it has no key" in result.stderr)
 
 
 def test_without_the_extra(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_logprobs(stream: bool, client: TestClient, manager: ExpertManager) -> N
     [
         ({"prompt": None}, "prompt", "a text, a list of token ids"),
         ({"prompt": []}, "prompt", "0 prompts"),
-        ({"prompt": ["a"] * 17}, "prompt", "17 prompts, and 1 to 16 may be"),
+        ({"prompt": ["a"] * 17}, "prompt", "17 prompts; 1 to 16 are allowed"),
         ({"prompt": ["a", 5]}, "prompt[1]", "a text, a list of token ids"),
         ({"prompt": [True]}, "prompt[0]", "a text, a list of token ids"),
         ({"prompt": ""}, "prompt", "prompt is empty"),

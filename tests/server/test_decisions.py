@@ -173,7 +173,7 @@ def test_models(client: TestClient, manager: ExpertManager) -> None:
         ),
         ({"input": [{"type": "custom_tool_call"}]}, "input[0]", "'custom_tool_call' is not supported"),
         ({"questions": []}, "questions", "at least 1 item"),
-        ({"questions": [PREDICATE] * 3}, "questions", "3 questions, and 2 may be"),
+        ({"questions": [PREDICATE] * 3}, "questions", "3 questions; at most 2 are allowed"),
         ({"questions": [{"type": "box"}]}, "questions[0]", "'box' is not supported"),
         ({"questions": [{"type": "predicate"}]}, "questions[0].instructions", "is missing"),
         ({"questions": [{**PREDICATE, "threshold": 1}]}, "questions[0].threshold", "no field"),
@@ -190,7 +190,7 @@ def test_models(client: TestClient, manager: ExpertManager) -> None:
         (
             {"questions": [{**CHOICE, "choices": [{"value": "a"}] * 2}]},
             "questions[0].choices",
-            "is there twice",
+            "is given twice",
         ),
         ({"questions": [{**CHOICE, "choices": ["a", "b"]}]}, "questions[0].choices[0]", "an object"),
         (

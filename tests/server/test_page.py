@@ -302,7 +302,7 @@ def delta(**fields: str) -> dict[str, Any]:
 def test_what_else_streams_hold(browser: Any, command: Command) -> None:
     """Thoughts are apart from the answer. An answer that breaks off says so, and what there is of it stays."""
     error = {
-        "message": "the server is shutting down: ask again",
+        "message": "the server is shutting down: retry",
         "type": "server_error",
         "code": "shutting_down",
     }
@@ -319,7 +319,7 @@ def test_what_else_streams_hold(browser: Any, command: Command) -> None:
         alert = tab.page.get_by_role("alert")
         assert alert.is_hidden()
         for chunks, done, told in (
-            ([delta(content="Ye"), {"error": error}], True, "the server is shutting down: ask again"),
+            ([delta(content="Ye"), {"error": error}], True, "the server is shutting down: retry"),
             ([delta(content="Ye")], False, "The connection ended before the answer did."),
         ):
             stream(tab, *chunks, done=done)

@@ -303,7 +303,7 @@ def test_beginnings_share_a_replica_and_others_are_spread() -> None:
     [
         ({"bass": "x"}, "bass"),
         ({"experts": {"auto": "x.expert"}}, "'auto' cannot be the name of an expert"),
-        ({"limits": {"max_tokns": 1}}, "there is no limit 'max_tokns'"),
+        ({"limits": {"max_tokns": 1}}, "the limit 'max_tokns' does not exist"),
         ({"limits": {"max_n": 0}}, "max_n is 0"),
         ({"limits": {"max_n": "3"}}, "max_n is str"),
     ],

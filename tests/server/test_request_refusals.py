@@ -71,19 +71,19 @@ def test_no_field_is_both_taken_and_refused() -> None:
         ({"repetition_penalty": 0}, "repetition_penalty", "a number from"),
         ({"seed": -1}, "seed", "an integer from 0"),
         ({"seed": 1.5}, "seed", "valid integer"),
-        ({"n": 0}, "n", "1 to 8 may be"),
-        ({"n": 10**6}, "n", "1 to 8 may be"),
-        ({"max_tokens": 0}, "max_tokens", "1 to 4096 may be"),
-        ({"max_tokens": 5000}, "max_tokens", "1 to 4096 may be"),
-        ({"max_completion_tokens": 5000}, "max_completion_tokens", "1 to 4096 may be"),
+        ({"n": 0}, "n", "from 1 to 8"),
+        ({"n": 10**6}, "n", "from 1 to 8"),
+        ({"max_tokens": 0}, "max_tokens", "from 1 to 4096"),
+        ({"max_tokens": 5000}, "max_tokens", "from 1 to 4096"),
+        ({"max_completion_tokens": 5000}, "max_completion_tokens", "from 1 to 4096"),
         ({"max_completion_tokens": 5, "max_tokens": 6}, "max_tokens", "another number"),
         ({"max_tokens": 4000}, None, "exceed the model's context of 512 tokens"),
-        ({"stop": ["x"] * 17}, "stop", "17 texts, and 16 may be"),
+        ({"stop": ["x"] * 17}, "stop", "17 texts; at most 16 are allowed"),
         ({"stop": [1]}, "stop[0]", "valid string"),
         ({"stop": [""]}, "stop", "stop string 0 has 0 characters"),
-        ({"logit_bias": {"x": 1}}, "logit_bias", "logit_bias: 'x' is no token id"),
+        ({"logit_bias": {"x": 1}}, "logit_bias", "logit_bias: 'x' is not a token id"),
         ({"logit_bias": {"999999": 1}}, "logit_bias", "names token 999999"),
-        ({"logit_bias": {str(index): 1 for index in range(1025)}}, "logit_bias", "1024 may be"),
+        ({"logit_bias": {str(index): 1 for index in range(1025)}}, "logit_bias", "at most 1024 are allowed"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "equal to 20"),
         ({"top_logprobs": 2}, "top_logprobs", "set logprobs to true"),
         ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "no field"),
@@ -102,8 +102,8 @@ def test_no_field_is_both_taken_and_refused() -> None:
         ({"regex": "("}, "regex", "unclosed group"),
         ({"choice": []}, "choice", "choice is empty"),
         ({"json_schema": {"type": "nothing"}}, None, "nothing"),
-        ({"json_schema": DEEP}, "json_schema", "deeper than 32"),
-        ({"regex": "a" * 70_000}, "regex", "70000 bytes, and 65536 may be"),
+        ({"json_schema": DEEP}, "json_schema", "more than 32 levels"),
+        ({"regex": "a" * 70_000}, "regex", "70000 bytes; at most 65536 are allowed"),
         ({"schema": {"type": "object"}}, "schema", "valid string"),
         ({"store": True}, "store", "False"),
         ({"modalities": ["audio"]}, "modalities[0]", "'text'"),
@@ -112,7 +112,7 @@ def test_no_field_is_both_taken_and_refused() -> None:
         (
             {"reasoning_effort": "high", "chat_template_kwargs": {"enable_thinking": False}},
             "reasoning_effort",
-            "says otherwise",
+            "contradicts it",
         ),
         ({"chat_template_kwargs": {"foo": 1}}, "chat_template_kwargs.foo", "no field"),
         ({"schema": "x", "messages": [{"role": "system", "content": "x"}]}, None, "two system messages"),
@@ -132,7 +132,7 @@ def test_fields_that_are_wrong(
 def test_stream_options_without_a_stream(client: TestClient) -> None:
     """An option of a stream where there is none is refused."""
     error = error_of(client.post("/v1/chat/completions", json=chat(stream_options={"include_usage": True})))
-    assert ("stream_options", True) == (error["param"], "there is no stream" in error["message"])
+    assert ("stream_options", True) == (error["param"], "it needs stream" in error["message"])
 
 
 def test_an_unknown_model(client: TestClient) -> None:
@@ -216,7 +216,7 @@ def test_routes_that_are_not_there(
             "the expert is unavailable: the log",
         ),
         (InferenceError("a tokenizer fails"), 400, "cannot_answer", "a tokenizer fails"),
-        (RuntimeError("/secret/bug"), 500, "internal_error", "the server failed: its log says why"),
+        (RuntimeError("/secret/bug"), 500, "internal_error", "the server failed: see its log"),
     ],
 )
 def test_errors_of_the_server(
@@ -256,9 +256,9 @@ def test_limits_of_the_operator(manager: ExpertManager) -> None:
     limits = ServerLimits(max_n=2, max_tokens=10, max_stops=1, max_body_bytes=500)
     with TestClient(create_app(manager, ServerOptions(limits=limits)), base_url="http://localhost") as client:
         for fields, message in (
-            ({"n": 3}, "1 to 2 may be"),
-            ({"max_tokens": 11}, "1 to 10 may be"),
-            ({"stop": ["a", "b"]}, "1 may be"),
+            ({"n": 3}, "from 1 to 2"),
+            ({"max_tokens": 11}, "from 1 to 10"),
+            ({"stop": ["a", "b"]}, "at most 1 are allowed"),
             ({"user": "x" * 600}, "500 bytes"),
         ):
             assert message in error_of(client.post("/v1/chat/completions", json=chat(**fields)))["message"]
