@@ -78,7 +78,7 @@ def test_a_chunked_body_is_bounded(command: Command) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM")
 def test_sigterm_drains(cache: Path) -> None:
-    """An answer that goes on is finished, nobody new is let in, and the process ends with status 0."""
+    """A running answer is finished, new connections are refused, and the process ends with status 0."""
     found: list[str] = []
     started = threading.Event()
     with Command([*SQL, "--drain-timeout", "60"], cache, slow=True) as command:
@@ -98,7 +98,7 @@ def test_sigterm_drains(cache: Path) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM")
 @pytest.mark.parametrize("times", [1, 2])
 def test_the_drain_ends(times: int, cache: Path) -> None:
-    """After the time, or with a second signal, what goes on is ended; its client is told, and the process ends."""
+    """After the drain time or a second signal, running answers end with an error, and the process ends."""
     found: list[str] = []
     started = threading.Event()
     with Command([*SQL, "--drain-timeout", "0.5" if times == 1 else "60"], cache, slow=True) as command:
@@ -125,7 +125,7 @@ def _tolerant(address: str, found: list[str], started: threading.Event) -> None:
 
 
 def test_keys_of_a_file_and_of_the_variable(cache: Path, tmp_path: Path) -> None:
-    """Keys are one a line, or separated by commas; beyond this machine their lack is a warning."""
+    """Keys are one per line or separated by commas. Without keys, a public address is a warning."""
     file = tmp_path / "keys"
     file.write_text("# for tests\none\n\n two \n", encoding="utf-8")
     for arguments, environment in (
@@ -236,7 +236,7 @@ def test_a_port_that_is_in_use(invoke: Callable[..., Result]) -> None:
 
 
 def test_an_empty_file_of_keys(tmp_path: Path, invoke: Callable[..., Result]) -> None:
-    """No keys would let everybody in, which nobody wants who names a file."""
+    """A key file without keys is an error: it would open the server to every client."""
     (tmp_path / "keys").write_text("# none\n", encoding="utf-8")
     result = invoke(*SQL, "--api-key-file", tmp_path / "keys")
     assert (2, True) == (result.exit_code, "it has no key" in result.stderr)
@@ -261,7 +261,7 @@ def test_without_the_extra(tmp_path: Path) -> None:
 
 
 def test_no_path_in_errors(cache: Path, tmp_path: Path) -> None:
-    """A package that is gone when it is needed again is told without where it was."""
+    """The error for an evicted package that no longer exists does not show its path."""
     packages = [with_base(name, tmp_path / f"{name}.expert") for name in ("sql", "json")]
     arguments = [str(package) for package in packages] + ["--max-loaded-experts", "1", "--threads", "1"]
     with Command([*arguments, "--trust", "off"], cache) as command:

@@ -19,7 +19,7 @@ def asked(prompt: Any = QUESTION, **fields: Any) -> dict[str, Any]:
 
 
 def test_a_completion_is_the_managers(client: TestClient, manager: ExpertManager) -> None:
-    """The prompt is read as it is, without a template, whether it comes as text or as tokens."""
+    """A prompt of text or tokens is encoded without a template."""
     token_ids = manager.tokenizer("sql").encode(QUESTION)
     options: dict[str, Any] = {"temperature": 1, "seed": 4, "max_tokens": 10}
     expected = manager.generate("sql", prompt_ids=token_ids, **options)

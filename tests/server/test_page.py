@@ -264,7 +264,7 @@ def test_calls_of_tools(browser: Any, cache: Path, tmp_path: Path) -> None:
 
 
 def test_errors_in_full(browser: Any, command: Command) -> None:
-    """What the server refuses is told in its words, the field is marked, and the message is not lost."""
+    """The page shows the error of the server, marks the field, and keeps the message."""
     with Tab(browser, command.address, refusals=True).ready() as tab:
         tab.fill(top_p="3")
         tab.page.fill("#question", "keep me")
@@ -355,7 +355,7 @@ def test_a_stream_is_stopped(browser: Any, cache: Path) -> None:
 
 
 def test_texts_of_strangers_stay_texts(browser: Any, cache: Path) -> None:
-    """HTML in the name of an expert, in a message, in an answer and in its tokens is shown as it is."""
+    """HTML in names of experts, messages, answers and tokens is shown as text."""
     experts = ["--expert", f"sql={golden('sql')}", "--expert", f"json={golden('json')}", "--base", str(BASE)]
     with Command(
         [*experts, "--threads", "1", "--trust", "off", "--allow-loading", str(GOLDEN)], cache

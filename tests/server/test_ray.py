@@ -203,7 +203,7 @@ def test_a_client_that_leaves_ends_its_answer(cluster: Cluster) -> None:
 
 
 def test_requests_end_when_a_replica_dies(cluster: Cluster) -> None:
-    """Each stream ends whole or with an error that says to ask again, and whole answers come from another replica."""
+    """Each stream ends complete or with an error to retry. Complete answers come from another replica."""
 
     def stream(number: int) -> str:
         events = chunks(

@@ -1,4 +1,4 @@
-"""What is wrong with a request is told by name, with a status and an error object."""
+"""Wrong requests get a status and an error object that names the field."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ for _ in range(40):
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_fields_that_have_no_meaning_here(name: str, client: TestClient) -> None:
-    """A field that OpenAI or vLLM have is refused by name with what to do instead; null is none at all."""
+    """An unsupported field of OpenAI or vLLM is refused by name with an alternative. Null is accepted."""
     error = error_of(client.post("/v1/chat/completions", json=chat(**{name: 1})))
     assert ("unsupported_parameter", name) == (error["code"], error["param"])
     assert f"{name} is not supported: {REFUSED[name]}" == error["message"]
@@ -35,7 +35,7 @@ def test_fields_that_have_no_meaning_here(name: str, client: TestClient) -> None
 
 
 def test_no_field_is_both_taken_and_refused() -> None:
-    """A field that a body has is not in the list of those that are refused."""
+    """No supported field is in the list of refused fields."""
     bodies = (ChatBody, CompletionBody, ResponsesBody, DecisionsBody)
     taken = {name for body in bodies for name in body.model_fields}
     assert set() == set(REFUSED) & taken
@@ -130,7 +130,7 @@ def test_fields_that_are_wrong(
 
 
 def test_stream_options_without_a_stream(client: TestClient) -> None:
-    """An option of a stream where there is none is refused."""
+    """`stream_options` without a stream is refused."""
     error = error_of(client.post("/v1/chat/completions", json=chat(stream_options={"include_usage": True})))
     assert ("stream_options", True) == (error["param"], "it needs stream" in error["message"])
 
@@ -188,7 +188,7 @@ def test_a_chunked_body_is_bounded(client: TestClient) -> None:
 
 
 def test_a_body_of_another_type(client: TestClient) -> None:
-    """A page of another site can send text without asking first, so text is no JSON."""
+    """Pages of other sites can send text without a CORS preflight, so a text body is refused."""
     response = client.post("/v1/chat/completions", content=b"{}", headers={"content-type": "text/plain"})
     assert (415, "invalid_content_type") == (response.status_code, error_of(response)["code"])
 
@@ -223,7 +223,7 @@ def test_errors_of_the_server(
     error: Exception, status: int, code: str, message: str, manager: ExpertManager,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """What is not the client's fault has a status from 500 on, and nothing of a bug is told."""
+    """Errors of the server have a status from 500 on, and a bug has no details."""
 
     def fail(*_: Any, **__: Any) -> None:
         raise error
@@ -240,7 +240,7 @@ def test_errors_of_the_server(
 
 
 def test_several_bases_have_no_base(cache: Path) -> None:
-    """Where the experts are of several bases, `base` is none of them."""
+    """`base` is refused if the experts have several bases."""
     with ExpertManager(cache_dir=cache, threads=1, trust="off") as manager:
         manager.load_expert("sql", golden("sql"), base=BASE)
         manager.load_expert("short", golden("short"))

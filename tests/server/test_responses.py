@@ -195,7 +195,7 @@ def test_formats(
 
 
 def test_what_a_schema_cannot_enforce(client: TestClient) -> None:
-    """It is refused, and where the schema is not strict it is told."""
+    """It is refused. With `strict: false` it is a warning."""
     form = {"type": "json_schema", "name": "x", "schema": {"type": "array", "uniqueItems": True}}
     error = error_of(client.post(PATH, json=asked(text={"format": form})))
     assert ("invalid_grammar", True) == (error["code"], "uniqueItems" in error["message"])
@@ -273,7 +273,7 @@ def test_a_call_that_is_cut_off(tooled: TestClient, say: Callable[[str], None]) 
 
 
 def test_no_thinking(tooled: TestClient, caller: ExpertManager) -> None:
-    """Without being asked for there are no thoughts, and the prompt says so."""
+    """Without the option the model does not think, and the prompt switches thinking off."""
     expected = len(caller.prompt_ids("sql", QUESTION))
     for fields in ({}, {"reasoning": {"effort": "none"}}, {"reasoning": {}}):
         answer = tooled.post(PATH, json=asked(max_output_tokens=2, **fields)).json()
@@ -467,7 +467,7 @@ def test_fields_that_are_wrong(
 
 
 def test_stream_options_without_a_stream(client: TestClient) -> None:
-    """An option of a stream where there is none is refused."""
+    """`stream_options` without a stream is refused."""
     error = error_of(client.post(PATH, json=asked(stream_options={"include_obfuscation": False})))
     assert ("stream_options", True) == (error["param"], "it needs stream" in error["message"])
 
