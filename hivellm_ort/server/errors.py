@@ -111,7 +111,7 @@ _STATUSES = {
     413: "The body is too large.",
     414: "The address is too long.",
     415: "The body is not `application/json`.",
-    429: "Too many answers wait; ask again after `Retry-After` seconds.",
+    429: "Too many answers wait; retry after `Retry-After` seconds.",
     431: "There are too many headers.",
     500: "The server failed.",
     503: "The model is unavailable, or the server is shutting down.",

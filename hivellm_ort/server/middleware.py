@@ -136,7 +136,7 @@ class AuthenticationMiddleware:
     def _known(self, headers: Headers) -> bool:
         scheme, _, given = headers.get("authorization", "").partition(" ")
         key = given.strip().encode()
-        # All keys are compared, so that the time tells neither which key matches nor how much of it.
+        # All keys are compared: the time must not show which key matches or how much of it.
         found = [hmac.compare_digest(key, known) for known in self._keys]
         return scheme.lower() == "bearer" and any(found)
 
@@ -213,7 +213,7 @@ class _Reader:
 
 
 class _BoundedBody:
-    """A body as it arrives. Starlette has a limit of its own, and tells it in no error object."""
+    """Receives a body within its limits. The limit of Starlette itself would not answer with an error object."""
 
     def __init__(self, scope: Scope, receive: Receive, limits: ServerLimits) -> None:
         self._receive, self._limits = receive, limits

@@ -35,7 +35,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def manager(cache: Path) -> Iterator[ExpertManager]:
-    """The experts `sql` and `json` on one base. It is closed, because other tests check that no base stays in memory."""
+    """The experts `sql` and `json` on one base. It is closed: other tests check that no base stays in memory."""
     with ExpertManager(cache_dir=cache, threads=1, trust="off") as manager:
         manager.load_experts({"sql": golden("sql"), "json": golden("json")}, base=BASE)
         yield manager

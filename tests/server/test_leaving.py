@@ -63,11 +63,12 @@ def scope_of(path: str, spec_version: str = "2.3") -> dict[str, Any]:
 def at_rest(app: FastAPI, manager: ExpertManager) -> None:
     """All rows and all places in the queue are free."""
     end = time.monotonic() + 10
-    while any(base["active"] + base["queued"] for base in manager.stats()["bases"]):
+    state = app.state.server
+    # A cancelled task releases its place in a later step of the event loop.
+    while any(base["active"] + base["queued"] for base in manager.stats()["bases"]) or state._reserved:
         assert time.monotonic() < end
         time.sleep(0.01)
-    state = app.state.server
-    assert (0, set()) == (state._admitted, state._running)
+    assert (0, set()) == (state._reserved, state._running)
 
 
 def cancelled(manager: ExpertManager) -> int:
@@ -319,7 +320,7 @@ def test_a_client_that_does_not_read(manager: ExpertManager, caplog: pytest.LogC
     before = cancelled(manager)
     asyncio.run(run())
     assert 1 == cancelled(manager) - before
-    assert "a client did not read its answer for 0.2 s" in caplog.text
+    assert "a client did not read for 0.2 s" in caplog.text
 
 
 @pytest.mark.parametrize("stream", [False, True])

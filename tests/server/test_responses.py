@@ -386,9 +386,9 @@ def _message(part: dict[str, Any], role: str = "user") -> dict[str, Any]:
         (
             {"input": [_message({"type": "output_text", "text": "x"})]},
             "input[0].content[0].type",
-            "the assistant's",
+            "only the assistant has it",
         ),
-        ({"input": [{"role": "user", "content": "x", "cache": 1}]}, "input[0].cache", "no field"),
+        ({"input": [{"role": "user", "content": "x", "cache": 1}]}, "input[0].cache", "not a field"),
         (
             {"input": [{"type": "function_call_output", "call_id": "x", "output": "2"}]},
             "input[0].call_id",
@@ -432,7 +432,7 @@ def _message(part: dict[str, Any], role: str = "user") -> dict[str, Any]:
         (
             {"text": {"format": {"type": "json_object"}}, "regex": "a"},
             "text.format",
-            "regex says what the answer",
+            "regex constrains the answer",
         ),
         ({"schema": "x", "instructions": "y"}, "schema", "give one of them"),
         ({"max_output_tokens": 0}, "max_output_tokens", "from 1 to 4096"),
