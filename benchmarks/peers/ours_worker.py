@@ -152,10 +152,10 @@ class Ours(Peer):
         """The address of a server of the manager, which runs until this process ends."""
         if self.address is None:
             from hivellm_ort.server import create_app
-            from hivellm_ort.server.running import Listening, run
+            from hivellm_ort.server.uvicorn_runner import ListenOptions, run
 
             told: queue.Queue[str] = queue.Queue()
-            arguments = (create_app(self.manager), Listening(port=0), told.put)
+            arguments = (create_app(self.manager), ListenOptions(port=0), told.put)
             threading.Thread(target=run, args=arguments, daemon=True).start()
             self.address = told.get(timeout=60)
         return self.address

@@ -16,8 +16,7 @@ from hivellm_ort.cli.run import loading_options
 from hivellm_ort.errors import OptionError
 from hivellm_ort.loading.options import LoadOptions
 from hivellm_ort.package.store import Store
-from hivellm_ort.server.keys import KEYS_VARIABLE, read_keys
-from hivellm_ort.server.options import LOCAL_HOSTS, ServerLimits, ServerOptions
+from hivellm_ort.server.options import KEYS_VARIABLE, LOCAL_HOSTS, ServerLimits, ServerOptions, read_keys
 
 __all__ = ["serve"]
 
@@ -25,7 +24,7 @@ _MISSING = 'serve needs FastAPI and uvicorn ({name} is not installed): pip insta
 
 
 def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """An option for each limit of `ServerLimits`."""
+    """Add an option for each limit of `ServerLimits`."""
     for limit in reversed(fields(ServerLimits)):
         kind = (
             click.IntRange(min=1)
@@ -40,8 +39,8 @@ def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def _named(_ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Path]:
-    """`NAME=PATH` given any number of times."""
+def _parse_experts(_ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Path]:
+    """Parse the values of `--expert NAME=PATH`."""
     found: dict[str, Path] = {}
     for value in values:
         name, equals, path = value.partition("=")
@@ -60,51 +59,55 @@ def _named(_ctx: click.Context, param: click.Parameter, values: tuple[str, ...])
     "experts",
     multiple=True,
     metavar="NAME=PATH",
-    callback=_named,
-    help="A package under a name of your choice; may be repeated.",
+    callback=_parse_experts,
+    help="A package and its name in requests; may be repeated.",
 )
-@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Host name or address to listen on.")
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 is any free port."
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    help="Port; 0 is any free port.",
 )
 @click.option(
     "--api-key-file",
     type=NamedPath(),
-    help=f"File of the keys that clients must have, one a line; default: {KEYS_VARIABLE}, separated by commas.",
+    help=f"File with API keys, one per line; default: {KEYS_VARIABLE}, separated by commas.",
 )
 @click.option(
     "--allowed-host",
     "allowed_hosts",
     multiple=True,
-    help="A name by which clients reach the server; may be repeated. Default: the names of this machine for itself, "
-    "and any name where --host is another.",
+    help="Accepted name in the header Host; may be repeated. Default: localhost, 127.0.0.1 and [::1]; "
+    "any name if --host is not local.",
 )
 @click.option(
     "--allowed-origin",
     "allowed_origins",
     multiple=True,
-    help="A web site whose pages may ask, such as https://example.com; may be repeated.",
+    help="A web site whose pages may send requests, such as https://example.com; may be repeated.",
 )
 @click.option(
     "--allow-loading",
     type=NamedPath(exists=True, file_okay=False),
-    help="A folder whose packages clients may load and unload.",
+    help="Folder with packages that clients may load and unload.",
 )
-@click.option("--ssl-certfile", type=NamedPath(), help="Certificate for HTTPS, in PEM.")
-@click.option("--ssl-keyfile", type=NamedPath(), help="Its private key, in PEM.")
+@click.option("--ssl-certfile", type=NamedPath(), help="TLS certificate for HTTPS, in PEM.")
+@click.option("--ssl-keyfile", type=NamedPath(), help="Private key of the certificate, in PEM.")
 @click.option(
     "--drain-timeout",
     type=click.FloatRange(min=0),
     default=30.0,
     show_default=True,
-    help="Seconds that answers may go on after SIGTERM.",
+    help="Seconds that running answers may take after SIGTERM.",
 )
 @click.option(
     "--max-connections",
     type=click.IntRange(min=1),
     default=512,
     show_default=True,
-    help="Most open connections; further ones are closed at once.",
+    help="Most open connections; further ones are closed immediately.",
 )
 @click.option(
     "--header-timeout",
@@ -113,7 +116,7 @@ def _named(_ctx: click.Context, param: click.Parameter, values: tuple[str, ...])
     show_default=True,
     help="Most seconds in which the headers of a request must arrive.",
 )
-@click.option("--no-page", is_flag=True, help="Serve no page at /, only the API.")
+@click.option("--no-page", is_flag=True, help="Serve the API only, without the page at /.")
 @click.option("--access-log", is_flag=True, help="Log every request.")
 @click.option("--max-loaded-experts", type=click.IntRange(min=1), help="Most experts in memory.")
 @click.option("--memory-budget", type=click.IntRange(min=1), help="Most bytes of bases, adapters and caches.")
@@ -142,15 +145,15 @@ def serve(
 ) -> None:
     """Serve the experts in each PACKAGE behind OpenAI's API.
 
-    A PACKAGE is asked by the name in its manifest. Clients use http://HOST:PORT/v1 as their base URL.
+    The model name of a PACKAGE is the name in its manifest. Clients use http://HOST:PORT/v1 as their base URL.
 
-    SIGTERM and Ctrl-C end the server: answers that go on have --drain-timeout seconds.
+    SIGTERM and Ctrl-C end the server. Running answers then have --drain-timeout seconds.
 
-    Exit status: 0 when it was told to end; 2 when a package, a file or the address cannot be used.
+    Exit status: 0 after SIGTERM or Ctrl-C; 2 if a package, a file or the address cannot be used.
     """
     try:
         from hivellm_ort.server.app import create_app
-        from hivellm_ort.server.running import Listening, is_local, run
+        from hivellm_ort.server.uvicorn_runner import ListenOptions, is_local, run
     except ModuleNotFoundError as error:
         raise OptionError(_MISSING.format(name=error.name)) from error
     if not packages and not experts:
@@ -165,7 +168,7 @@ def serve(
         page=not no_page,
         limits=ServerLimits(**limits),
     )
-    listening = Listening(
+    listen_options = ListenOptions(
         host=host,
         port=port,
         certificate=ssl_certfile,
@@ -177,38 +180,38 @@ def serve(
     )
     if not local and not keys:
         echo(
-            f"warning: {host} is reached from other machines, and there are no keys: anybody there may ask "
-            f"(--api-key-file, or {KEYS_VARIABLE})",
+            f"warning: other machines can connect to {host}, and no API key is set: every client is answered "
+            f"(set keys with --api-key-file or {KEYS_VARIABLE})",
             err=True,
         )
     with ExpertManager(
         max_loaded_experts=max_loaded_experts, memory_budget=memory_budget, **loading
     ) as manager:
-        named = _all_named(manager, packages, experts)
+        named = _all_packages(manager, packages, experts)
         manager.load_experts(named)
         base = loading.get("base")
         folders = {path.absolute().parent for path in named.values()}
         folders |= {folder.resolve() for folder in folders} | ({Path(base).absolute()} if base else set())
         folders.add(Store().root)
         app = create_app(manager, options, folders=folders)
-        run(app, listening, lambda address: echo(f"{', '.join(named)} at {address}", err=True))
+        run(app, listen_options, lambda address: echo(f"{', '.join(named)} at {address}", err=True))
 
 
-def _all_named(
+def _all_packages(
     manager: ExpertManager, packages: tuple[Path, ...], experts: Mapping[str, Path]
 ) -> dict[str, Path]:
-    """Every package by the name to ask it by."""
+    """Return all packages by their names in requests."""
     named = dict(experts)
     for path in packages:
         name = manager.package_name(path)
         if name in named:
             raise OptionError(
-                f"two packages are called {name!r}: give one another name with --expert NAME={path}"
+                f"two packages have the name {name!r}: give one another name with --expert NAME={path}"
             )
         named[name] = path
     reserved = "auto"
     if reserved in named:
         raise OptionError(
-            f"{reserved!r} asks for routing: give the expert another name with --expert NAME=PATH"
+            f"{reserved!r} is the model name for routing: give the expert another name with --expert NAME=PATH"
         )
     return named

@@ -1,6 +1,6 @@
-"""The server's application on several machines, with Ray Serve.
+"""Runs the server on several machines with Ray Serve.
 
-It needs the extra `ray`. The configuration of Ray Serve names `hivellm_ort.ray:build_app`:
+It needs the extra `ray`. A configuration of Ray Serve imports `hivellm_ort.ray:build_app`:
 
 >>> from ray import serve
 >>> from hivellm_ort.ray import build_app
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 __all__ = ["ClusterArguments", "build_app"]
 
-# Ray is there with the extra only, and slow to import.
-_HOMES = {"ClusterArguments": "arguments", "build_app": "application"}
+# Ray needs the extra and is slow to import.
+_MODULES = {"ClusterArguments": "arguments", "build_app": "application"}
 
-if not TYPE_CHECKING:  # a checker that saw it would take every name for one of ours
+if not TYPE_CHECKING:  # type checkers would accept every name
 
     def __getattr__(name: str) -> Any:
-        if name not in _HOMES:
+        if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
         return value

@@ -1,4 +1,4 @@
-"""Builds the application of Ray Serve: gateways before replicas."""
+"""Builds the application of Ray Serve: a gateway and the replicas of the experts."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from hivellm_ort.ray.arguments import ClusterArguments
-from hivellm_ort.ray.experts import Experts
 from hivellm_ort.ray.gateway import gateway_app
-from hivellm_ort.server.keys import read_keys
-from hivellm_ort.server.options import ServerOptions
+from hivellm_ort.ray.replica import ExpertReplica
+from hivellm_ort.server.options import ServerOptions, read_keys
 from hivellm_ort.serving.batch import DEFAULT_BATCH_SIZE
 
 __all__ = ["build_app"]
@@ -25,11 +24,11 @@ _DRAIN_SECONDS = 30.0
 
 @serve.ingress()
 class Gateway:
-    """What clients reach.
+    """The deployment that clients connect to.
 
     Args:
-        experts: the replicas.
-        arguments: of the application, as JSON types.
+        experts: The handle of the deployment `experts`.
+        arguments: The `ClusterArguments`, as JSON types.
     """
 
     def __init__(self, experts: DeploymentHandle[Any], arguments: dict[str, Any]) -> None:
@@ -37,7 +36,7 @@ class Gateway:
         self._arguments = ClusterArguments.model_validate(arguments)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        """The application, once a process runs it. See `serve.ingress`."""
+        """Return the ASGI application. Ray calls it in the process of the gateway; see `serve.ingress`."""
         arguments = self._arguments
         options = ServerOptions(
             keys=read_keys(arguments.api_key_file),
@@ -49,22 +48,22 @@ class Gateway:
 
 
 def build_app(arguments: ClusterArguments | dict[str, Any]) -> Application:
-    """An application of Ray Serve that answers as `hivellm_ort.server.create_app` does, on any number of machines.
+    """Return a Ray Serve application that answers as `hivellm_ort.server.create_app` does, on any number of machines.
 
-    It has two deployments: `gateway`, which clients reach, and `experts`, whose replicas generate. The
-    configuration of Ray Serve sets number, resources and autoscaling of both by these names, and the experts in the
-    `user_config` of `experts`.
+    It has two deployments. Clients connect to `gateway`. The replicas of `experts` generate the answers.
+    The configuration of Ray Serve sets number, resources and autoscaling of both deployments. The `user_config` of
+    `experts` sets the experts.
 
     Args:
-        arguments: how replicas and gateways behave.
+        arguments: The options of replicas and gateways.
 
     Raises:
-        pydantic.ValidationError: an argument is unknown, or has a wrong type or value.
+        pydantic.ValidationError: An argument is unknown, or has a wrong type or value.
     """
     checked = ClusterArguments.model_validate(arguments)
     plain = checked.model_dump(mode="json")
     experts = serve.deployment(
-        Experts,
+        ExpertReplica,
         name="experts",
         user_config={"experts": plain["experts"]},
         max_ongoing_requests=2 * DEFAULT_BATCH_SIZE,
@@ -79,6 +78,6 @@ def build_app(arguments: ClusterArguments | dict[str, Any]) -> Application:
         name="gateway",
         max_ongoing_requests=1000,
         graceful_shutdown_timeout_s=_DRAIN_SECONDS,
-        ray_actor_options={"num_cpus": 0},  # so that it fits beside replicas that take all cores
+        ray_actor_options={"num_cpus": 0},  # it must fit beside replicas that reserve all cores
     )
     return gateway.bind(experts.bind(plain), plain)

@@ -1,4 +1,4 @@
-"""What an operator sets in the `args` of the configuration, and in the `user_config` of the experts."""
+"""The `args` of the configuration, and the `user_config` of the experts."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from hivellm_ort.server.options import ServerLimits
 __all__ = ["ClusterArguments", "ExpertsConfig"]
 
 
-def _free(name: str) -> str:
+def _check_name(name: str) -> str:
     if name in (AUTO, ExpertManager.BASE) or not name.isprintable() or not name:
-        raise OptionError(f"{name!r} cannot be the name of an expert: take another")
+        raise OptionError(f"{name!r} cannot be the name of an expert: choose another name")
     return name
 
 
-_Name = Annotated[str, AfterValidator(_free)]
+_Name = Annotated[str, AfterValidator(_check_name)]
 
 
 class ExpertsConfig(BaseModel):
-    """Which experts there are. Ray hands a changed one to the replicas that run.
+    """The `user_config` of the experts. Ray sends changes to the running replicas.
 
     Attributes:
-        experts: packages by name. Every machine needs them at the same path.
+        experts: Packages by name. Every machine needs them at the same path.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -40,25 +40,25 @@ class ExpertsConfig(BaseModel):
 
 
 class ClusterArguments(BaseModel):
-    """How every replica behaves. Ray starts all replicas anew where one of these changes.
+    """The options of replicas and gateways. Ray restarts all replicas when one of them changes.
 
     Attributes:
-        experts: packages by name, as the first `user_config` of the experts. Change them there: Ray starts no replica
-            anew then.
-        base: as in `Expert.load`.
-        device: as in `Expert.load`.
-        threads: as in `Expert.load`; by default the replica's `num_cpus`, rounded down, at least 1.
-        trust: as in `Expert.load`.
-        cache_dir: as in `Expert.load`.
-        max_loaded_experts: most experts in the memory of a replica.
-        memory_budget: most bytes of bases, adapters and caches of a replica.
-        prefix_cache_bytes: as in `Expert.load`.
-        limits: how much requests may ask, by the names of `ServerLimits`.
-        api_key_file: file of the keys that clients must have, one a line. By default they are in the variable
-            `HIVELLM_API_KEYS`, separated by commas.
-        allowed_hosts: names by which clients reach the cluster; by default any.
-        allowed_origins: web pages that may ask from a browser (CORS).
-        queue_timeout: seconds that a request waits for a replica that takes it; then it gets status 503.
+        experts: Packages by name, for the first `user_config` of the experts. Change them there: Ray then restarts
+            no replica.
+        base: As in `Expert.load`.
+        device: As in `Expert.load`.
+        threads: As in `Expert.load`. Default: the replica's `num_cpus`, rounded down, at least 1.
+        trust: As in `Expert.load`.
+        cache_dir: As in `Expert.load`.
+        max_loaded_experts: Most experts in the memory of a replica.
+        memory_budget: Most bytes of bases, adapters and caches of a replica.
+        prefix_cache_bytes: As in `Expert.load`.
+        limits: Limits of requests, by the names of `ServerLimits`.
+        api_key_file: A file with API keys, one per line. Default: the environment variable `HIVELLM_API_KEYS`,
+            separated by commas.
+        allowed_hosts: Accepted names in the header `Host`. Default: any.
+        allowed_origins: Web sites whose pages may send requests from a browser (CORS).
+        queue_timeout: Seconds that a request waits for a replica. Then it gets status 503.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -86,7 +86,7 @@ class ClusterArguments(BaseModel):
         known = [limit.name for limit in fields(ServerLimits)]
         unknown = sorted(set(given) - set(known))
         if unknown:
-            raise OptionError(f"there is no limit {unknown[0]!r}: {', '.join(known)}")
+            raise OptionError(f"the limit {unknown[0]!r} does not exist: choose from {', '.join(known)}")
         try:
             return ServerLimits(**given)
         except OptionTypeError as error:

@@ -1,4 +1,4 @@
-"""The gateway: what clients of a cluster reach. It checks who asks, and hands requests on to replicas."""
+"""The gateway of a cluster: checks keys and limits, and forwards requests to replicas."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from starlette.types import Message, Receive, Scope, Send
 from hivellm_ort import __version__
 from hivellm_ort.observability import PROMETHEUS_CONTENT_TYPE
 from hivellm_ort.observability.exposition import MetricFamily, merged, prometheus_text
-from hivellm_ort.ray.experts import HEARTBEAT_SECONDS
-from hivellm_ort.server.app import before
+from hivellm_ort.ray.replica import HEARTBEAT_SECONDS
+from hivellm_ort.server.app import build_middleware
 from hivellm_ort.server.errors import ApiError, add_error_handlers
-from hivellm_ort.server.generation import unless_client_leaves
+from hivellm_ort.server.generation import cancel_on_disconnect
 from hivellm_ort.server.http_metrics import HttpMetrics
 from hivellm_ort.server.options import ServerOptions
 from hivellm_ort.server.status import health
-from hivellm_ort.server.streaming import chunk_event
+from hivellm_ort.server.streaming import json_event
 
 __all__ = ["gateway_app"]
 
@@ -57,35 +57,37 @@ _LOST = (RayActorError, RaySystemError, ReplicaUnavailableError, TaskCancelledEr
 
 
 def gateway_app(experts: DeploymentHandle[Any], options: ServerOptions, queue_timeout: float) -> FastAPI:
-    """The application of a gateway.
+    """Return the application of a gateway.
 
     Args:
-        experts: the replicas.
-        options: who may ask, and how much.
-        queue_timeout: seconds in which a replica must take a request.
+        experts: The handle of the replicas.
+        options: Access and limits.
+        queue_timeout: Seconds in which a replica must accept a request.
     """
     metrics = HttpMetrics()
     app = FastAPI(
         title="hivellm_ort",
         version=__version__,
-        middleware=before(options, metrics),
+        middleware=build_middleware(options, metrics),
         docs_url=None,
         redoc_url=None,
-        openapi_url=None,  # the replicas tell it
+        openapi_url=None,  # that of the replicas is forwarded
     )
     add_error_handlers(app, str)
     app.get("/health")(health)
 
     @app.get("/metrics")
     async def all_metrics() -> Response:
-        """The metrics of this gateway and of all replicas, each with the label `replica`."""
+        """Return the metrics of this gateway and of all replicas, with the label `replica`."""
         try:
-            told = await experts.broadcast("metrics").results_async(
+            answers = await experts.broadcast("metrics").results_async(
                 timeout_s=_METRICS_SECONDS, return_exceptions=True
             )
         except TimeoutError as error:
-            raise _busy(503, "a replica does not tell its metrics", "replica_lost") from error
-        found: dict[str, list[MetricFamily]] = dict(one for one in told if not isinstance(one, BaseException))
+            raise _busy(503, "a replica did not send its metrics", "replica_lost") from error
+        found: dict[str, list[MetricFamily]] = dict(
+            one for one in answers if not isinstance(one, BaseException)
+        )
         text = prometheus_text(merged("replica", {"gateway": metrics.families(), **found}))
         return Response(text, media_type=PROMETHEUS_CONTENT_TYPE)
 
@@ -96,20 +98,20 @@ def gateway_app(experts: DeploymentHandle[Any], options: ServerOptions, queue_ti
 
 
 async def _refuse_loading() -> Response:
-    """One replica would load it, and the others not."""
-    message = "the configuration of the cluster says which experts there are: change it, and deploy it again"
+    """Refuse to load or unload an expert: only one of the replicas would do it."""
+    message = "the configuration of the cluster lists the experts: change it and deploy it again"
     raise ApiError(403, message, code="loading_is_off")
 
 
 class _Relay:
-    """Hands a request on to a replica, and its answer back.
+    """Forwards requests to replicas, and answers to clients.
 
-    A request whose replica is lost goes to another one, unless a part of the answer has been sent. Then the client
-    is told to ask again.
+    If a replica is lost, the request goes to another one. If a part of the answer has been sent, the client gets an
+    error instead.
 
     Args:
-        experts: the replicas.
-        queue_timeout: seconds in which one must take a request.
+        experts: The handle of the replicas.
+        queue_timeout: Seconds in which a replica must accept a request.
     """
 
     def __init__(self, experts: DeploymentHandle[Any], queue_timeout: float) -> None:
@@ -129,13 +131,13 @@ class _Relay:
             await send(message)
 
         try:
-            await unless_client_leaves(request, self._relay(scope, body, begun, send_and_note))
+            await cancel_on_disconnect(request, self._relay(scope, body, begun, send_and_note))
         except ClientDisconnect:
             if not begun:
                 raise
 
     async def _relay(self, scope: Scope, body: bytes, begun: list[Message], send: Send) -> None:
-        model, beginning = _asked(body)
+        model, beginning = _read_body(body)
         name = model if await self._is_expert(model) else ""
         handle = self._experts.options(
             stream=True, multiplexed_model_id=name, session_id=_session(name, beginning)
@@ -148,7 +150,7 @@ class _Relay:
             except _LOST as error:
                 _LOG.warning("a replica was lost: %s", error)
                 if begun:
-                    await self._tell(begun, send)
+                    await self._end_with_error(begun, send)
                     return
                 if not left:
                     raise _lost() from error
@@ -158,11 +160,11 @@ class _Relay:
     async def _messages(
         self, handle: DeploymentHandle[Any], scope: dict[str, Any], body: bytes, model: str
     ) -> AsyncIterator[Message]:
-        """What a replica sends. The start of the response comes with what follows it.
+        """Yield the messages of a replica. The start of the response is held until the next message comes.
 
         Raises:
-            ApiError: no replica takes the request.
-            ReplicaUnavailableError: the replica says nothing any more, as the other errors of `_LOST`.
+            ApiError: No replica accepts the request.
+            ReplicaUnavailableError: The replica went silent or ended early. Other errors of `_LOST` are raised too.
         """
         held: list[Message] = []
         complete = False
@@ -190,25 +192,25 @@ class _Relay:
                 found: list[Message] | None = await anext(answer, None)
         except TimeoutError:
             if seconds != _SILENT_SECONDS:
-                raise _busy(503, f"no replica took the request in {seconds:g} s", "no_replica") from None
-            raise ReplicaUnavailableError("it says nothing any more") from None
+                raise _busy(503, f"no replica accepted the request in {seconds:g} s", "no_replica") from None
+            raise ReplicaUnavailableError("it went silent") from None
         except BackPressureError as error:
             raise _busy(429, "too many requests wait for a replica", "queue_full") from error
         except DeploymentUnavailableError as error:
             raise _busy(503, "the experts could not be deployed", "no_replica") from error
         return found
 
-    async def _tell(self, begun: list[Message], send: Send) -> None:
-        """End a response that has begun."""
+    async def _end_with_error(self, begun: list[Message], send: Send) -> None:
+        """End a response that has begun, with an error event if it is a stream."""
         headers = Headers(raw=begun[0]["headers"])
         if not headers.get("content-type", "").startswith("text/event-stream"):
             raise _lost()  # the connection ends before the body does
-        for event in (chunk_event(_lost().body), format_sse_event(data_str="[DONE]")):
+        for event in (json_event(_lost().body), format_sse_event(data_str="[DONE]")):
             await send({"type": "http.response.body", "body": event, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _is_expert(self, name: str) -> bool:
-        """Whether the replicas know an expert of that name. Ray would keep any name that it hears, for ever."""
+        """Return whether the replicas know an expert. Other names must not reach Ray: it keeps every name forever."""
         if not name:
             return False
         if name not in self._names and time.monotonic() - self._read >= _NAMES_SECONDS:
@@ -221,8 +223,8 @@ class _Relay:
         return name in self._names
 
 
-def _asked(body: bytes) -> tuple[str, str]:
-    """The model of a request, and how its prompt begins. A replica tells what is wrong with the body."""
+def _read_body(body: bytes) -> tuple[str, str]:
+    """Return the model of a request and the beginning of its prompt. A replica reports faults of the body."""
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):
@@ -244,4 +246,4 @@ def _lost() -> ApiError:
 
 
 def _busy(status: int, message: str, code: str) -> ApiError:
-    return ApiError(status, f"{message}: ask again", code=code, headers={"retry-after": str(_RETRY_SECONDS)})
+    return ApiError(status, f"{message}: retry", code=code, headers={"retry-after": str(_RETRY_SECONDS)})

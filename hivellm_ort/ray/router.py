@@ -1,4 +1,4 @@
-"""Which replica answers a request: one that has its expert, and has answered what begins alike."""
+"""Chooses the replica of a request: one with its expert in memory and its prompt prefix in the cache."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ __all__ = ["ExpertRouter"]
 class ExpertRouter(FIFOMixin, MultiplexMixin, RequestRouter):
     """Ray's routing by multiplexed models, with two differences.
 
-    Among the replicas that hold an expert, a request goes where requests with its session id went before: the
-    gateway makes the id from the beginning of the prompt, whose keys and values that replica may have kept. And a
-    replica is passed over that has `slack` requests more than another, or no free row where another has one: an
-    expert that many ask is loaded by more replicas.
+    First, requests with the same session id go to the same replica among those with the expert in memory. The gateway
+    makes the id from the beginning of the prompt, so that replica probably has its keys and values in the cache.
+    Second, busy replicas are skipped: those with `slack` requests more than the least busy one, or without a free row
+    while another has one. So more replicas load an expert with many requests.
 
-    Nothing is remembered: the replica of a session id is the one with the highest hash of both (rendezvous hashing),
-    so all gateways choose alike.
+    The router has no state. The replica of a session id is the one with the highest hash of both (rendezvous
+    hashing), so all gateways choose the same.
     """
 
     def initialize_state(self, slack: int = 4, rows: int = DEFAULT_BATCH_SIZE) -> None:
-        """Take the `request_router_kwargs`.
+        """Set the `request_router_kwargs`.
 
         Args:
-            slack: how many requests more than the least busy replica make one be passed over.
-            rows: of a batch; further requests wait.
+            slack: A replica with this many requests more than the least busy one is skipped.
+            rows: The rows of a batch. Further requests wait.
         """
         self._slack, self._rows = slack, rows
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
-        """Groups of replicas; Ray takes the least busy one that has room, of the first group with such a one."""
+        """Return groups of replicas. Ray takes the least busy replica of the first group that has a free one."""
         if pending_request is None:
             return [candidate_replicas]
         pending_request.routing_context.should_backoff = True
@@ -46,16 +46,16 @@ class ExpertRouter(FIFOMixin, MultiplexMixin, RequestRouter):
         most = min(least + self._slack, self._rows) if least < self._rows else least + self._slack
         near = [replica for replica in candidate_replicas if busy[replica.replica_id] < most]
         holders = [replica for replica in near if expert in replica.multiplexed_model_ids]
-        # A cold expert has one home, so that requests which come together load it once.
-        first = _home(holders, session) if holders else _home(near, expert)
+        # An expert that is nowhere in memory has one preferred replica: simultaneous requests load it once.
+        first = _preferred(holders, session) if holders else _preferred(near, expert)
         return [group for group in (first, holders, near, candidate_replicas) if group]
 
     def _busy(self, replica: RunningReplica) -> int:
         return self.replica_queue_len_cache.get(replica.replica_id) or 0
 
 
-def _home(replicas: Sequence[RunningReplica], key: str) -> list[RunningReplica]:
-    """The one replica of a key; all of them where there is no key."""
+def _preferred(replicas: Sequence[RunningReplica], key: str) -> list[RunningReplica]:
+    """Return the one replica of a key; all replicas if there is no key."""
     if not key or not replicas:
         return list(replicas)
     return [max(replicas, key=lambda replica: _rank(replica.replica_id.unique_id, key))]

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 __all__ = ["ServerLimits", "ServerOptions", "create_app"]
 
-# FastAPI is there with the extra only, and slow to import.
-_HOMES = {"ServerLimits": "options", "ServerOptions": "options", "create_app": "app"}
+# FastAPI needs the extra and is slow to import.
+_MODULES = {"ServerLimits": "options", "ServerOptions": "options", "create_app": "app"}
 
-if not TYPE_CHECKING:  # a checker that saw it would take every name for one of ours
+if not TYPE_CHECKING:  # type checkers would accept every name
 
     def __getattr__(name: str) -> Any:
-        if name not in _HOMES:
+        if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
         return value

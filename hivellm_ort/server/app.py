@@ -1,4 +1,4 @@
-"""The application: routes, and what stands before them."""
+"""Builds the FastAPI application: routes and middleware."""
 
 from __future__ import annotations
 
@@ -24,27 +24,33 @@ from hivellm_ort.server import (
 )
 from hivellm_ort.server.errors import add_error_handlers
 from hivellm_ort.server.http_metrics import HttpMetrics
-from hivellm_ort.server.middleware import Account, Bounds, Hosts, Keys
+from hivellm_ort.server.middleware import (
+    AuthenticationMiddleware,
+    HostMiddleware,
+    LimitsMiddleware,
+    RequestTrackingMiddleware,
+)
 from hivellm_ort.server.options import ServerOptions
 from hivellm_ort.server.state import ServerState
 
-__all__ = ["before", "create_app"]
+__all__ = ["build_middleware", "create_app"]
 
-_TOLD = ("x-request-id", "x-hivellm-expert", "x-hivellm-routing", "retry-after")
+_EXPOSED_HEADERS = ("x-request-id", "x-hivellm-expert", "x-hivellm-routing", "retry-after")
 
 
 def create_app(
     manager: ExpertManager, options: ServerOptions | None = None, *, folders: Iterable[StrPath] = ()
 ) -> FastAPI:
-    """The API for the experts of a manager, to be run by a server of ASGI or mounted in another application.
+    """Return the application that serves the experts of a manager.
 
-    The manager stays the caller's: load experts before or while it runs, and close it after the application.
-    `app.state.server` is what the requests share.
+    Run it with an ASGI server, or mount it in another application. The caller owns the manager: load experts before
+    or while the application runs, and close the manager after the application has ended.
+    `app.state.server` is the `ServerState`.
 
     Args:
-        manager: whose experts are served.
-        options: who may ask, and how much; anybody of this machine by default.
-        folders: where packages are; error messages leave them out.
+        manager: The manager of the experts.
+        options: Access and limits. By default the server answers every client of this machine.
+        folders: Folders with packages. Error messages leave out their paths.
     """
     options = options or ServerOptions()
     state = ServerState(manager, options, folders)
@@ -52,12 +58,12 @@ def create_app(
         title="hivellm_ort",
         description="Experts behind OpenAI's API.",
         version=__version__,
-        middleware=before(options, state.metrics),
-        docs_url=None,  # these pages load scripts from elsewhere
+        middleware=build_middleware(options, state.metrics),
+        docs_url=None,  # this page and ReDoc load scripts from other hosts
         redoc_url=None,
     )
     app.state.server = state
-    add_error_handlers(app, state.hide)
+    add_error_handlers(app, state.remove_paths)
     for routes in (chat, completions, responses, decisions, models, loading, tokens, status):
         app.include_router(routes.router)
     if options.page:
@@ -65,29 +71,29 @@ def create_app(
     return app
 
 
-def before(options: ServerOptions, metrics: HttpMetrics) -> list[Middleware]:
-    """What stands before every route.
+def build_middleware(options: ServerOptions, metrics: HttpMetrics) -> list[Middleware]:
+    """Return the middleware of the application, outermost first.
 
     Args:
-        options: who may ask, and how much.
-        metrics: where requests are counted.
+        options: Access and limits.
+        metrics: Counts the requests.
     """
-    found = [
-        Middleware(Account, metrics=metrics),
-        Middleware(Bounds, limits=options.limits),
-        Middleware(Hosts, allowed=options.allowed_hosts),
+    middleware = [
+        Middleware(RequestTrackingMiddleware, metrics=metrics),
+        Middleware(LimitsMiddleware, limits=options.limits),
+        Middleware(HostMiddleware, allowed=options.allowed_hosts),
     ]
     if options.allowed_origins:
-        found.append(
+        middleware.append(
             Middleware(
                 CORSMiddleware,
                 allow_origins=list(options.allowed_origins),
                 allow_methods=["GET", "POST"],
                 allow_headers=["*"],
-                expose_headers=list(_TOLD),
+                expose_headers=list(_EXPOSED_HEADERS),
             )
         )
     if options.keys:
         open_paths = {"/health", *(static_page.PATHS if options.page else ())}
-        found.append(Middleware(Keys, keys=options.keys, open_paths=open_paths))
-    return found
+        middleware.append(Middleware(AuthenticationMiddleware, keys=options.keys, open_paths=open_paths))
+    return middleware

@@ -8,72 +8,78 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from hivellm_ort.options import GenerateOptions
-from hivellm_ort.server.body_options import check_count, options_of, per_answer, set_format, set_tools
-from hivellm_ort.server.chat_answers import ChatAnswers
-from hivellm_ort.server.errors import refused
-from hivellm_ort.server.generation import Answers, unless_client_leaves
-from hivellm_ort.server.models import check_length, choose
+from hivellm_ort.server.answer_fields import LogprobsFormatter
+from hivellm_ort.server.chat_formatter import ChatFormatter
+from hivellm_ort.server.errors import field_error
+from hivellm_ort.server.generation import RunningAnswers, cancel_on_disconnect
+from hivellm_ort.server.generation_options import (
+    check_count,
+    generation_options,
+    options_per_answer,
+    set_response_format,
+    set_tools,
+)
+from hivellm_ort.server.models import check_length, choose_expert
 from hivellm_ort.server.options import ServerLimits
 from hivellm_ort.server.schemas.chat import ChatBody
-from hivellm_ort.server.state import state_of
-from hivellm_ort.server.streaming import STREAMED, EventStream, sent
-from hivellm_ort.server.strict_json import StrictRoute
-from hivellm_ort.server.told import TokenTexts
+from hivellm_ort.server.state import server_state
+from hivellm_ort.server.streaming import STREAM_RESPONSES, EventStream, sse_events
+from hivellm_ort.server.strict_route import StrictJSONRoute
 
 __all__ = ["router"]
 
-router = APIRouter(tags=["answers"], route_class=StrictRoute)
+router = APIRouter(tags=["answers"], route_class=StrictJSONRoute)
 
 
-@router.post("/v1/chat/completions", responses=STREAMED, response_model=None)
+@router.post("/v1/chat/completions", responses=STREAM_RESPONSES, response_model=None)
 async def chat_completions(body: ChatBody, request: Request) -> Response:
-    """Answer a conversation: at once, or as it is written (`stream`)."""
-    state = state_of(request)
+    """Answer a conversation, in one document or as a stream (`stream`)."""
+    state = server_state(request)
     options = _options(body, state.options.limits)
     check_length(state, "tools", body.tools)
-    chosen = await choose(state, body.model, messages=options.get("messages"), schema=body.schema_)
-    asked = per_answer(options, body.n or 1)
-    texts: TokenTexts | None = None
+    chosen = await choose_expert(state, body.model, messages=options.get("messages"), schema=body.schema_)
+    answer_options = options_per_answer(options, body.n or 1)
+    texts: LogprobsFormatter | None = None
     if body.logprobs:
-        texts = await asyncio.to_thread(lambda: TokenTexts(state.manager.tokenizer(chosen.name)))
-    made = ChatAnswers(chosen.name, texts, calls=bool(body.tools))
-    begun = Answers.begin(state, chosen.name, asked, steps=bool(body.stream))
-    answers = await unless_client_leaves(request, begun)
+        texts = await asyncio.to_thread(lambda: LogprobsFormatter(state.manager.tokenizer(chosen.name)))
+    formatter = ChatFormatter(chosen.name, texts, calls=bool(body.tools))
+    starting = RunningAnswers.start(state, chosen.name, answer_options, steps=bool(body.stream))
+    answers = await cancel_on_disconnect(request, starting)
     if body.stream:
         usage = bool(body.stream_options and body.stream_options.include_usage)
-        return EventStream(sent(state, made.chunks(answers, usage=usage)), answers, chosen.headers)
+        return EventStream(sse_events(state, formatter.chunks(answers, usage=usage)), answers, chosen.headers)
     with answers:
-        results = await unless_client_leaves(request, answers.results())
-    return JSONResponse(made.whole(results), headers=dict(chosen.headers))
+        results = await cancel_on_disconnect(request, answers.results())
+    return JSONResponse(formatter.whole(results), headers=dict(chosen.headers))
 
 
 def _options(body: ChatBody, limits: ServerLimits) -> GenerateOptions:
-    """What the body asks of the library.
+    """Return the options for a body.
 
     Raises:
-        ApiError: a field exceeds a limit, or contradicts another.
+        ApiError: A field exceeds a limit, or contradicts another.
     """
-    options = options_of(body, limits)
+    options = generation_options(body, limits)
     options["messages"] = [message.model_dump(exclude_none=True) for message in body.messages]
     if body.schema_ is not None:
         options["schema"] = body.schema_
     if body.max_completion_tokens is not None:
         if body.max_tokens not in (None, body.max_completion_tokens):
-            raise refused("max_tokens", "max_completion_tokens is another number: give one of them")
+            raise field_error("max_tokens", "max_completion_tokens has another value: give one of them")
         check_count("max_completion_tokens", body.max_completion_tokens, limits.max_tokens)
         options["max_tokens"] = body.max_completion_tokens
     if body.top_logprobs is not None and not body.logprobs:
-        raise refused("top_logprobs", "there are none without logprobs: set logprobs to true")
+        raise field_error("top_logprobs", "it needs logprobs: set logprobs to true")
     if body.logprobs:
         options["logprobs"] = body.top_logprobs or 0
     wanted = body.response_format
     if wanted is not None:
         described = wanted.json_schema
         if wanted.type != "json_schema" and described is not None:
-            raise refused(
+            raise field_error(
                 "response_format.json_schema", f"the type is {wanted.type!r}: make it 'json_schema'"
             )
-        set_format(
+        set_response_format(
             options,
             limits,
             field="response_format",
@@ -90,11 +96,11 @@ def _options(body: ChatBody, limits: ServerLimits) -> GenerateOptions:
 
 
 def _thinking(body: ChatBody) -> bool | None:
-    """Whether the model may think first; None for the default."""
-    told = body.chat_template_kwargs.enable_thinking if body.chat_template_kwargs is not None else None
+    """Return whether the model may think first; None for the default."""
+    template = body.chat_template_kwargs.enable_thinking if body.chat_template_kwargs is not None else None
     effort = None if body.reasoning_effort is None else body.reasoning_effort != "none"
-    if told is not None and effort is not None and told != effort:
-        raise refused(
-            "reasoning_effort", "chat_template_kwargs.enable_thinking says otherwise: give one of them"
+    if template is not None and effort is not None and template != effort:
+        raise field_error(
+            "reasoning_effort", "chat_template_kwargs.enable_thinking contradicts it: give one of them"
         )
-    return effort if told is None else told
+    return effort if template is None else template

@@ -1,4 +1,4 @@
-"""`/v1/completions`: the model writes on from a prompt, without a chat template."""
+"""`/v1/completions`: the model continues a prompt, without a chat template."""
 
 from __future__ import annotations
 
@@ -14,41 +14,43 @@ from fastapi.responses import JSONResponse
 
 from hivellm_ort.options import GenerateOptions
 from hivellm_ort.result import InferenceResult, TokenLogprob
-from hivellm_ort.server.body_options import options_of, per_answer
-from hivellm_ort.server.errors import refused
-from hivellm_ort.server.generation import Answers, unless_client_leaves
-from hivellm_ort.server.models import AUTO, check_length, choose
+from hivellm_ort.server.answer_fields import LogprobsFormatter, finish_reason, shown_logprobs, usage_of
+from hivellm_ort.server.errors import field_error
+from hivellm_ort.server.generation import RunningAnswers, cancel_on_disconnect
+from hivellm_ort.server.generation_options import generation_options, options_per_answer
+from hivellm_ort.server.models import AUTO, check_length, choose_expert
 from hivellm_ort.server.options import ServerLimits
 from hivellm_ort.server.schemas.completions import CompletionBody
-from hivellm_ort.server.state import state_of
-from hivellm_ort.server.streaming import IDLE_SECONDS, STREAMED, EventStream, sent
-from hivellm_ort.server.strict_json import StrictRoute
-from hivellm_ort.server.told import TokenTexts, finish_reason, shown_logprobs, usage_of
+from hivellm_ort.server.state import server_state
+from hivellm_ort.server.streaming import IDLE_SECONDS, STREAM_RESPONSES, EventStream, sse_events
+from hivellm_ort.server.strict_route import StrictJSONRoute
 from hivellm_ort.text.tokenizer import TextTokenizer
 
 __all__ = ["encode_plain", "is_token", "router"]
 
-router = APIRouter(tags=["answers"], route_class=StrictRoute)
+router = APIRouter(tags=["answers"], route_class=StrictJSONRoute)
 
 
-@router.post("/v1/completions", responses=STREAMED, response_model=None)
+@router.post("/v1/completions", responses=STREAM_RESPONSES, response_model=None)
 async def completions(body: CompletionBody, request: Request) -> Response:
-    """Write on from one prompt or several: at once, or as it is written (`stream`)."""
-    state = state_of(request)
+    """Continue one or several prompts, in one document or as a stream (`stream`)."""
+    state = server_state(request)
     prompts = _prompts(body, state.options.limits)
-    options = options_of(body, state.options.limits)
+    options = generation_options(body, state.options.limits)
     if body.logprobs is not None:
         if body.echo:
-            raise refused("echo", "the prompt has no log probabilities here: leave out echo or logprobs")
+            raise field_error(
+                "echo", "log probabilities of the prompt are unavailable: leave out echo or logprobs"
+            )
         options["logprobs"] = body.logprobs
     for prompt in prompts:
         check_length(state, "prompt", prompt)
     question = next((prompt for prompt in prompts if isinstance(prompt, str)), None)
     if body.model == AUTO and len(prompts) > 1:
-        raise refused("model", f"{AUTO!r} chooses by one prompt: send one, or name an expert")
-    chosen = await choose(state, body.model, question)
+        raise field_error("model", f"{AUTO!r} chooses by one prompt: send one, or name an expert")
+    chosen = await choose_expert(state, body.model, question)
 
-    def prepare() -> tuple[list[list[int]], list[str], TokenTexts | None]:
+    def prepare() -> tuple[list[list[int]], list[str], LogprobsFormatter | None]:
         tokenizer = state.manager.tokenizer(chosen.name)
         special = body.add_special_tokens is not False
         encoded = [
@@ -56,60 +58,60 @@ async def completions(body: CompletionBody, request: Request) -> Response:
             for prompt in prompts
         ]
         echoed = [_text(tokenizer, prompt) if body.echo else "" for prompt in prompts]
-        return encoded, echoed, TokenTexts(tokenizer) if body.logprobs is not None else None
+        return encoded, echoed, LogprobsFormatter(tokenizer) if body.logprobs is not None else None
 
     encoded, echoed, texts = await asyncio.to_thread(prepare)
     n = body.n or 1
-    asked: list[GenerateOptions] = [
-        one for token_ids in encoded for one in per_answer({**options, "prompt_ids": token_ids}, n)
+    answer_options: list[GenerateOptions] = [
+        one for token_ids in encoded for one in options_per_answer({**options, "prompt_ids": token_ids}, n)
     ]
-    made = _Made(chosen.name, texts, echoed, n)
-    begun = Answers.begin(state, chosen.name, asked, steps=bool(body.stream))
-    answers = await unless_client_leaves(request, begun)
+    formatter = _CompletionFormatter(chosen.name, texts, echoed, n)
+    starting = RunningAnswers.start(state, chosen.name, answer_options, steps=bool(body.stream))
+    answers = await cancel_on_disconnect(request, starting)
     if body.stream:
         usage = bool(body.stream_options and body.stream_options.include_usage)
-        return EventStream(sent(state, made.chunks(answers, usage=usage)), answers, chosen.headers)
+        return EventStream(sse_events(state, formatter.chunks(answers, usage=usage)), answers, chosen.headers)
     with answers:
-        results = await unless_client_leaves(request, answers.results())
-    return JSONResponse(made.whole(results), headers=dict(chosen.headers))
+        results = await cancel_on_disconnect(request, answers.results())
+    return JSONResponse(formatter.whole(results), headers=dict(chosen.headers))
 
 
 def encode_plain(tokenizer: TextTokenizer, text: str, *, special: bool) -> list[int]:
-    """The tokens of a text as a model reads it without a template.
+    """Return the token ids of a text without a chat template.
 
     Args:
-        tokenizer: of the base.
-        text: any text; special tokens in it are read as such.
-        special: whether the tokens that the tokenizer puts before a text, such as `<s>`, come first.
+        tokenizer: The tokenizer of the base.
+        text: The text. Special tokens in it are encoded as special tokens.
+        special: Whether to begin with the tokens that the tokenizer puts before a text, such as `<s>`.
     """
     prefix = tokenizer.encode(tokenizer.prefix) if special and tokenizer.prefix else []
     return [*prefix, *tokenizer.encode(text)]
 
 
 @dataclass(frozen=True)
-class _Made:
-    """Makes what the client gets of answers.
+class _CompletionFormatter:
+    """Formats answers as documents and chunks of `/v1/completions`.
 
     Attributes:
-        model: who answers.
-        texts: of tokens, where log probabilities are wanted.
-        echoed: what is put before the answers to each prompt.
-        n: how many answers each prompt has.
+        model: The name of the expert.
+        texts: Formats log probabilities; None if the request asks for none.
+        echoed: For each prompt, the text before its answers.
+        n: How many answers each prompt has.
     """
 
     model: str
-    texts: TokenTexts | None
+    texts: LogprobsFormatter | None
     echoed: Sequence[str]
     n: int
 
     def whole(self, results: list[InferenceResult]) -> dict[str, Any]:
-        """The answers in one document."""
+        """Return all answers in one document."""
         choices = []
         for index, result in enumerate(results):
             echoed = self.echoed[index // self.n]
             logprobs = None
             if self.texts is not None:
-                logprobs = self.texts.plain(shown_logprobs(result), 0)
+                logprobs = self.texts.completion(shown_logprobs(result), 0)
             choices.append(
                 {
                     "index": index,
@@ -126,27 +128,27 @@ class _Made:
             **({"warnings": warnings} if warnings else {}),
         }
 
-    async def chunks(self, answers: Answers, *, usage: bool) -> AsyncIterator[dict[str, Any] | None]:
-        """The answers as they are written.
+    async def chunks(self, answers: RunningAnswers, *, usage: bool) -> AsyncIterator[dict[str, Any] | None]:
+        """Yield the chunks of the answers. None means that nothing came for a while.
 
         Args:
-            answers: begun, with steps.
-            usage: whether the last chunk has the counts of tokens.
+            answers: The running answers, with steps.
+            usage: Whether the last chunk has the token usage.
         """
         document = self._document()
         if usage:
             document["usage"] = None
         results: dict[int, InferenceResult] = {}
         held: dict[int, list[TokenLogprob]] = {}
-        written = dict.fromkeys(range(len(self.echoed) * self.n), 0)  # characters of tokens
+        written = dict.fromkeys(range(len(self.echoed) * self.n), 0)  # characters of the tokens so far
 
         def chunk(index: int, text: str, reason: str | None = None) -> dict[str, Any]:
             logprobs = held.pop(index, None)
-            told = None
+            shown = None
             if logprobs and self.texts is not None:
-                told = self.texts.plain(logprobs, written[index])
-                written[index] += sum(map(len, told["tokens"]))
-            choice = {"index": index, "text": text, "logprobs": told, "finish_reason": reason}
+                shown = self.texts.completion(logprobs, written[index])
+                written[index] += sum(map(len, shown["tokens"]))
+            choice = {"index": index, "text": text, "logprobs": shown, "finish_reason": reason}
             return {**document, "choices": [choice]}
 
         for index in written:
@@ -178,19 +180,19 @@ class _Made:
 
 
 def _prompts(body: CompletionBody, limits: ServerLimits) -> list[str | list[int]]:
-    """The prompts: texts, or tokens.
+    """Return the prompts, as texts or token ids.
 
     Raises:
-        ApiError: it is neither of them, none or too many.
+        ApiError: A prompt has another type, or there are none or too many.
     """
     given = body.prompt
     prompts = given if isinstance(given, list) and not _is_tokens(given) else [given]
     for index, prompt in enumerate(prompts):
         if not isinstance(prompt, str) and not _is_tokens(prompt):
             where = f"prompt[{index}]" if prompts is given else "prompt"
-            raise refused(where, "it must be a text, a list of token ids, or a list of either")
+            raise field_error(where, "it must be a text, a list of token ids, or a list of either")
     if not 1 <= len(prompts) <= limits.max_prompts:
-        raise refused("prompt", f"{len(prompts)} prompts, and 1 to {limits.max_prompts} may be")
+        raise field_error("prompt", f"{len(prompts)} prompts; 1 to {limits.max_prompts} are allowed")
     return prompts
 
 
@@ -199,7 +201,7 @@ def _is_tokens(value: Any) -> bool:
 
 
 def is_token(tokenizer: TextTokenizer, token_id: int) -> bool:
-    """Whether a vocabulary has a token of this id. The tokenizers library takes 32 bits without a sign."""
+    """Return whether the vocabulary has this token id. The tokenizers library takes unsigned 32-bit ids."""
     return 0 <= token_id < 1 << 32 and tokenizer.id_to_token(token_id) is not None
 
 
@@ -207,5 +209,5 @@ def _text(tokenizer: TextTokenizer, prompt: str | Sequence[int]) -> str:
     if not isinstance(prompt, str):
         for index, token_id in enumerate(prompt):
             if not is_token(tokenizer, token_id):
-                raise refused("prompt", f"[{index}] is {token_id}: no token has this id")
+                raise field_error("prompt", f"[{index}] is {token_id}: no token has this id")
     return prompt if isinstance(prompt, str) else tokenizer.decode(prompt, skip_special_tokens=False)

@@ -1,4 +1,4 @@
-"""Questions as the model reads them, and its probabilities as answers."""
+"""Writes the questions of `/v1/decisions` for the model, and makes answers from its probabilities."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from hivellm_ort.result import ScoreResult
 from hivellm_ort.server.schemas.decisions import Predicate, Question, Rating, Selection
 from hivellm_ort.text.messages import text_of
 
-__all__ = ["answer_of", "answers_to", "asked_at_the_end", "text_of_question"]
+__all__ = ["answer_labels", "append_question", "build_answer", "question_text"]
 
 _YES, _NO = "Yes", "No"
 
 
-def text_of_question(question: Question) -> str:
-    """The question with its options, each with the label that the model is to answer with."""
-    asked = "\n".join(part.text for part in question.instructions)
+def question_text(question: Question) -> str:
+    """Return the text of a question. Each option has a label, which is the answer of the model."""
+    instructions = "\n".join(part.text for part in question.instructions)
     if isinstance(question, Predicate):
-        return f"Is this true of the above? {asked}\n\nAnswer only with {_YES} or {_NO}."
-    labels = answers_to(question)
+        return f"Is this true of the above? {instructions}\n\nAnswer only with {_YES} or {_NO}."
+    labels = answer_labels(question)
     lines = [
         f"{label}. {name}: {description}" if description else f"{label}. {name}"
         for label, (name, description) in zip(labels, _options(question), strict=True)
@@ -29,11 +29,15 @@ def text_of_question(question: Question) -> str:
     what = "level" if isinstance(question, Rating) else "option"
     order = "Levels, from the lowest to the highest:\n" if isinstance(question, Rating) else ""
     kind = "number" if labels[0] == "1" else "letter"
-    return f"{asked}\n\n{order}" + "\n".join(lines) + f"\n\nAnswer only with the {kind} of the right {what}."
+    return (
+        f"{instructions}\n\n{order}"
+        + "\n".join(lines)
+        + f"\n\nAnswer only with the {kind} of the right {what}."
+    )
 
 
-def answers_to(question: Question) -> list[str]:
-    """What the model may answer, in the order of the options: labels, most of them of one token."""
+def answer_labels(question: Question) -> list[str]:
+    """Return the labels in the order of the options. Most of them are one token."""
     if isinstance(question, Predicate):
         return [_YES, _NO]
     count = len(_options(question))
@@ -41,19 +45,19 @@ def answers_to(question: Question) -> list[str]:
     return list(letters[:count]) if count <= len(letters) else [str(number) for number in range(1, count + 1)]
 
 
-def asked_at_the_end(turns: Sequence[Mapping[str, Any]], text: str) -> list[dict[str, Any]]:
-    """A conversation that ends with a question. All questions begin alike, so the input is computed once.
+def append_question(turns: Sequence[Mapping[str, Any]], text: str) -> list[dict[str, Any]]:
+    """Return the conversation with a question at its end, so that all questions share the prefix.
 
-    It goes into the user's last turn: some templates refuse two turns of one role.
+    The question extends the last message of the user: some templates refuse two messages of one role.
     """
-    asked = [dict(turn) for turn in turns]
-    if asked[-1]["role"] == "user":
-        return [*asked[:-1], {"role": "user", "content": f"{text_of(asked[-1]['content'])}\n\n{text}"}]
-    return [*asked, {"role": "user", "content": text}]
+    result = [dict(turn) for turn in turns]
+    if result[-1]["role"] == "user":
+        return [*result[:-1], {"role": "user", "content": f"{text_of(result[-1]['content'])}\n\n{text}"}]
+    return [*result, {"role": "user", "content": text}]
 
 
-def answer_of(question: Question, result: ScoreResult) -> dict[str, Any]:
-    """The answer to a question, in OpenAI's form, with `coverage` besides."""
+def build_answer(question: Question, result: ScoreResult) -> dict[str, Any]:
+    """Return the answer to a question in OpenAI's form, and `coverage`."""
     shares = [answer.share for answer in result.answers]
     answer: dict[str, Any] = {"type": question.type, "name": question.name}
     if isinstance(question, Predicate):
@@ -80,14 +84,14 @@ def answer_of(question: Question, result: ScoreResult) -> dict[str, Any]:
 
 
 def _options(question: Selection | Rating) -> list[tuple[str, str | None]]:
-    """The name and the description of each."""
+    """Return the name and the description of each option."""
     if isinstance(question, Rating):
         return [(level.label, level.description) for level in question.levels]
     return [(_shown(choice.value), choice.description) for choice in question.choices]
 
 
 def _confidence(shares: Sequence[float]) -> float:
-    """How far the likeliest is above chance: 0 where all are equally likely, 1 where it is certain."""
+    """Return the confidence: 0 if all options are equally likely, 1 if one is certain."""
     chance = 1 / len(shares)
     return max(0.0, (max(shares) - chance) / (1 - chance))
 

@@ -1,4 +1,4 @@
-"""What goes wrong, as OpenAI's API tells it: a status and `{"error": {message, type, param, code}}`."""
+"""Errors in the form of OpenAI's API: a status and `{"error": {message, type, param, code}}`."""
 
 from __future__ import annotations
 
@@ -29,32 +29,32 @@ from hivellm_ort.errors import (
 from hivellm_ort.server.schemas.common import FIELDS, REFUSED
 
 __all__ = [
-    "CLIENT_LEFT",
+    "CLIENT_CLOSED_REQUEST",
     "ERRORS",
     "ApiError",
     "ErrorBody",
     "add_error_handlers",
     "as_api_error",
-    "failed",
-    "refused",
+    "field_error",
+    "internal_error",
 ]
 
 _LOG = logging.getLogger("hivellm_ort")
 _CLIENT, _SERVER = "invalid_request_error", "server_error"
-_MOST_MESSAGE = 1000  # characters: what a client sent may be part of it
-CLIENT_LEFT = 499
-"""The status of a request whose client went away; nobody gets it, and metrics count it."""
+_MOST_MESSAGE = 1000  # characters; a message may quote what a client sent
+CLIENT_CLOSED_REQUEST = 499
+"""The status of a request whose client disconnected. It is counted in the metrics and never sent."""
 
 
 class ApiError(HTTPException):
-    """What a client is told in place of an answer.
+    """An error response.
 
     Args:
-        status: of HTTP.
-        message: what is wrong, and what to do.
-        param: the field that is wrong; None for the whole.
-        code: a name for programs.
-        headers: of the response.
+        status: The HTTP status.
+        message: What is wrong, and what to do.
+        param: The wrong field; None for the whole request.
+        code: The error code for programs.
+        headers: Headers of the response.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class _ErrorObject(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """The body of every response that is no answer."""
+    """The body of every error response."""
 
     error: _ErrorObject
 
@@ -111,7 +111,7 @@ _STATUSES = {
     413: "The body is too large.",
     414: "The address is too long.",
     415: "The body is not `application/json`.",
-    429: "Too many answers wait; ask again after `Retry-After` seconds.",
+    429: "Too many answers wait; retry after `Retry-After` seconds.",
     431: "There are too many headers.",
     500: "The server failed.",
     503: "The model is unavailable, or the server is shutting down.",
@@ -121,7 +121,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": text} for status, text in _STATUSES.items()
 }
 ERRORS["default"] = {"model": ErrorBody, "description": "Any other error."}
-"""What every route may answer besides, for its documentation."""
+"""The error responses of every route, for the OpenAPI document."""
 
 
 class _Meaning(NamedTuple):
@@ -130,7 +130,7 @@ class _Meaning(NamedTuple):
     param: str | None = None
 
 
-# A type stands before those that it is derived from.
+# Subclasses come before their base classes.
 _MEANINGS: tuple[tuple[type[Exception], _Meaning], ...] = (
     (UnknownExpertError, _Meaning(404, "model_not_found", "model")),
     (ContextLengthError, _Meaning(400, "context_length_exceeded")),
@@ -141,63 +141,67 @@ _MEANINGS: tuple[tuple[type[Exception], _Meaning], ...] = (
     (LoadError, _Meaning(503, "model_unavailable", "model")),
     (InferenceError, _Meaning(400, "cannot_answer")),
 )
-# What pydantic calls things, and JSON.
+# Pydantic's terms, and those of JSON.
 _WORDS = {
     "a valid dictionary or object to extract fields from": "an object",
     "a valid dictionary": "an object",
     "None": "null",
 }
-_INSTANCE = re.compile(r" or instance of \w+")  # of our classes, which nobody else knows
+_INSTANCE = re.compile(r" or instance of \w+")  # names of internal classes
 _FIRST_WORD = re.compile(r"[a-z_]+(?=[\[: ])")
 
 
-def as_api_error(error: BaseException, hide: Callable[[str], str], *, began: bool = False) -> ApiError:
-    """What a client is told of an error.
+def as_api_error(
+    error: BaseException, remove_paths: Callable[[str], str], *, began: bool = False
+) -> ApiError:
+    """Return the error response for an exception.
 
     Args:
-        error: what was raised.
-        hide: takes the paths of this machine out of a message.
-        began: whether the answer had begun: an error that is not about the request is the server's then.
+        error: The exception.
+        remove_paths: Removes the paths of this machine from a message.
+        began: Whether the answer had begun. A plain `InferenceError` is then an error of the server.
     """
     if isinstance(error, ApiError):
         return error
     meaning = next((meaning for kind, meaning in _MEANINGS if isinstance(error, kind)), None)
     if meaning is None or (began and type(error) is InferenceError):
         _LOG.error("a request of the server failed", exc_info=error)
-        return failed()
-    if isinstance(error, LoadError):  # the operator's to mend, and the log may name files
+        return internal_error()
+    if isinstance(error, LoadError):  # only the operator can fix it, and only the log may name files
         _LOG.error("an expert is unavailable: %s", error)
-        message = "the expert is unavailable: the log of the server says why"
+        message = "the expert is unavailable: see the log of the server"
         return ApiError(meaning.status, message, param=meaning.param, code=meaning.code)
-    message = hide(str(error))
+    message = remove_paths(str(error))
     return ApiError(
         meaning.status, message, param=meaning.param or _field_of(message, FIELDS), code=meaning.code
     )
 
 
-def failed() -> ApiError:
-    """The error of a fault of ours, of which nothing is told."""
-    return ApiError(500, "the server failed: its log says why", code="internal_error")
+def internal_error() -> ApiError:
+    """Return the error response for a bug of the server. It has no details."""
+    return ApiError(500, "the server failed: see its log", code="internal_error")
 
 
-def refused(param: str, message: str, *, code: str = "invalid_value", status: int = 400) -> ApiError:
-    """The error of a field that has a value which it cannot have here."""
+def field_error(param: str, message: str, *, code: str = "invalid_value", status: int = 400) -> ApiError:
+    """Return the error response for a field with an invalid value."""
     return ApiError(status, f"{param}: {message}", param=param, code=code)
 
 
-def add_error_handlers(app: FastAPI, hide: Callable[[str], str]) -> None:
-    """Have every error of an application be an error object; `Account` sees to faults of ours.
+def add_error_handlers(app: FastAPI, remove_paths: Callable[[str], str]) -> None:
+    """Make an application answer every error with an error object.
+
+    `RequestTrackingMiddleware` handles exceptions that are bugs.
 
     Args:
-        app: the application.
-        hide: as for `as_api_error`.
+        app: The application.
+        remove_paths: As for `as_api_error`.
     """
 
     def on_error(_request: Request, error: Exception) -> Response:
-        return as_api_error(error, hide).response
+        return as_api_error(error, remove_paths).response
 
     def on_leaving(_request: Request, _error: Exception) -> Response:
-        return Response(status_code=CLIENT_LEFT)
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
 
     for kind in (ApiError, ExpertError):
         app.add_exception_handler(kind, on_error)
@@ -208,16 +212,16 @@ def add_error_handlers(app: FastAPI, hide: Callable[[str], str]) -> None:
 
 def _on_http(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101
-    told = {
-        404: ("there is no such route: see /openapi.json", "not_found"),
-        405: ("the route has no such method: see /openapi.json", "method_not_allowed"),
+    messages = {
+        404: ("this route does not exist: see /openapi.json", "not_found"),
+        405: ("the route does not have this method: see /openapi.json", "method_not_allowed"),
     }
-    message, code = told.get(error.status_code, (str(error.detail), None))
+    message, code = messages.get(error.status_code, (str(error.detail), None))
     return ApiError(error.status_code, message, code=code, headers=error.headers).response
 
 
 def _on_malformed(request: Request, error: Exception) -> Response:
-    """A body that is none of the schema: the first field that is wrong, and why."""
+    """Return the error for a body that does not match the schema. It names the first wrong field."""
     assert isinstance(error, RequestValidationError)  # noqa: S101
     if error.body is None:
         return ApiError(400, "there is no body: send a JSON object", code="missing_body").response
@@ -226,13 +230,13 @@ def _on_malformed(request: Request, error: Exception) -> Response:
         return ApiError(415, message, code="invalid_content_type").response
     faults = [(_place(error.body, fault), fault) for fault in error.errors()]
     where, fault = faults[0]
-    # A value that may be of several types has a fault for each of them.
+    # A field that allows several types has one fault for each type.
     same = {_lower(other["msg"]): None for place, other in faults if place == where}
-    return _field_error(where, {**fault, "msg": " or ".join(same)}, _fields_of(request)).response
+    return _validation_error(where, {**fault, "msg": " or ".join(same)}, _fields_of(request)).response
 
 
 def _fields_of(request: Request) -> set[str]:
-    """The names of the fields that the body of a route may have."""
+    """Return the names of the fields in the body of a route."""
     body = getattr(request.scope.get("route"), "body_field", None)
     model = body.field_info.annotation if body is not None else None
     if not (isinstance(model, type) and issubclass(model, BaseModel)):
@@ -241,7 +245,7 @@ def _fields_of(request: Request) -> set[str]:
 
 
 def _place(body: Any, fault: Mapping[str, Any]) -> list[str | int]:
-    """Where in the body a fault is: its place without the names of types."""
+    """Return the path of a fault in the body, without the names of types."""
     where: list[str | int] = []
     parts = fault["loc"][1:]
     for count, part in enumerate(parts, 1):
@@ -254,7 +258,9 @@ def _place(body: Any, fault: Mapping[str, Any]) -> list[str | int]:
     return where
 
 
-def _field_error(where: Sequence[str | int], fault: Mapping[str, Any], known: Collection[str]) -> ApiError:
+def _validation_error(
+    where: Sequence[str | int], fault: Mapping[str, Any], known: Collection[str]
+) -> ApiError:
     param = (
         "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).lstrip(".") or None
     )
@@ -267,7 +273,7 @@ def _field_error(where: Sequence[str | int], fault: Mapping[str, Any], known: Co
         near = difflib.get_close_matches(name, known, 1) if len(where) == 1 else []
         hint = f"; did you mean {near[0]}?" if near else ": leave it out"
         return ApiError(
-            400, f"{param} is no field of this request{hint}", param=param, code="unknown_parameter"
+            400, f"{param} is not a field of this request{hint}", param=param, code="unknown_parameter"
         )
     if kind == "missing":
         return ApiError(400, f"{param} is missing", param=param, code="missing_required_parameter")
@@ -282,6 +288,6 @@ def _lower(text: str) -> str:
 
 
 def _field_of(message: str, known: Collection[str]) -> str | None:
-    """The field that a message of the library begins with."""
+    """Return the field name at the beginning of a message of the library; None if there is none."""
     match = _FIRST_WORD.match(message)
     return match[0] if match is not None and match[0] in known else None

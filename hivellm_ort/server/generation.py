@@ -1,4 +1,4 @@
-"""The one way from a checked request to answers: the queue, the time, the client that goes away."""
+"""Runs the answers of a request: queue, time limit, and cancellation when the client disconnects."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from hivellm_ort.errors import arguments_named_by
 from hivellm_ort.options import GenerateOptions
 from hivellm_ort.result import InferenceResult
 from hivellm_ort.server.errors import ApiError
-from hivellm_ort.server.state import ServerState, stopping
+from hivellm_ort.server.state import ServerState, shutting_down
 from hivellm_ort.serving.generation import Step
 from hivellm_ort.serving.stream import AsyncTextStream
 from hivellm_ort.tools.parser import ToolCallParser
 
-__all__ = ["Answers", "too_slow", "unless_client_leaves"]
+__all__ = ["RunningAnswers", "cancel_on_disconnect", "timeout_error"]
 
 _T = TypeVar("_T")
 _NO_FIELDS: Mapping[str, str] = MappingProxyType({})
-# Options of the library that clients give under another name.
+# Fields of the API for options of the library with another name.
 _FIELDS = {
     "enable_thinking": "chat_template_kwargs.enable_thinking",
     "include_stop": "include_stop_str_in_output",
@@ -33,60 +33,60 @@ _FIELDS = {
 }
 
 
-class Answers:
-    """The answers of one request, generated side by side.
+class RunningAnswers:
+    """The answers of one request, generated concurrently.
 
-    They are generated whether or not they are read, and each gives its place in the queue back when it ends.
+    They are generated even if nobody reads them. Each releases its place in the queue when it ends.
 
     Args:
-        state: of the application.
-        streams: one for each answer; none has begun.
+        state: The state of the application.
+        streams: One stream for each answer. None of them has started.
     """
 
     def __init__(self, state: ServerState, streams: Sequence[AsyncTextStream]) -> None:
         self._state = state
         self._streams = streams
-        self._told: asyncio.Queue[tuple[int, Step | InferenceResult | Exception] | None] = asyncio.Queue()
+        self._events: asyncio.Queue[tuple[int, Step | InferenceResult | Exception] | None] = asyncio.Queue()
         self._tasks: list[asyncio.Task[None]] = []
 
     @classmethod
-    async def begin(
+    async def start(
         cls,
         state: ServerState,
         name: str,
-        asked: Sequence[GenerateOptions],
+        options: Sequence[GenerateOptions],
         *,
         steps: bool = False,
         fields: Mapping[str, str] = _NO_FIELDS,
-    ) -> Answers:
-        """Begin all answers; what is wrong with the request is raised here.
+    ) -> RunningAnswers:
+        """Start all answers. Errors of the request are raised here.
 
         Args:
-            state: of the application.
-            name: the expert.
-            asked: options of each answer.
-            steps: whether `events` is going to tell of every step.
-            fields: what this route calls options of the library, where others do not.
+            state: The state of the application.
+            name: The expert.
+            options: The options of each answer.
+            steps: Whether `events` yields every step.
+            fields: Further names of options in this route, by the name of the option.
 
         Raises:
-            ApiError: the queue is full, or the server stops.
-            ExpertError: the request cannot be answered.
+            ApiError: The queue is full, or the server is shutting down.
+            ExpertError: The request cannot be answered.
         """
-        state.admit(len(asked))
+        state.reserve(len(options))
         timeout = state.options.limits.request_timeout
-        limited: list[GenerateOptions] = [{**options, "timeout": timeout} for options in asked]
+        limited: list[GenerateOptions] = [{**one, "timeout": timeout} for one in options]
         streams = [state.manager.agenerate_stream(name, **options) for options in limited]
         answers = cls(state, streams)
-        begun: list[asyncio.Future[None]] = []
-        with arguments_named_by(partial(_as_field, {**_FIELDS, **fields})):  # in the tasks, too
+        started: list[asyncio.Future[None]] = []
+        with arguments_named_by(partial(_as_field, {**_FIELDS, **fields})):  # the tasks inherit it
             for index, stream in enumerate(streams):
-                begun.append(asyncio.get_running_loop().create_future())
-                task = asyncio.create_task(answers._run(index, stream, begun[-1], steps=steps))
-                task.add_done_callback(lambda _: state.leave())  # whatever becomes of it
+                started.append(asyncio.get_running_loop().create_future())
+                task = asyncio.create_task(answers._run(index, stream, started[-1], steps=steps))
+                task.add_done_callback(lambda _: state.release())  # also after an error
                 answers._tasks.append(task)
-        state.add(answers)
+        state.register(answers)
         try:
-            ended = await asyncio.gather(*begun, return_exceptions=True)
+            ended = await asyncio.gather(*started, return_exceptions=True)
         except asyncio.CancelledError:
             answers.abandon()
             raise
@@ -96,18 +96,18 @@ class Answers:
                 raise error
         return answers
 
-    def __enter__(self) -> Answers:
+    def __enter__(self) -> RunningAnswers:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.abandon()
 
     async def results(self) -> list[InferenceResult]:
-        """All answers, when they have ended.
+        """Wait for all answers and return them.
 
         Raises:
-            ApiError: the time is over, or the server stops.
-            ExpertError: an answer cannot go on.
+            ApiError: The time limit is reached, or the server is shutting down.
+            ExpertError: An answer failed.
         """
         found: dict[int, InferenceResult] = {}
         async for event in self.events():
@@ -118,34 +118,34 @@ class Answers:
     async def events(
         self, idle: float | None = None
     ) -> AsyncIterator[tuple[int, Step | InferenceResult] | None]:
-        """What happens: the index of an answer, and a step of it or its result. Raises as `results`.
+        """Yield (index of the answer, step or result) as they come. Raises as `results`.
 
         Args:
-            idle: seconds without a step after which None comes; None for never.
+            idle: Seconds without an event after which None is yielded; None for never.
         """
         left = len(self._streams)
         loop = asyncio.get_running_loop()
         last = loop.time()
         timer: asyncio.TimerHandle | None = None
 
-        def look(seconds: float) -> None:
-            """Tell that nothing came. One timer for all steps: one for each would cost more than the step."""
+        def check_idle(seconds: float) -> None:
+            """Queue None after an idle time. One timer serves all steps: a timer per step would cost too much."""
             nonlocal timer, last
             if loop.time() >= last + seconds:
                 last = loop.time()
-                self._told.put_nowait(None)
-            timer = loop.call_at(last + seconds, look, seconds)
+                self._events.put_nowait(None)
+            timer = loop.call_at(last + seconds, check_idle, seconds)
 
         try:
             if idle is not None:
-                timer = loop.call_later(idle, look, idle)
+                timer = loop.call_later(idle, check_idle, idle)
             while left:
-                told = await self._told.get()
+                event = await self._events.get()
                 last = loop.time()
-                if told is None:
+                if event is None:
                     yield None
                     continue
-                index, what = told
+                index, what = event
                 if isinstance(what, Exception):
                     raise what
                 left -= isinstance(what, InferenceResult)
@@ -156,85 +156,85 @@ class Answers:
             self.abandon()
 
     def sampling(self, index: int) -> Mapping[str, Any]:
-        """The options of sampling that an answer is generated with."""
+        """Return the sampling options of an answer."""
         return self._streams[index].sampling
 
     def call_parser(self, index: int) -> ToolCallParser:
-        """A parser of the calls of tools in an answer."""
+        """Return a parser for the tool calls in an answer."""
         return self._streams[index].call_parser()
 
     def cancel(self) -> None:
-        """End all answers soon; whoever reads them is told."""
+        """Cancel all answers. Readers get the error."""
         for stream in self._streams:
             stream.cancel()
 
     def abandon(self) -> None:
-        """End all answers that go on; nobody reads them any more."""
+        """Cancel all running answers, because nobody reads them any more."""
         for task in self._tasks:
             task.cancel()
-        self._state.remove(self)
+        self._state.unregister(self)
 
     async def _run(
-        self, index: int, stream: AsyncTextStream, begun: asyncio.Future[None], *, steps: bool
+        self, index: int, stream: AsyncTextStream, started: asyncio.Future[None], *, steps: bool
     ) -> None:
-        told: Step | InferenceResult | Exception
+        event: Step | InferenceResult | Exception
         try:
             await stream.start()
-            begun.set_result(None)
-            if self._state.ended:
+            started.set_result(None)
+            if self._state.stopped:
                 stream.cancel()
             while (step := await stream.next_step()) is not None:
                 if steps:
-                    self._told.put_nowait((index, step))
-            told = self._complete(stream.result)
+                    self._events.put_nowait((index, step))
+            event = self._complete(stream.result)
         except Exception as error:
-            told = error
-            if not begun.done():
-                begun.set_exception(error)
+            event = error
+            if not started.done():
+                started.set_exception(error)
         except asyncio.CancelledError:
             stream.cancel()
-            begun.cancel()
+            started.cancel()
             raise
-        self._told.put_nowait((index, told))
+        self._events.put_nowait((index, event))
 
     def _complete(self, result: InferenceResult) -> InferenceResult:
         if result.finish_reason != "cancelled":
             return result
-        if self._state.ended:
-            raise stopping()
-        raise too_slow(self._state.options.limits.request_timeout)
+        if self._state.stopped:
+            raise shutting_down()
+        raise timeout_error(self._state.options.limits.request_timeout)
 
 
-def too_slow(seconds: float) -> ApiError:
-    """What a client is told whose answer did not end in time."""
-    # A client of OpenAI's would ask twice again, and wait as long each time.
+def timeout_error(seconds: float) -> ApiError:
+    """Return the error for an answer that did not end in time."""
+    # OpenAI's clients would retry twice, and wait as long each time.
     return ApiError(
         504,
-        f"the answer did not end in {seconds:g} s: ask for less, or when the server has less to do",
+        f"the answer did not end in {seconds:g} s: ask for fewer tokens, or retry when the server is less busy",
         code="timeout",
         headers={"x-should-retry": "false"},
     )
 
 
-async def unless_client_leaves(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
-    """What the work gives; it is cancelled when the client goes away.
+async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
+    """Return the result of the work. The work is cancelled when the client disconnects.
 
     Args:
-        request: whose body was read.
-        work: to do.
+        request: The request. Its body must have been read.
+        work: The work.
 
     Raises:
-        ClientDisconnect: the client went away.
+        ClientDisconnect: The client disconnected.
     """
     task = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_left(request))
+    disconnect = asyncio.ensure_future(_wait_for_disconnect(request))
     try:
-        await asyncio.wait((task, leaving), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((task, disconnect), return_when=asyncio.FIRST_COMPLETED)
     except BaseException:
         _give_up(task)
         raise
     finally:
-        leaving.cancel()
+        disconnect.cancel()
     if not task.done():
         _give_up(task)
         raise ClientDisconnect
@@ -242,22 +242,22 @@ async def unless_client_leaves(request: Request, work: Coroutine[Any, Any, _T]) 
 
 
 def _give_up(task: asyncio.Future[Any]) -> None:
-    """Cancel work, and what it begins at this very moment: nobody will read it."""
+    """Cancel the work, and the answers that it may still start."""
     task.add_done_callback(_abandon)
     task.cancel()
 
 
 def _abandon(task: asyncio.Future[Any]) -> None:
-    if not task.cancelled() and task.exception() is None and isinstance(task.result(), Answers):
+    if not task.cancelled() and task.exception() is None and isinstance(task.result(), RunningAnswers):
         task.result().abandon()
 
 
-async def _left(request: Request) -> None:
+async def _wait_for_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
 def _as_field(names: Mapping[str, str], name: str, value: str | int | None) -> str | None:
-    """An argument of the library as a client has it."""
+    """Return an argument of the library as the client wrote it; None if the name is the same."""
     field = names.get(name)
     return field if field is None or value is None else f"{field}={json.dumps(value)}"

@@ -1,4 +1,4 @@
-"""What HTTP adds to the manager's metrics."""
+"""Metrics of HTTP."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 
 
 class HttpMetrics:
-    """Counts requests. For one event loop.
+    """Counts requests. Use it in one event loop only.
 
     Attributes:
-        in_progress: requests that are being answered.
-        full: requests that found the queue full.
+        in_progress: Requests that are being answered.
+        full: Requests that were refused because the queue was full.
     """
 
     def __init__(self) -> None:
@@ -29,25 +29,25 @@ class HttpMetrics:
         """Count a request that has ended.
 
         Args:
-            method: of HTTP.
-            route: the path as the application has it; empty for none of its own.
-            status: of the response; 499 where the client went away before it.
-            seconds: to the end of the response.
+            method: The HTTP method.
+            route: The path of the route; empty if there is no such route.
+            status: The status of the response; 499 if the client disconnected before it.
+            seconds: Seconds to the end of the response.
         """
         self._requests[method, route or "none", str(status)] += 1
         self._seconds.observe(seconds)
 
     def prometheus(self) -> str:
-        """Everything in Prometheus' text format, to be put after the manager's."""
+        """Return all metrics in Prometheus' text format. It can be appended to that of the manager."""
         return prometheus_text(self.families())
 
     def families(self) -> list[MetricFamily]:
-        """Everything, by metric."""
+        """Return all metrics."""
         return [
             MetricFamily(
                 "http_requests_total",
                 "counter",
-                "Requests that ended, by method, route and status; 499 where the client went away.",
+                "Requests that ended, by method, route and status; 499 means that the client disconnected.",
                 ("method", "route", "status"),
                 self._requests,
             ),
@@ -68,7 +68,7 @@ class HttpMetrics:
             MetricFamily(
                 "http_queue_full_total",
                 "counter",
-                "Requests that found the queue full.",
+                "Requests that were refused because the queue was full.",
                 (),
                 {(): self.full},
             ),

@@ -1,4 +1,4 @@
-"""`/v1/load_lora_adapter` and `/v1/unload_lora_adapter`: off unless the operator names a folder."""
+"""`/v1/load_lora_adapter` and `/v1/unload_lora_adapter`: off unless the operator allows a folder."""
 
 from __future__ import annotations
 
@@ -10,49 +10,55 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
 
 from hivellm_ort.errors import LoadError
-from hivellm_ort.server.errors import ERRORS, ApiError, refused
+from hivellm_ort.server.errors import ERRORS, ApiError, field_error
 from hivellm_ort.server.models import AUTO
 from hivellm_ort.server.schemas.loading import LoadBody, UnloadBody
-from hivellm_ort.server.state import ServerState, state_of
-from hivellm_ort.server.strict_json import StrictRoute
+from hivellm_ort.server.state import ServerState, server_state
+from hivellm_ort.server.strict_route import StrictJSONRoute
 
 __all__ = ["router"]
 
-router = APIRouter(tags=["models"], route_class=StrictRoute)
-_LONGEST_PATH = 4096  # characters, as most systems have it
-_RESPONSES = {**ERRORS, 200: {"description": "It is done.", "content": {"text/plain": {}}}}
+router = APIRouter(tags=["models"], route_class=StrictJSONRoute)
+_LONGEST_PATH = 4096  # characters; the limit of most systems
+_RESPONSES = {**ERRORS, 200: {"description": "Done.", "content": {"text/plain": {}}}}
 
 
 @router.post("/v1/load_lora_adapter", responses=_RESPONSES, response_model=None, response_class=Response)
 async def load_adapter(body: LoadBody, request: Request) -> Response:
-    """Load an expert; nothing that runs is disturbed."""
-    state = state_of(request)
+    """Load an expert. Running requests are not affected."""
+    state = server_state(request)
     path = _inside(_folder(state), body.lora_path)
     if body.lora_name in (AUTO, state.manager.BASE) or not body.lora_name.isprintable():
-        raise refused("lora_name", f"{body.lora_name!r} cannot be the name of an expert: take another")
+        raise field_error(
+            "lora_name", f"{body.lora_name!r} cannot be the name of an expert: choose another name"
+        )
     replace = bool(body.load_inplace)
     load = partial(state.manager.load_expert, body.lora_name, path, replace=replace)
     async with state.loading:
         names = {info.name for info in state.manager.list_loaded_experts()}
         if body.lora_name in names and not replace:
-            raise refused("lora_name", f"{body.lora_name!r} is loaded: unload it first, or set load_inplace")
+            raise field_error(
+                "lora_name", f"{body.lora_name!r} is loaded: unload it first, or set load_inplace"
+            )
         try:
             await asyncio.to_thread(load)
         except LoadError as error:
-            raise ApiError(400, state.hide(str(error)), param="lora_path", code="invalid_package") from error
+            raise ApiError(
+                400, state.remove_paths(str(error)), param="lora_path", code="invalid_package"
+            ) from error
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
 
 @router.post("/v1/unload_lora_adapter", responses=_RESPONSES, response_model=None, response_class=Response)
 async def unload_adapter(body: UnloadBody, request: Request) -> Response:
-    """Unload an expert; its answers that go on are finished."""
-    state = state_of(request)
+    """Unload an expert. Its running answers are finished."""
+    state = server_state(request)
     _folder(state)
     async with state.loading:
         try:
             await asyncio.to_thread(state.manager.unload_expert, body.lora_name)
         except LoadError as error:
-            raise refused("lora_name", state.hide(str(error))) from error
+            raise field_error("lora_name", state.remove_paths(str(error))) from error
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
 
 
@@ -68,13 +74,13 @@ def _folder(state: ServerState) -> Path:
 
 
 def _inside(folder: Path, given: str) -> Path:
-    """A path in the folder, however it is written and wherever links lead.
+    """Return a path in the folder, with all links resolved.
 
     Raises:
-        ApiError: it is outside, or there is nothing. Outside nothing is told of what there is.
+        ApiError: The path is outside the folder, or does not exist. Outside, the error is always the same.
     """
     try:
-        path = (folder / given[:_LONGEST_PATH]).resolve()  # every part is looked up
+        path = (folder / given[:_LONGEST_PATH]).resolve()  # it looks up every part
         inside = len(given) < _LONGEST_PATH and path.is_relative_to(folder) and path != folder
         found = inside and path.exists()
     except (OSError, ValueError):  # too long, a link to itself, a zero byte
@@ -82,12 +88,12 @@ def _inside(folder: Path, given: str) -> Path:
     if not inside:
         raise ApiError(
             403,
-            "lora_path: it is outside of the folder that the operator named for loading",
+            "lora_path: it is outside the folder that the operator allows for loading",
             param="lora_path",
             code="path_not_allowed",
         )
     if not found:
         raise ApiError(
-            404, "lora_path: there is no such package", param="lora_path", code="package_not_found"
+            404, "lora_path: this package does not exist", param="lora_path", code="package_not_found"
         )
     return path

@@ -1,4 +1,4 @@
-"""What stands before every route: keys, request ids, counts, and bounds on how slow a client may be."""
+"""Middleware: request ids, metrics, size and time limits, host names and API keys."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from hivellm_ort.server.errors import CLIENT_LEFT, ApiError, failed
+from hivellm_ort.server.errors import CLIENT_CLOSED_REQUEST, ApiError, internal_error
 from hivellm_ort.server.http_metrics import HttpMetrics
 from hivellm_ort.server.options import ServerLimits
 
-__all__ = ["Account", "Bounds", "Hosts", "Keys"]
+__all__ = ["AuthenticationMiddleware", "HostMiddleware", "LimitsMiddleware", "RequestTrackingMiddleware"]
 
 _LOG = logging.getLogger("hivellm_ort")
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
@@ -27,14 +27,14 @@ _MOST_ADDRESS, _MOST_HEADERS, _MOST_HEAD = 8 << 10, 100, 32 << 10
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 
 
-class Account:
-    """Counts every request, and gives it an id that its response has as `x-request-id`. Answers where all else fails.
+class RequestTrackingMiddleware:
+    """Counts every request, sets `x-request-id`, and answers exceptions with status 500.
 
-    The id is the client's own, where it sends a sound one.
+    The request id is the client's own if it is valid.
 
     Args:
-        app: what answers.
-        metrics: where it is counted.
+        app: The next application.
+        metrics: Counts the requests.
     """
 
     def __init__(self, app: ASGIApp, metrics: HttpMetrics) -> None:
@@ -48,7 +48,7 @@ class Account:
             return
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
-        begin, status, started = time.perf_counter(), CLIENT_LEFT, False
+        begin, status, started = time.perf_counter(), CLIENT_CLOSED_REQUEST, False
 
         async def send_with_id(message: Message) -> None:
             nonlocal status, started
@@ -63,8 +63,8 @@ class Account:
         except Exception:
             _LOG.error("the request %s failed", request_id)
             if not started:
-                await failed().response(scope, receive, send_with_id)
-            raise  # whoever runs the application logs what it was
+                await internal_error().response(scope, receive, send_with_id)
+            raise  # the ASGI server logs the exception
         finally:
             self._metrics.in_progress -= 1
             method = scope["method"] if scope["method"] in _METHODS else "other"
@@ -72,14 +72,14 @@ class Account:
             self._metrics.count(method, route, status, time.perf_counter() - begin)
 
 
-class Hosts:
-    """Lets only those pass who name the server by a name that the operator knows.
+class HostMiddleware:
+    """Refuses requests whose header `Host` is not allowed.
 
-    Starlette tells the names apart; it would refuse with a text of its own.
+    Starlette compares the names. Its own refusal would not be an error object.
 
     Args:
-        app: what answers.
-        allowed: names, `*.example.com` for all below one, `*` for any.
+        app: The next application.
+        allowed: Names. `*.example.com` allows all subdomains, `*` any name.
     """
 
     def __init__(self, app: ASGIApp, allowed: Sequence[str]) -> None:
@@ -95,9 +95,9 @@ class Hosts:
             known = True
 
         async def drop(_message: Message) -> None:
-            """Starlette's own answer."""
+            """Drop Starlette's own response."""
 
-        # Not `www.` of a name that is allowed: an answer that leads to another host is none.
+        # No redirect to `www.` of an allowed name: clients of an API expect an answer.
         await TrustedHostMiddleware(note, self._allowed, www_redirect=False)(scope, receive, drop)
         if known:
             await self._app(scope, receive, send)
@@ -106,13 +106,13 @@ class Hosts:
         await ApiError(400, message, code="invalid_host").response(scope, receive, send)
 
 
-class Keys:
-    """Lets only those pass who have one of the keys.
+class AuthenticationMiddleware:
+    """Refuses requests without one of the API keys.
 
     Args:
-        app: what answers.
-        keys: the keys, at least one.
-        open_paths: paths that need none.
+        app: The next application.
+        keys: The keys, at least one.
+        open_paths: Paths that need no key.
     """
 
     def __init__(self, app: ASGIApp, keys: Sequence[str], open_paths: Collection[str]) -> None:
@@ -136,17 +136,17 @@ class Keys:
     def _known(self, headers: Headers) -> bool:
         scheme, _, given = headers.get("authorization", "").partition(" ")
         key = given.strip().encode()
-        # Every key is compared: which of them it is, and how much of it is right, takes the same time.
+        # All keys are compared: the time must not show which key matches or how much of it.
         found = [hmac.compare_digest(key, known) for known in self._keys]
         return scheme.lower() == "bearer" and any(found)
 
 
-class Bounds:
-    """Ends requests that are too large or do not arrive, and responses that nobody reads.
+class LimitsMiddleware:
+    """Ends requests that are too large or too slow, and responses that the client does not read.
 
     Args:
-        app: what answers.
-        limits: how large and how slow each may be.
+        app: The next application.
+        limits: Limits of sizes and times.
     """
 
     def __init__(self, app: ASGIApp, limits: ServerLimits) -> None:
@@ -158,7 +158,7 @@ class Bounds:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        fault = _fault_of_head(scope)
+        fault = _check_head(scope)
         if fault is not None:
             await fault.response(scope, receive, send)
             return
@@ -170,11 +170,11 @@ class Bounds:
         except TimeoutError:
             if not reader.slow:
                 raise
-            _LOG.warning("a client did not read its answer for %g s: it is left", self._limits.send_timeout)
+            _LOG.warning("a client did not read for %g s: its response is ended", self._limits.send_timeout)
 
 
 class _Reader:
-    """A client that has to read in time. One timer watches all pieces; one each would cost as much as they do."""
+    """Checks that a client reads in time. One timer serves all pieces: a timer per piece would cost too much."""
 
     def __init__(self, send: Send, seconds: float) -> None:
         self._send, self._seconds = send, seconds
@@ -184,7 +184,7 @@ class _Reader:
 
     @property
     def slow(self) -> bool:
-        """Whether it left a piece unread for too long."""
+        """Whether the client left a piece unread for too long."""
         return self._limit.expired()
 
     async def send(self, message: Message) -> None:
@@ -195,7 +195,7 @@ class _Reader:
 
     @asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:
-        """Raise TimeoutError in what is within when a piece is not read in time."""
+        """Raise TimeoutError in the body of the `with` statement if a piece is not read in time."""
         self._timer = self._loop.call_later(self._seconds, self._look)
         try:
             async with self._limit:
@@ -213,7 +213,7 @@ class _Reader:
 
 
 class _BoundedBody:
-    """A body as it arrives. Starlette has a limit of its own, and tells it in no error object."""
+    """Receives a body within its limits. The limit of Starlette itself would not answer with an error object."""
 
     def __init__(self, scope: Scope, receive: Receive, limits: ServerLimits) -> None:
         self._receive, self._limits = receive, limits
@@ -224,10 +224,10 @@ class _BoundedBody:
         self._complete = False
 
     async def receive(self) -> Message:
-        """The next part of it; after the last that the client went away.
+        """Return the next message of the body, and after the last one the disconnect.
 
         Raises:
-            ApiError: it is too large, or late.
+            ApiError: The body is too large or too slow.
         """
         if self._complete:
             return await self._receive()
@@ -250,8 +250,8 @@ class _BoundedBody:
             raise _closing(413, f"the body is larger than {most} bytes: send less", "body_too_large")
 
 
-def _fault_of_head(scope: Scope) -> ApiError | None:
-    """What is wrong with the address and the headers of a request, before anything is done for it."""
+def _check_head(scope: Scope) -> ApiError | None:
+    """Return what is wrong with the address and the headers of a request; None if nothing is."""
     headers = scope["headers"]
     if len(scope.get("raw_path") or scope["path"]) + len(scope["query_string"]) > _MOST_ADDRESS:
         return _closing(414, f"the address is longer than {_MOST_ADDRESS} bytes", "address_too_long")
@@ -260,17 +260,19 @@ def _fault_of_head(scope: Scope) -> ApiError | None:
         return _closing(431, f"there are more than {most}: send less", "headers_too_large")
     names = {name for name, _ in headers}
     if b"content-length" in names and b"transfer-encoding" in names:
-        # A proxy that goes by the other one sees another request after this.
-        return _closing(400, "content-length and transfer-encoding exclude each other", "invalid_framing")
+        # A proxy that uses the other header would see a different next request (request smuggling).
+        return _closing(
+            400, "content-length and transfer-encoding must not be sent together", "invalid_framing"
+        )
     return None
 
 
 def _closing(status: int, message: str, code: str) -> ApiError:
-    """An error after which the rest of the body is not read."""
+    """Return an error that closes the connection, so that the rest of the body is not read."""
     return ApiError(status, message, code=code, headers={"connection": "close"})
 
 
 def _path(scope: Scope) -> str:
-    """The path inside this application, which may be mounted in another."""
+    """Return the path inside this application, which may be mounted in another."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))

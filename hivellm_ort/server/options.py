@@ -1,17 +1,22 @@
-"""What an operator sets: who may ask, from where, and how much."""
+"""Options of the server: API keys, hosts, and limits of requests."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from hivellm_ort.errors import OptionError, OptionTypeError, argument
+from hivellm_ort.textfile import decode_text
 
-__all__ = ["LOCAL_HOSTS", "ServerLimits", "ServerOptions"]
+__all__ = ["KEYS_VARIABLE", "LOCAL_HOSTS", "ServerLimits", "ServerOptions", "read_keys"]
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
-"""How clients on this machine name it."""
+"""The host names that only this machine uses for itself."""
+
+KEYS_VARIABLE = "HIVELLM_API_KEYS"
+"""The environment variable with API keys."""
 
 
 def _limit(default: float, meaning: str) -> Any:
@@ -20,30 +25,30 @@ def _limit(default: float, meaning: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerLimits:
-    """How much one request, and all of them, may ask.
+    """Limits of one request and of all requests together.
 
-    A request beyond a limit is refused before anything is generated; the error names the field and the limit.
+    A request beyond a limit is refused before anything is generated. The error names the field and the limit.
 
     Attributes:
-        max_body_bytes: size of a body.
-        max_n: answers of one request.
-        max_prompts: prompts of one request to `/v1/completions`.
-        max_questions: questions of one request to `/v1/decisions`.
-        max_tokens: tokens of an answer.
-        max_stops: stop strings.
-        max_bad_words: texts of `bad_words`, of 128 characters each.
-        max_logit_bias: entries of `logit_bias`.
-        max_tools: tools of a request.
-        max_schema_bytes: size of a JSON schema, a grammar, a regular expression or all choices together.
-        max_schema_depth: objects and lists within each other in a JSON schema.
-        max_waiting: answers that wait for a row of the running batch; beyond it requests get status 429.
-        request_timeout: seconds from a request to the end of its answer.
-        body_timeout: seconds in which a body must arrive.
-        send_timeout: seconds that a client may leave a piece of an answer unread.
+        max_body_bytes: The size of a body.
+        max_n: Answers of one request.
+        max_prompts: Prompts of one request to `/v1/completions`.
+        max_questions: Questions of one request to `/v1/decisions`.
+        max_tokens: Tokens of an answer.
+        max_stops: Stop strings.
+        max_bad_words: Texts of `bad_words`, of at most 128 characters each.
+        max_logit_bias: Entries of `logit_bias`.
+        max_tools: Tools of a request.
+        max_schema_bytes: The size of a JSON schema, a grammar, a regular expression, or all choices together.
+        max_schema_depth: Nested objects and lists in a JSON schema.
+        max_waiting: Answers that wait for a row of the running batch. Further requests get status 429.
+        request_timeout: Seconds from a request to the end of its answer.
+        body_timeout: Seconds in which a body must arrive.
+        send_timeout: Seconds in which a client must read a piece of an answer.
 
     Raises:
-        OptionTypeError: a limit is no number.
-        OptionError: one is out of range.
+        OptionTypeError: A limit is not a number.
+        OptionError: A limit is out of range.
     """
 
     max_body_bytes: int = _limit(4 << 20, "Most bytes of a body.")
@@ -56,11 +61,13 @@ class ServerLimits:
     max_logit_bias: int = _limit(1024, "Most entries of logit_bias.")
     max_tools: int = _limit(128, "Most tools of a request.")
     max_schema_bytes: int = _limit(64 << 10, "Most bytes of a JSON schema or a grammar.")
-    max_schema_depth: int = _limit(32, "Most objects and lists within each other in a JSON schema.")
-    max_waiting: int = _limit(64, "Most answers that wait for a row; then requests get status 429.")
+    max_schema_depth: int = _limit(32, "Most nested objects and lists in a JSON schema.")
+    max_waiting: int = _limit(
+        64, "Most answers that wait for a row of the batch; further requests get status 429."
+    )
     request_timeout: float = _limit(300.0, "Most seconds from a request to the end of its answer.")
     body_timeout: float = _limit(30.0, "Most seconds in which a body must arrive.")
-    send_timeout: float = _limit(30.0, "Most seconds that a client may leave a piece of an answer unread.")
+    send_timeout: float = _limit(30.0, "Most seconds in which a client must read a piece of an answer.")
 
     def __post_init__(self) -> None:
         for one in fields(self):
@@ -74,21 +81,21 @@ class ServerLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerOptions:
-    """How the application behaves.
+    """Options of the application.
 
     Attributes:
-        keys: any of these must come as `Authorization: Bearer KEY` with every request but `/health` and the files of
-            the page; none by default, and then anybody may ask.
-        allowed_hosts: names in the header `Host` that are answered; `*` is any. By default those of this machine
-            alone, so that no page of another site can reach the server through a name of its own.
-        allowed_origins: web pages that may ask from a browser (CORS); none by default.
-        loading_folder: packages in it may be loaded and unloaded by requests; by default none may.
-        page: Whether `/` is the page. Its files need no key.
-        limits: how much requests may ask.
+        keys: API keys. Every request must have one of them as `Authorization: Bearer KEY`, except `/health` and the
+            files of the page. Without keys, which is the default, every client is answered.
+        allowed_hosts: Accepted names in the header `Host`; `*` accepts any. The default is `LOCAL_HOSTS`, so that
+            no page of another site can reach the server through its own host name (DNS rebinding).
+        allowed_origins: Web sites whose pages may send requests from a browser (CORS). Default: none.
+        loading_folder: The folder whose packages requests may load. Default: None; loading and unloading are off.
+        page: Whether `/` is the web page. Its files need no key.
+        limits: Limits of requests.
 
     Raises:
-        OptionTypeError: an option has a wrong type.
-        OptionError: a key is empty, or no header can hold it.
+        OptionTypeError: An option has a wrong type.
+        OptionError: A key is empty or has characters that a header cannot have, or a host pattern is invalid.
     """
 
     keys: tuple[str, ...] = ()
@@ -114,3 +121,25 @@ class ServerOptions:
                 raise OptionError(
                     f"allowed_hosts has {host!r}: write a name, '*.example.com', or '*' for any"
                 )
+
+
+def read_keys(file: Path | None) -> tuple[str, ...]:
+    """Return the API keys of a file. Without a file, return those of `HIVELLM_API_KEYS`, separated by commas.
+
+    Args:
+        file: A text file with one key per line. Empty lines and lines that begin with `#` are skipped.
+
+    Raises:
+        OSError: The file cannot be read.
+        OptionError: The file has no key, or is not UTF-8 text.
+    """
+    if file is None:
+        return tuple(key.strip() for key in os.environ.get(KEYS_VARIABLE, "").split(",") if key.strip())
+    try:
+        lines = [line.strip() for line in decode_text(file.read_bytes()).splitlines()]
+    except UnicodeDecodeError as error:
+        raise OptionError(f"{file}: it is not UTF-8 text: write one key per line") from error
+    keys = tuple(line for line in lines if line and not line.startswith("#"))
+    if not keys:
+        raise OptionError(f"{file}: it has no key: write one key per line")
+    return keys

@@ -1,4 +1,4 @@
-"""An answer as `/v1/responses` tells it: typed events, and the document that they make."""
+"""Makes the typed events of `/v1/responses`, and the response document from them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from hivellm_ort.result import InferenceResult, TokenLogprob
+from hivellm_ort.server.answer_fields import LogprobsFormatter, finish_reason
 from hivellm_ort.server.errors import ApiError
-from hivellm_ort.server.told import TokenTexts, finish_reason
 from hivellm_ort.serving.generation import Step
 from hivellm_ort.tools.parser import (
     ArgumentsDelta,
@@ -26,19 +26,19 @@ _Events = Iterator[dict[str, Any]]
 
 
 class ResponseWriter:
-    """Makes a response of the steps of an answer.
+    """Makes a response from the steps of an answer.
 
     Args:
-        described: what the response says of its request.
-        texts: of tokens, where log probabilities are wanted.
-        parser: tells calls from text; None where there are no tools.
+        described: Fields of the response that repeat its request.
+        texts: Formats log probabilities; None if the request asks for none.
+        parser: Separates tool calls from text; None if there are no tools.
 
     Attributes:
-        response: the document, as far as it is written.
+        response: The document so far.
     """
 
     def __init__(
-        self, described: Mapping[str, Any], texts: TokenTexts | None, parser: ToolCallParser | None
+        self, described: Mapping[str, Any], texts: LogprobsFormatter | None, parser: ToolCallParser | None
     ) -> None:
         self.response: dict[str, Any] = {
             "id": _identity("resp"),
@@ -53,17 +53,17 @@ class ResponseWriter:
             **described,
         }
         self._texts, self._parser = texts, parser
-        self._open = False  # whether the last item goes on
-        self._held: list[TokenLogprob] = []  # of tokens whose text is not certain yet
+        self._open = False  # whether the last item is unfinished
+        self._held: list[TokenLogprob] = []  # of tokens whose text is still held back
         self._number = 0
 
     def begin(self) -> _Events:
-        """The first events."""
+        """Yield the first events."""
         yield self._event("response.created", response=self._copy())
         yield self._event("response.in_progress", response=self._copy())
 
     def add(self, step: Step) -> _Events:
-        """What a step makes certain."""
+        """Yield the events of one step."""
         if step.logprob is not None and step.finish_reason != "eos" and not step.thinking:
             self._held.append(step.logprob)
         if step.reasoning:
@@ -71,12 +71,12 @@ class ResponseWriter:
         if step.text and self._parser is None:
             yield from self._write("message", step.text)
         elif step.text and self._parser is not None:
-            yield from self._tell(self._parser.push(step.text))
+            yield from self._convert(self._parser.push(step.text))
 
     def end(self, result: InferenceResult) -> _Events:
-        """What was held back, and the end of the response."""
+        """Yield the text that was held back, and the end of the response."""
         if self._parser is not None:
-            yield from self._tell(self._parser.flush())
+            yield from self._convert(self._parser.flush())
         cut = finish_reason(result) == "length"
         if not self.response["output"]:
             yield from self._start("message")
@@ -93,10 +93,10 @@ class ResponseWriter:
         yield self._event(f"response.{self.response['status']}", response=self._copy())
 
     def fail(self, error: ApiError) -> _Events:
-        """The end of a response that cannot go on."""
+        """Yield the end of a response that failed."""
         code = (
             "server_error" if error.status_code >= 500 else "invalid_prompt"
-        )  # OpenAI has no others that fit
+        )  # no other code of OpenAI fits
         if self._open:
             self._item["status"] = "incomplete"
         self.response |= {"status": "failed", "error": {"code": code, "message": error.detail}}
@@ -107,8 +107,8 @@ class ResponseWriter:
         item: dict[str, Any] = self.response["output"][-1]
         return item
 
-    def _tell(self, events: Iterable[CallEvent]) -> _Events:
-        """Text and calls."""
+    def _convert(self, events: Iterable[CallEvent]) -> _Events:
+        """Yield the events of text and calls."""
         for event in events:
             if isinstance(event, TextDelta):
                 yield from self._write("message", event.text)
@@ -117,7 +117,7 @@ class ResponseWriter:
                 call = {"call_id": event.id, "name": event.name, "arguments": ""}
                 yield from self._start("function_call", call)
             elif isinstance(event, ArgumentsDelta):
-                self._held = []  # probabilities are told of text alone
+                self._held = []  # only text has log probabilities
                 self._item["arguments"] += event.text
                 yield self._about("response.function_call_arguments.delta", delta=event.text)
             elif isinstance(event, CallEnded):
@@ -125,7 +125,7 @@ class ResponseWriter:
                 yield from self._close("completed" if event.call.complete else "incomplete")
 
     def _write(self, kind: str, text: str) -> _Events:
-        """Add to the text of a message or of thoughts; begin an item where the last is another."""
+        """Add text to a message or to reasoning. Begin an item if the last one has another type."""
         if not self._open or self._item["type"] != kind:
             yield from self._close("completed")
             yield from self._start(kind)
@@ -163,7 +163,7 @@ class ResponseWriter:
             yield self._about("response.content_part.added", content_index=0, part=_copied(part))
 
     def _close(self, status: str) -> _Events:
-        """End the item that goes on, where there is one."""
+        """End the unfinished item, if there is one."""
         if not self._open:
             return
         item = self._item
@@ -186,7 +186,7 @@ class ResponseWriter:
         yield self._of_item("response.output_item.done", item=_copied(item))
 
     def _about(self, kind: str, **fields: Any) -> dict[str, Any]:
-        """An event about the content of the last item."""
+        """Return an event about the content of the last item."""
         return self._of_item(kind, item_id=self._item["id"], **fields)
 
     def _of_item(self, kind: str, **fields: Any) -> dict[str, Any]:
@@ -202,7 +202,7 @@ class ResponseWriter:
 
 
 def _copied(item: Mapping[str, Any]) -> dict[str, Any]:
-    """An item or a part as it is now: it is written on before the event is sent."""
+    """Copy an item or a part. The original changes before the event is sent."""
     copy = dict(item)
     for name in ("content", "logprobs"):
         if name in copy:
@@ -217,7 +217,7 @@ def _identity(prefix: str) -> str:
 def _usage(result: InferenceResult) -> dict[str, Any]:
     return {
         "input_tokens": result.prompt_tokens,
-        # OpenAI counts what is charged for keeping a prefix; here none is.
+        # OpenAI charges for writing a prefix to the cache; here it is free.
         "input_tokens_details": {"cached_tokens": result.cached_tokens, "cache_write_tokens": 0},
         "output_tokens": result.completion_tokens,
         "output_tokens_details": {"reasoning_tokens": result.reasoning_tokens},

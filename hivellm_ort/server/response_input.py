@@ -1,11 +1,11 @@
-"""From the items of a Responses request to the turns of a conversation."""
+"""Converts the input items of `/v1/responses` to the messages of a chat."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from hivellm_ort.server.errors import refused
+from hivellm_ort.server.errors import field_error
 from hivellm_ort.server.schemas.responses import (
     CallItem,
     MessageItem,
@@ -15,26 +15,26 @@ from hivellm_ort.server.schemas.responses import (
     RefusalText,
 )
 
-__all__ = ["messages_of"]
+__all__ = ["messages_from_items"]
 
 _Item = MessageItem | CallItem | OutputItem | ReasoningItem
 
 
-def messages_of(items: Sequence[_Item], instructions: str | None = None) -> list[dict[str, Any]]:
-    """The conversation as `/v1/chat/completions` has it.
+def messages_from_items(items: Sequence[_Item], instructions: str | None = None) -> list[dict[str, Any]]:
+    """Return the messages in the form of `/v1/chat/completions`.
 
-    Thoughts, text and calls of one answer are items of their own here and one turn there.
+    Reasoning, text and calls of one answer are separate items. They become one message of the assistant.
 
     Args:
-        items: of `input`.
-        instructions: the system message; None for none.
+        items: The items of `input`.
+        instructions: The system message; None for none.
 
     Raises:
-        ApiError: a part of a message is not for its role, or a result belongs to no call.
+        ApiError: A part does not fit the role of its message, or a result has no call.
     """
     turns: list[dict[str, Any]]
     turns = [] if instructions is None else [{"role": "system", "content": instructions}]
-    answer: dict[str, Any] | None = None  # the turn of the assistant that further items may belong to
+    answer: dict[str, Any] | None = None  # the assistant's message that the next item may extend
     calls: set[str] = set()
     for index, item in enumerate(items):
         where = f"input[{index}]"
@@ -60,8 +60,8 @@ def messages_of(items: Sequence[_Item], instructions: str | None = None) -> list
         else:
             answer = None
             if item.call_id not in calls:
-                raise refused(
-                    f"{where}.call_id", "no function_call before it has this id: send the call, too"
+                raise field_error(
+                    f"{where}.call_id", "no function_call before it has this id: send the call too"
                 )
             turns.append(
                 {
@@ -87,12 +87,13 @@ def _call(item: CallItem) -> dict[str, Any]:
 
 
 def _content(item: MessageItem, where: str) -> str | list[dict[str, Any]]:
-    """The text of a message; several parts stay parts."""
+    """Return the text of a message. Several parts stay separate parts."""
     if item.role != "assistant":
         for index, part in enumerate(item.content):
             if isinstance(part, OutputText | RefusalText):
-                raise refused(
-                    f"{where}.content[{index}].type", f"it is the assistant's, and the role is {item.role!r}"
+                raise field_error(
+                    f"{where}.content[{index}].type",
+                    f"only the assistant has it, and the role is {item.role!r}",
                 )
     return _as_content(
         [part.refusal if isinstance(part, RefusalText) else part.text for part in item.content]

@@ -1,4 +1,4 @@
-"""`/v1/responses`: OpenAI's newer form of a chat. Nothing is stored."""
+"""`/v1/responses`: OpenAI's Responses API. Nothing is stored."""
 
 from __future__ import annotations
 
@@ -12,55 +12,62 @@ from fastapi.responses import JSONResponse
 
 from hivellm_ort.options import GenerateOptions
 from hivellm_ort.result import InferenceResult
-from hivellm_ort.server.body_options import check_count, sampling_of, set_format, set_tools
-from hivellm_ort.server.errors import as_api_error, refused
-from hivellm_ort.server.generation import Answers, unless_client_leaves
-from hivellm_ort.server.models import check_length, choose
+from hivellm_ort.server.answer_fields import LogprobsFormatter
+from hivellm_ort.server.errors import as_api_error, field_error
+from hivellm_ort.server.generation import RunningAnswers, cancel_on_disconnect
+from hivellm_ort.server.generation_options import (
+    check_count,
+    sampling_options,
+    set_response_format,
+    set_tools,
+)
+from hivellm_ort.server.models import check_length, choose_expert
 from hivellm_ort.server.options import ServerLimits
 from hivellm_ort.server.response_events import ResponseWriter
-from hivellm_ort.server.response_input import messages_of
+from hivellm_ort.server.response_input import messages_from_items
 from hivellm_ort.server.schemas.responses import FunctionTool, ResponsesBody
-from hivellm_ort.server.state import ServerState, state_of
-from hivellm_ort.server.streaming import IDLE_SECONDS, STREAMED, EventStream, sent
-from hivellm_ort.server.strict_json import StrictRoute
-from hivellm_ort.server.told import TokenTexts
+from hivellm_ort.server.state import ServerState, server_state
+from hivellm_ort.server.streaming import IDLE_SECONDS, STREAM_RESPONSES, EventStream, sse_events
+from hivellm_ort.server.strict_route import StrictJSONRoute
 
 __all__ = ["router"]
 
-router = APIRouter(tags=["answers"], route_class=StrictRoute)
+router = APIRouter(tags=["answers"], route_class=StrictJSONRoute)
 
 _LOGPROBS = "message.output_text.logprobs"
 _FIELDS = MappingProxyType(
     {"max_tokens": "max_output_tokens", "enable_thinking": "reasoning.effort", "system": "instructions"}
 )
-"""What this route calls options of the library."""
+"""The names of options in this route, by the name of the option."""
 
 
-@router.post("/v1/responses", responses=STREAMED, response_model=None)
+@router.post("/v1/responses", responses=STREAM_RESPONSES, response_model=None)
 async def responses(body: ResponsesBody, request: Request) -> Response:
-    """Answer a text or a conversation: at once, or in typed events as it is written (`stream`)."""
-    state = state_of(request)
+    """Answer a text or a conversation, in one document or as a stream of typed events (`stream`)."""
+    state = server_state(request)
     options = _options(body, state.options.limits)
     check_length(state, "tools", options.get("tools"))
-    chosen = await choose(state, body.model, messages=options.get("messages"), schema=body.schema_)
-    texts: TokenTexts | None = None
+    chosen = await choose_expert(state, body.model, messages=options.get("messages"), schema=body.schema_)
+    texts: LogprobsFormatter | None = None
     if options.get("logprobs") is not None:
-        texts = await asyncio.to_thread(lambda: TokenTexts(state.manager.tokenizer(chosen.name)))
-    begun = Answers.begin(state, chosen.name, [options], steps=True, fields=_FIELDS)
-    answers = await unless_client_leaves(request, begun)
+        texts = await asyncio.to_thread(lambda: LogprobsFormatter(state.manager.tokenizer(chosen.name)))
+    starting = RunningAnswers.start(state, chosen.name, [options], steps=True, fields=_FIELDS)
+    answers = await cancel_on_disconnect(request, starting)
     parser = answers.call_parser(0) if body.tools else None
     writer = ResponseWriter(_described(body, chosen.name, answers.sampling(0)), texts, parser)
     if body.stream:
-        return EventStream(sent(state, _events(state, writer, answers), named=True), answers, chosen.headers)
+        return EventStream(
+            sse_events(state, _events(state, writer, answers), named=True), answers, chosen.headers
+        )
     with answers:
-        await unless_client_leaves(request, _written(writer, answers))
+        await cancel_on_disconnect(request, _written(writer, answers))
     return JSONResponse(writer.response, headers=dict(chosen.headers))
 
 
 async def _events(
-    state: ServerState, writer: ResponseWriter, answers: Answers
+    state: ServerState, writer: ResponseWriter, answers: RunningAnswers
 ) -> AsyncIterator[dict[str, Any] | None]:
-    """The events of an answer; None where nothing came for a while."""
+    """Yield the events of an answer. None means that nothing came for a while."""
     for event in writer.begin():
         yield event
     try:
@@ -71,12 +78,12 @@ async def _events(
             what = happened[1]
             for event in writer.end(what) if isinstance(what, InferenceResult) else writer.add(what):
                 yield event
-    except Exception as error:  # the status was sent long ago
-        for event in writer.fail(as_api_error(error, state.hide, began=True)):
+    except Exception as error:  # the status has been sent already
+        for event in writer.fail(as_api_error(error, state.remove_paths, began=True)):
             yield event
 
 
-async def _written(writer: ResponseWriter, answers: Answers) -> None:
+async def _written(writer: ResponseWriter, answers: RunningAnswers) -> None:
     """Write the whole response."""
     async for happened in answers.events():
         if happened is not None:
@@ -86,34 +93,34 @@ async def _written(writer: ResponseWriter, answers: Answers) -> None:
 
 
 def _options(body: ResponsesBody, limits: ServerLimits) -> GenerateOptions:
-    """What the body asks of the library.
+    """Return the options for a body.
 
     Raises:
-        ApiError: a field exceeds a limit, or contradicts another.
+        ApiError: A field exceeds a limit, or contradicts another.
     """
     if body.stream_options is not None and not body.stream:
-        raise refused("stream_options", "there is no stream: set stream to true, or leave it out")
-    options = sampling_of(body, limits)
+        raise field_error("stream_options", "it needs stream: set stream to true, or leave it out")
+    options = sampling_options(body, limits)
     check_count("max_output_tokens", body.max_output_tokens, limits.max_tokens)
     if body.max_output_tokens is not None:
         options["max_tokens"] = body.max_output_tokens
-    options["messages"] = messages_of(body.input, body.instructions)
+    options["messages"] = messages_from_items(body.input, body.instructions)
     if body.schema_ is not None:
         if body.instructions is not None:
-            raise refused(
-                "schema", "instructions are the system message, and it goes there: give one of them"
+            raise field_error(
+                "schema", "it is part of the system message, which instructions replace: give one of them"
             )
         options["schema"] = body.schema_
     logprobs = _LOGPROBS in (body.include or ())
     if body.top_logprobs and not logprobs:
-        raise refused("top_logprobs", f"there are none without include: add {_LOGPROBS!r} to it")
+        raise field_error("top_logprobs", f"it needs include: add {_LOGPROBS!r} to include")
     if logprobs:
         options["logprobs"] = body.top_logprobs or 0
     form = body.text.format if body.text is not None else None
     if form is not None:
         if form.type != "json_schema" and form.schema_ is not None:
-            raise refused("text.format.schema", f"the type is {form.type!r}: make it 'json_schema'")
-        set_format(
+            raise field_error("text.format.schema", f"the type is {form.type!r}: make it 'json_schema'")
+        set_response_format(
             options,
             limits,
             field="text.format",
@@ -144,7 +151,7 @@ def _as_chat_choice(name: str) -> dict[str, Any]:
 
 
 def _described(body: ResponsesBody, model: str, sampling: Mapping[str, Any]) -> dict[str, Any]:
-    """What a response says of its request. Options of sampling are those that are used."""
+    """Return the fields of a response that repeat its request, with the sampling options that are used."""
     form = body.text.format if body.text is not None else None
     choice = body.tool_choice or "auto"
     tools = [

@@ -1,4 +1,4 @@
-"""What all requests of one application share."""
+"""The state that all requests of an application share."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from hivellm_ort.server.errors import ApiError
 from hivellm_ort.server.http_metrics import HttpMetrics
 from hivellm_ort.server.options import ServerOptions
 
-__all__ = ["Cancellable", "ServerState", "state_of", "stopping"]
+__all__ = ["Cancellable", "ServerState", "server_state", "shutting_down"]
 
-_RETRY_SECONDS = 1  # after which a place in the queue may be free: an answer takes about that long
+_RETRY_SECONDS = 1  # an answer takes about that long, so a place in the queue may be free then
 
 
 class Cancellable(Protocol):
-    """An answer that is being generated."""
+    """A running answer."""
 
     def cancel(self) -> None:
-        """End it."""
+        """Cancel the answer."""
 
 
 class ServerState:
-    """The manager, the options, and the answers that are being generated. For one event loop.
+    """The manager, the options and the running answers. Use it in one event loop only.
 
     Args:
-        manager: whose experts are served; the application never closes it.
-        options: what the operator set.
-        folders: what messages leave out, with the folders that Python and the user have.
+        manager: The manager of the experts. The application never closes it.
+        options: The options of the server.
+        folders: Folders whose paths are removed from messages, besides those of Python and of the user.
 
     Attributes:
-        manager: as given.
-        options: as given.
-        metrics: what HTTP adds to the manager's metrics.
-        started: `time.time()`.
-        loading: held while an expert is loaded or unloaded.
-        draining: whether nothing new is taken.
-        ended: whether the answers that went on were ended, because the server stops.
+        manager: As given.
+        options: As given.
+        metrics: The metrics of HTTP.
+        started: When the application was created, as Unix time in seconds.
+        loading: Held while an expert is loaded or unloaded.
+        draining: Whether new requests are refused.
+        stopped: Whether the running answers were cancelled, because the server stops.
     """
 
     def __init__(
@@ -53,78 +53,81 @@ class ServerState:
         self.metrics = HttpMetrics()
         self.started = int(time.time())
         self.loading = asyncio.Lock()
-        self.draining = self.ended = False
+        self.draining = self.stopped = False
         self._folders = set(folders)
         self._running: set[Cancellable] = set()
-        self._admitted = 0
+        self._reserved = 0
 
-    def hide(self, text: str) -> str:
-        """A message without the paths of this machine."""
+    def remove_paths(self, text: str) -> str:
+        """Return a message without the paths of this machine."""
         own = self.options.loading_folder
         return without_folders(text, self._folders if own is None else {*self._folders, own, own.resolve()})
 
-    def hide_also(self, folders: Iterable[StrPath]) -> None:
-        """Leave these folders out of messages too."""
+    def add_folders(self, folders: Iterable[StrPath]) -> None:
+        """Remove the paths of these folders from messages too."""
         self._folders.update(folders)
 
-    def admit(self, answers: int) -> None:
-        """Take so many answers into the queue; `leave` gives back the place of each.
+    def reserve(self, answers: int) -> None:
+        """Reserve places in the queue. `release` gives back one place.
+
+        Args:
+            answers: How many places.
 
         Raises:
-            ApiError: too many wait already, or the server is shutting down.
+            ApiError: Too many answers wait already, or the server is shutting down.
         """
         if self.draining:
-            raise stopping()
+            raise shutting_down()
         limit = self.options.limits.max_waiting
         rows = sum(base["rows"] for base in self.manager.stats()["bases"])
-        # A request that is alone is taken, however many answers it wants.
-        if self._admitted and self._admitted + answers > rows + limit:
+        # The only request is always accepted, with any number of answers.
+        if self._reserved and self._reserved + answers > rows + limit:
             self.metrics.full += 1
             raise ApiError(
                 429,
-                f"{self._admitted} answers are being written or wait for one of {rows} rows, and {limit} may wait: "
-                f"ask again in {_RETRY_SECONDS} s",
+                f"{self._reserved} answers run or wait for one of {rows} rows, and at most {limit} may wait: "
+                f"retry in {_RETRY_SECONDS} s",
                 code="queue_full",
                 headers={"retry-after": str(_RETRY_SECONDS)},
             )
-        self._admitted += answers
+        self._reserved += answers
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """Give back the place of an answer that has ended."""
-        self._admitted -= 1
+        self._reserved -= 1
 
-    def add(self, answers: Cancellable) -> None:
-        """Have the answers be ended when the server stops."""
+    def register(self, answers: Cancellable) -> None:
+        """Cancel the answers when the server stops."""
         self._running.add(answers)
-        if self.ended:
+        if self.stopped:
             answers.cancel()
 
-    def remove(self, answers: Cancellable) -> None:
-        """They have ended by themselves."""
+    def unregister(self, answers: Cancellable) -> None:
+        """Forget answers that have ended."""
         self._running.discard(answers)
 
     def drain(self) -> None:
-        """Take no more answers; those that go on may end."""
+        """Refuse new requests. Running answers go on."""
         self.draining = True
 
-    def end(self) -> None:
-        """End all answers now; their clients are told to ask again."""
-        self.draining = self.ended = True
+    def stop(self) -> None:
+        """Cancel all answers. Their clients get `shutting_down`."""
+        self.draining = self.stopped = True
         for answers in list(self._running):
             answers.cancel()
 
 
-def stopping() -> ApiError:
-    """What a client is told when the server stops."""
+def shutting_down() -> ApiError:
+    """Return the error for requests while the server shuts down."""
     return ApiError(
         503,
-        "the server is shutting down: ask again",
+        "the server is shutting down: retry",
         code="shutting_down",
         headers={"retry-after": str(_RETRY_SECONDS)},
     )
 
 
-def state_of(request: Request) -> ServerState:
-    """The state of the application that a request came to."""
+def server_state(request: Request) -> ServerState:
+    """Return the state of the application of a request."""
     state: ServerState = request.app.state.server
     return state

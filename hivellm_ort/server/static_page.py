@@ -1,4 +1,4 @@
-"""The page at `/`: a few files without a build step, which ask nothing of any other host."""
+"""Serves the page at `/`: static files that load nothing from other hosts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastapi.responses import FileResponse
 __all__ = ["PATHS", "router"]
 
 _FOLDER = Path(__file__).parent / "page"
-# Told here, because what a system takes a suffix for is a setting of it.
+# Fixed here, because the types of `mimetypes` depend on the system.
 _TYPES = {".css": "text/css", ".html": "text/html", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _HEADERS = {
     "cache-control": "no-cache",
@@ -28,13 +28,13 @@ _FILES = {
     if file.suffix in _TYPES
 }
 PATHS = frozenset(_FILES)
-"""Paths of the page's files."""
+"""The paths of the page's files."""
 
 router = APIRouter(include_in_schema=False)
 
 
 async def _send(request: Request) -> Response:
-    """The file of a path."""
+    """Send the file of a path."""
     file = _FILES[request.scope["route"].path]
     return FileResponse(file, media_type=_TYPES[file.suffix], headers=_HEADERS)
 

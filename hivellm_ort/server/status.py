@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from hivellm_ort.observability import PROMETHEUS_CONTENT_TYPE
 from hivellm_ort.observability.exposition import MetricFamily, prometheus_text
 from hivellm_ort.server.errors import ERRORS
-from hivellm_ort.server.state import state_of
+from hivellm_ort.server.state import server_state
 
 __all__ = ["router"]
 
@@ -20,14 +20,14 @@ router = APIRouter(tags=["status"])
 
 @router.get("/health")
 async def health() -> dict[str, str]:
-    """That the process answers. It needs no key."""
+    """Return that the process answers. It needs no key."""
     return {"status": "ok"}
 
 
 @router.get("/ready", responses=ERRORS)
 async def ready(request: Request) -> Response:
-    """Whether requests are taken: status 503 where there is no expert, and while the server shuts down."""
-    state = state_of(request)
+    """Return whether requests are accepted. Without experts and during shutdown the status is 503."""
+    state = server_state(request)
     if state.draining:
         return JSONResponse({"status": "shutting down"}, 503)
     experts = len(state.manager.list_loaded_experts())
@@ -41,14 +41,14 @@ async def ready(request: Request) -> Response:
     response_class=Response,
 )
 async def metrics(request: Request) -> Response:
-    """The manager's metrics and those of HTTP, for Prometheus."""
-    state = state_of(request)
+    """Return the metrics of the manager and of HTTP, for Prometheus."""
+    state = server_state(request)
     text = state.manager.metrics.prometheus() + _memory(state.manager.stats()) + state.metrics.prometheus()
     return Response(text, media_type=PROMETHEUS_CONTENT_TYPE)
 
 
 def _memory(stats: Mapping[str, Any]) -> str:
-    """What is in memory now, and how many rows its bases have."""
+    """Return the metrics of memory and of rows."""
     bases = stats["bases"]
     parts = {"bases": "bytes", "key_values": "key_value_bytes", "prefixes": "prefix_bytes"}
     memory: dict[tuple[str, ...], float] = {
@@ -58,9 +58,13 @@ def _memory(stats: Mapping[str, Any]) -> str:
     rows = sum(base["rows"] for base in bases)
     return prometheus_text(
         [
-            MetricFamily("memory_bytes", "gauge", "What is in memory, by its kind.", ("part",), memory),
+            MetricFamily("memory_bytes", "gauge", "Bytes in memory, by kind.", ("part",), memory),
             MetricFamily(
-                "batch_rows_limit", "gauge", "Requests that may have a row at once.", (), {(): rows}
+                "batch_rows_limit",
+                "gauge",
+                "Most requests that can have a row at the same time.",
+                (),
+                {(): rows},
             ),
         ]
     )

@@ -1,4 +1,4 @@
-"""Server-sent events: chunks of answers, errors in the middle of them, and the end."""
+"""Server-sent events: chunks, errors after the first chunk, and the end."""
 
 from __future__ import annotations
 
@@ -12,40 +12,40 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from hivellm_ort.server.errors import ERRORS, as_api_error
-from hivellm_ort.server.generation import Answers
+from hivellm_ort.server.generation import RunningAnswers
 from hivellm_ort.server.state import ServerState
 
-__all__ = ["IDLE_SECONDS", "STREAMED", "EventStream", "chunk_event", "sent"]
+__all__ = ["IDLE_SECONDS", "STREAM_RESPONSES", "EventStream", "json_event", "sse_events"]
 
 IDLE_SECONDS = 15.0
-"""Seconds without a chunk after which a comment is sent, so that nothing between takes the connection for dead."""
+"""Seconds without a chunk after which a comment is sent, so that no proxy closes an idle connection."""
 
-STREAMED: dict[int | str, dict[str, Any]] = {
+STREAM_RESPONSES: dict[int | str, dict[str, Any]] = {
     **ERRORS,
     200: {"description": "The answer, or with `stream` its chunks.", "content": {"text/event-stream": {}}},
 }
-"""What a route that may stream answers, for its documentation."""
+"""The responses of a route that can stream, for the OpenAPI document."""
 
 _HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 
 class EventStream(EventSourceResponse):
-    """A response of server-sent events. The answers end with it, also where the client goes away.
+    """A response of server-sent events. When it ends or its client disconnects, its answers are cancelled.
 
     Args:
-        events: the bytes of the events.
-        answers: what they tell of.
-        headers: of the response.
+        events: The bytes of the events.
+        answers: The answers of the events.
+        headers: Headers of the response.
     """
 
     def __init__(
-        self, events: AsyncIterator[bytes], answers: Answers, headers: Mapping[str, str] | None = None
+        self, events: AsyncIterator[bytes], answers: RunningAnswers, headers: Mapping[str, str] | None = None
     ) -> None:
         super().__init__(events, headers={**_HEADERS, **(headers or {})})
         self._answers = answers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
+        """Send the events."""
         try:
             with contextlib.suppress(ClientDisconnect):
                 await super().__call__(scope, receive, send)
@@ -53,28 +53,28 @@ class EventStream(EventSourceResponse):
             self._answers.abandon()
 
 
-def chunk_event(document: Any, name: str | None = None) -> bytes:
-    """An event with a JSON document, and with a name where it is given."""
+def json_event(document: Any, name: str | None = None) -> bytes:
+    """Return an event with a JSON document, and with a name if it is given."""
     text = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
     return format_sse_event(data_str=text, event=name)
 
 
-async def sent(
+async def sse_events(
     state: ServerState, chunks: AsyncIterator[dict[str, Any] | None], *, named: bool = False
 ) -> AsyncIterator[bytes]:
-    """The events of a stream: a chunk each, an error object where one is raised, and `[DONE]` at the end.
+    """Yield the events of a stream: one per chunk, an error object if one is raised, and `[DONE]` at the end.
 
     Args:
-        state: of the application.
-        chunks: the chunks; None where nothing happened for a while.
-        named: whether the type of a chunk is the name of its event.
+        state: The state of the application.
+        chunks: The chunks. None means that nothing came for a while.
+        named: Whether events have the type of the chunk as their name.
     """
     try:
         async for chunk in chunks:
             if chunk is None:
                 yield format_sse_event(comment="waiting")
             else:
-                yield chunk_event(chunk, chunk["type"] if named else None)
-    except Exception as error:  # the status was sent long ago
-        yield chunk_event(as_api_error(error, state.hide, began=True).body)
+                yield json_event(chunk, chunk["type"] if named else None)
+    except Exception as error:  # the status has been sent already
+        yield json_event(as_api_error(error, state.remove_paths, began=True).body)
     yield format_sse_event(data_str="[DONE]")

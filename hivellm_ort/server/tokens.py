@@ -9,31 +9,33 @@ from fastapi import APIRouter, Request
 
 from hivellm_ort.options import GenerateOptions
 from hivellm_ort.server.completions import encode_plain, is_token
-from hivellm_ort.server.errors import ERRORS, refused
-from hivellm_ort.server.models import check_length, choose, context_of
+from hivellm_ort.server.errors import ERRORS, field_error
+from hivellm_ort.server.models import check_length, choose_expert, context_of
 from hivellm_ort.server.schemas.tokens import DetokenizeBody, TokenizeBody
-from hivellm_ort.server.state import state_of
-from hivellm_ort.server.strict_json import StrictRoute
+from hivellm_ort.server.state import server_state
+from hivellm_ort.server.strict_route import StrictJSONRoute
 
 __all__ = ["router"]
 
-router = APIRouter(tags=["tokens"], route_class=StrictRoute)
+router = APIRouter(tags=["tokens"], route_class=StrictJSONRoute)
 
 
 @router.post("/tokenize", responses=ERRORS)
 async def tokenize(body: TokenizeBody, request: Request) -> dict[str, Any]:
-    """The tokens of a text, or of a conversation as the model would read it."""
-    state = state_of(request)
+    """Return the tokens of a text, or of a conversation with its chat template."""
+    state = server_state(request)
     if (body.prompt is None) == (body.messages is None):
-        raise refused("prompt", "give a prompt or messages, and not both")
+        raise field_error("prompt", "give either prompt or messages")
     for field in ("tools", "chat_template_kwargs"):
         if body.messages is None and getattr(body, field) is not None:
-            raise refused(field, "it goes with messages; a prompt has no template")
+            raise field_error(field, "it needs messages: a prompt has no template")
     if body.messages is not None and body.add_special_tokens is not None:
-        raise refused("add_special_tokens", "it goes with a prompt; the template writes what it needs")
+        raise field_error(
+            "add_special_tokens", "it needs prompt: the template adds the special tokens of messages"
+        )
     check_length(state, "tools", body.tools)
     messages = [message.model_dump(exclude_none=True) for message in body.messages or ()]
-    chosen = await choose(state, body.model, body.prompt, messages or None)
+    chosen = await choose_expert(state, body.model, body.prompt, messages or None)
 
     def encode() -> tuple[list[int], list[str | None] | None]:
         tokenizer = state.manager.tokenizer(chosen.name)
@@ -58,15 +60,15 @@ async def tokenize(body: TokenizeBody, request: Request) -> dict[str, Any]:
 
 @router.post("/detokenize", responses=ERRORS)
 async def detokenize(body: DetokenizeBody, request: Request) -> dict[str, Any]:
-    """The text of tokens, special ones included."""
-    state = state_of(request)
-    chosen = await choose(state, body.model)
+    """Return the text of tokens, with special tokens."""
+    state = server_state(request)
+    chosen = await choose_expert(state, body.model)
 
     def decode() -> str:
         tokenizer = state.manager.tokenizer(chosen.name)
         for index, token_id in enumerate(body.tokens):
             if not is_token(tokenizer, token_id):
-                raise refused(f"tokens[{index}]", f"there is no token {token_id}")
+                raise field_error(f"tokens[{index}]", f"the token {token_id} does not exist")
         return tokenizer.decode(body.tokens, skip_special_tokens=False)
 
     return {"prompt": await asyncio.to_thread(decode)}

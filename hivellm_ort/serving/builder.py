@@ -99,11 +99,12 @@ class RequestBuilder:
         check_options(options)
         tools = checked_tools(options.get("tools"))
         choice = parse_tool_choice(options.get("tool_choice"), tools)
+        thinking = options.get("enable_thinking") or False
+        # Before the grammar: if the template does not show the tools, no other `tool_choice` helps.
+        encoded = self._encode_prompt(prompt, options, thinking=thinking)
         call_format = format_of(self.template) if choice.mode != "none" else None
         grammar = self._held_to_tools(tools, choice, call_format, options)
         free = isinstance(grammar, CallsGrammar) and grammar.free and grammar.answer is None
-        thinking = options.get("enable_thinking") or False
-        encoded = self._encode_prompt(prompt, options, thinking=thinking)
         prompt_ids, inside = encoded.token_ids, opens_thinking(encoded.text)
         stops = self._stops(options)
         # Under a grammar, the manifest's stops count only when it is complete. Elsewhere they may cut answers.

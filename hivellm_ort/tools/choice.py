@@ -143,12 +143,14 @@ def _require_format(call_format: CallFormat | None, choice: ToolChoice, strict: 
     """Refuse options that need a format whose calls can be enforced."""
     if choice.mode == "required":
         asked = f"{argument('tool_choice')} asks for a call"
+        instead = f"use {argument('tool_choice')} 'auto' and read the answer's text"
     elif strict and choice.given:
         asked = f"the tool {strict[0]!r} is strict"
+        instead = f"leave out strict or {argument('tool_choice')} and read the answer's text"
     else:
         return
     if call_format is None:
         why = "the chat template writes calls in no known format (hermes, llama3, mistral)"
     else:
         why = f"calls in the format {call_format.family} have arguments that are not JSON, which cannot be enforced"
-    raise GrammarError(f"{asked}, and {why}: use {argument('tool_choice')} 'auto' and read the answer's text")
+    raise GrammarError(f"{asked}, and {why}: {instead}")

@@ -16,7 +16,7 @@ for _needed in ("fastapi", "httpx", "uvicorn"):
     pytest.importorskip(_needed, reason="needs the extra server")
 
 import httpx
-from asking import QUESTION, chat
+from api_calls import QUESTION, chat
 from fastapi.testclient import TestClient
 from raw_http import KEY, work_left
 from serving_command import Command
@@ -35,7 +35,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def manager(cache: Path) -> Iterator[ExpertManager]:
-    """The experts `sql` and `json` on one base; other tests look whether any base is left in memory."""
+    """The experts `sql` and `json` on one base. It is closed: other tests check that no base stays in memory."""
     with ExpertManager(cache_dir=cache, threads=1, trust="off") as manager:
         manager.load_experts({"sql": golden("sql"), "json": golden("json")}, base=BASE)
         yield manager
@@ -62,7 +62,7 @@ MOST_GROWTH = 512 << 20
 
 @pytest.fixture(scope="session")
 def server(cache: Path) -> Iterator[tuple[Command, httpx.Client]]:
-    """A server that waits for clients for a second only, with a client that has its key."""
+    """A server with timeouts of one second, and a client with its key."""
     arguments = ["--expert", f"sql={golden('sql')}", "--base", str(BASE), "--allow-loading", str(GOLDEN)]
     arguments += ["--threads", "1", "--trust", "off", "--body-timeout", "1", "--send-timeout", "1"]
     arguments += ["--header-timeout", "1", "--max-connections", "100", "--access-log"]
@@ -80,7 +80,7 @@ def server(cache: Path) -> Iterator[tuple[Command, httpx.Client]]:
 
 
 def _memory(command: Command) -> int:
-    """The most bytes that a process had so far, where the system tells."""
+    """Return the peak memory of a process in bytes, or the current memory if the system has no peak."""
     process = psutil.Process(command.process.pid)
     status = Path(f"/proc/{process.pid}/status")
     if not status.exists():
@@ -92,13 +92,13 @@ def _memory(command: Command) -> int:
 
 @pytest.fixture(scope="module")
 def usual_answer(manager: ExpertManager) -> str:
-    """What a server answers to a request that is in order."""
+    """The answer of a server to a valid request."""
     return manager.generate("sql", QUESTION, max_tokens=8).text
 
 
 @pytest.fixture
 def goes_on(server: tuple[Command, httpx.Client], usual_answer: str) -> Iterator[None]:
-    """After the test the next request is answered right, and nothing is left in the server."""
+    """After the test, a valid request is answered correctly, and the server is idle."""
     yield
     _, client = server
     response = client.post("/v1/chat/completions", json=chat(max_tokens=8))
@@ -111,13 +111,13 @@ def goes_on(server: tuple[Command, httpx.Client], usual_answer: str) -> Iterator
 
 @pytest.fixture(scope="session")
 def tool_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The base with such a template."""
+    """A base whose template shows tools."""
     return write_tool_base(tmp_path_factory.mktemp("base") / "bundle")
 
 
 @pytest.fixture(scope="module")
 def caller(cache: Path, tool_base: Path) -> Iterator[ExpertManager]:
-    """The expert `sql` on it."""
+    """The expert `sql` on the base `tool_base`."""
     with ExpertManager(cache_dir=cache, threads=1, trust="off") as manager:
         manager.load_expert("sql", golden("sql"), base=tool_base)
         yield manager
@@ -125,14 +125,14 @@ def caller(cache: Path, tool_base: Path) -> Iterator[ExpertManager]:
 
 @pytest.fixture
 def tooled(caller: ExpertManager) -> Iterator[TestClient]:
-    """A client of it."""
+    """A client of an application with `caller`."""
     with TestClient(create_app(caller), base_url="http://localhost") as client:
         yield client
 
 
 @pytest.fixture
 def say(caller: ExpertManager, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Have the model say a text where it has a choice, and end."""
+    """Make the model write a text, where no grammar forces tokens, and end."""
     generate_stream = ExpertManager.generate_stream
 
     def say(text: str) -> None:
@@ -156,7 +156,7 @@ def say(caller: ExpertManager, monkeypatch: pytest.MonkeyPatch) -> Callable[[str
 
 @pytest.fixture(scope="module")
 def tool_command(cache: Path, tool_base: Path) -> Iterator[Command]:
-    """The same with the expert `sql` on a base whose template shows tools."""
+    """`hivellm-ort serve` with the expert `sql` on a base whose template shows tools."""
     arguments = [
         "--expert",
         f"sql={golden('sql')}",

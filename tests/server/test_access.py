@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from asking import chat, error_of
+from api_calls import chat, error_of
 from fastapi.testclient import TestClient
 
 from hivellm_ort import ExpertManager, OptionError, OptionTypeError
@@ -118,14 +118,14 @@ def test_every_response_has_an_id(client: TestClient) -> None:
 
 @pytest.mark.parametrize("key", ["", "a b", "é", "a\nb"])
 def test_keys_that_no_header_can_hold(key: str) -> None:
-    """Such a key would let nobody in, or everybody; the error does not show it."""
+    """A key that no client can send, or that is empty, is refused. The error does not show it."""
     with pytest.raises(OptionError, match=r"keys\[1\]: a key has one or more visible ASCII") as caught:
         ServerOptions(keys=("good", key))
     assert not key or key not in str(caught.value)
 
 
 def test_options_of_wrong_types() -> None:
-    """A list of keys is none, and a limit is a number above 0."""
+    """Keys must be a tuple, and a limit must be a number above 0."""
     with pytest.raises(OptionTypeError, match="keys is str: pass a tuple"):
         ServerOptions(keys="secret")  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="allowed_hosts has 'a"):

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from asking import QUESTION, chat, chunks, error_of
+from api_calls import QUESTION, chat, chunks, error_of
 from fastapi.testclient import TestClient
 
 from hivellm_ort import ExpertManager
@@ -91,7 +91,7 @@ def test_a_stream_is_the_answer(n: int, client: TestClient) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_tokens_that_a_grammar_forces(stream: bool, client: TestClient, manager: ExpertManager) -> None:
-    """Each of them is marked where probabilities are told; the usage counts them, and the end has the times."""
+    """Log probabilities mark forced tokens, the usage counts them, and the last chunk has the timings."""
     options: dict[str, Any] = {"regex": "[xy]forced", "max_tokens": 20}
     expected = manager.generate("sql", QUESTION, logprobs=0, **options)
     body = chat(**options, logprobs=True, stream=stream)

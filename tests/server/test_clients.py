@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from asking import QUESTION
+from api_calls import QUESTION
 from pydantic import BaseModel
 from serving_command import Command
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx
 import pytest
-from asking import QUESTION, chat, chunks, error_of
+from api_calls import QUESTION, chat, chunks, error_of
 from click.testing import CliRunner, Result
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -78,7 +78,7 @@ def test_a_chunked_body_is_bounded(command: Command) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM")
 def test_sigterm_drains(cache: Path) -> None:
-    """An answer that goes on is finished, nobody new is let in, and the process ends with status 0."""
+    """A running answer is finished, new connections are refused, and the process ends with status 0."""
     found: list[str] = []
     started = threading.Event()
     with Command([*SQL, "--drain-timeout", "60"], cache, slow=True) as command:
@@ -98,7 +98,7 @@ def test_sigterm_drains(cache: Path) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM")
 @pytest.mark.parametrize("times", [1, 2])
 def test_the_drain_ends(times: int, cache: Path) -> None:
-    """After the time, or with a second signal, what goes on is ended; its client is told, and the process ends."""
+    """After the drain time or a second signal, running answers end with an error, and the process ends."""
     found: list[str] = []
     started = threading.Event()
     with Command([*SQL, "--drain-timeout", "0.5" if times == 1 else "60"], cache, slow=True) as command:
@@ -125,7 +125,7 @@ def _tolerant(address: str, found: list[str], started: threading.Event) -> None:
 
 
 def test_keys_of_a_file_and_of_the_variable(cache: Path, tmp_path: Path) -> None:
-    """Keys are one a line, or separated by commas; beyond this machine their lack is a warning."""
+    """Keys are one per line or separated by commas. Without keys, a public address is a warning."""
     file = tmp_path / "keys"
     file.write_text("# for tests\none\n\n two \n", encoding="utf-8")
     for arguments, environment in (
@@ -141,7 +141,7 @@ def test_keys_of_a_file_and_of_the_variable(cache: Path, tmp_path: Path) -> None
         assert "warning" not in command.output
     with Command([*SQL, "--host", "0.0.0.0"], cache, {"HIVELLM_API_KEYS": ""}) as command:
         pass
-    assert "warning: 0.0.0.0 is reached from other machines, and there are no keys" in command.output
+    assert "warning: other machines can connect to 0.0.0.0, and no API key is set" in command.output
 
 
 def test_tls(cache: Path, tmp_path: Path) -> None:
@@ -204,12 +204,12 @@ def test_packages_are_asked_by_the_names_of_their_manifests(cache: Path, tmp_pat
         (["--expert", "sql"], "'sql' is not NAME=PATH"),
         (["--expert", "a=b", "--expert", "a=c"], "the name 'a' is given twice"),
         (["nothing.expert"], "nothing.expert"),
-        (["--expert", f"auto={golden('sql')}", "--base", BASE], "'auto' asks for routing"),
+        (["--expert", f"auto={golden('sql')}", "--base", BASE], "'auto' is the model name for routing"),
         (["--expert", f"base={golden('sql')}", "--base", BASE], "'base' is the name of the base model"),
-        ([golden("sql"), golden("sql"), "--base", BASE], "two packages are called 'expert-sql'"),
+        ([golden("sql"), golden("sql"), "--base", BASE], "two packages have the name 'expert-sql'"),
         ([*SQL, "--max-n", "0"], "max-n"),
         ([*SQL, "--ssl-keyfile", "x"], "--ssl-keyfile needs --ssl-certfile"),
-        ([*SQL, "--ssl-certfile", BASE / "decoder.json"], "no certificate with its key in PEM"),
+        ([*SQL, "--ssl-certfile", BASE / "decoder.json"], "not a certificate with its key in PEM"),
         ([*SQL, "--ssl-certfile", "nothing.pem"], "No such file or directory"),
         ([*SQL, "--api-key-file", BASE / "nothing"], "nothing"),
         ([*SQL, "--allow-loading", BASE / "nothing"], "does not exist"),
@@ -236,10 +236,10 @@ def test_a_port_that_is_in_use(invoke: Callable[..., Result]) -> None:
 
 
 def test_an_empty_file_of_keys(tmp_path: Path, invoke: Callable[..., Result]) -> None:
-    """No keys would let everybody in, which nobody wants who names a file."""
+    """A key file without keys is an error: it would open the server to every client."""
     (tmp_path / "keys").write_text("# none\n", encoding="utf-8")
     result = invoke(*SQL, "--api-key-file", tmp_path / "keys")
-    assert (2, True) == (result.exit_code, "there is no key in it" in result.stderr)
+    assert (2, True) == (result.exit_code, "it has no key" in result.stderr)
 
 
 def test_without_the_extra(tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_without_the_extra(tmp_path: Path) -> None:
 
 
 def test_no_path_in_errors(cache: Path, tmp_path: Path) -> None:
-    """A package that is gone when it is needed again is told without where it was."""
+    """The error for an evicted package that no longer exists does not show its path."""
     packages = [with_base(name, tmp_path / f"{name}.expert") for name in ("sql", "json")]
     arguments = [str(package) for package in packages] + ["--max-loaded-experts", "1", "--threads", "1"]
     with Command([*arguments, "--trust", "off"], cache) as command:

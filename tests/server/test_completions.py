@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from asking import QUESTION, chunks, error_of
+from api_calls import QUESTION, chunks, error_of
 from fastapi.testclient import TestClient
 
 from hivellm_ort import ExpertManager
@@ -19,7 +19,7 @@ def asked(prompt: Any = QUESTION, **fields: Any) -> dict[str, Any]:
 
 
 def test_a_completion_is_the_managers(client: TestClient, manager: ExpertManager) -> None:
-    """The prompt is read as it is, without a template, whether it comes as text or as tokens."""
+    """A prompt of text or tokens is encoded without a template."""
     token_ids = manager.tokenizer("sql").encode(QUESTION)
     options: dict[str, Any] = {"temperature": 1, "seed": 4, "max_tokens": 10}
     expected = manager.generate("sql", prompt_ids=token_ids, **options)
@@ -92,17 +92,17 @@ def test_logprobs(stream: bool, client: TestClient, manager: ExpertManager) -> N
     [
         ({"prompt": None}, "prompt", "a text, a list of token ids"),
         ({"prompt": []}, "prompt", "0 prompts"),
-        ({"prompt": ["a"] * 17}, "prompt", "17 prompts, and 1 to 16 may be"),
+        ({"prompt": ["a"] * 17}, "prompt", "17 prompts; 1 to 16 are allowed"),
         ({"prompt": ["a", 5]}, "prompt[1]", "a text, a list of token ids"),
         ({"prompt": [True]}, "prompt[0]", "a text, a list of token ids"),
         ({"prompt": ""}, "prompt", "prompt is empty"),
         ({"prompt": [10**6]}, "prompt", "prompt[0] is 1000000: the vocabulary has the ids"),
         ({"suffix": "x"}, "suffix", "do not fill gaps"),
         ({"best_of": 2}, "best_of", "ask for n"),
-        ({"echo": True, "logprobs": 1}, "echo", "no log probabilities"),
+        ({"echo": True, "logprobs": 1}, "echo", "log probabilities of the prompt are unavailable"),
         ({"logprobs": 21}, "logprobs", "0 to 20"),
-        ({"messages": []}, "messages", "no field"),
-        ({"tools": []}, "tools", "no field"),
+        ({"messages": []}, "messages", "not a field"),
+        ({"tools": []}, "tools", "not a field"),
         ({"model": "auto", "prompt": ["a", "b"]}, "model", "one prompt"),
         ({"model": "auto", "prompt": [1, 2]}, "model", "needs a question"),
     ],

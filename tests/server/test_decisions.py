@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from asking import error_of
+from api_calls import error_of
 from fastapi.testclient import TestClient
 from serving_command import Command
 
@@ -173,10 +173,10 @@ def test_models(client: TestClient, manager: ExpertManager) -> None:
         ),
         ({"input": [{"type": "custom_tool_call"}]}, "input[0]", "'custom_tool_call' is not supported"),
         ({"questions": []}, "questions", "at least 1 item"),
-        ({"questions": [PREDICATE] * 3}, "questions", "3 questions, and 2 may be"),
+        ({"questions": [PREDICATE] * 3}, "questions", "3 questions; at most 2 are allowed"),
         ({"questions": [{"type": "box"}]}, "questions[0]", "'box' is not supported"),
         ({"questions": [{"type": "predicate"}]}, "questions[0].instructions", "is missing"),
-        ({"questions": [{**PREDICATE, "threshold": 1}]}, "questions[0].threshold", "no field"),
+        ({"questions": [{**PREDICATE, "threshold": 1}]}, "questions[0].threshold", "not a field"),
         (
             {"questions": [{**CHOICE, "choices": [{"value": "a"}]}]},
             "questions[0].choices",
@@ -190,7 +190,7 @@ def test_models(client: TestClient, manager: ExpertManager) -> None:
         (
             {"questions": [{**CHOICE, "choices": [{"value": "a"}] * 2}]},
             "questions[0].choices",
-            "is there twice",
+            "is given twice",
         ),
         ({"questions": [{**CHOICE, "choices": ["a", "b"]}]}, "questions[0].choices[0]", "an object"),
         (
@@ -198,8 +198,8 @@ def test_models(client: TestClient, manager: ExpertManager) -> None:
             "questions[0].levels",
             "at most 10 items",
         ),
-        ({"decisions": []}, "decisions", "no field of this request"),
-        ({"stream": True}, "stream", "no field of this request"),
+        ({"decisions": []}, "decisions", "not a field of this request"),
+        ({"stream": True}, "stream", "not a field of this request"),
         ({"prompt_cache_options": {}}, "prompt_cache_options", "is not supported"),
         ({"input": "x" * 600}, "questions[0]", "does not fit the model's context: send a shorter input"),
     ],
@@ -248,9 +248,9 @@ def test_the_queue_and_the_end(end: str, manager: ExpertManager) -> None:
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=30) as client:
             task = asyncio.create_task(client.post(PATH, json=asked(*MANY)))
             await asyncio.sleep(0.2)
-            assert state._admitted > 1
+            assert state._reserved > 1
             if end == "stops":
-                state.end()
+                state.stop()
             elif end == "full":
                 response = await client.post(PATH, json=asked(PREDICATE))
                 task.cancel()
@@ -266,7 +266,7 @@ def test_the_queue_and_the_end(end: str, manager: ExpertManager) -> None:
     if response is not None:
         expected = {"late": (504, "timeout"), "stops": (503, "shutting_down"), "full": (429, "queue_full")}
         assert expected[end] == (response.status_code, error_of(response)["code"])
-    while state._admitted or any(base["active"] + base["queued"] for base in manager.stats()["bases"]):
+    while state._reserved or any(base["active"] + base["queued"] for base in manager.stats()["bases"]):
         assert time.monotonic() < before + 10
         time.sleep(0.01)
     assert set() == state._running

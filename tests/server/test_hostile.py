@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from asking import chat
+from api_calls import chat
 from raw_http import (
     AUTHORIZATION,
     JSON,
@@ -129,7 +129,7 @@ def ends(connection: socket.socket, seconds: float = 10) -> bool:
 
 
 def test_a_body_that_stops(server: Server) -> None:
-    """After the time for bodies the client is told, and its connection ends."""
+    """After the body timeout the client gets an error, and its connection is closed."""
     with connect(server[0]) as connection:
         send(connection, head(POST, JSON, "content-length: 1000") + b'{"model": ')
         status, text = receive(connection)
@@ -163,7 +163,7 @@ def test_headers_that_drip(before: bytes, server: Server) -> None:
 
 
 def test_connections_that_say_nothing(server: Server) -> None:
-    """More of them than the limit keep nobody out for longer than the time for headers."""
+    """Too many connections block other clients for no longer than the header timeout."""
     with contextlib.ExitStack() as stack:
         connections = [stack.enter_context(connect(server[0])) for _ in range(150)]
         assert all(ends(connection) for connection in connections)
@@ -208,7 +208,7 @@ def test_clients_that_never_read(server: Server) -> None:
 
 
 def test_pipelined_requests(server: Server) -> None:
-    """Requests in one piece are answered one after another, and what is wrong ends the connection."""
+    """Pipelined requests are answered in order, and an invalid one closes the connection."""
     with connect(server[0]) as connection:
         send(connection, head("GET /health HTTP/1.1") * 20 + b"\0\0\r\n\r\n" + get("/v1/models"))
         assert ["200"] * 20 + ["400"] == statuses(connection)

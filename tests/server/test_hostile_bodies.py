@@ -1,4 +1,4 @@
-"""Bodies that are meant to do harm: each is refused, and the server answers the next request as if nothing was."""
+"""Hostile bodies: each is refused, and the server answers the next request normally."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from asking import chat, error_of
+from api_calls import chat, error_of
 from raw_http import post
 from serving_command import Command
 
@@ -104,7 +104,7 @@ def test_fields_that_ask_for_too_much(fields: dict[str, Any], param: str | None,
     ],
 )  # fmt: skip
 def test_what_only_looks_dangerous(fields: dict[str, Any], server: Server) -> None:
-    """It may be refused or answered, and either comes soon."""
+    """It is refused or answered quickly."""
     response = post(server[1], "/v1/chat/completions", json.dumps({**chat(max_tokens=8), **fields}))
     assert response.status_code in (200, 400)
     if response.status_code == 400:
@@ -142,7 +142,7 @@ DEEP = b'{"a": ' * 200_000 + b"1" + b"}" * 200_000
 )  # fmt: skip
 @pytest.mark.parametrize("path", ["/v1/chat/completions"])
 def test_bodies(path: str, body: bytes, status: int, code: str, server: Server) -> None:
-    """What is no sound JSON is refused whatever its size."""
+    """Invalid JSON of any size is refused."""
     response = post(server[1], path, body)
     assert (status, code) == (response.status_code, error_of(response)["code"])
     assert len(response.text) < 2000

@@ -10,13 +10,13 @@ from typing import Any
 
 import httpx
 import pytest
-from asking import QUESTION, chat, chunks, error_of, events_of
+from api_calls import QUESTION, chat, chunks, error_of, events_of
 from fastapi import FastAPI, Request
 
 from hivellm_ort import ExpertManager, OutOfMemoryError
 from hivellm_ort.engine.decoder import Decoder
 from hivellm_ort.server import ServerLimits, ServerOptions, create_app, streaming
-from hivellm_ort.server.generation import Answers, unless_client_leaves
+from hivellm_ort.server.generation import RunningAnswers, cancel_on_disconnect
 from hivellm_ort.serving.stream import AsyncTextStream
 
 LONG = {"max_tokens": 400, "prompt_lookup": False}
@@ -61,13 +61,14 @@ def scope_of(path: str, spec_version: str = "2.3") -> dict[str, Any]:
 
 
 def at_rest(app: FastAPI, manager: ExpertManager) -> None:
-    """All rows are free, nobody waits, and no place in the queue is taken."""
+    """All rows and all places in the queue are free."""
     end = time.monotonic() + 10
-    while any(base["active"] + base["queued"] for base in manager.stats()["bases"]):
+    state = app.state.server
+    # A cancelled task releases its place in a later step of the event loop.
+    while any(base["active"] + base["queued"] for base in manager.stats()["bases"]) or state._reserved:
         assert time.monotonic() < end
         time.sleep(0.01)
-    state = app.state.server
-    assert (0, set()) == (state._admitted, state._running)
+    assert (0, set()) == (state._reserved, state._running)
 
 
 def cancelled(manager: ExpertManager) -> int:
@@ -153,7 +154,7 @@ def test_a_client_that_goes_away_while_it_waits(manager: ExpertManager) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_too_many_wait(stream: bool, manager: ExpertManager) -> None:
-    """Beyond the limit requests get status 429 and when to ask again; those before them are answered."""
+    """Requests above the limit get status 429 with Retry-After. Earlier requests are answered."""
     app = limited(manager, max_waiting=4)
 
     async def run() -> list[httpx.Response]:
@@ -180,7 +181,7 @@ def test_too_many_wait(stream: bool, manager: ExpertManager) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_answer_that_takes_too_long(stream: bool, manager: ExpertManager) -> None:
-    """Its client is told, and that it should not ask the same again; the row is free."""
+    """The client gets a timeout error that forbids retries, and the row is free."""
     app = limited(manager, request_timeout=0.3)
 
     async def run() -> httpx.Response:
@@ -210,7 +211,7 @@ def test_a_response_that_is_ended(ending: bool, manager: ExpertManager) -> None:
             task = asyncio.create_task(client.post("/v1/responses", json={**RESPONSE, "stream": stream}))
             if ending:
                 await asyncio.sleep(0.3)
-                app.state.server.end()
+                app.state.server.stop()
             return await task
 
     *_, last = events_of(asyncio.run(run(stream=True)).text)
@@ -249,8 +250,8 @@ def test_an_error_in_a_stream(manager: ExpertManager, monkeypatch: pytest.Monkey
 
 
 def test_a_stream_that_waits_says_so(manager: ExpertManager, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While nothing comes a comment is sent now and then, which clients pass over."""
-    monkeypatch.setattr("hivellm_ort.server.chat_answers.IDLE_SECONDS", 0.002)
+    """An idle stream sends comments, which clients ignore."""
+    monkeypatch.setattr("hivellm_ort.server.chat_formatter.IDLE_SECONDS", 0.002)
     monkeypatch.setattr("hivellm_ort.server.responses.IDLE_SECONDS", 0.002)
     app = create_app(manager)
 
@@ -268,7 +269,7 @@ def test_a_stream_that_waits_says_so(manager: ExpertManager, monkeypatch: pytest
 
 
 def test_a_body_that_does_not_arrive(manager: ExpertManager) -> None:
-    """A client that stops in the middle of its body is told after the time for bodies."""
+    """A client that stops in the middle of its body gets an error after the body timeout."""
     app = limited(manager, body_timeout=0.2)
 
     async def run() -> list[dict[str, Any]]:
@@ -294,7 +295,7 @@ def test_a_body_that_does_not_arrive(manager: ExpertManager) -> None:
 
 
 def test_a_client_that_does_not_read(manager: ExpertManager, caplog: pytest.LogCaptureFixture) -> None:
-    """An answer that nobody takes is left after a while, and its row is free."""
+    """An answer that the client does not read is cancelled after the send timeout, and its row is free."""
     app = limited(manager, send_timeout=0.2)
     body = json.dumps(chat(**LONG, stream=True)).encode()
 
@@ -319,12 +320,12 @@ def test_a_client_that_does_not_read(manager: ExpertManager, caplog: pytest.LogC
     before = cancelled(manager)
     asyncio.run(run())
     assert 1 == cancelled(manager) - before
-    assert "a client did not read its answer for 0.2 s" in caplog.text
+    assert "a client did not read for 0.2 s" in caplog.text
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_end_of_the_server(stream: bool, manager: ExpertManager) -> None:
-    """Answers that go on when the time to drain is over are ended, and their clients told to ask again."""
+    """Answers that still run after the drain time are cancelled, and their clients get `shutting_down`."""
     app = create_app(manager)
 
     async def run() -> httpx.Response:
@@ -334,7 +335,7 @@ def test_the_end_of_the_server(stream: bool, manager: ExpertManager) -> None:
             app.state.server.drain()
             await asyncio.sleep(0.1)
             assert not task.done()
-            app.state.server.end()
+            app.state.server.stop()
             return await task
 
     response = asyncio.run(run())
@@ -348,7 +349,7 @@ def test_the_end_of_the_server(stream: bool, manager: ExpertManager) -> None:
 
 
 def test_a_request_that_is_cancelled_as_its_answer_begins(manager: ExpertManager) -> None:
-    """An answer that has begun when its request is cancelled is ended, although nobody has it yet."""
+    """An answer that starts while its request is cancelled is cancelled too."""
     app = limited(manager)
 
     async def never() -> Any:
@@ -356,14 +357,14 @@ def test_a_request_that_is_cancelled_as_its_answer_begins(manager: ExpertManager
 
     async def run() -> None:
         request = Request(scope_of("/"), never)
-        answers = await Answers.begin(
+        answers = await RunningAnswers.start(
             app.state.server, "sql", [{"messages": [{"role": "user", "content": "a"}]}]
         )
 
-        async def begun() -> Answers:
+        async def begun() -> RunningAnswers:
             return answers
 
-        waiting = asyncio.create_task(unless_client_leaves(request, begun()))
+        waiting = asyncio.create_task(cancel_on_disconnect(request, begun()))
         await asyncio.sleep(0)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from asking import chat, error_of
+from api_calls import chat, error_of
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 from support.golden import BASE, golden, with_base
@@ -20,7 +20,7 @@ from hivellm_ort.server import ServerOptions, create_app
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with a package, beside one that nobody may reach."""
+    """A folder with a package, beside a forbidden one."""
     folder = tmp_path / "allowed"
     folder.mkdir()
     with_base("dora", folder / "dora.expert")
@@ -92,7 +92,7 @@ def test_an_expert_comes_and_goes(loading: TestClient) -> None:
 def test_nothing_outside_of_the_folder_is_loaded(
     path: str, status: int, folder: Path, loading: TestClient
 ) -> None:
-    """Neither dots nor absolute paths nor links lead out of it, and errors do not tell what is where."""
+    """Dots, absolute paths and links cannot leave the folder, and errors do not show which files exist."""
     (folder / "link.expert").symlink_to(folder.parent / "secret.expert")
     (folder / "broken.expert").write_bytes(b"none")
     written = path.replace("{outside}", str(folder.parent / "secret.expert")).replace("{inside}", str(folder))

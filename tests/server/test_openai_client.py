@@ -14,7 +14,7 @@ import pytest
 
 openai = pytest.importorskip("openai", reason="needs openai")
 
-from asking import QUESTION
+from api_calls import QUESTION
 from pydantic import BaseModel
 from serving_command import Command
 from support.golden import BASE, golden

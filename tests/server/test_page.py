@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
-from asking import QUESTION
+from api_calls import QUESTION
 from serving_command import Command
 from support.golden import BASE, GOLDEN, golden
 from support.running import replace_files
@@ -264,7 +264,7 @@ def test_calls_of_tools(browser: Any, cache: Path, tmp_path: Path) -> None:
 
 
 def test_errors_in_full(browser: Any, command: Command) -> None:
-    """What the server refuses is told in its words, the field is marked, and the message is not lost."""
+    """The page shows the error of the server, marks the field, and keeps the message."""
     with Tab(browser, command.address, refusals=True).ready() as tab:
         tab.fill(top_p="3")
         tab.page.fill("#question", "keep me")
@@ -302,7 +302,7 @@ def delta(**fields: str) -> dict[str, Any]:
 def test_what_else_streams_hold(browser: Any, command: Command) -> None:
     """Thoughts are apart from the answer. An answer that breaks off says so, and what there is of it stays."""
     error = {
-        "message": "the server is shutting down: ask again",
+        "message": "the server is shutting down: retry",
         "type": "server_error",
         "code": "shutting_down",
     }
@@ -319,7 +319,7 @@ def test_what_else_streams_hold(browser: Any, command: Command) -> None:
         alert = tab.page.get_by_role("alert")
         assert alert.is_hidden()
         for chunks, done, told in (
-            ([delta(content="Ye"), {"error": error}], True, "the server is shutting down: ask again"),
+            ([delta(content="Ye"), {"error": error}], True, "the server is shutting down: retry"),
             ([delta(content="Ye")], False, "The connection ended before the answer did."),
         ):
             stream(tab, *chunks, done=done)
@@ -355,7 +355,7 @@ def test_a_stream_is_stopped(browser: Any, cache: Path) -> None:
 
 
 def test_texts_of_strangers_stay_texts(browser: Any, cache: Path) -> None:
-    """HTML in the name of an expert, in a message, in an answer and in its tokens is shown as it is."""
+    """HTML in names of experts, messages, answers and tokens is shown as text."""
     experts = ["--expert", f"sql={golden('sql')}", "--expert", f"json={golden('json')}", "--base", str(BASE)]
     with Command(
         [*experts, "--threads", "1", "--trust", "off", "--allow-loading", str(GOLDEN)], cache

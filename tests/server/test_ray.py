@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
-from asking import QUESTION, chat, chunks, error_of
+from api_calls import QUESTION, chat, chunks, error_of
 from support.golden import BASE, golden
 
 pytest.importorskip("ray.serve", reason="needs the extra ray")  # the examples have a folder `ray`
@@ -203,7 +203,7 @@ def test_a_client_that_leaves_ends_its_answer(cluster: Cluster) -> None:
 
 
 def test_requests_end_when_a_replica_dies(cluster: Cluster) -> None:
-    """Each stream ends whole or with an error that says to ask again, and whole answers come from another replica."""
+    """Each stream ends complete or with an error to retry. Complete answers come from another replica."""
 
     def stream(number: int) -> str:
         events = chunks(
@@ -303,7 +303,7 @@ def test_beginnings_share_a_replica_and_others_are_spread() -> None:
     [
         ({"bass": "x"}, "bass"),
         ({"experts": {"auto": "x.expert"}}, "'auto' cannot be the name of an expert"),
-        ({"limits": {"max_tokns": 1}}, "there is no limit 'max_tokns'"),
+        ({"limits": {"max_tokns": 1}}, "the limit 'max_tokns' does not exist"),
         ({"limits": {"max_n": 0}}, "max_n is 0"),
         ({"limits": {"max_n": "3"}}, "max_n is str"),
     ],

@@ -1,4 +1,4 @@
-"""What is wrong with a request is told by name, with a status and an error object."""
+"""Wrong requests get a status and an error object that names the field."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from asking import chat, error_of
+from api_calls import chat, error_of
 from fastapi.testclient import TestClient
 from support.golden import BASE, golden
 
@@ -26,7 +26,7 @@ for _ in range(40):
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_fields_that_have_no_meaning_here(name: str, client: TestClient) -> None:
-    """A field that OpenAI or vLLM have is refused by name with what to do instead; null is none at all."""
+    """An unsupported field of OpenAI or vLLM is refused by name with an alternative. Null is accepted."""
     error = error_of(client.post("/v1/chat/completions", json=chat(**{name: 1})))
     assert ("unsupported_parameter", name) == (error["code"], error["param"])
     assert f"{name} is not supported: {REFUSED[name]}" == error["message"]
@@ -35,7 +35,7 @@ def test_fields_that_have_no_meaning_here(name: str, client: TestClient) -> None
 
 
 def test_no_field_is_both_taken_and_refused() -> None:
-    """A field that a body has is not in the list of those that are refused."""
+    """No supported field is in the list of refused fields."""
     bodies = (ChatBody, CompletionBody, ResponsesBody, DecisionsBody)
     taken = {name for body in bodies for name in body.model_fields}
     assert set() == set(REFUSED) & taken
@@ -44,15 +44,15 @@ def test_no_field_is_both_taken_and_refused() -> None:
 @pytest.mark.parametrize(
     ("fields", "param", "message"),
     [
-        ({"top_pp": 1}, "top_pp", "no field of this request; did you mean top_p?"),
-        ({"zzz": None}, "zzz", "no field of this request: leave it out"),
+        ({"top_pp": 1}, "top_pp", "not a field of this request; did you mean top_p?"),
+        ({"zzz": None}, "zzz", "not a field of this request: leave it out"),
         ({"model": None}, "model", "valid string"),
         ({"messages": []}, "messages", "at least 1 item"),
         ({"messages": "hi"}, "messages", "valid list"),
         ({"response_format": 5}, "response_format", "input should be an object"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role", "'system', 'developer'"),
         ({"messages": [{"content": "x"}]}, "messages[0].role", "is missing"),
-        ({"messages": [{"role": "user", "content": "x", "cache": 1}]}, "messages[0].cache", "no field"),
+        ({"messages": [{"role": "user", "content": "x", "cache": 1}]}, "messages[0].cache", "not a field"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages", "content must be a text"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
@@ -71,22 +71,22 @@ def test_no_field_is_both_taken_and_refused() -> None:
         ({"repetition_penalty": 0}, "repetition_penalty", "a number from"),
         ({"seed": -1}, "seed", "an integer from 0"),
         ({"seed": 1.5}, "seed", "valid integer"),
-        ({"n": 0}, "n", "1 to 8 may be"),
-        ({"n": 10**6}, "n", "1 to 8 may be"),
-        ({"max_tokens": 0}, "max_tokens", "1 to 4096 may be"),
-        ({"max_tokens": 5000}, "max_tokens", "1 to 4096 may be"),
-        ({"max_completion_tokens": 5000}, "max_completion_tokens", "1 to 4096 may be"),
-        ({"max_completion_tokens": 5, "max_tokens": 6}, "max_tokens", "another number"),
+        ({"n": 0}, "n", "from 1 to 8"),
+        ({"n": 10**6}, "n", "from 1 to 8"),
+        ({"max_tokens": 0}, "max_tokens", "from 1 to 4096"),
+        ({"max_tokens": 5000}, "max_tokens", "from 1 to 4096"),
+        ({"max_completion_tokens": 5000}, "max_completion_tokens", "from 1 to 4096"),
+        ({"max_completion_tokens": 5, "max_tokens": 6}, "max_tokens", "another value"),
         ({"max_tokens": 4000}, None, "exceed the model's context of 512 tokens"),
-        ({"stop": ["x"] * 17}, "stop", "17 texts, and 16 may be"),
+        ({"stop": ["x"] * 17}, "stop", "17 texts; at most 16 are allowed"),
         ({"stop": [1]}, "stop[0]", "valid string"),
         ({"stop": [""]}, "stop", "stop string 0 has 0 characters"),
-        ({"logit_bias": {"x": 1}}, "logit_bias", "logit_bias: 'x' is no token id"),
+        ({"logit_bias": {"x": 1}}, "logit_bias", "logit_bias: 'x' is not a token id"),
         ({"logit_bias": {"999999": 1}}, "logit_bias", "names token 999999"),
-        ({"logit_bias": {str(index): 1 for index in range(1025)}}, "logit_bias", "1024 may be"),
+        ({"logit_bias": {str(index): 1 for index in range(1025)}}, "logit_bias", "at most 1024 are allowed"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "equal to 20"),
         ({"top_logprobs": 2}, "top_logprobs", "set logprobs to true"),
-        ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "no field"),
+        ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "not a field"),
         ({"response_format": {"type": "xml"}}, "response_format.type", "'text', 'json_object'"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema", "missing"),
         (
@@ -94,7 +94,7 @@ def test_no_field_is_both_taken_and_refused() -> None:
             "response_format.json_schema",
             "the type is 'text'",
         ),
-        ({"response_format": SCHEMA, "regex": "a"}, "response_format", "regex says what the answer"),
+        ({"response_format": SCHEMA, "regex": "a"}, "response_format", "regex constrains the answer"),
         ({"regex": "a", "choice": ["a"]}, "choice", "regex and choice are given"),
         ({"grammar": "root ::= ("}, "grammar", "line 1"),
         ({"grammar": True}, None, "has none in its package"),
@@ -102,8 +102,8 @@ def test_no_field_is_both_taken_and_refused() -> None:
         ({"regex": "("}, "regex", "unclosed group"),
         ({"choice": []}, "choice", "choice is empty"),
         ({"json_schema": {"type": "nothing"}}, None, "nothing"),
-        ({"json_schema": DEEP}, "json_schema", "deeper than 32"),
-        ({"regex": "a" * 70_000}, "regex", "70000 bytes, and 65536 may be"),
+        ({"json_schema": DEEP}, "json_schema", "more than 32 levels"),
+        ({"regex": "a" * 70_000}, "regex", "70000 bytes; at most 65536 are allowed"),
         ({"schema": {"type": "object"}}, "schema", "valid string"),
         ({"store": True}, "store", "False"),
         ({"modalities": ["audio"]}, "modalities[0]", "'text'"),
@@ -112,9 +112,9 @@ def test_no_field_is_both_taken_and_refused() -> None:
         (
             {"reasoning_effort": "high", "chat_template_kwargs": {"enable_thinking": False}},
             "reasoning_effort",
-            "says otherwise",
+            "contradicts it",
         ),
-        ({"chat_template_kwargs": {"foo": 1}}, "chat_template_kwargs.foo", "no field"),
+        ({"chat_template_kwargs": {"foo": 1}}, "chat_template_kwargs.foo", "not a field"),
         ({"schema": "x", "messages": [{"role": "system", "content": "x"}]}, None, "two system messages"),
     ],
 )
@@ -130,9 +130,9 @@ def test_fields_that_are_wrong(
 
 
 def test_stream_options_without_a_stream(client: TestClient) -> None:
-    """An option of a stream where there is none is refused."""
+    """`stream_options` without a stream is refused."""
     error = error_of(client.post("/v1/chat/completions", json=chat(stream_options={"include_usage": True})))
-    assert ("stream_options", True) == (error["param"], "there is no stream" in error["message"])
+    assert ("stream_options", True) == (error["param"], "it needs stream" in error["message"])
 
 
 def test_an_unknown_model(client: TestClient) -> None:
@@ -188,7 +188,7 @@ def test_a_chunked_body_is_bounded(client: TestClient) -> None:
 
 
 def test_a_body_of_another_type(client: TestClient) -> None:
-    """A page of another site can send text without asking first, so text is no JSON."""
+    """Pages of other sites can send text without a CORS preflight, so a text body is refused."""
     response = client.post("/v1/chat/completions", content=b"{}", headers={"content-type": "text/plain"})
     assert (415, "invalid_content_type") == (response.status_code, error_of(response)["code"])
 
@@ -213,17 +213,17 @@ def test_routes_that_are_not_there(
             LoadError("/secret/x.expert is gone"),
             503,
             "model_unavailable",
-            "the expert is unavailable: the log",
+            "the expert is unavailable: see the log",
         ),
         (InferenceError("a tokenizer fails"), 400, "cannot_answer", "a tokenizer fails"),
-        (RuntimeError("/secret/bug"), 500, "internal_error", "the server failed: its log says why"),
+        (RuntimeError("/secret/bug"), 500, "internal_error", "the server failed: see its log"),
     ],
 )
 def test_errors_of_the_server(
     error: Exception, status: int, code: str, message: str, manager: ExpertManager,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """What is not the client's fault has a status from 500 on, and nothing of a bug is told."""
+    """Errors of the server have a status from 500 on, and a bug has no details."""
 
     def fail(*_: Any, **__: Any) -> None:
         raise error
@@ -240,7 +240,7 @@ def test_errors_of_the_server(
 
 
 def test_several_bases_have_no_base(cache: Path) -> None:
-    """Where the experts are of several bases, `base` is none of them."""
+    """`base` is refused if the experts have several bases."""
     with ExpertManager(cache_dir=cache, threads=1, trust="off") as manager:
         manager.load_expert("sql", golden("sql"), base=BASE)
         manager.load_expert("short", golden("short"))
@@ -256,9 +256,9 @@ def test_limits_of_the_operator(manager: ExpertManager) -> None:
     limits = ServerLimits(max_n=2, max_tokens=10, max_stops=1, max_body_bytes=500)
     with TestClient(create_app(manager, ServerOptions(limits=limits)), base_url="http://localhost") as client:
         for fields, message in (
-            ({"n": 3}, "1 to 2 may be"),
-            ({"max_tokens": 11}, "1 to 10 may be"),
-            ({"stop": ["a", "b"]}, "1 may be"),
+            ({"n": 3}, "from 1 to 2"),
+            ({"max_tokens": 11}, "from 1 to 10"),
+            ({"stop": ["a", "b"]}, "at most 1 are allowed"),
             ({"user": "x" * 600}, "500 bytes"),
         ):
             assert message in error_of(client.post("/v1/chat/completions", json=chat(**fields)))["message"]

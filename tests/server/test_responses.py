@@ -8,12 +8,12 @@ from typing import Any
 
 import jsonschema
 import pytest
-from asking import QUESTION, error_of, events_of
+from api_calls import QUESTION, error_of, events_of
 from fastapi.testclient import TestClient
 
 from hivellm_ort import ExpertManager, InferenceError
 from hivellm_ort.server import ServerLimits, ServerOptions, create_app
-from hivellm_ort.server.response_input import messages_of
+from hivellm_ort.server.response_input import messages_from_items
 from hivellm_ort.server.schemas.responses import ResponsesBody
 from hivellm_ort.serving.stream import AsyncTextStream
 
@@ -195,7 +195,7 @@ def test_formats(
 
 
 def test_what_a_schema_cannot_enforce(client: TestClient) -> None:
-    """It is refused, and where the schema is not strict it is told."""
+    """It is refused. With `strict: false` it is a warning."""
     form = {"type": "json_schema", "name": "x", "schema": {"type": "array", "uniqueItems": True}}
     error = error_of(client.post(PATH, json=asked(text={"format": form})))
     assert ("invalid_grammar", True) == (error["code"], "uniqueItems" in error["message"])
@@ -273,7 +273,7 @@ def test_a_call_that_is_cut_off(tooled: TestClient, say: Callable[[str], None]) 
 
 
 def test_no_thinking(tooled: TestClient, caller: ExpertManager) -> None:
-    """Without being asked for there are no thoughts, and the prompt says so."""
+    """Without the option the model does not think, and the prompt switches thinking off."""
     expected = len(caller.prompt_ids("sql", QUESTION))
     for fields in ({}, {"reasoning": {"effort": "none"}}, {"reasoning": {}}):
         answer = tooled.post(PATH, json=asked(max_output_tokens=2, **fields)).json()
@@ -355,7 +355,7 @@ TOLD = {"role": "assistant", "content": "b"}
 def test_items_and_turns(items: list[dict[str, Any]], turns: list[dict[str, Any]]) -> None:
     """Thoughts, text and calls of one answer are one turn; what comes after them begins another."""
     body = ResponsesBody.model_validate(asked([{"role": "user", "content": "a"}, *items]))
-    assert [{"role": "user", "content": "a"}, *turns] == messages_of(body.input)
+    assert [{"role": "user", "content": "a"}, *turns] == messages_from_items(body.input)
 
 
 def _message(part: dict[str, Any], role: str = "user") -> dict[str, Any]:
@@ -386,9 +386,9 @@ def _message(part: dict[str, Any], role: str = "user") -> dict[str, Any]:
         (
             {"input": [_message({"type": "output_text", "text": "x"})]},
             "input[0].content[0].type",
-            "the assistant's",
+            "only the assistant has it",
         ),
-        ({"input": [{"role": "user", "content": "x", "cache": 1}]}, "input[0].cache", "no field"),
+        ({"input": [{"role": "user", "content": "x", "cache": 1}]}, "input[0].cache", "not a field"),
         (
             {"input": [{"type": "function_call_output", "call_id": "x", "output": "2"}]},
             "input[0].call_id",
@@ -413,7 +413,7 @@ def _message(part: dict[str, Any], role: str = "user") -> dict[str, Any]:
         ),
         ({"tools": [{"type": "function"}]}, "tools[0].name", "is missing"),
         ({"tools": [{**ROOT, "defer_loading": True}]}, "tools[0].defer_loading", "is not supported"),
-        ({"tools": [ROOT] * 3}, "tools", "3 tools, and 2 may be"),
+        ({"tools": [ROOT] * 3}, "tools", "3 tools; at most 2 are allowed"),
         ({"tools": [ROOT], "tool_choice": {"type": "mcp", "server_label": "x"}}, "tool_choice", "'mcp'"),
         (
             {"tools": [ROOT], "tool_choice": {"type": "function", "name": "x"}},
@@ -422,20 +422,20 @@ def _message(part: dict[str, Any], role: str = "user") -> dict[str, Any]:
         ),
         ({"tool_choice": "required"}, "tool_choice", "there are no tools"),
         ({"include": ["file_search_call.results"]}, "include[0]", "'message.output_text.logprobs'"),
-        ({"top_logprobs": 2}, "top_logprobs", "there are none without include"),
+        ({"top_logprobs": 2}, "top_logprobs", "it needs include"),
         ({"include": LOGPROBS, "top_logprobs": 21}, "top_logprobs", "less than or equal to 20"),
         ({"reasoning": {"effort": "huge"}}, "reasoning.effort", "'none'"),
-        ({"reasoning": {"summary": "auto"}}, "reasoning.summary", "thoughts come whole"),
+        ({"reasoning": {"summary": "auto"}}, "reasoning.summary", "the whole reasoning is in the content"),
         ({"text": {"verbosity": "low"}}, "text.verbosity", "say in a message"),
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema", "is missing"),
         ({"text": {"format": {"type": "text", "schema": {}}}}, "text.format.schema", "the type is 'text'"),
         (
             {"text": {"format": {"type": "json_object"}}, "regex": "a"},
             "text.format",
-            "regex says what the answer",
+            "regex constrains the answer",
         ),
         ({"schema": "x", "instructions": "y"}, "schema", "give one of them"),
-        ({"max_output_tokens": 0}, "max_output_tokens", "1 to 4096 may be"),
+        ({"max_output_tokens": 0}, "max_output_tokens", "from 1 to 4096"),
         ({"max_output_tokens": 4000}, None, "max_output_tokens=4000 exceed the model's context of 512"),
         ({"max_tokens": 4}, "max_tokens", "use max_output_tokens"),
         ({"n": 2}, "n", "is not supported"),
@@ -443,7 +443,7 @@ def _message(part: dict[str, Any], role: str = "user") -> dict[str, Any]:
         ({"instruction": "x"}, "instruction", "did you mean instructions?"),
         ({"top_p": 2}, "top_p", "0 to 1"),
         ({"service_tier": "flex"}, "service_tier", "'auto' or 'default'"),
-        ({"stop": ["x"] * 17}, "stop", "17 texts, and 16 may be"),
+        ({"stop": ["x"] * 17}, "stop", "17 texts; at most 16 are allowed"),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
@@ -467,9 +467,9 @@ def test_fields_that_are_wrong(
 
 
 def test_stream_options_without_a_stream(client: TestClient) -> None:
-    """An option of a stream where there is none is refused."""
+    """`stream_options` without a stream is refused."""
     error = error_of(client.post(PATH, json=asked(stream_options={"include_obfuscation": False})))
-    assert ("stream_options", True) == (error["param"], "there is no stream" in error["message"])
+    assert ("stream_options", True) == (error["param"], "it needs stream" in error["message"])
 
 
 def test_null_is_none(client: TestClient) -> None:
@@ -513,6 +513,6 @@ def test_an_answer_that_breaks_off(failing: TestClient) -> None:
         final["status"],
         final["output"][0]["status"],
     )
-    assert {"code": "server_error", "message": "the server failed: its log says why"} == final["error"]
+    assert {"code": "server_error", "message": "the server failed: see its log"} == final["error"]
     response = failing.post(PATH, json=asked(max_output_tokens=9))
     assert "error" in response.json()

@@ -9,7 +9,7 @@ import pytest
 
 openai = pytest.importorskip("openai", reason="needs openai")
 
-from asking import QUESTION
+from api_calls import QUESTION
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import BaseModel, TypeAdapter
 from serving_command import Command

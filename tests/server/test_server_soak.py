@@ -18,7 +18,7 @@ from harness.server_clients import ServerClient
 
 
 def test_a_short_run_holds() -> None:
-    """Every answer of a few seconds equals the request alone, and nothing is left."""
+    """For a few seconds every answer equals that of the request alone, and nothing is left in memory."""
     command = [sys.executable, str(BENCHMARKS / "server_soak.py"), "--minutes", "0.1", "--clients", "4"]
     done = subprocess.run(
         [*command, "--percent", "50", "--threads", "1", "--json"],
@@ -34,7 +34,7 @@ def test_a_short_run_holds() -> None:
 
 @pytest.mark.parametrize(("text", "wrong"), [("yes", 0), ("no", 1)])
 def test_a_wrong_answer_is_found(text: str, wrong: int) -> None:
-    """An answer that the request alone does not have is told."""
+    """An answer that differs from that of the request alone is reported."""
     key = ("sql", "a", "greedy")
     client = ServerClient(httpx.AsyncClient(), {key: [("yes", "stop")]}, 0)
     client._check(key, text, "stop", "whole")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from asking import error_of
+from api_calls import error_of
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from serving_command import Command
@@ -24,7 +24,7 @@ TYPES = {".css": "text/css", ".html": "text/html", ".js": "text/javascript", ".s
 
 @pytest.mark.parametrize("path", sorted(FILES))
 def test_files_need_no_key(path: str, manager: ExpertManager) -> None:
-    """Each file comes as what it is, and what the page may load and run is told with it."""
+    """Each file has its media type and a Content-Security-Policy."""
     app = create_app(manager, ServerOptions(keys=("secret",)))
     with TestClient(app, base_url="http://localhost") as client:
         response = client.get(path)
@@ -38,7 +38,7 @@ def test_files_need_no_key(path: str, manager: ExpertManager) -> None:
 
 
 def test_no_page(manager: ExpertManager) -> None:
-    """Where it is off nothing of it is there, and without a key nobody learns even that."""
+    """Without the page its paths are 404, and without a key they are 401."""
     with TestClient(create_app(manager, ServerOptions(page=False)), base_url="http://localhost") as client:
         for path in FILES:
             response = client.get(path)

@@ -8,7 +8,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from asking import QUESTION, chat, chunks, error_of
+from api_calls import QUESTION, chat, chunks, error_of
 from fastapi.testclient import TestClient
 
 from hivellm_ort import ExpertManager
@@ -51,7 +51,7 @@ def joined(found: list[dict[str, Any]]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("choice", ["required", NAMED])
 def test_a_call_that_is_required(choice: Any, tooled: TestClient) -> None:
-    """The answer is a call whose arguments fit the schema, at once and as it is written."""
+    """The answer is a call whose arguments match the schema, in a document and in a stream."""
     body = chat(tools=TOOLS[:1], tool_choice=choice, parallel_tool_calls=False, max_tokens=100)
     answer = tooled.post(PATH, json=body).json()["choices"][0]
     (call,) = answer["message"]["tool_calls"]
@@ -71,7 +71,7 @@ def test_a_call_that_is_required(choice: Any, tooled: TestClient) -> None:
 
 
 def test_text_and_calls(tooled: TestClient, say: Callable[[str], None]) -> None:
-    """With `auto` there may be text before a call; both are told apart, at once and as they are written."""
+    """With `auto` there may be text before a call. Both are separated, in a document and in a stream."""
     say(f"Well.\n{CALL}")
     answer = tooled.post(PATH, json=chat(tools=TOOLS, n=2)).json()
     for choice in answer["choices"]:
@@ -103,7 +103,7 @@ def test_a_text_of_no_call(tooled: TestClient, say: Callable[[str], None]) -> No
 
 
 def test_a_call_that_is_cut_off(tooled: TestClient, say: Callable[[str], None]) -> None:
-    """The reason is the length, so that nobody takes the arguments for whole."""
+    """The finish reason is `length`, because the arguments are incomplete."""
     say(CALL)
     answer = tooled.post(PATH, json=chat(tools=TOOLS, max_tokens=40)).json()["choices"][0]
     assert "length" == answer["finish_reason"]
@@ -132,7 +132,7 @@ def test_results_of_calls_go_back(
 
 
 def test_what_clients_add_to_calls_stays_outside(tooled: TestClient) -> None:
-    """What a client read from an answer is no part of the prompt; any other field of a call is refused by name."""
+    """Fields that a client parsed stay out of the prompt. Other fields of a call are refused by name."""
     call = {"id": "a", "type": "function", "function": {"name": "root", "arguments": {"x": None}}}
     added = {"parsed": {"x": 4}, "tool_calls": [{**call, "index": 0}]}
     added["tool_calls"][0]["function"] = {**call["function"], "parsed_arguments": {"x": 4}}  # type: ignore
@@ -162,7 +162,7 @@ def test_what_clients_add_to_calls_stays_outside(tooled: TestClient) -> None:
         ({"tools": [{"type": "function"}]}, "tools", "name"),
         ({"tools": [TOOLS[0], TOOLS[0]]}, "tools", "two tools named 'root'"),
         ({"tools": "root"}, "tools", "valid list"),
-        ({"tools": [TOOLS[1]] * 3}, "tools", "3 tools, and 2 may be"),
+        ({"tools": [TOOLS[1]] * 3}, "tools", "3 tools; at most 2 are allowed"),
         ({"tools": TOOLS, "parallel_tool_calls": "no"}, "parallel_tool_calls", "valid boolean"),
     ],
 )
@@ -175,11 +175,21 @@ def test_wrong_tools(fields: dict[str, Any], param: str, message: str, caller: E
     assert message in error_of(response)["message"]
 
 
+@pytest.mark.parametrize("choice", ["required", "auto", {"type": "function", "function": {"name": "root"}}])
+def test_a_template_that_shows_no_tools(choice: Any, client: TestClient) -> None:
+    """Every choice gets the same error. Its advice is true: the request is answered without tools."""
+    response = client.post(PATH, json=chat(tools=TOOLS, tool_choice=choice, max_tokens=2))
+    error = error_of(response)
+    assert (400, "cannot_answer") == (response.status_code, error["code"])
+    assert "does not show the tools to the model: leave out tools" in error["message"]
+    assert 200 == client.post(PATH, json=chat(max_tokens=2)).status_code
+
+
 @pytest.mark.parametrize(
     "fields", [{"chat_template_kwargs": {"enable_thinking": True}}, {"reasoning_effort": "low"}]
 )
 def test_thinking(fields: dict[str, Any], tooled: TestClient, say: Callable[[str], None]) -> None:
-    """Thoughts are a field of their own, at once and as they are written."""
+    """The reasoning is a separate field, in a document and in a stream."""
     say("<think>\nHm.\n</think>\n\nTwo.")
     message = tooled.post(PATH, json=chat(**fields)).json()["choices"][0]["message"]
     assert ("Hm.", "Two.") == (message["reasoning_content"], message["content"])
@@ -188,7 +198,7 @@ def test_thinking(fields: dict[str, Any], tooled: TestClient, say: Callable[[str
 
 
 def test_no_thinking(tooled: TestClient, caller: ExpertManager) -> None:
-    """Without being asked for there are no thoughts, and the prompt says so."""
+    """Without the option the model does not think, and the prompt switches thinking off."""
     expected = caller.prompt_ids("sql", QUESTION)
     for fields in ({}, {"reasoning_effort": "none"}, {"chat_template_kwargs": {"enable_thinking": False}}):
         answer = tooled.post(PATH, json=chat(max_tokens=2, **fields)).json()

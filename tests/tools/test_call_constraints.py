@@ -272,16 +272,20 @@ def test_names_that_cannot_be_told(tools: Any, told: str) -> None:
 
 
 def test_formats_that_cannot_be_enforced() -> None:
-    """A required call and a strict tool are refused by name. Otherwise there is no grammar."""
+    """A required call and a strict tool are refused by name. Following the advice of the message gives no error."""
     for call_format, told in ((None, "in no known format"), (format_named("functiongemma"), "not JSON")):
         assert build_calls_grammar(call_format, TOOLS, AUTO) is None
         assert (
             build_calls_grammar(call_format, [tool("a", strict=True)], ToolChoice("auto", given=False))
             is None
         )
-        with pytest.raises(GrammarError, match=f"tool_choice asks for a call, and .*{told}"):
+        with pytest.raises(
+            GrammarError, match=f"tool_choice asks for a call, and .*{told}.*: use tool_choice 'auto'"
+        ):
             build_calls_grammar(call_format, TOOLS, REQUIRED)
-        with pytest.raises(GrammarError, match=f"the tool 'a' is strict, and .*{told}"):
+        with pytest.raises(
+            GrammarError, match=f"the tool 'a' is strict, and .*{told}.*: leave out strict or tool_choice"
+        ):
             build_calls_grammar(call_format, [tool("a", strict=True)], AUTO)
 
 

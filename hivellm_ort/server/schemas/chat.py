@@ -40,25 +40,25 @@ _Content = Annotated[
 
 
 class CalledFunction(Body):
-    """What a call of a tool asks for."""
+    """The function and the arguments of a tool call."""
 
     name: str
     arguments: dict[str, Any] | str | None = None
-    # OpenAI's clients add what they read from the arguments; no template may show it to the model.
+    # OpenAI's clients add the parsed arguments. No template may show them to the model.
     parsed_arguments: Any = Field(None, exclude=True)
 
 
 class Call(Body):
-    """A call of a tool, as an earlier answer had it."""
+    """A tool call of an earlier answer."""
 
     id: str | None = None
     type: Literal["function"] | None = None
     function: CalledFunction
-    index: int | None = Field(None, exclude=True, description="Its place, in chunks of a stream; not used.")
+    index: int | None = Field(None, exclude=True, description="Its index in chunks of a stream; not used.")
 
 
 class Message(Body):
-    """A turn of the conversation; `docs/messages.md` says what each role may have."""
+    """A message. `docs/messages.md` describes the fields of each role."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: _Content = None
@@ -66,12 +66,12 @@ class Message(Body):
     tool_calls: list[Call] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
-    # Clients send answers back as they got them, with all that OpenAI's answers may have.
+    # Clients send answers back unchanged, with all fields of OpenAI's answers.
     refusal: None = None
     audio: None = None
     function_call: None = None
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
-    parsed: Any = Field(None, exclude=True, description="What a client read from the text; not used.")
+    parsed: Any = Field(None, exclude=True, description="What a client parsed from the text; not used.")
 
 
 class JsonSchemaFormat(Body):
@@ -84,14 +84,14 @@ class JsonSchemaFormat(Body):
 
 
 class ResponseFormat(Body):
-    """What the answer must look like."""
+    """The format of the answer."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchemaFormat | None = None
 
 
 class TemplateOptions(Body):
-    """What the chat template is told."""
+    """Variables of the chat template."""
 
     enable_thinking: bool | None = None
 
@@ -109,15 +109,15 @@ class ChatBody(GenerationBody):
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: TemplateOptions | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = Field(
-        None, description="`none` switches thinking off, everything else on."
+        None, description="`none` switches thinking off, every other value switches it on."
     )
     schema_: str | None = Field(
         None,
         alias="schema",
-        description="What the answer is about (DDL, a graph schema), for the system message.",
+        description="A schema (DDL, a graph schema) for the system message.",
     )
 
-    # Taken where they ask for what the server does anyway.
+    # Accepted with the values that describe what the server does anyway.
     store: Literal[False] | None = None
     metadata: dict[str, str] | None = None
     modalities: list[Literal["text"]] | None = None

@@ -1,4 +1,4 @@
-"""What the bodies of several routes have in common."""
+"""Fields and validators that the bodies of several routes share."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _DIGITS = 18
 _TOKEN_ID = re.compile(rf"[0-9]{{1,{_DIGITS}}}")
 
 FIELDS: set[str] = set()
-"""Names of the fields of all bodies, for errors."""
+"""The names of the fields of all bodies, for errors."""
 
 REFUSED = {
     "audio": "answers are text",
@@ -42,39 +42,39 @@ REFUSED = {
     "function_call": "use tool_choice",
     "functions": "use tools",
     "prediction": "use prompt_lookup, which guesses from the prompt",
-    "suffix": "the models write on from a prompt, and do not fill gaps",
+    "suffix": "the models continue a prompt, and do not fill gaps",
     "verbosity": "say in a message how long the answer should be",
-    "web_search_options": "the server asks nobody else",
+    "web_search_options": "the server does not search the web",
     "ignore_eos": "use min_tokens",
     "stop_token_ids": "use stop, with texts",
     "skip_special_tokens": "answers never hold special tokens",
     "spaces_between_special_tokens": "answers never hold special tokens",
-    "prompt_logprobs": "probabilities are told of answers, not of prompts",
+    "prompt_logprobs": "log probabilities are given for answers, not for prompts",
     "allowed_token_ids": "use choice, regex or grammar",
     "truncate_prompt_tokens": "shorten the prompt yourself",
     "use_beam_search": "answers are sampled, or greedy with temperature 0",
     "length_penalty": "answers are sampled, or greedy with temperature 0",
     "priority": "requests are answered first come, first served",
-    "add_generation_prompt": "an answer of the assistant always begins",
-    "continue_final_message": "an answer of the assistant always begins; use /v1/completions to go on",
-    "chat_template": "experts bring their own",
+    "add_generation_prompt": "the answer is always a new message of the assistant",
+    "continue_final_message": "the answer is always a new message; use /v1/completions to continue a text",
+    "chat_template": "each expert has its own",
     "documents": "write them into a message",
     "mm_processor_kwargs": "prompts are text",
     "previous_response_id": "nothing is stored: send the whole conversation as input",
     "conversation": "nothing is stored: send the whole conversation as input",
-    "context_management": "nothing is compacted: send a shorter input",
-    "background_options": "answers are never written in the background",
+    "context_management": "the server does not shorten conversations: send a shorter input",
+    "background_options": "the server has no background answers",
     "max_tool_calls": "the server calls no tools itself",
-    "moderation": "nothing is moderated",
-    "access_programs": "there are none",
+    "moderation": "the server has no moderation",
+    "access_programs": "the server has none",
     "image": "prompts are text",
-    "prompt_cache_options": "prefixes are kept by themselves",
+    "prompt_cache_options": "prompt prefixes are cached automatically",
 }
-"""Fields that clients of OpenAI or vLLM may send and that have no meaning here, and what to do instead."""
+"""Fields of OpenAI or vLLM that are not supported, and what to do instead."""
 
 
 def _as_texts(value: Any) -> Any:
-    """One text as a list of one."""
+    """Return one text as a list."""
     return [value] if isinstance(value, str) else value
 
 
@@ -87,7 +87,7 @@ Texts = Annotated[
 
 
 class Body(BaseModel):
-    """A JSON object whose fields are all known; null is the same as leaving a field out."""
+    """A JSON object with known fields only. Null means that a field is not set."""
 
     model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=(), serialize_by_alias=True)
 
@@ -98,20 +98,20 @@ class Body(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _without_null(cls, value: Any) -> Any:
-        """Clients write null for fields that they do not use, also for fields that are refused."""
+        """Drop null values of unsupported fields: clients send null for fields that they do not use."""
         if not isinstance(value, dict):
             return value
         return {name: item for name, item in value.items() if item is not None or name not in REFUSED}
 
 
 class StreamOptions(Body):
-    """What a stream holds besides the answer."""
+    """Options of a stream."""
 
-    include_usage: bool | None = Field(None, description="Whether the last chunk has the counts of tokens.")
+    include_usage: bool | None = Field(None, description="Whether the last chunk has the token usage.")
 
 
 class StructuredOutputs(Body):
-    """What the answer must look like, in vLLM's form; give one."""
+    """A constraint of the answer in vLLM's form. Only one field may be set."""
 
     json_: dict[str, Any] | str | None = Field(None, alias="json")
     regex: str | None = None
@@ -121,11 +121,11 @@ class StructuredOutputs(Body):
 
 
 def of_types(known: Iterable[str], otherwise: str) -> BeforeValidator:
-    """A check of objects that have a `type`: one that is not known is refused by its name.
+    """Return a validator that refuses objects with an unknown `type`.
 
     Args:
-        known: the types.
-        otherwise: what to do instead, for the error.
+        known: The supported types.
+        otherwise: What to do instead, for the error.
     """
     names = tuple(known)
 
@@ -143,7 +143,7 @@ def of_types(known: Iterable[str], otherwise: str) -> BeforeValidator:
 
 
 def never(otherwise: str) -> BeforeValidator:
-    """A check of a field that only null may be in; the error says what to do instead."""
+    """Return a validator of a field that must be null. The error says what to do instead."""
 
     def check(value: Any) -> Any:
         if value is not None:
@@ -156,7 +156,7 @@ def never(otherwise: str) -> BeforeValidator:
 
 
 class SamplingBody(Body):
-    """What all bodies that ask for answers have in common."""
+    """The fields that all bodies for answers share."""
 
     model: str = Field(description="An expert's name, `base` for the base model, or `auto` for routing.")
     stream: bool | None = None
@@ -166,8 +166,8 @@ class SamplingBody(Body):
     top_p: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = Field(None, description="Numbers by token id.")
-    user: str | None = Field(None, description="Taken and not used.")
+    logit_bias: dict[str, float] | None = Field(None, description="Biases by token id.")
+    user: str | None = Field(None, description="Accepted and not used.")
 
     top_k: int | None = None
     min_p: float | None = None
@@ -180,10 +180,11 @@ class SamplingBody(Body):
     prompt_lookup: bool | None = None
 
     grammar: str | bool | None = Field(
-        None, description="GBNF that the answer must match; true is the package's own, false is none."
+        None,
+        description="A GBNF grammar that the answer must match; true is that of the package, false is none.",
     )
     regex: str | None = Field(None, description="A regular expression that the answer must match.")
-    choice: list[str] | None = Field(None, description="Texts of which the answer must be one.")
+    choice: list[str] | None = Field(None, description="The answer must be one of these texts.")
     json_schema: dict[str, Any] | bool | None = Field(
         None, description="A JSON schema that the answer must match."
     )
@@ -199,12 +200,12 @@ class SamplingBody(Body):
         for token_id in value or ():
             if not _TOKEN_ID.fullmatch(token_id):
                 key = repr(token_id[:_DIGITS])
-                raise PydanticCustomError("bias", "{key} is no token id", {"key": key})
+                raise PydanticCustomError("bias", "{key} is not a token id", {"key": key})
         return value
 
 
 class GenerationBody(SamplingBody):
-    """What chat and plain completions have in common."""
+    """The fields that chat and plain completions share."""
 
     stream_options: StreamOptions | None = None
     n: int | None = Field(None, description="How many answers.")

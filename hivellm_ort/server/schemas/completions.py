@@ -27,11 +27,11 @@ _Prompt = Annotated[
 
 
 class CompletionBody(GenerationBody):
-    """The body of `/v1/completions`: the model writes on from a prompt, without a chat template."""
+    """The body of `/v1/completions`: the model continues a prompt, without a chat template."""
 
-    prompt: _Prompt = Field(description="A text, tokens, or a list of either.")
+    prompt: _Prompt = Field(description="A text, token ids, or a list of either.")
     logprobs: int | None = Field(
-        None, description="Probabilities of each token, and of so many of the likeliest."
+        None, description="Log probabilities of each token and of this number of likeliest tokens."
     )
     echo: bool | None = Field(None, description="Whether the prompt is part of the text.")
     add_special_tokens: bool | None = Field(

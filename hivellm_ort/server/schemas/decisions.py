@@ -38,7 +38,7 @@ class InputJson(Body):
 
     @property
     def text(self) -> str:
-        """The JSON on one line."""
+        """The JSON text, on one line."""
         return json.dumps(self.data, ensure_ascii=False)
 
 
@@ -61,7 +61,7 @@ _Instructions = Annotated[
 
 
 class _MessageItem(MessageItem):
-    """A turn of the conversation."""
+    """A message of the conversation."""
 
     content: Annotated[  # type: ignore[assignment]
         list[_Part], BeforeValidator(as_parts, json_schema_input_type=str | list[_Part])
@@ -78,21 +78,21 @@ _Item = Annotated[
 
 
 class Choice(Body):
-    """One of the values to choose from."""
+    """A value to choose from."""
 
     value: Annotated[str, Field(min_length=1)] | bool
     description: str | None = None
 
 
 class Level(Body):
-    """One of the levels of a score."""
+    """A level of a score."""
 
     label: str = Field(min_length=1)
     description: str | None = None
 
 
 def _different(options: Sequence[Choice | Level]) -> Sequence[Choice | Level]:
-    """No two may be the same; `true` and `"true"` are not."""
+    """Refuse equal options. `true` and `"true"` are different."""
     seen = set()
     for index, option in enumerate(options):
         value = option.value if isinstance(option, Choice) else option.label
@@ -100,7 +100,7 @@ def _different(options: Sequence[Choice | Level]) -> Sequence[Choice | Level]:
         if key in seen:
             raise PydanticCustomError(
                 "twice",
-                "the option {value}, number {index} from 0, is there twice",
+                "the option {value}, number {index} from 0, is given twice",
                 {"value": value, "index": index},
             )
         seen.add(key)
@@ -108,25 +108,25 @@ def _different(options: Sequence[Choice | Level]) -> Sequence[Choice | Level]:
 
 
 class _Question(Body):
-    name: str | None = Field(None, description="The answer has it, too.")
+    name: str | None = Field(None, description="Repeated in the answer.")
     instructions: _Instructions
 
 
 class Predicate(_Question):
-    """Whether something is true of the input."""
+    """Asks whether a statement about the input is true."""
 
     type: Literal["predicate"]
 
 
 class Selection(_Question):
-    """Which of several values fits the input."""
+    """Asks which of several values fits the input."""
 
     type: Literal["choice"]
     choices: Annotated[list[Choice], Field(min_length=2, max_length=MOST_CHOICES), AfterValidator(_different)]
 
 
 class Rating(_Question):
-    """Where on a scale the input is."""
+    """Asks for the level of the input on a scale."""
 
     type: Literal["score"]
     levels: Annotated[
@@ -157,6 +157,6 @@ class DecisionsBody(Body):
         Field(min_length=1),
     ]
 
-    # Taken, and not used.
+    # Accepted and not used.
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None

@@ -10,14 +10,14 @@ __all__ = ["LoadBody", "UnloadBody"]
 
 
 class LoadBody(Body):
-    """An expert that is to be loaded."""
+    """The body of `/v1/load_lora_adapter`."""
 
-    lora_name: str = Field(min_length=1, max_length=128, description="The name to ask it by.")
-    lora_path: str = Field(min_length=1, description="A package in the folder that the operator named.")
-    load_inplace: bool | None = Field(None, description="Whether it may take the place of another.")
+    lora_name: str = Field(min_length=1, max_length=128, description="The model name in requests.")
+    lora_path: str = Field(min_length=1, description="A package in the folder that the operator allows.")
+    load_inplace: bool | None = Field(None, description="Whether to replace a loaded expert of this name.")
 
 
 class UnloadBody(Body):
-    """An expert that is to be unloaded."""
+    """The body of `/v1/unload_lora_adapter`."""
 
     lora_name: str = Field(min_length=1, max_length=128)

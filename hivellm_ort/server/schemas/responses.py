@@ -30,32 +30,32 @@ _Status: TypeAlias = Literal["in_progress", "completed", "incomplete"]
 
 
 class InputText(Body):
-    """A text of a message, or of what a function gave."""
+    """A text of a message, or of the output of a function."""
 
     type: Literal["input_text"]
     text: str
-    prompt_cache_breakpoint: Annotated[None, never("prefixes are kept by themselves")] = None
+    prompt_cache_breakpoint: Annotated[None, never("prompt prefixes are cached automatically")] = None
 
 
 class OutputText(Body):
-    """A text that the assistant has written."""
+    """A text of the assistant."""
 
     type: Literal["output_text"]
     text: str
-    # Clients send answers back as they got them.
+    # Clients send answers back unchanged.
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
     logprobs: list[Any] | None = None
 
 
 class RefusalText(Body):
-    """What the assistant has written in place of an answer."""
+    """A refusal of the assistant."""
 
     type: Literal["refusal"]
     refusal: str
 
 
 def as_parts(value: Any) -> Any:
-    """A text as a list of one part."""
+    """Return a text as a list of one part."""
     return [{"type": "input_text", "text": value}] if isinstance(value, str) else value
 
 
@@ -73,7 +73,7 @@ _InputTexts = Annotated[
 
 
 class MessageItem(Body):
-    """A turn of the conversation."""
+    """A message of the conversation."""
 
     type: Literal["message"] | None = None
     role: Literal["user", "assistant", "system", "developer"]
@@ -84,7 +84,7 @@ class MessageItem(Body):
 
 
 class CallItem(Body):
-    """A call that an earlier answer has."""
+    """A function call of an earlier answer."""
 
     type: Literal["function_call"]
     call_id: str
@@ -92,12 +92,12 @@ class CallItem(Body):
     arguments: str
     id: str | None = None
     status: _Status | None = None
-    namespace: Annotated[None, never("names of tools stand alone")] = None
+    namespace: Annotated[None, never("tool names have no namespace")] = None
     caller: Annotated[None, never("only the model itself calls")] = None
 
 
 class OutputItem(Body):
-    """What a function gave."""
+    """The output of a function."""
 
     type: Literal["function_call_output"]
     call_id: str
@@ -113,21 +113,21 @@ class _Thought(Body):
 
 
 class ReasoningItem(Body):
-    """Thoughts before an earlier answer."""
+    """The reasoning of an earlier answer."""
 
     type: Literal["reasoning"]
     content: list[_Thought] | None = None
     summary: Annotated[
         Annotated[list[Any], Field(max_length=0)] | None,
-        Field(description="Empty: thoughts come whole, in the content."),
+        Field(description="Empty: the whole reasoning is in the content."),
     ] = None
     id: str | None = None
     status: _Status | None = None
-    encrypted_content: Annotated[None, never("thoughts are plain text here, in the content")] = None
+    encrypted_content: Annotated[None, never("reasoning is plain text here, in the content")] = None
 
 
 def kind_of_item(item: Any) -> str | None:
-    """The type of an item; a message may leave it out."""
+    """Return the type of an item. Without a type it is a message."""
     kind = item.get("type") if isinstance(item, dict) else getattr(item, "type", None)
     return "message" if kind is None else str(kind)
 
@@ -143,7 +143,7 @@ _Item = Annotated[
 
 
 def as_items(value: Any) -> Any:
-    """A text as a list of one message."""
+    """Return a text as a list of one message."""
     return [{"role": "user", "content": value}] if isinstance(value, str) else value
 
 
@@ -155,9 +155,9 @@ class FunctionTool(Body):
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
-    defer_loading: Annotated[None, never("tools are shown to the model at once")] = None
+    defer_loading: Annotated[None, never("the model always sees all tools")] = None
     allowed_callers: Annotated[None, never("only the model itself calls")] = None
-    output_schema: Annotated[None, never("describe what comes back in the description")] = None
+    output_schema: Annotated[None, never("describe the output in the description")] = None
 
 
 class _NamedTool(Body):
@@ -174,7 +174,7 @@ class _Format(Body):
 
 
 class TextConfig(Body):
-    """What the text of the answer must look like."""
+    """The format of the answer's text."""
 
     format: _Format | None = None
     verbosity: Annotated[None, never("say in a message how long the answer should be")] = None
@@ -182,12 +182,14 @@ class TextConfig(Body):
 
 class _Reasoning(Body):
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = Field(
-        None, description="`none` switches thinking off, everything else on."
+        None, description="`none` switches thinking off, every other value switches it on."
     )
-    summary: Annotated[None, never("thoughts come whole, in the content of reasoning items")] = None
-    generate_summary: Annotated[None, never("thoughts come whole, in the content of reasoning items")] = None
-    context: Annotated[None, never("the chat template says which thoughts the model sees")] = None
-    mode: Annotated[None, never("there is one mode")] = None
+    summary: Annotated[None, never("the whole reasoning is in the content of reasoning items")] = None
+    generate_summary: Annotated[None, never("the whole reasoning is in the content of reasoning items")] = (
+        None
+    )
+    context: Annotated[None, never("the chat template decides which reasoning the model sees")] = None
+    mode: Annotated[None, never("the server has one mode")] = None
 
 
 class _ResponseStreamOptions(Body):
@@ -201,7 +203,7 @@ class ResponsesBody(SamplingBody):
         list[_Item], BeforeValidator(as_items, json_schema_input_type=str | list[_Item]), Field(min_length=1)
     ]
     instructions: str | None = Field(None, description="The system message.")
-    max_output_tokens: int | None = Field(None, description="Most tokens of the answer, thoughts included.")
+    max_output_tokens: int | None = Field(None, description="Most tokens of the answer, with reasoning.")
     tools: list[Annotated[FunctionTool, of_types(("function",), "only functions can be called")]] | None = (
         None
     )
@@ -219,10 +221,10 @@ class ResponsesBody(SamplingBody):
     schema_: str | None = Field(
         None,
         alias="schema",
-        description="What the answer is about (DDL, a graph schema), for the system message.",
+        description="A schema (DDL, a graph schema) for the system message.",
     )
 
-    # Taken where they ask for what the server does anyway.
+    # Accepted with the values that describe what the server does anyway.
     store: Literal[False] | None = None
     background: Literal[False] | None = None
     truncation: Literal["disabled"] | None = None
@@ -233,11 +235,11 @@ class ResponsesBody(SamplingBody):
     prompt_cache_retention: Literal["in_memory"] | None = None
     prompt: Annotated[None, never("nothing is stored: write its text into instructions or input")] = None
 
-    # What other routes call it.
+    # The names of fields in other routes.
     messages: Annotated[None, never("use input")] = None
     max_tokens: Annotated[None, never("use max_output_tokens")] = None
     max_completion_tokens: Annotated[None, never("use max_output_tokens")] = None
     response_format: Annotated[None, never("use text.format")] = None
     reasoning_effort: Annotated[None, never("use reasoning.effort")] = None
     logprobs: Annotated[None, never("use include, with 'message.output_text.logprobs'")] = None
-    n: Annotated[None, never("ask several times")] = None
+    n: Annotated[None, never("send several requests")] = None

@@ -13,7 +13,7 @@ __all__ = ["DetokenizeBody", "TokenizeBody"]
 
 
 class TokenizeBody(Body):
-    """A text, or a conversation as `/v1/chat/completions` would have the model read it."""
+    """The body of `/tokenize`: a text, or a conversation that is rendered as in `/v1/chat/completions`."""
 
     model: str
     prompt: str | None = None
@@ -27,7 +27,7 @@ class TokenizeBody(Body):
 
 
 class DetokenizeBody(Body):
-    """Tokens whose text is wanted."""
+    """The body of `/detokenize`."""
 
     model: str
     tokens: list[int]

@@ -1,4 +1,4 @@
-"""Ends, counts and log probabilities of answers, as OpenAI's API has them."""
+"""Fields of answers that several routes share: finish reason, usage, timings and log probabilities."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from typing import Any
 from hivellm_ort.result import InferenceResult, TokenLogprob
 from hivellm_ort.text.tokenizer import TextTokenizer
 
-__all__ = ["TokenTexts", "finish_reason", "shown_logprobs", "timings_of", "usage_of"]
+__all__ = ["LogprobsFormatter", "finish_reason", "shown_logprobs", "timings_of", "usage_of"]
 
-_IMPOSSIBLE = -9999.0  # OpenAI's number for a probability of 0, which JSON cannot write
+_IMPOSSIBLE = -9999.0  # OpenAI's value for a probability of 0, whose logarithm JSON cannot represent
 
 
-class TokenTexts:
-    """Tokens with their texts and probabilities. Making the first of a base takes a while: not in an event loop.
+class LogprobsFormatter:
+    """Formats log probabilities with the texts of their tokens.
+
+    The first one of a base takes time to build. Do not build it in the event loop.
 
     Args:
-        tokenizer: of the base.
+        tokenizer: The tokenizer of the base.
     """
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
@@ -28,16 +30,16 @@ class TokenTexts:
         self._texts = tokenizer.token_bytes
 
     def bytes_of(self, token_id: int) -> bytes:
-        """What a token adds to a text; of a special token how it is written."""
+        """Return the bytes that a token adds to a text. For a special token, return its name."""
         text = self._texts[token_id] if token_id < len(self._texts) else b""
         return text or (self._tokenizer.id_to_token(token_id) or "").encode()
 
     def text_of(self, token_id: int) -> str:
-        """The same as text; bytes that are no character become U+FFFD."""
+        """Return the text of a token. Invalid UTF-8 becomes U+FFFD."""
         return self.bytes_of(token_id).decode("utf-8", "replace")
 
     def chat(self, logprobs: Iterable[TokenLogprob]) -> list[dict[str, Any]]:
-        """Entries of `logprobs.content` of a chat, with `forced` where the grammar left no other token."""
+        """Return `logprobs.content` of a chat. `forced` marks tokens for which the grammar allowed no other."""
         return [
             {
                 **self._entry(one.token_id, one.logprob),
@@ -47,12 +49,12 @@ class TokenTexts:
             for one in logprobs
         ]
 
-    def plain(self, logprobs: Sequence[TokenLogprob], offset: int) -> dict[str, Any]:
-        """`logprobs` of a plain completion.
+    def completion(self, logprobs: Sequence[TokenLogprob], offset: int) -> dict[str, Any]:
+        """Return `logprobs` of a plain completion.
 
         Args:
-            logprobs: of its tokens.
-            offset: characters before the first.
+            logprobs: The log probabilities of its tokens.
+            offset: How many characters come before the first token.
         """
         texts = [self.text_of(one.token_id) for one in logprobs]
         *offsets, _ = accumulate(map(len, texts), initial=offset)
@@ -72,21 +74,21 @@ class TokenTexts:
 
 
 def finish_reason(result: InferenceResult) -> str:
-    """OpenAI's name of why a text ended."""
+    """Return OpenAI's finish reason of a text."""
     return "length" if result.finish_reason == "length" else "stop"
 
 
 def shown_logprobs(result: InferenceResult) -> list[TokenLogprob]:
-    """The probabilities of an answer's tokens, without that of the token which ended it."""
+    """Return the log probabilities of an answer's tokens, without the end-of-turn token."""
     logprobs = list(result.logprobs or ())
     return logprobs[:-1] if result.finish_reason == "eos" else logprobs
 
 
 def usage_of(prompts: Iterable[Sequence[InferenceResult]]) -> dict[str, Any]:
-    """The counts of tokens of a request: a prompt counts once, however many answers it has.
+    """Return the token usage of a request. A prompt with several answers counts once.
 
     Args:
-        prompts: the answers to each prompt.
+        prompts: For each prompt, its answers.
     """
     groups = [list(results) for results in prompts]
     read = sum(results[0].prompt_tokens for results in groups)
@@ -104,7 +106,7 @@ def usage_of(prompts: Iterable[Sequence[InferenceResult]]) -> dict[str, Any]:
 
 
 def timings_of(result: InferenceResult) -> dict[str, float]:
-    """Where the time of an answer went, in seconds, and how many tokens a second came after the first."""
+    """Return the timings of an answer in seconds, and its tokens per second after the first token."""
     return {**dataclasses.asdict(result.timings), "tokens_per_second": result.tokens_per_second}
 
 

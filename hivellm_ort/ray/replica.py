@@ -1,4 +1,4 @@
-"""A replica: the whole application of one machine, for the experts of the configuration."""
+"""A replica: the application of one machine with the experts of the configuration."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from hivellm_ort.server import ServerOptions, create_app
 from hivellm_ort.server.errors import ApiError
 from hivellm_ort.server.state import ServerState
 
-__all__ = ["HEARTBEAT_SECONDS", "Experts"]
+__all__ = ["HEARTBEAT_SECONDS", "ExpertReplica"]
 
 HEARTBEAT_SECONDS = 5.0
-"""Seconds after which a replica that has nothing to send says that it is there."""
+"""Seconds without a message after which a replica sends a sign of life."""
 
 _LOG = logging.getLogger("hivellm_ort")
 
 
-class Experts:
-    """Holds a base with its experts, and answers the requests that a gateway hands on.
+class ExpertReplica:
+    """Loads experts, and answers the requests that a gateway forwards.
 
-    All experts of the configuration are known to the manager, and at most `max_loaded_experts` are in memory. Which
-    ones these are, Ray learns by its multiplexing.
+    The manager knows all experts of the configuration. At most `max_loaded_experts` are in memory. Ray's
+    multiplexing tells the router which ones.
 
     Args:
-        arguments: of the application, as JSON types.
+        arguments: The `ClusterArguments`, as JSON types.
     """
 
     def __init__(self, arguments: dict[str, Any]) -> None:
@@ -50,7 +50,7 @@ class Experts:
             threads=given.threads or _assigned_cores(),
             trust=given.trust,
         )
-        # The gateway checks keys and names of hosts.
+        # The gateway checks keys and host names.
         options = ServerOptions(allowed_hosts=("*",), limits=given.limits)
         self._app = create_app(self._manager, options, folders=_folders(given.base))
         self._experts: dict[str, Path] = {}
@@ -59,15 +59,15 @@ class Experts:
         self._hold = _multiplexed(self._manager, given.max_loaded_experts)
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
-        """Load what is new in the `user_config`, replace what changed, unload what is gone.
+        """Load new experts of the `user_config`, replace changed ones, and unload removed ones.
 
-        Requests that run keep the expert that they began with. A package that cannot be loaded changes nothing: an
-        earlier one of that name goes on, and without one requests get status 503 and the reason. Ray would end the
-        replica if this raised.
+        Running requests keep their expert. A package that cannot be loaded changes nothing: an earlier package of
+        the name stays. Without one, requests get status 503 and the reason. Errors are logged, because Ray would end
+        the replica if this method raised.
 
         Raises:
-            pydantic.ValidationError: the configuration is none, and nothing was loaded before.
-            LoadError: no expert can be loaded, and none was before.
+            pydantic.ValidationError: The configuration is invalid, and no expert is loaded.
+            LoadError: No expert can be loaded, and none is loaded.
         """
         async with self._changing:
             try:
@@ -79,11 +79,11 @@ class Experts:
                 _LOG.error("the experts stay as they were: %s", error)
 
     def names(self) -> list[str]:
-        """The experts of the configuration, and those that could not be unloaded."""
+        """Return the experts of the configuration, and those that could not be unloaded."""
         return [*{**self._experts, **self._failed}]
 
     def metrics(self) -> tuple[str, list[MetricFamily]]:
-        """The id of the replica, and its metrics."""
+        """Return the id of the replica and its metrics."""
         own = serve.get_replica_context().replica_id.unique_id
         failed = MetricFamily(
             "failed_experts",
@@ -95,22 +95,21 @@ class Experts:
         return own, [*self._manager.metrics.families(), *self._state.metrics.families(), failed]
 
     async def check_health(self) -> None:
-        """Raise where nothing can be answered any more; Ray replaces the replica then."""
+        """Raise if the replica can no longer answer. Ray then replaces it."""
         await asyncio.to_thread(self._manager.stats)
 
     async def answer(self, scope: dict[str, Any], body: bytes, model: str) -> AsyncIterator[list[Message]]:
         """Answer one request with the application.
 
-        The first list comes at once, and an empty one every few seconds in which there is nothing else: whoever
-        waits for more knows that the replica is there.
+        The first list comes immediately. An empty list every few seconds is a sign of life.
 
         Args:
-            scope: of ASGI, as JSON types and bytes.
-            body: the whole body.
-            model: that the body names; empty for none.
+            scope: The ASGI scope, as JSON types and bytes.
+            body: The whole body.
+            model: The model that the body names; empty for none.
 
         Yields:
-            What the application sends, as it comes.
+            Lists of ASGI messages of the application.
         """
         sent: asyncio.Queue[Message | None] = asyncio.Queue()
         answering = asyncio.create_task(self._answer(scope, body, model, sent))
@@ -123,14 +122,14 @@ class Experts:
                 ended = None in messages
                 yield [message for message in messages if message is not None]
         finally:
-            if not answering.done():  # the gateway cancelled it: its client went away
+            if not answering.done():  # the gateway cancelled it: its client disconnected
                 answering.cancel()
                 await asyncio.wait((answering,))
 
     def __del__(self) -> None:
-        """End what still runs, when Ray stops the replica."""
+        """Cancel running answers when Ray stops the replica."""
         if hasattr(self, "_app"):
-            self._state.end()
+            self._state.stop()
             self._manager.close()
 
     async def _answer(
@@ -141,7 +140,7 @@ class Experts:
         async def receive() -> Message:
             nonlocal received
             if received:
-                await asyncio.Future()  # a client that leaves cancels this task
+                await asyncio.Future()  # a client that disconnects cancels this task
             received = True
             return {"type": "http.request", "body": body, "more_body": False}
 
@@ -153,16 +152,18 @@ class Experts:
             try:
                 await self._hold(model)
             except ExpertError as error:
-                _LOG.warning("expert %r is unavailable: %s", model, error)  # the application tells the client
+                _LOG.warning(
+                    "expert %r is unavailable: %s", model, error
+                )  # the application answers with the error
         elif model in self._failed:
-            app = _unavailable(model, self._state.hide(self._failed[model])).response
+            app = _unavailable(model, self._state.remove_paths(self._failed[model])).response
         try:
             await app({**scope, "state": {}, "extensions": {}}, receive, send)
-        except Exception:  # the client was told already
+        except Exception:  # the client has the error already
             _LOG.exception("a request failed")
 
     def _change(self, wanted: dict[str, Path]) -> None:
-        self._state.hide_also(path.absolute().parent for path in wanted.values())
+        self._state.add_folders(path.absolute().parent for path in wanted.values())
         self._failed = {}
         new = {name: path for name, path in wanted.items() if name not in self._experts}
         changed = {
@@ -171,7 +172,7 @@ class Experts:
         try:
             self._manager.load_experts(new, base=self._arguments.base)
             self._experts.update(new)
-        except LoadError:  # all or none: which can be loaded?
+        except LoadError:  # it loads all or none: try each
             self._load_each(new)
         self._load_each(changed, replace=True)
         for name in sorted(set(self._experts) - set(wanted)):
@@ -186,7 +187,7 @@ class Experts:
     def _load_each(self, packages: dict[str, Path], *, replace: bool = False) -> None:
         left = dict(packages)
         before = len(left) + 1
-        while len(left) < before:  # one may need another that comes later
+        while len(left) < before:  # an expert may require a later one
             before = len(left)
             for name, path in list(left.items()):
                 try:
@@ -206,17 +207,17 @@ class Experts:
 
 
 def _multiplexed(manager: ExpertManager, most: int | None) -> Any:
-    """Ray's list of the experts that a replica has in memory. The manager loads and evicts them."""
+    """Return a function that tells Ray which experts are in memory. The manager loads and evicts them."""
 
     async def hold(name: str) -> str:
-        await asyncio.to_thread(manager.tokenizer, name)  # loads it where it was evicted
+        await asyncio.to_thread(manager.tokenizer, name)  # loads an evicted expert
         return name
 
     return serve.multiplexed(hold, max_num_models_per_replica=-1 if most is None else most)
 
 
 async def _next(sent: asyncio.Queue[Message | None]) -> list[Message | None]:
-    """Everything that waits in the queue; nothing where nothing comes for a while."""
+    """Return all queued messages; an empty list if none comes in time."""
     try:
         async with asyncio.timeout(HEARTBEAT_SECONDS):
             found = [await sent.get()]

@@ -1,4 +1,4 @@
-"""Bodies are read as strictly as the files of a package."""
+"""Reads request bodies as strictly as the files of a package."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hivellm_ort.errors import ManifestError
 from hivellm_ort.jsonfiles.reading import parse_json
 from hivellm_ort.server.errors import ApiError
 
-__all__ = ["StrictRoute"]
+__all__ = ["StrictJSONRoute"]
 
 
 _LARGE = 64 << 10
@@ -24,29 +24,29 @@ _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 class _StrictRequest(Request):
     async def json(self) -> Any:
-        """The body: one object in UTF-8, with no key twice, no NaN, at most 100 levels deep."""
+        """Return the body: one object in UTF-8, without duplicate keys and NaN, at most 100 levels deep."""
         if not hasattr(self, "_json"):
             body = await self.body()
-            # A large one takes a tenth of a second, in which nobody else would be answered.
+            # Parsing a large body takes about 0.1 s, which must not block the event loop.
             self._json = await asyncio.to_thread(_parsed, body) if len(body) > _LARGE else _parsed(body)
         return self._json
 
 
 def _parsed(body: bytes) -> dict[str, Any]:
     try:
-        value = dict(parse_json(body, "the body"))  # not the object itself: it keeps the text
+        value = dict(parse_json(body, "the body"))  # a plain dict: the parsed object keeps the whole text
         if _SURROGATE_ESCAPE.search(body):
             json.dumps(value, ensure_ascii=False).encode()
     except ManifestError as error:
         raise ApiError(400, str(error), code="invalid_json") from error
     except UnicodeEncodeError as error:
-        message = "the body has half of a surrogate pair, which is no character: correct the escape"
+        message = "the body has half of a surrogate pair, which is not a character: correct the escape"
         raise ApiError(400, message, code="invalid_json") from error
     return value
 
 
-class StrictRoute(APIRoute):
-    """A route whose body is read strictly; errors say where in it the fault is."""
+class StrictJSONRoute(APIRoute):
+    """A route that reads its body strictly. Errors give the line and column."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """See FastAPI."""

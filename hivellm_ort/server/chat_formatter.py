@@ -1,4 +1,4 @@
-"""Answers of a chat as the client gets them: in one document, or in chunks."""
+"""Formats answers as documents and chunks of `/v1/chat/completions`."""
 
 from __future__ import annotations
 
@@ -9,31 +9,37 @@ from dataclasses import dataclass
 from typing import Any
 
 from hivellm_ort.result import InferenceResult, TokenLogprob
-from hivellm_ort.server.generation import Answers
+from hivellm_ort.server.answer_fields import (
+    LogprobsFormatter,
+    finish_reason,
+    shown_logprobs,
+    timings_of,
+    usage_of,
+)
+from hivellm_ort.server.generation import RunningAnswers
 from hivellm_ort.server.streaming import IDLE_SECONDS
-from hivellm_ort.server.told import TokenTexts, finish_reason, shown_logprobs, timings_of, usage_of
 from hivellm_ort.serving.generation import Step
 from hivellm_ort.tools.parser import ArgumentsDelta, CallEvent, CallStarted, TextDelta, ToolCallParser
 
-__all__ = ["ChatAnswers"]
+__all__ = ["ChatFormatter"]
 
 
 @dataclass(frozen=True)
-class ChatAnswers:
-    """Makes documents of answers.
+class ChatFormatter:
+    """Formats the answers of one request.
 
     Attributes:
-        model: who answers.
-        texts: of tokens, where log probabilities are wanted.
-        calls: whether there are tools that the answers may call.
+        model: The name of the expert.
+        texts: Formats log probabilities; None if the request asks for none.
+        calls: Whether the request has tools.
     """
 
     model: str
-    texts: TokenTexts | None
+    texts: LogprobsFormatter | None
     calls: bool
 
     def whole(self, results: list[InferenceResult]) -> dict[str, Any]:
-        """The answers in one document."""
+        """Return all answers in one document."""
         warnings = list(dict.fromkeys(warning for result in results for warning in result.warnings))
         return {
             **self._document("chat.completion"),
@@ -42,12 +48,12 @@ class ChatAnswers:
             **({"warnings": warnings} if warnings else {}),
         }
 
-    async def chunks(self, answers: Answers, *, usage: bool) -> AsyncIterator[dict[str, Any] | None]:
-        """The answers as they are written; None where nothing came for a while.
+    async def chunks(self, answers: RunningAnswers, *, usage: bool) -> AsyncIterator[dict[str, Any] | None]:
+        """Yield the chunks of the answers. None means that nothing came for a while.
 
         Args:
-            answers: begun, with steps.
-            usage: whether the last chunk has the counts of tokens.
+            answers: The running answers, with steps.
+            usage: Whether the last chunk has the token usage.
         """
         document = {**self._document("chat.completion.chunk"), **({"usage": None} if usage else {})}
         open_choices: dict[int, _OpenChoice] = {}
@@ -92,15 +98,15 @@ class ChatAnswers:
 
 
 class _OpenChoice:
-    """One answer in the making, as the choices of chunks."""
+    """One unfinished answer. Makes the choices of its chunks."""
 
-    def __init__(self, index: int, texts: TokenTexts | None, parser: ToolCallParser | None) -> None:
+    def __init__(self, index: int, texts: LogprobsFormatter | None, parser: ToolCallParser | None) -> None:
         self._index, self._texts, self._parser = index, texts, parser
         self._begun = False
-        self._held: list[TokenLogprob] = []  # of tokens whose text is not certain yet
+        self._held: list[TokenLogprob] = []  # of tokens whose text is still held back
 
     def add(self, step: Step) -> Iterator[dict[str, Any]]:
-        """What a step makes certain."""
+        """Yield the choices of one step."""
         if step.logprob is not None and step.finish_reason != "eos":
             self._held.append(step.logprob)
         if step.reasoning:
@@ -111,7 +117,7 @@ class _OpenChoice:
             yield from map(self._choice, _deltas(self._parser.push(step.text)))
 
     def end(self, result: InferenceResult) -> Iterator[dict[str, Any]]:
-        """What was held back, and why the answer ended."""
+        """Yield the text that was held back, and the finish reason."""
         if self._parser is not None:
             yield from map(self._choice, _deltas(self._parser.flush()))
         yield {**self._choice({}, _reason(result)), "timings": timings_of(result)}
@@ -119,7 +125,7 @@ class _OpenChoice:
     def _choice(self, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
         if not self._begun:
             self._begun = True
-            # Clients join what comes, so an answer of a call alone has no empty text before it.
+            # Clients concatenate deltas: an answer that is only a call must not begin with an empty text.
             first: dict[str, Any] = {"role": "assistant"}
             delta = {**first, **delta} if "tool_calls" in delta else {**first, "content": "", **delta}
         logprobs = None
@@ -130,13 +136,13 @@ class _OpenChoice:
 
 
 def _reason(result: InferenceResult) -> str:
-    """OpenAI's name of why an answer ended."""
+    """Return OpenAI's finish reason."""
     reason = finish_reason(result)
     return "tool_calls" if result.tool_calls and reason == "stop" else reason
 
 
 def _deltas(events: Iterable[CallEvent]) -> Iterator[dict[str, Any]]:
-    """Text and calls as deltas of a message."""
+    """Yield text and calls as deltas of a message."""
     for event in events:
         if isinstance(event, TextDelta):
             yield {"content": event.text}

@@ -1,4 +1,4 @@
-"""Runs the application in a process of its own, with uvicorn."""
+"""Runs the application with uvicorn: sockets, TLS, signals, shutdown."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from hivellm_ort.errors import OptionError, argument
 from hivellm_ort.server.state import ServerState
 
-__all__ = ["Listening", "is_local", "run"]
+__all__ = ["ListenOptions", "is_local", "run"]
 
-_GRACE_SECONDS = 5  # after the drain, for responses to be sent
+_GRACE_SECONDS = 5  # after the drain, to send the last responses
 
 
 @dataclass(frozen=True, kw_only=True)
-class Listening:
-    """Where the server listens, and how it ends.
+class ListenOptions:
+    """Address, TLS, connection limits and shutdown of the server.
 
     Attributes:
-        host: a name or an address of this machine.
-        port: 0 for any that is free.
-        certificate: of TLS, in PEM; None for plain HTTP.
-        private_key: of the certificate, in PEM; None where the certificate's file has it too.
-        drain_seconds: how long answers that go on may take when the process is told to end. Then they are ended, and
-            their clients are told to ask again; the process ends at most five seconds later.
-        access_log: whether each request is logged.
-        max_connections: open connections; further ones are closed at once.
-        header_seconds: in which the headers of a request must arrive; then its connection is closed.
+        host: A name or an address of this machine.
+        port: The port; 0 for any free port.
+        certificate: The TLS certificate, in PEM; None for plain HTTP.
+        private_key: The key of the certificate, in PEM; None if it is in the file of the certificate.
+        drain_seconds: How long running answers may take after SIGTERM. Then they are cancelled, and their clients
+            get `shutting_down`. The process ends at most five seconds later.
+        access_log: Whether to log each request.
+        max_connections: Most open connections. Further ones are closed at once.
+        header_seconds: Seconds in which the headers of a request must arrive. Then its connection is closed.
     """
 
     host: str = "127.0.0.1"
@@ -51,65 +51,65 @@ class Listening:
 
 
 def is_local(host: str) -> bool:
-    """Whether only this machine reaches what listens there."""
+    """Return whether only this machine can connect to the host."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
 
 
-def run(app: FastAPI, listening: Listening, started: Callable[[str], None]) -> None:
-    """Serve an application until SIGTERM, SIGINT (Ctrl-C) or a second one of them, which does not wait.
+def run(app: FastAPI, options: ListenOptions, started: Callable[[str], None]) -> None:
+    """Serve an application until SIGTERM or SIGINT (Ctrl-C). A second signal ends it without the drain.
 
     Args:
-        app: of `create_app`.
-        listening: where.
-        started: gets the address when requests are answered.
+        app: The application of `create_app`.
+        options: Address, TLS, connection limits and shutdown.
+        started: Called with the address when the server accepts requests.
 
     Raises:
-        OSError: the address is in use or none of this machine's, or a file of TLS cannot be read.
-        OptionError: a file of TLS is none.
+        OSError: The address is in use or not of this machine, or a TLS file cannot be read.
+        OptionError: A TLS file is invalid.
     """
-    if listening.private_key is not None and listening.certificate is None:
+    if options.private_key is not None and options.certificate is None:
         raise OptionError(f"{argument('ssl_keyfile')} needs {argument('ssl_certfile')}")
     config = uvicorn.Config(
         app,
-        http=_protocol(listening),
+        http=_protocol(options),
         ws="none",
         lifespan="off",
         log_config=None,
-        log_level="warning" if not listening.access_log else "info",
-        access_log=listening.access_log,
+        log_level="warning" if not options.access_log else "info",
+        access_log=options.access_log,
         server_header=False,
         proxy_headers=False,
-        timeout_graceful_shutdown=math.ceil(listening.drain_seconds) + _GRACE_SECONDS,
-        ssl_certfile=listening.certificate,
-        ssl_keyfile=listening.private_key,
+        timeout_graceful_shutdown=math.ceil(options.drain_seconds) + _GRACE_SECONDS,
+        ssl_certfile=options.certificate,
+        ssl_keyfile=options.private_key,
     )
     try:
         config.load()
-    except OSError as error:  # of ssl, too, which names no file
+    except OSError as error:  # ssl.SSLError is an OSError too, and names no file
         if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
             raise
         raise OptionError(
-            f"{argument('ssl_certfile')}: no certificate with its key in PEM: {error}"
+            f"{argument('ssl_certfile')}: it is not a certificate with its key in PEM: {error}"
         ) from error
-    with _listening_socket(listening.host, listening.port) as bound:
-        scheme = "http" if listening.certificate is None else "https"
-        host = f"[{listening.host}]" if ":" in listening.host else listening.host
+    with _listening_socket(options.host, options.port) as bound:
+        scheme = "http" if options.certificate is None else "https"
+        host = f"[{options.host}]" if ":" in options.host else options.host
         address = f"{scheme}://{host}:{bound.getsockname()[1]}"
-        _Server(config, app.state.server, listening.drain_seconds, lambda: started(address)).run([bound])
+        _Server(config, app.state.server, options.drain_seconds, lambda: started(address)).run([bound])
 
 
-def _protocol(listening: Listening) -> type[H11Protocol]:
-    """HTTP/1.1 as uvicorn speaks it, within limits: uvicorn waits for headers without end."""
+def _protocol(options: ListenOptions) -> type[H11Protocol]:
+    """Return uvicorn's HTTP/1.1 protocol with limits. Uvicorn itself would wait for headers forever."""
 
     class Limited(H11Protocol):
         late: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
-            if len(self.connections) > listening.max_connections:
+            if len(self.connections) > options.max_connections:
                 transport.abort()
             else:
                 self._watch()
@@ -126,7 +126,7 @@ def _protocol(listening: Listening) -> type[H11Protocol]:
             if self.cycle is not None and not self.cycle.response_complete:
                 self._stop()
             elif self.late is None:
-                self.late = self.loop.call_later(listening.header_seconds, self.transport.abort)
+                self.late = self.loop.call_later(options.header_seconds, self.transport.abort)
 
         def _stop(self) -> None:
             if self.late is not None:
@@ -153,7 +153,7 @@ def _listening_socket(host: str, port: int) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    """A server whose answers have some seconds to end when it is told to."""
+    """A server that lets running answers end before it shuts down."""
 
     def __init__(
         self, config: uvicorn.Config, state: ServerState, drain_seconds: float, started: Callable[[], None]
@@ -162,26 +162,26 @@ class _Server(uvicorn.Server):
         self._state, self._drain_seconds, self._on_start = state, drain_seconds, started
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to answer."""
+        """Start to accept requests."""
         await super().startup(sockets)
         if self.started:
             self._on_start()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Note a signal. It is not raised again at the end: whoever drains has nothing to complain of."""
+        """Note a signal. It is not raised again at the end: after a drain the exit status is 0."""
         self.force_exit = self.should_exit
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take no more requests, and wait for the answers that go on."""
+        """Accept no more requests, and wait for the running answers."""
         ending = asyncio.create_task(self._drain())
         try:
             await super().shutdown(sockets)
         finally:
             ending.cancel()
-            self._state.end()
+            self._state.stop()
 
     async def _drain(self) -> None:
         self._state.drain()
         await asyncio.sleep(self._drain_seconds)
-        self._state.end()
+        self._state.stop()

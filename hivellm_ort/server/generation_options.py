@@ -1,4 +1,4 @@
-"""From the body of a request to the options of the library, within the operator's limits."""
+"""Converts the fields of a request body to `GenerateOptions`, within the operator's limits."""
 
 from __future__ import annotations
 
@@ -7,59 +7,59 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hivellm_ort.options import GenerateOptions
-from hivellm_ort.server.errors import refused
+from hivellm_ort.server.errors import field_error
 from hivellm_ort.server.options import ServerLimits
 from hivellm_ort.server.schemas.common import GenerationBody, SamplingBody
 
 __all__ = [
     "check_count",
     "check_schema",
-    "options_of",
-    "per_answer",
-    "sampling_of",
-    "set_format",
+    "generation_options",
+    "options_per_answer",
+    "sampling_options",
+    "set_response_format",
     "set_tools",
 ]
 
-_JSON_OBJECT: dict[str, Any] = {"type": "object"}  # any of them
+_JSON_OBJECT: dict[str, Any] = {"type": "object"}  # any object
 
 _MAX_BAD_WORD = 128  # characters
 
-# Fields that the library has under the same name.
+# Fields with the same name in the library.
 _SAME = (
     "temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty", "presence_penalty",
     "frequency_penalty", "no_repeat_ngram_size", "bad_words", "min_tokens", "stop", "seed", "prompt_lookup",
 )  # fmt: skip
 
 
-def options_of(body: GenerationBody, limits: ServerLimits) -> GenerateOptions:
-    """What the fields that chat and plain completions share ask of the library.
+def generation_options(body: GenerationBody, limits: ServerLimits) -> GenerateOptions:
+    """Return the options for the fields that chat and plain completions share.
 
     Args:
-        body: of the request.
-        limits: what it may ask.
+        body: The body of the request.
+        limits: The limits of the server.
 
     Raises:
-        ApiError: a field exceeds a limit, or two say what the answer must look like.
+        ApiError: A field exceeds a limit, or two fields constrain the answer.
     """
     if body.stream_options is not None and not body.stream:
-        raise refused("stream_options", "there is no stream: set stream to true, or leave it out")
+        raise field_error("stream_options", "it needs stream: set stream to true, or leave it out")
     check_count("n", body.n, limits.max_n)
     check_count("max_tokens", body.max_tokens, limits.max_tokens)
-    options = sampling_of(body, limits)
+    options = sampling_options(body, limits)
     if body.max_tokens is not None:
         options["max_tokens"] = body.max_tokens
     return options
 
 
-def sampling_of(body: SamplingBody, limits: ServerLimits) -> GenerateOptions:
-    """What the fields that all bodies share ask of the library; raises as `options_of`."""
+def sampling_options(body: SamplingBody, limits: ServerLimits) -> GenerateOptions:
+    """Return the options for the fields that all bodies share. Raises as `generation_options`."""
     if len(body.stop or ()) > limits.max_stops:
-        raise refused("stop", f"{len(body.stop or ())} texts, and {limits.max_stops} may be")
+        raise field_error("stop", f"{len(body.stop or ())} texts; at most {limits.max_stops} are allowed")
     _check_bad_words(body.bad_words or (), limits.max_bad_words)
     if len(body.logit_bias or ()) > limits.max_logit_bias:
-        raise refused(
-            "logit_bias", f"{len(body.logit_bias or ())} entries, and {limits.max_logit_bias} may be"
+        raise field_error(
+            "logit_bias", f"{len(body.logit_bias or ())} entries; at most {limits.max_logit_bias} are allowed"
         )
     options: dict[str, Any] = {name: getattr(body, name) for name in _SAME}
     options |= {
@@ -81,18 +81,18 @@ def set_tools(
     """Add the tools of a request to its options.
 
     Args:
-        options: changed.
-        limits: what they may be.
-        tools: in the form of a chat.
-        choice: which of them the answer may call; None for the default.
-        parallel: whether it may have several calls; None for the default.
+        options: The options; changed in place.
+        limits: The limits of the server.
+        tools: The tools, in the form of `/v1/chat/completions`.
+        choice: The field `tool_choice`; None for the default.
+        parallel: Whether the answer may have several calls; None for the default.
 
     Raises:
-        ApiError: they exceed a limit.
+        ApiError: The tools exceed a limit.
     """
     tools = list(tools or ())
     if len(tools) > limits.max_tools:
-        raise refused("tools", f"{len(tools)} tools, and {limits.max_tools} may be")
+        raise field_error("tools", f"{len(tools)} tools; at most {limits.max_tools} are allowed")
     for index, tool in enumerate(tools):
         check_schema(f"tools[{index}]", tool, limits)
     if tools:
@@ -103,7 +103,7 @@ def set_tools(
         options["parallel_tool_calls"] = parallel
 
 
-def set_format(
+def set_response_format(
     options: GenerateOptions,
     limits: ServerLimits,
     *,
@@ -113,66 +113,66 @@ def set_format(
     schema_field: str,
     strict: bool | None,
 ) -> None:
-    """Add what the answer must look like to the options of a request.
+    """Add the response format of a request to its options.
 
     Args:
-        options: changed.
-        limits: what a schema may be.
-        field: that has the kind, for errors.
+        options: The options; changed in place.
+        limits: The limits of the server.
+        field: The field with the kind, for errors.
         kind: `text`, `json_object` or `json_schema`.
-        schema: of `json_schema`.
-        schema_field: where it is, for errors.
-        strict: false where what cannot be enforced of it is left out.
+        schema: The JSON schema of `json_schema`.
+        schema_field: The field with the schema, for errors.
+        strict: False to ignore parts of the schema that cannot be enforced.
 
     Raises:
-        ApiError: the schema is missing or exceeds a limit, or another field says what the answer must look like.
+        ApiError: The schema is missing or exceeds a limit, or another field constrains the answer too.
     """
     given = [name for name in ("grammar", "regex", "choice", "json_schema") if options.get(name) is not None]
     if kind == "text":
         return
     if given:
-        raise refused(field, f"{given[0]} says what the answer must look like already: give one of them")
+        raise field_error(field, f"{given[0]} constrains the answer too: give one of them")
     if kind == "json_object":
         options["json_schema"] = _JSON_OBJECT
         return
     if schema is None:
-        raise refused(schema_field, "it is missing: give the schema, or the type 'json_object'")
+        raise field_error(schema_field, "it is missing: give the schema, or the type 'json_object'")
     check_schema(schema_field, schema, limits)
     options["json_schema"] = schema
-    # Where it is not to be strict, what cannot be enforced is told as a warning; by default it is refused.
+    # Parts that cannot be enforced are an error by default, and a warning with strict: false.
     options["lenient"] = strict is False
 
 
-def per_answer(options: GenerateOptions, n: int) -> list[GenerateOptions]:
-    """The options of each of `n` answers: the same, but for the seed, which counts on as vLLM's does."""
+def options_per_answer(options: GenerateOptions, n: int) -> list[GenerateOptions]:
+    """Return the options of each of `n` answers. As in vLLM, answer number i has the seed `seed + i`."""
     seed = options.get("seed")
     return [options if seed is None else {**options, "seed": seed + index} for index in range(n)]
 
 
 def check_schema(field: str, schema: Any, limits: ServerLimits) -> None:
-    """Refuse a schema or grammar that is too large, or too deep.
+    """Refuse a schema or grammar that is too large or too deep.
 
     Args:
-        field: its name, for the error.
-        schema: what JSON has.
-        limits: what it may be.
+        field: The name of its field, for the error.
+        schema: The schema or grammar, as JSON types.
+        limits: The limits of the server.
 
     Raises:
-        ApiError: it exceeds a limit.
+        ApiError: It exceeds a limit.
     """
     text = schema if isinstance(schema, str) else json.dumps(schema, ensure_ascii=False)
     size = len(text.encode("utf-8", "replace"))
     if size > limits.max_schema_bytes:
-        raise refused(field, f"{size} bytes, and {limits.max_schema_bytes} may be")
+        raise field_error(field, f"{size} bytes; at most {limits.max_schema_bytes} are allowed")
     if _depth(schema, limits.max_schema_depth) > limits.max_schema_depth:
-        raise refused(field, f"deeper than {limits.max_schema_depth} objects and lists within each other")
+        raise field_error(field, f"it has more than {limits.max_schema_depth} levels of objects and lists")
 
 
 def _constraint(body: SamplingBody, limits: ServerLimits) -> dict[str, Any]:
-    """What the answer must look like: at most one option, under whatever name it came."""
+    """Return the one option that constrains the answer; an empty dict if no field does."""
     found = {field: (option, value) for field, option, value in _constraints(body) if value is not None}
     if len(found) > 1:
-        raise refused(list(found)[1], f"{' and '.join(found)} are given: an answer has one form, so give one")
+        raise field_error(list(found)[1], f"{' and '.join(found)} are given: give one of them")
     for field, (option, value) in found.items():
         check_schema(field, value, limits)
         return {option: value}
@@ -180,7 +180,7 @@ def _constraint(body: SamplingBody, limits: ServerLimits) -> dict[str, Any]:
 
 
 def _constraints(body: SamplingBody) -> Iterator[tuple[str, str, Any]]:
-    """The field, the option and the value of everything that says what the answer must look like."""
+    """Yield the field, the option and the value of each field that can constrain the answer."""
     for name in ("grammar", "regex", "choice", "json_schema"):
         yield name, name, getattr(body, name)
     for name, option in (
@@ -199,22 +199,24 @@ def _constraints(body: SamplingBody) -> Iterator[tuple[str, str, Any]]:
 
 
 def _check_bad_words(words: Sequence[str], most: int) -> None:
-    """Refuse words whose table would be large: it has every beginning of every word."""
+    """Refuse words whose table would be large. The table has every prefix of every word."""
     if len(words) > most:
-        raise refused("bad_words", f"{len(words)} texts, and {most} may be")
+        raise field_error("bad_words", f"{len(words)} texts; at most {most} are allowed")
     for index, word in enumerate(words):
         if len(word) > _MAX_BAD_WORD:
-            raise refused(f"bad_words[{index}]", f"{len(word)} characters, and {_MAX_BAD_WORD} may be")
+            raise field_error(
+                f"bad_words[{index}]", f"{len(word)} characters; at most {_MAX_BAD_WORD} are allowed"
+            )
 
 
 def check_count(field: str, value: int | None, most: int) -> None:
-    """Refuse a number that is not from 1 to `most`; None is none."""
+    """Refuse a number that is not from 1 to `most`. None is accepted."""
     if value is not None and not 1 <= value <= most:
-        raise refused(field, f"{value}, and 1 to {most} may be")
+        raise field_error(field, f"it is {value}; it must be from 1 to {most}")
 
 
 def _depth(value: Any, most: int) -> int:
-    """How many objects and lists are within each other; where there are more than `most`, one more than that."""
+    """Return the depth of nested objects and lists, but no more than `most` + 1."""
     level, depth = [value], 0
     while (level := [one for one in level if isinstance(one, dict | list)]) and depth <= most:
         level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]

@@ -1,4 +1,4 @@
-"""Requests, and what comes back."""
+"""Bodies of requests, and parsers of responses."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ QUESTION = "select the users"
 
 
 def chat(question: str = QUESTION, **fields: Any) -> dict[str, Any]:
-    """The body of a request to `/v1/chat/completions`."""
+    """Return the body of a request to `/v1/chat/completions`."""
     return {"model": "sql", "messages": [{"role": "user", "content": question}], **fields}
 
 
 def chunks(text: str) -> list[dict[str, Any]]:
-    """The chunks of a stream, which ends as it has to."""
+    """Return the chunks of a stream, and check its end."""
     events = [line.removeprefix("data: ") for line in text.split("\n") if line.startswith("data: ")]
     assert "[DONE]" == events.pop()
     return [json.loads(event) for event in events]
 
 
 def events_of(text: str) -> list[dict[str, Any]]:
-    """The events of a stream, which ends as it has to; each is named by its type and numbered."""
+    """Return the events of a stream, and check its end and the name and number of each event."""
     *blocks, last, nothing = text.split("\n\n")
     assert ("data: [DONE]", "") == (last, nothing)
     found = []
@@ -36,7 +36,7 @@ def events_of(text: str) -> list[dict[str, Any]]:
 
 
 def error_of(response: httpx.Response) -> dict[str, Any]:
-    """The error object of a response, which has all that OpenAI's has."""
+    """Return the error object of a response, and check that it has all of OpenAI's fields."""
     document = response.json()
     assert {"error"} == set(document)
     assert {"message", "type", "param", "code"} == set(document["error"])
