@@ -135,7 +135,7 @@ def test_wrong_policy(policy: Any) -> None:
 @pytest.mark.parametrize("keys", [{"x": "ed25519:0"}, {"": public()}, {"a": public(), "b": public()}])
 def test_wrong_keys(keys: dict[str, str]) -> None:
     """Malformed keys and names are errors at once, not when a package is loaded."""
-    with pytest.raises(ValueError, match=r"no public key|no name|pinned as"):
+    with pytest.raises(ValueError, match=r"not a public key|not a name|pinned as"):
         Trust("require", keys)
 
 
