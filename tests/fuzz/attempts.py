@@ -60,6 +60,14 @@ def refusing(*kinds: type[Exception]) -> Iterator[None]:
         assert len(message) < 20_000, f"a message of {len(message)} characters"
 
 
+def limit_memory() -> None:
+    """Limit the addresses of this process, for good: an allocation that is much larger than the others fails."""
+    if resource is not None:
+        with contextlib.suppress(OSError, ValueError):
+            most = psutil.Process().memory_info().vms + _ADDRESSES
+            resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
 class Attempts:
     """Runs a target on inputs, within bounds.
 
@@ -75,10 +83,6 @@ class Attempts:
         self._said = 0.0
         self.count = 0
         folder.mkdir(parents=True, exist_ok=True)
-        if resource is not None:
-            with contextlib.suppress(OSError, ValueError):
-                most = psutil.Process().memory_info().vms + _ADDRESSES
-                resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
     def run(self, data: bytes) -> None:
         """Try one input. A crash, or a hang, ends the process: the input is then in the file `running`."""

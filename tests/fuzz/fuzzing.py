@@ -44,8 +44,9 @@ def main() -> int:
 
 def _within(name: str, seconds: float, seed: int, folder: Path, options: argparse.Namespace) -> int:
     """One target, in this process."""
-    from attempts import Attempts, guided, load, loop
+    from attempts import Attempts, guided, limit_memory, load, loop
 
+    limit_memory()
     if options.no_guidance:
         module = load(name)
         attempts = Attempts(module.target, folder)

@@ -127,6 +127,7 @@ def described() -> dict[str, str]:
     """What the bytes of packages that are made here depend on, besides the code."""
     lines = (HERE.parents[1] / "export" / "constraints.txt").read_text(encoding="utf-8").splitlines()
     names = [line.partition("==")[0] for line in lines if "==" in line]
+    names.remove("ray")  # the extra of a cluster, which makes no packages
     return {
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "zlib": zlib.ZLIB_RUNTIME_VERSION,
