@@ -22,7 +22,7 @@ try:
 except ImportError:  # Windows has none: memory is measured there, and not bounded
     resource = None  # type: ignore[assignment]
 
-__all__ = ["CORPUS", "Attempts", "load", "refusing", "starts"]
+__all__ = ["CORPUS", "Attempts", "limit_memory", "load", "refusing", "starts"]
 
 CORPUS = Path(__file__).parent / "corpus"
 _TESTS = Path(__file__).resolve().parents[1]

@@ -46,9 +46,9 @@ def _within(name: str, seconds: float, seed: int, folder: Path, options: argpars
     """One target, in this process."""
     from attempts import Attempts, guided, limit_memory, load, loop
 
-    limit_memory()
     if options.no_guidance:
         module = load(name)
+        limit_memory()
         attempts = Attempts(module.target, folder)
         loop(module, attempts, seconds=seconds, seed=seed, known=options.known)
         attempts.say()
@@ -58,6 +58,7 @@ def _within(name: str, seconds: float, seed: int, folder: Path, options: argpars
     # What is imported later, in the middle of a function, counts too.
     with atheris.instrument_imports(include=["hivellm_ort", "hivellm_export"]):
         module = load(name)
+        limit_memory()
         guided(module, Attempts(module.target, folder), seconds=seconds, seed=seed, folder=folder)
     return 0
 
