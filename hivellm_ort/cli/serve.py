@@ -16,7 +16,14 @@ from hivellm_ort.cli.run import loading_options
 from hivellm_ort.errors import OptionError
 from hivellm_ort.loading.options import LoadOptions
 from hivellm_ort.package.store import Store
-from hivellm_ort.server.options import KEYS_VARIABLE, LOCAL_HOSTS, ServerLimits, ServerOptions, read_keys
+from hivellm_ort.server.options import (
+    AUTO,
+    KEYS_VARIABLE,
+    LOCAL_HOSTS,
+    ServerLimits,
+    ServerOptions,
+    read_keys,
+)
 
 __all__ = ["serve"]
 
@@ -209,9 +216,8 @@ def _all_packages(
                 f"two packages have the name {name!r}: give one another name with --expert NAME={path}"
             )
         named[name] = path
-    reserved = "auto"
-    if reserved in named:
+    if AUTO in named:
         raise OptionError(
-            f"{reserved!r} is the model name for routing: give the expert another name with --expert NAME=PATH"
+            f"{AUTO!r} is the model name for routing: give the expert another name with --expert NAME=PATH"
         )
     return named

@@ -12,8 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from hivellm_ort import ExpertManager
 from hivellm_ort.errors import OptionError, OptionTypeError
 from hivellm_ort.integrity import Policy
-from hivellm_ort.server.models import AUTO
-from hivellm_ort.server.options import ServerLimits
+from hivellm_ort.server.options import AUTO, ServerLimits
 
 __all__ = ["ClusterArguments", "ExpertsConfig"]
 

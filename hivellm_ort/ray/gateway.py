@@ -24,7 +24,7 @@ from hivellm_ort.observability import PROMETHEUS_CONTENT_TYPE
 from hivellm_ort.observability.exposition import MetricFamily, merged, prometheus_text
 from hivellm_ort.ray.replica import HEARTBEAT_SECONDS
 from hivellm_ort.server.app import build_middleware
-from hivellm_ort.server.errors import ApiError, add_error_handlers
+from hivellm_ort.server.errors import ApiError, add_error_handlers, retry_error
 from hivellm_ort.server.generation import cancel_on_disconnect
 from hivellm_ort.server.http_metrics import HttpMetrics
 from hivellm_ort.server.options import ServerOptions
@@ -38,7 +38,6 @@ _TRIES = 3
 _SILENT_SECONDS = 6 * HEARTBEAT_SECONDS
 _NAMES_SECONDS = 1.0
 _METRICS_SECONDS = 5.0
-_RETRY_SECONDS = 1
 _PREFIX_CHARACTERS = 256
 _BEGINNINGS = ("tools", "schema", "instructions", "messages", "prompt", "input")
 _SCOPE = (
@@ -84,7 +83,7 @@ def gateway_app(experts: DeploymentHandle[Any], options: ServerOptions, queue_ti
                 timeout_s=_METRICS_SECONDS, return_exceptions=True
             )
         except TimeoutError as error:
-            raise _busy(503, "a replica did not send its metrics", "replica_lost") from error
+            raise retry_error(503, "a replica did not send its metrics: retry", "replica_lost") from error
         found: dict[str, list[MetricFamily]] = dict(
             one for one in answers if not isinstance(one, BaseException)
         )
@@ -192,12 +191,14 @@ class _Relay:
                 found: list[Message] | None = await anext(answer, None)
         except TimeoutError:
             if seconds != _SILENT_SECONDS:
-                raise _busy(503, f"no replica accepted the request in {seconds:g} s", "no_replica") from None
+                raise retry_error(
+                    503, f"no replica accepted the request in {seconds:g} s: retry", "no_replica"
+                ) from None
             raise ReplicaUnavailableError("it went silent") from None
         except BackPressureError as error:
-            raise _busy(429, "too many requests wait for a replica", "queue_full") from error
+            raise retry_error(429, "too many requests wait for a replica: retry", "queue_full") from error
         except DeploymentUnavailableError as error:
-            raise _busy(503, "the experts could not be deployed", "no_replica") from error
+            raise retry_error(503, "the experts could not be deployed: retry", "no_replica") from error
         return found
 
     async def _end_with_error(self, begun: list[Message], send: Send) -> None:
@@ -242,8 +243,4 @@ def _session(name: str, beginning: str) -> str:
 
 
 def _lost() -> ApiError:
-    return _busy(503, "the replica that answered was lost", "replica_lost")
-
-
-def _busy(status: int, message: str, code: str) -> ApiError:
-    return ApiError(status, f"{message}: retry", code=code, headers={"retry-after": str(_RETRY_SECONDS)})
+    return retry_error(503, "the replica that answered was lost: retry", "replica_lost")

@@ -11,7 +11,7 @@ from typing import Any
 from hivellm_ort.result import InferenceResult, TokenLogprob
 from hivellm_ort.text.tokenizer import TextTokenizer
 
-__all__ = ["LogprobsFormatter", "finish_reason", "shown_logprobs", "timings_of", "usage_of"]
+__all__ = ["LogprobsFormatter", "finish_reason", "shown_logprobs", "timings_of", "usage_of", "warnings_field"]
 
 _IMPOSSIBLE = -9999.0  # OpenAI's value for a probability of 0, whose logarithm JSON cannot represent
 
@@ -108,6 +108,12 @@ def usage_of(prompts: Iterable[Sequence[InferenceResult]]) -> dict[str, Any]:
 def timings_of(result: InferenceResult) -> dict[str, float]:
     """Return the timings of an answer in seconds, and its tokens per second after the first token."""
     return {**dataclasses.asdict(result.timings), "tokens_per_second": result.tokens_per_second}
+
+
+def warnings_field(results: Iterable[InferenceResult]) -> dict[str, list[str]]:
+    """Return the field `warnings` with each warning once; no field if there are none."""
+    warnings = list(dict.fromkeys(warning for result in results for warning in result.warnings))
+    return {"warnings": warnings} if warnings else {}
 
 
 def _finite(logprob: float) -> float:

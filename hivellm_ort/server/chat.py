@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 
 from hivellm_ort.options import GenerateOptions
 from hivellm_ort.server.answer_fields import LogprobsFormatter
 from hivellm_ort.server.chat_formatter import ChatFormatter
 from hivellm_ort.server.errors import field_error
-from hivellm_ort.server.generation import RunningAnswers, cancel_on_disconnect
 from hivellm_ort.server.generation_options import (
     check_count,
     generation_options,
@@ -23,7 +21,7 @@ from hivellm_ort.server.models import check_length, choose_expert
 from hivellm_ort.server.options import ServerLimits
 from hivellm_ort.server.schemas.chat import ChatBody
 from hivellm_ort.server.state import server_state
-from hivellm_ort.server.streaming import STREAM_RESPONSES, EventStream, sse_events
+from hivellm_ort.server.streaming import STREAM_RESPONSES, answer
 from hivellm_ort.server.strict_route import StrictJSONRoute
 
 __all__ = ["router"]
@@ -43,14 +41,7 @@ async def chat_completions(body: ChatBody, request: Request) -> Response:
     if body.logprobs:
         texts = await asyncio.to_thread(lambda: LogprobsFormatter(state.manager.tokenizer(chosen.name)))
     formatter = ChatFormatter(chosen.name, texts, calls=bool(body.tools))
-    starting = RunningAnswers.start(state, chosen.name, answer_options, steps=bool(body.stream))
-    answers = await cancel_on_disconnect(request, starting)
-    if body.stream:
-        usage = bool(body.stream_options and body.stream_options.include_usage)
-        return EventStream(sse_events(state, formatter.chunks(answers, usage=usage)), answers, chosen.headers)
-    with answers:
-        results = await cancel_on_disconnect(request, answers.results())
-    return JSONResponse(formatter.whole(results), headers=dict(chosen.headers))
+    return await answer(request, body, chosen, answer_options, formatter)
 
 
 def _options(body: ChatBody, limits: ServerLimits) -> GenerateOptions:

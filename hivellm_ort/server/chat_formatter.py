@@ -15,6 +15,7 @@ from hivellm_ort.server.answer_fields import (
     shown_logprobs,
     timings_of,
     usage_of,
+    warnings_field,
 )
 from hivellm_ort.server.generation import RunningAnswers
 from hivellm_ort.server.streaming import IDLE_SECONDS
@@ -40,12 +41,11 @@ class ChatFormatter:
 
     def whole(self, results: list[InferenceResult]) -> dict[str, Any]:
         """Return all answers in one document."""
-        warnings = list(dict.fromkeys(warning for result in results for warning in result.warnings))
         return {
             **self._document("chat.completion"),
             "choices": [self._choice(index, result) for index, result in enumerate(results)],
             "usage": usage_of([results]),
-            **({"warnings": warnings} if warnings else {}),
+            **warnings_field(results),
         }
 
     async def chunks(self, answers: RunningAnswers, *, usage: bool) -> AsyncIterator[dict[str, Any] | None]:

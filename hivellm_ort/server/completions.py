@@ -10,19 +10,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 
 from hivellm_ort.options import GenerateOptions
 from hivellm_ort.result import InferenceResult, TokenLogprob
-from hivellm_ort.server.answer_fields import LogprobsFormatter, finish_reason, shown_logprobs, usage_of
+from hivellm_ort.server.answer_fields import (
+    LogprobsFormatter,
+    finish_reason,
+    shown_logprobs,
+    usage_of,
+    warnings_field,
+)
 from hivellm_ort.server.errors import field_error
-from hivellm_ort.server.generation import RunningAnswers, cancel_on_disconnect
+from hivellm_ort.server.generation import RunningAnswers
 from hivellm_ort.server.generation_options import generation_options, options_per_answer
-from hivellm_ort.server.models import AUTO, check_length, choose_expert
-from hivellm_ort.server.options import ServerLimits
+from hivellm_ort.server.models import check_length, choose_expert
+from hivellm_ort.server.options import AUTO, ServerLimits
 from hivellm_ort.server.schemas.completions import CompletionBody
 from hivellm_ort.server.state import server_state
-from hivellm_ort.server.streaming import IDLE_SECONDS, STREAM_RESPONSES, EventStream, sse_events
+from hivellm_ort.server.streaming import IDLE_SECONDS, STREAM_RESPONSES, answer
 from hivellm_ort.server.strict_route import StrictJSONRoute
 from hivellm_ort.text.tokenizer import TextTokenizer
 
@@ -66,14 +71,7 @@ async def completions(body: CompletionBody, request: Request) -> Response:
         one for token_ids in encoded for one in options_per_answer({**options, "prompt_ids": token_ids}, n)
     ]
     formatter = _CompletionFormatter(chosen.name, texts, echoed, n)
-    starting = RunningAnswers.start(state, chosen.name, answer_options, steps=bool(body.stream))
-    answers = await cancel_on_disconnect(request, starting)
-    if body.stream:
-        usage = bool(body.stream_options and body.stream_options.include_usage)
-        return EventStream(sse_events(state, formatter.chunks(answers, usage=usage)), answers, chosen.headers)
-    with answers:
-        results = await cancel_on_disconnect(request, answers.results())
-    return JSONResponse(formatter.whole(results), headers=dict(chosen.headers))
+    return await answer(request, body, chosen, answer_options, formatter)
 
 
 def encode_plain(tokenizer: TextTokenizer, text: str, *, special: bool) -> list[int]:
@@ -120,12 +118,11 @@ class _CompletionFormatter:
                     "finish_reason": finish_reason(result),
                 }
             )
-        warnings = list(dict.fromkeys(warning for result in results for warning in result.warnings))
         return {
             **self._document(),
             "choices": choices,
             "usage": self._usage(results),
-            **({"warnings": warnings} if warnings else {}),
+            **warnings_field(results),
         }
 
     async def chunks(self, answers: RunningAnswers, *, usage: bool) -> AsyncIterator[dict[str, Any] | None]:

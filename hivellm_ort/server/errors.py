@@ -31,13 +31,18 @@ from hivellm_ort.server.schemas.common import FIELDS, REFUSED
 __all__ = [
     "CLIENT_CLOSED_REQUEST",
     "ERRORS",
+    "RETRY_SECONDS",
     "ApiError",
     "ErrorBody",
     "add_error_handlers",
     "as_api_error",
     "field_error",
     "internal_error",
+    "retry_error",
 ]
+
+RETRY_SECONDS = 1
+"""Seconds after which a client may retry. An answer takes about that long."""
 
 _LOG = logging.getLogger("hivellm_ort")
 _CLIENT, _SERVER = "invalid_request_error", "server_error"
@@ -86,6 +91,17 @@ class ApiError(HTTPException):
     def response(self) -> Response:
         """The whole response."""
         return JSONResponse(self.body, self.status_code, self.headers)
+
+
+def retry_error(status: int, message: str, code: str) -> ApiError:
+    """Return the error for a request that may succeed after `RETRY_SECONDS`.
+
+    Args:
+        status: The HTTP status.
+        message: What is wrong, and the advice to retry.
+        code: The error code for programs.
+    """
+    return ApiError(status, message, code=code, headers={"retry-after": str(RETRY_SECONDS)})
 
 
 class _ErrorObject(BaseModel):

@@ -10,10 +10,12 @@ from hivellm_ort.options import GenerateOptions
 from hivellm_ort.server.errors import field_error
 from hivellm_ort.server.options import ServerLimits
 from hivellm_ort.server.schemas.common import GenerationBody, SamplingBody
+from hivellm_ort.server.schemas.responses import ResponsesBody
 
 __all__ = [
     "check_count",
     "check_schema",
+    "check_stream_options",
     "generation_options",
     "options_per_answer",
     "sampling_options",
@@ -42,8 +44,7 @@ def generation_options(body: GenerationBody, limits: ServerLimits) -> GenerateOp
     Raises:
         ApiError: A field exceeds a limit, or two fields constrain the answer.
     """
-    if body.stream_options is not None and not body.stream:
-        raise field_error("stream_options", "it needs stream: set stream to true, or leave it out")
+    check_stream_options(body)
     check_count("n", body.n, limits.max_n)
     check_count("max_tokens", body.max_tokens, limits.max_tokens)
     options = sampling_options(body, limits)
@@ -166,6 +167,12 @@ def check_schema(field: str, schema: Any, limits: ServerLimits) -> None:
         raise field_error(field, f"{size} bytes; at most {limits.max_schema_bytes} are allowed")
     if _depth(schema, limits.max_schema_depth) > limits.max_schema_depth:
         raise field_error(field, f"it has more than {limits.max_schema_depth} levels of objects and lists")
+
+
+def check_stream_options(body: GenerationBody | ResponsesBody) -> None:
+    """Refuse options of a stream without `stream`."""
+    if body.stream_options is not None and not body.stream:
+        raise field_error("stream_options", "it needs stream: set stream to true, or leave it out")
 
 
 def _constraint(body: SamplingBody, limits: ServerLimits) -> dict[str, Any]:

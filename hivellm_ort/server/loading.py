@@ -11,7 +11,7 @@ from fastapi.responses import PlainTextResponse
 
 from hivellm_ort.errors import LoadError
 from hivellm_ort.server.errors import ERRORS, ApiError, field_error
-from hivellm_ort.server.models import AUTO
+from hivellm_ort.server.options import AUTO
 from hivellm_ort.server.schemas.loading import LoadBody, UnloadBody
 from hivellm_ort.server.state import ServerState, server_state
 from hivellm_ort.server.strict_route import StrictJSONRoute

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -12,13 +12,12 @@ from urllib.parse import quote
 from fastapi import APIRouter, Request
 
 from hivellm_ort.errors import OptionError
+from hivellm_ort.manager import ExpertInfo
 from hivellm_ort.server.errors import ERRORS, ApiError, field_error
+from hivellm_ort.server.options import AUTO
 from hivellm_ort.server.state import ServerState, server_state
 
-__all__ = ["AUTO", "ChosenExpert", "check_length", "choose_expert", "context_of", "router"]
-
-AUTO = "auto"
-"""The model name that asks for routing."""
+__all__ = ["ChosenExpert", "check_length", "choose_expert", "context_of", "router"]
 
 _CHARACTERS_PER_TOKEN = 32  # far above the average of any language or code
 _MOST_REASONS = 5  # in the header of a routed request
@@ -90,6 +89,8 @@ def check_length(state: ServerState, field: str, value: Any) -> None:
     Raises:
         ApiError: The value is too long.
     """
+    if value is None:
+        return
     context = max((base["context"] for base in state.manager.stats()["bases"]), default=None)
     if context is None or (size := _characters(value)) <= context * _CHARACTERS_PER_TOKEN:
         return
@@ -132,7 +133,7 @@ def _models(state: ServerState) -> list[dict[str, Any]]:
     manager = state.manager
     loaded = {base["sha256"]: base for base in manager.stats()["bases"]}
     experts = manager.list_loaded_experts()
-    bases = {info.base_sha256: info.base for info in experts if info.digest}
+    bases = _bases(experts)
     found: list[dict[str, Any]] = [
         _model(state, manager.BASE, root=name, parent=None, base=loaded.get(sha256))
         for sha256, name in bases.items()
@@ -168,10 +169,15 @@ def _model(
 
 
 def _one_base(state: ServerState) -> str:
-    bases = sorted({info.base for info in state.manager.list_loaded_experts() if info.digest})
+    bases = sorted(_bases(state.manager.list_loaded_experts()).values())
     if len(bases) > 1:
         raise field_error("model", f"the experts have several bases ({', '.join(bases)}): name an expert")
     return state.manager.BASE
+
+
+def _bases(experts: Iterable[ExpertInfo]) -> dict[str, str]:
+    """Return the names of the experts' bases by digest. A merged expert has no base of its own."""
+    return {info.base_sha256: info.base for info in experts if info.digest}
 
 
 def _header(name: str) -> str:

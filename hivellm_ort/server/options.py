@@ -10,7 +10,10 @@ from typing import Any
 from hivellm_ort.errors import OptionError, OptionTypeError, argument
 from hivellm_ort.textfile import decode_text
 
-__all__ = ["KEYS_VARIABLE", "LOCAL_HOSTS", "ServerLimits", "ServerOptions", "read_keys"]
+__all__ = ["AUTO", "KEYS_VARIABLE", "LOCAL_HOSTS", "ServerLimits", "ServerOptions", "read_keys"]
+
+AUTO = "auto"
+"""The model name that asks for routing. No expert can have it."""
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 """The host names that only this machine uses for itself."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from hivellm_ort.result import InferenceResult, TokenLogprob
-from hivellm_ort.server.answer_fields import LogprobsFormatter, finish_reason
+from hivellm_ort.server.answer_fields import LogprobsFormatter, finish_reason, warnings_field
 from hivellm_ort.server.errors import ApiError
 from hivellm_ort.serving.generation import Step
 from hivellm_ort.tools.parser import (
@@ -62,7 +62,11 @@ class ResponseWriter:
         yield self._event("response.created", response=self._copy())
         yield self._event("response.in_progress", response=self._copy())
 
-    def add(self, step: Step) -> _Events:
+    def push(self, event: Step | InferenceResult) -> _Events:
+        """Yield the events of a step, or of the result at the end."""
+        return self._end(event) if isinstance(event, InferenceResult) else self._add(event)
+
+    def _add(self, step: Step) -> _Events:
         """Yield the events of one step."""
         if step.logprob is not None and step.finish_reason != "eos" and not step.thinking:
             self._held.append(step.logprob)
@@ -73,7 +77,7 @@ class ResponseWriter:
         elif step.text and self._parser is not None:
             yield from self._convert(self._parser.push(step.text))
 
-    def end(self, result: InferenceResult) -> _Events:
+    def _end(self, result: InferenceResult) -> _Events:
         """Yield the text that was held back, and the end of the response."""
         if self._parser is not None:
             yield from self._convert(self._parser.flush())
@@ -88,7 +92,7 @@ class ResponseWriter:
             "completed_at": None if cut else int(time.time()),
             "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
             "usage": _usage(result),
-            **({"warnings": list(result.warnings)} if result.warnings else {}),
+            **warnings_field([result]),
         }
         yield self._event(f"response.{self.response['status']}", response=self._copy())
 

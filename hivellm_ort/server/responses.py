@@ -11,12 +11,12 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from hivellm_ort.options import GenerateOptions
-from hivellm_ort.result import InferenceResult
 from hivellm_ort.server.answer_fields import LogprobsFormatter
 from hivellm_ort.server.errors import as_api_error, field_error
 from hivellm_ort.server.generation import RunningAnswers, cancel_on_disconnect
 from hivellm_ort.server.generation_options import (
     check_count,
+    check_stream_options,
     sampling_options,
     set_response_format,
     set_tools,
@@ -75,8 +75,7 @@ async def _events(
             if happened is None:
                 yield None
                 continue
-            what = happened[1]
-            for event in writer.end(what) if isinstance(what, InferenceResult) else writer.add(what):
+            for event in writer.push(happened[1]):
                 yield event
     except Exception as error:  # the status has been sent already
         for event in writer.fail(as_api_error(error, state.remove_paths, began=True)):
@@ -87,8 +86,7 @@ async def _written(writer: ResponseWriter, answers: RunningAnswers) -> None:
     """Write the whole response."""
     async for happened in answers.events():
         if happened is not None:
-            what = happened[1]
-            for _ in writer.end(what) if isinstance(what, InferenceResult) else writer.add(what):
+            for _ in writer.push(happened[1]):
                 pass
 
 
@@ -98,8 +96,7 @@ def _options(body: ResponsesBody, limits: ServerLimits) -> GenerateOptions:
     Raises:
         ApiError: A field exceeds a limit, or contradicts another.
     """
-    if body.stream_options is not None and not body.stream:
-        raise field_error("stream_options", "it needs stream: set stream to true, or leave it out")
+    check_stream_options(body)
     options = sampling_options(body, limits)
     check_count("max_output_tokens", body.max_output_tokens, limits.max_tokens)
     if body.max_output_tokens is not None:

@@ -11,13 +11,11 @@ from fastapi import Request
 
 from hivellm_ort.manager import ExpertManager
 from hivellm_ort.paths import StrPath, without_folders
-from hivellm_ort.server.errors import ApiError
+from hivellm_ort.server.errors import ApiError, retry_error
 from hivellm_ort.server.http_metrics import HttpMetrics
 from hivellm_ort.server.options import ServerOptions
 
 __all__ = ["Cancellable", "ServerState", "server_state", "shutting_down"]
-
-_RETRY_SECONDS = 1  # an answer takes about that long, so a place in the queue may be free then
 
 
 class Cancellable(Protocol):
@@ -83,13 +81,10 @@ class ServerState:
         # The only request is always accepted, with any number of answers.
         if self._reserved and self._reserved + answers > rows + limit:
             self.metrics.full += 1
-            raise ApiError(
-                429,
-                f"{self._reserved} answers run or wait for one of {rows} rows, and at most {limit} may wait: "
-                f"retry in {_RETRY_SECONDS} s",
-                code="queue_full",
-                headers={"retry-after": str(_RETRY_SECONDS)},
+            message = (
+                f"{self._reserved} answers run or wait for one of {rows} rows, and at most {limit} may wait"
             )
+            raise retry_error(429, message, "queue_full")
         self._reserved += answers
 
     def release(self) -> None:
@@ -119,12 +114,7 @@ class ServerState:
 
 def shutting_down() -> ApiError:
     """Return the error for requests while the server shuts down."""
-    return ApiError(
-        503,
-        "the server is shutting down: retry",
-        code="shutting_down",
-        headers={"retry-after": str(_RETRY_SECONDS)},
-    )
+    return retry_error(503, "the server is shutting down: retry", "shutting_down")
 
 
 def server_state(request: Request) -> ServerState:

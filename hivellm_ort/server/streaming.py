@@ -1,21 +1,27 @@
-"""Server-sent events: chunks, errors after the first chunk, and the end."""
+"""Responses: one document, or server-sent events with chunks, errors after the first chunk, and the end."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Protocol
 
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse
 from fastapi.sse import EventSourceResponse, format_sse_event
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from hivellm_ort.options import GenerateOptions
+from hivellm_ort.result import InferenceResult
 from hivellm_ort.server.errors import ERRORS, as_api_error
-from hivellm_ort.server.generation import RunningAnswers
-from hivellm_ort.server.state import ServerState
+from hivellm_ort.server.generation import RunningAnswers, cancel_on_disconnect
+from hivellm_ort.server.models import ChosenExpert
+from hivellm_ort.server.schemas.common import GenerationBody
+from hivellm_ort.server.state import ServerState, server_state
 
-__all__ = ["IDLE_SECONDS", "STREAM_RESPONSES", "EventStream", "json_event", "sse_events"]
+__all__ = ["IDLE_SECONDS", "STREAM_RESPONSES", "EventStream", "answer", "json_event", "sse_events"]
 
 IDLE_SECONDS = 15.0
 """Seconds without a chunk after which a comment is sent, so that no proxy closes an idle connection."""
@@ -51,6 +57,48 @@ class EventStream(EventSourceResponse):
                 await super().__call__(scope, receive, send)
         finally:
             self._answers.abandon()
+
+
+class _Formatter(Protocol):
+    """Formats the answers of one request."""
+
+    def whole(self, results: list[InferenceResult]) -> dict[str, Any]:
+        """Return all answers in one document."""
+
+    def chunks(self, answers: RunningAnswers, *, usage: bool) -> AsyncIterator[dict[str, Any] | None]:
+        """Yield the chunks of the answers. None means that nothing came for a while."""
+
+
+async def answer(
+    request: Request,
+    body: GenerationBody,
+    chosen: ChosenExpert,
+    options: Sequence[GenerateOptions],
+    formatter: _Formatter,
+) -> Response:
+    """Generate the answers of a request, and return them in one document or as a stream.
+
+    Args:
+        request: The request. Its body must have been read.
+        body: The body. It says whether to stream.
+        chosen: The expert.
+        options: The options of each answer.
+        formatter: Formats the answers.
+
+    Raises:
+        ApiError: As for `RunningAnswers.start` and `RunningAnswers.results`.
+        ExpertError: An answer failed.
+        ClientDisconnect: The client disconnected.
+    """
+    state = server_state(request)
+    starting = RunningAnswers.start(state, chosen.name, options, steps=bool(body.stream))
+    answers = await cancel_on_disconnect(request, starting)
+    if body.stream:
+        usage = bool(body.stream_options and body.stream_options.include_usage)
+        return EventStream(sse_events(state, formatter.chunks(answers, usage=usage)), answers, chosen.headers)
+    with answers:
+        results = await cancel_on_disconnect(request, answers.results())
+    return JSONResponse(formatter.whole(results), headers=dict(chosen.headers))
 
 
 def json_event(document: Any, name: str | None = None) -> bytes:
