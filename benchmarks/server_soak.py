@@ -39,7 +39,8 @@ from typing import Any
 
 import httpx
 import psutil
-from harness.server_clients import KINDS, PROMPTS, TOKENS, Answer, ServerClient
+from harness.clients import PROMPTS
+from harness.server_clients import KINDS, TOKENS, Answer, ServerClient
 
 from hivellm_ort import ExpertManager
 

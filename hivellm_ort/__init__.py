@@ -7,8 +7,7 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hivellm_ort.errors import (
     AdapterError,
@@ -28,6 +27,7 @@ from hivellm_ort.errors import (
     UnknownExpertError,
     UnsupportedArchitectureError,
 )
+from hivellm_ort.lazy import lazy_attributes as _lazy_attributes
 from hivellm_ort.version import __version__
 
 if TYPE_CHECKING:
@@ -127,12 +127,7 @@ _HOMES = {
 }
 
 if not TYPE_CHECKING:  # a type checker would accept every name because of it
-
-    def __getattr__(name: str) -> Any:
-        if name not in _HOMES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-        return value
+    __getattr__ = _lazy_attributes(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

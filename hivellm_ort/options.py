@@ -283,12 +283,12 @@ def check_names(options: Mapping[str, Any], of: type[Any], what: str) -> None:
     """Check that all options exist.
 
     Args:
-        options: the options.
-        of: the typed dict that has them.
-        what: what they are options of, for the message.
+        options: The options.
+        of: The typed dict with the names.
+        what: What the options are for, for the message.
 
     Raises:
-        OptionTypeError: a name is no option.
+        OptionTypeError: An option does not exist.
     """
     known = of.__annotations__
     for name in options.keys() - known.keys():
@@ -310,17 +310,17 @@ def check_text(name: str, value: object) -> None:
 
 
 def check_whole(name: str, value: object, least: int, most: int | None = None) -> None:
-    """Check that an option is None, or a whole number in a range.
+    """Check that an option is None or a whole number in a range.
 
     Args:
-        name: of the option.
-        value: its value.
-        least: the least number.
-        most: the greatest number; None for any.
+        name: The name of the option.
+        value: Its value.
+        least: The least number.
+        most: The greatest number; None for no limit.
 
     Raises:
-        OptionTypeError: it is no whole number.
-        OptionError: it is out of range.
+        OptionTypeError: The value is not a whole number.
+        OptionError: The value is out of range.
     """
     if value is None:
         return

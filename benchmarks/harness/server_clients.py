@@ -12,22 +12,15 @@ from typing import Any
 
 import httpx
 
-__all__ = ["BAD_BODIES", "KINDS", "PROMPTS", "TOKENS", "Answer", "ServerClient"]
+from harness.clients import KINDS as LIBRARY_KINDS
 
-PROMPTS = ("select the users", "count", "a list of 7 cities, sorted", "where x = 1 and y = 2", "zzz", "0")
+__all__ = ["BAD_BODIES", "KINDS", "TOKENS", "Answer", "ServerClient"]
 
 TOKENS = 24
 """Most tokens of an answer."""
 
-KINDS: dict[str, dict[str, Any]] = {
-    "greedy": {},
-    "sampled": {"temperature": 0.9, "top_p": 0.9, "seed": 7},
-    "choice": {"choice": ["yes", "no", "not known"]},
-    "schema": {
-        "json_schema": {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
-    },
-}
-"""Fields of a request, by a name for them; the library has options of the same names."""
+KINDS = {name: fields for name, fields in LIBRARY_KINDS.items() if name != "logprobs"}
+"""Fields of a request, by a name for them. The library has options of the same names, but for `logprobs`."""
 
 BAD_BODIES = (
     (b"{", 400), (b'{"model": "one", "model": "two"}', 400), (b"[" * 100_000, 400), (b"\xff", 400),

@@ -114,46 +114,45 @@ def swap(case: Case, fleet: Fleet, results: Results) -> None:
 
 def batch(case: Case, fleet: Fleet, results: Results) -> None:
     """Several requests at once and one after another; ours with the three experts mixed, others the base."""
-    rows, context, new = (case.settings[key] for key in ("rows", "context", "new_tokens"))
-
-    def entrant(system: System, together: bool, number: int) -> dict[str, Any]:
-        experts = experts_of(case.model) if system.peer == "ours" else ()
-        names = [experts[row % 3] if experts else None for row in range(rows)]
-        request = {
-            "op": "batch",
-            "prompts": [_prompt(case, number, context, row + 100 * together) for row in range(rows)],
-            "adapters": names,
-            "new_tokens": new,
-            "together": together,
-        }
-        return fleet.worker(system, case.model, experts).ask(request)
-
-    entrants: Entrants = {}
-    for system in case.systems:
-        entrants[f"{system.name} | {case.name} apart"] = partial(entrant, system, False)
-        entrants[f"{system.name} | {case.name} at once"] = partial(entrant, system, True)
-    _take_turns(case, results, entrants, "tokens/s", lambda answer: rows * new / answer["seconds"])
+    _in_two_ways(case, fleet, results, "batch", "together", ("apart", "at once"))
 
 
 def server(case: Case, fleet: Fleet, results: Results) -> None:
     """Clients at once: of the manager in their own process, and of the server over HTTP from another process."""
+    _in_two_ways(case, fleet, results, "clients", "http", ("manager", "HTTP"))
+
+
+def _in_two_ways(
+    case: Case, fleet: Fleet, results: Results, op: str, field: str, labels: tuple[str, str]
+) -> None:
+    """Measure several requests with a field of the operation false and true.
+
+    Args:
+        case: The case.
+        fleet: The workers.
+        results: Gets the rows.
+        op: The operation of the worker.
+        field: The field.
+        labels: The names of both ways, for the rows.
+    """
     rows, context, new = (case.settings[key] for key in ("rows", "context", "new_tokens"))
 
-    def entrant(system: System, http: bool, number: int) -> dict[str, Any]:
-        experts = experts_of(case.model)
+    def entrant(system: System, value: bool, number: int) -> dict[str, Any]:
+        experts = experts_of(case.model) if system.peer == "ours" else ()
         request = {
-            "op": "clients",
-            "prompts": [_prompt(case, number, context, row + 100 * http) for row in range(rows)],
-            "adapters": [experts[row % len(experts)] for row in range(rows)],
+            "op": op,
+            "prompts": [_prompt(case, number, context, row + 100 * value) for row in range(rows)],
+            "adapters": [experts[row % len(experts)] if experts else None for row in range(rows)],
             "new_tokens": new,
-            "http": http,
+            field: value,
         }
         return fleet.worker(system, case.model, experts).ask(request)
 
-    entrants: Entrants = {}
-    for system in case.systems:
-        entrants[f"{system.name} | {case.name} manager"] = partial(entrant, system, False)
-        entrants[f"{system.name} | {case.name} HTTP"] = partial(entrant, system, True)
+    entrants: Entrants = {
+        f"{system.name} | {case.name} {label}": partial(entrant, system, value)
+        for system in case.systems
+        for value, label in zip((False, True), labels, strict=True)
+    }
     _take_turns(case, results, entrants, "tokens/s", lambda answer: rows * new / answer["seconds"])
 
 

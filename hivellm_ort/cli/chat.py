@@ -11,7 +11,7 @@ import click
 from hivellm_ort import TextStream
 from hivellm_ort.cli.files import NamedPath
 from hivellm_ort.cli.output import echo, echo_answer, input_is_a_terminal
-from hivellm_ort.cli.run import loading_options, text_or_file
+from hivellm_ort.cli.run import answer_options, loading_options, text_or_file
 from hivellm_ort.errors import ExpertError, OptionError
 from hivellm_ort.expert import Expert
 from hivellm_ort.jsonfiles.reading import parse_value
@@ -38,18 +38,7 @@ def _tools(ctx: click.Context, param: click.Parameter, value: str | None) -> Any
 )
 @click.option("--system", callback=text_or_file, help="System message: text or @FILE.")
 @click.option("--tools", callback=_tools, help="Functions that the model may call: a JSON list or @FILE.")
-@click.option(
-    "--max-tokens",
-    type=click.IntRange(min=1),
-    show_default="the expert's own, or 512",
-    help="Maximum tokens of an answer.",
-)
-@click.option(
-    "--temperature",
-    type=float,
-    show_default="the expert's own",
-    help="Randomness: 0 always takes the most likely token.",
-)
+@answer_options
 @loading_options
 @click.pass_context
 def chat(

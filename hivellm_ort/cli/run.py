@@ -16,7 +16,7 @@ from hivellm_ort.integrity import Policy
 from hivellm_ort.loading.options import LoadOptions
 from hivellm_ort.printable import printable
 
-__all__ = ["loading_options", "run", "text_or_file"]
+__all__ = ["answer_options", "loading_options", "run", "text_or_file"]
 
 _TEXT_FILES = frozenset(
     (
@@ -114,6 +114,22 @@ def loading_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return gathered
 
 
+def answer_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--max-tokens` and `--temperature`."""
+    command = click.option(
+        "--temperature",
+        type=float,
+        show_default="the expert's own",
+        help="Randomness: 0 always takes the most likely token.",
+    )(command)
+    return click.option(
+        "--max-tokens",
+        type=click.IntRange(min=1),
+        show_default="the expert's own, or 512",
+        help="Maximum tokens of an answer.",
+    )(command)
+
+
 @click.command()
 @click.argument("package", type=NamedPath())
 @click.argument("prompt")
@@ -123,18 +139,7 @@ def loading_options(command: Callable[..., Any]) -> Callable[..., Any]:
     help="Context of the prompt, such as the tables of a database: text or @FILE.",
 )
 @click.option("--system", callback=text_or_file, help="System message: text or @FILE.")
-@click.option(
-    "--max-tokens",
-    type=click.IntRange(min=1),
-    show_default="the expert's own, or 512",
-    help="Maximum tokens of the answer.",
-)
-@click.option(
-    "--temperature",
-    type=float,
-    show_default="the expert's own",
-    help="Randomness: 0 always takes the most likely token.",
-)
+@answer_options
 @click.option(
     "--top-p",
     type=float,

@@ -9,8 +9,9 @@ It needs the extra `ray`. A configuration of Ray Serve imports `hivellm_ort.ray:
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from hivellm_ort.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from hivellm_ort.ray.application import build_app
@@ -22,9 +23,4 @@ __all__ = ["ClusterArguments", "build_app"]
 _MODULES = {"ClusterArguments": "arguments", "build_app": "application"}
 
 if not TYPE_CHECKING:  # type checkers would accept every name
-
-    def __getattr__(name: str) -> Any:
-        if name not in _MODULES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
-        return value
+    __getattr__ = lazy_attributes(__name__, _MODULES)

@@ -8,8 +8,9 @@ It needs the extra `server`.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from hivellm_ort.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from hivellm_ort.server.app import create_app
@@ -21,9 +22,4 @@ __all__ = ["ServerLimits", "ServerOptions", "create_app"]
 _MODULES = {"ServerLimits": "options", "ServerOptions": "options", "create_app": "app"}
 
 if not TYPE_CHECKING:  # type checkers would accept every name
-
-    def __getattr__(name: str) -> Any:
-        if name not in _MODULES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
-        return value
+    __getattr__ = lazy_attributes(__name__, _MODULES)

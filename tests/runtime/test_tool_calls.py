@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
-import numpy as np
 import pytest
 from support.golden import golden
 from support.running import PROMPT, Packages, engine_of, replace_files
-from tokenizers import AddedToken, Tokenizer
+from support.tool_base import TEMPLATE, scripted, write_tool_base
 
 from hivellm_ort import (
     ArgumentsDelta,
@@ -28,16 +27,6 @@ from hivellm_ort import (
     TextDelta,
 )
 
-# As Qwen3: tools, turns with their calls, and thinking that can be switched off.
-TEMPLATE = (
-    "{% for tool in tools or [] %}{{ tool | tojson }}\n{% endfor %}"
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content or '' }}"
-    "{% for call in m.tool_calls or [] %}{{ '\\n' if m.content or not loop.first else '' }}<tool_call>\n"
-    '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}\n</tool_call>'
-    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
-    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
-)
-TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 SCHEMA = {
     "type": "object",
     "properties": {"x": {"type": "integer", "minimum": 0, "maximum": 9}},
@@ -56,11 +45,7 @@ CALL = '<tool_call>\n{"name": "root", "arguments": {"x": 4}}\n</tool_call>'
 def bundle(packages: Packages, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The base of the packages with such a template, and the tags as tokens."""
     with packages.load("lora") as expert:
-        copy = Path(shutil.copytree(engine_of(expert).folder, tmp_path_factory.mktemp("base") / "bundle"))
-    tokenizer = Tokenizer.from_file(str(copy / "tokenizer.json"))
-    assert len(TAGS) == tokenizer.add_tokens([AddedToken(tag, special=False) for tag in TAGS])
-    replace_files(copy, {"chat_template.jinja": TEMPLATE, "tokenizer.json": tokenizer.to_str()})
-    return copy
+        return write_tool_base(tmp_path_factory.mktemp("base") / "bundle", engine_of(expert).folder)
 
 
 @pytest.fixture
@@ -74,14 +59,8 @@ def saying(expert: Expert, text: str, **options: Any) -> dict[str, Any]:
     """Return options with which the model writes a text and ends."""
     asked = expert.builder.build(PROMPT, options)  # type: ignore[arg-type]
     asked.end_before_start()
-    begin, script = len(asked.request.prompt_ids), [*expert.tokenizer.encode(text), 2]
-
-    def process(token_ids: np.ndarray, logits: np.ndarray) -> np.ndarray:
-        wanted = logits - 1000
-        wanted[script[min(len(token_ids) - begin, len(script) - 1)]] = 1000
-        return wanted
-
-    return {**options, "processors": [process]}
+    script = [*expert.tokenizer.encode(text), 2]
+    return {**options, "processors": [scripted(script, len(asked.request.prompt_ids))]}
 
 
 def test_a_required_call_by_every_way_of_asking(caller: Expert, packages: Packages, bundle: Path) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 
@@ -21,7 +20,7 @@ from fastapi.testclient import TestClient
 from raw_http import KEY, work_left
 from serving_command import Command
 from support.golden import BASE, GOLDEN, golden
-from tool_base import write_tool_base
+from support.tool_base import scripted, write_tool_base
 
 from hivellm_ort import ExpertManager
 from hivellm_ort.server import ServerOptions, create_app
@@ -141,13 +140,7 @@ def say(caller: ExpertManager, monkeypatch: pytest.MonkeyPatch) -> Callable[[str
         def saying(manager: ExpertManager, name: str, prompt: str | None = None, **options: Any) -> Any:
             shown = {key: options.get(key) for key in ("messages", "tools", "enable_thinking")}
             begin = len(manager.prompt_ids(name, prompt, **shown))  # type: ignore[arg-type]
-
-            def process(token_ids: np.ndarray, logits: np.ndarray) -> np.ndarray:
-                wanted = logits - 1000
-                wanted[script[min(len(token_ids) - begin, len(script) - 1)]] = 1000
-                return wanted
-
-            return generate_stream(manager, name, prompt, **options, processors=[process])
+            return generate_stream(manager, name, prompt, **options, processors=[scripted(script, begin)])
 
         monkeypatch.setattr(ExpertManager, "generate_stream", saying)
 
@@ -169,3 +162,19 @@ def tool_command(cache: Path, tool_base: Path) -> Iterator[Command]:
     ]
     with Command(arguments, cache) as command:
         yield command
+
+
+@pytest.fixture
+def api(command: Command) -> Iterator[Any]:
+    """OpenAI's client of `command`."""
+    openai = pytest.importorskip("openai", reason="needs openai")
+    with openai.OpenAI(base_url=f"{command.address}/v1", api_key="none", max_retries=0) as api:
+        yield api
+
+
+@pytest.fixture
+def tool_api(tool_command: Command) -> Iterator[Any]:
+    """OpenAI's client of `tool_command`."""
+    openai = pytest.importorskip("openai", reason="needs openai")
+    with openai.OpenAI(base_url=f"{tool_command.address}/v1", api_key="none", max_retries=0) as api:
+        yield api

@@ -36,20 +36,6 @@ class Root(BaseModel):
     positive: bool
 
 
-@pytest.fixture
-def api(command: Command) -> Any:
-    """The client."""
-    with openai.OpenAI(base_url=f"{command.address}/v1", api_key="none", max_retries=0) as api:
-        yield api
-
-
-@pytest.fixture
-def tool_api(tool_command: Command) -> Iterator[Any]:
-    """A client of the expert whose base shows tools."""
-    with openai.OpenAI(base_url=f"{tool_command.address}/v1", api_key="none", max_retries=0) as api:
-        yield api
-
-
 def test_chat(api: Any, manager: ExpertManager) -> None:
     """An answer has its text, its counts, its end and an id."""
     made = api.chat.completions.create(

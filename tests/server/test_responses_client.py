@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +11,6 @@ openai = pytest.importorskip("openai", reason="needs openai")
 from api_calls import QUESTION
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import BaseModel, TypeAdapter
-from serving_command import Command
-from support.golden import golden
 
 from hivellm_ort import ExpertManager
 
@@ -35,13 +32,6 @@ class Answer(BaseModel):
     """What an answer holds."""
 
     ok: bool
-
-
-@pytest.fixture
-def api(command: Command) -> Any:
-    """The client."""
-    with openai.OpenAI(base_url=f"{command.address}/v1", api_key="none", max_retries=0) as api:
-        yield api
 
 
 def test_an_answer(api: Any, manager: ExpertManager) -> None:
@@ -91,36 +81,22 @@ def test_events(api: Any, manager: ExpertManager) -> None:
     assert isinstance(final.output_parsed, Answer)
 
 
-def test_a_call_and_its_result(cache: Path, tool_base: Path) -> None:
+def test_a_call_and_its_result(tool_api: Any) -> None:
     """The client's own objects go back as they are."""
-    arguments = [
-        "--expert",
-        f"sql={golden('sql')}",
-        "--base",
-        str(tool_base),
-        "--threads",
-        "1",
-        "--trust",
-        "off",
-    ]
     question = {"role": "user", "content": QUESTION}
-    with (
-        Command(arguments, cache) as command,
-        openai.OpenAI(base_url=f"{command.address}/v1", api_key="none", max_retries=0) as api,
-    ):
-        options = {"model": "sql", "tools": [TOOL], "tool_choice": "required", "parallel_tool_calls": False}
-        made = api.responses.create(input=[question], **options)
-        Response.model_validate(made.to_dict())
-        (call,) = made.output
-        Answer.model_validate_json(call.arguments)
-        output = {"type": "function_call_output", "call_id": call.call_id, "output": "2"}
-        after = api.responses.create(
-            input=[question, call, output], model="sql", tools=[TOOL], max_output_tokens=4
-        )
-        assert after.usage.input_tokens > made.usage.input_tokens
-        with api.responses.stream(input=[question], **options) as events:
-            events.until_done()
-            (streamed,) = events.get_final_response().output
+    options = {"model": "sql", "tools": [TOOL], "tool_choice": "required", "parallel_tool_calls": False}
+    made = tool_api.responses.create(input=[question], **options)
+    Response.model_validate(made.to_dict())
+    (call,) = made.output
+    Answer.model_validate_json(call.arguments)
+    output = {"type": "function_call_output", "call_id": call.call_id, "output": "2"}
+    after = tool_api.responses.create(
+        input=[question, call, output], model="sql", tools=[TOOL], max_output_tokens=4
+    )
+    assert after.usage.input_tokens > made.usage.input_tokens
+    with tool_api.responses.stream(input=[question], **options) as events:
+        events.until_done()
+        (streamed,) = events.get_final_response().output
     assert (call.name, call.arguments) == (streamed.name, streamed.arguments)
 
 
